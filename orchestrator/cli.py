@@ -1,0 +1,223 @@
+"""The command `sptune`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.errors import HomeError, SpecError, UserError
+from orchestrator.home import Home, Workplace, home_at
+from orchestrator.plan import studies
+from orchestrator.spec import SweepSpec, find_spec, load_spec, parse_spec
+
+if TYPE_CHECKING:
+    from orchestrator.search import Record
+    from orchestrator.sweep import StudySummary
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Sweeps of Self-Prompt Tuning on frozen ViTs. Start with **sptune launch demo**.",
+)
+console = Console()
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships: demo.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec.")]
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="SPTUNE_HOME", help="Folder of records, MLflow database, tasks, checkpoints.")
+]
+InlineOption = Annotated[bool, typer.Option("--inline", help="One trial at a time in this process, without Ray.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="A running Ray cluster; default: a Ray of this machine.", envvar="RAY_ADDRESS")
+]
+DEFAULT_HOME = Path("sptune-home")
+
+
+@app.command()
+def plan(spec: SpecArgument) -> None:
+    """Show the studies and trials a spec leads to; start nothing."""
+    sweep = load_spec(find_spec(spec))
+    table = Table(title=f"{sweep.name}: what would run", box=None, pad_edge=False)
+    for name in ("task", "method", "backbone", "size", "searched", "trials", "final"):
+        table.add_column(name, justify="right" if name in ("trials", "final") else "left")
+    plans = studies(sweep)
+    for study in plans:
+        table.add_row(
+            study.task,
+            study.method,
+            study.backbone,
+            f"{study.train_size:g}",
+            ", ".join(study.space) or "nothing",
+            str(sweep.search.trials),
+            str(len(sweep.final.seeds)),
+        )
+    console.print(table)
+    trials, finals = len(plans) * sweep.search.trials, len(plans) * len(sweep.final.seeds)
+    console.print(
+        f"{len(plans)} studies, {trials} search trials, {finals} final trials; "
+        f"each takes {sweep.resources.cpus} CPU and {sweep.resources.gpus:g} GPU.",
+        highlight=False,
+    )
+
+
+@app.command()
+def launch(
+    spec: SpecArgument,
+    home: HomeOption = DEFAULT_HOME,
+    inline: InlineOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Run a sweep to its table; started again after anything, it goes on where it was."""
+    problems: list[str] = []
+    sweep = None
+    path = find_spec(spec)
+    try:
+        sweep = load_spec(path)
+    except SpecError as error:
+        problems += error.problems
+    try:
+        home_at(home).make()
+    except HomeError as error:
+        problems.append(str(error))
+    if problems or sweep is None:
+        raise SpecError(str(path), problems)
+    _run(sweep, home_at(home), inline, address)
+
+
+@app.command()
+def resume(
+    sweep: SweepArgument,
+    home: HomeOption = DEFAULT_HOME,
+    inline: InlineOption = False,
+    address: AddressOption = None,
+) -> None:
+    """Go on with a sweep by its name; the record holds its spec."""
+    _run(_recorded(home_at(home), sweep)[1], home_at(home), inline, address)
+
+
+@app.command()
+def status(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Show how far a sweep is, from any terminal."""
+    from orchestrator.live import progress_table
+
+    console.print(progress_table(_summaries(*_recorded(home_at(home), sweep))))
+
+
+@app.command()
+def report(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Print the table of test accuracies and the chosen parameters."""
+    _print_report(_summaries(*_recorded(home_at(home), sweep)))
+
+
+@app.command()
+def ui(
+    home: HomeOption = DEFAULT_HOME,
+    port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
+) -> None:
+    """Open the MLflow server of a home on this machine, at 127.0.0.1; Ctrl-C ends it."""
+    place = home_at(home)
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        raise UserError(f"MLflow is served at MLFLOW_TRACKING_URI={place.mlflow_uri}: open that address.")
+    if not (place.folder / "mlflow.db").exists():
+        raise UserError(f"{place.folder} has no MLflow database yet; run `sptune launch demo --home {home}` first.")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
+    console.print(f"MLflow at http://127.0.0.1:{port} for {place.folder}; Ctrl-C ends it.", highlight=False)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
+
+
+def _run(spec: SweepSpec, home: Home, inline: bool, address: str | None) -> None:
+    from orchestrator.live import LiveView
+    from orchestrator.sweep import Sweep
+    from orchestrator.tracking import MlflowTracker
+
+    tracker = MlflowTracker(home.mlflow_uri, spec.name, home.trials(spec.name), home.mlflow_artifacts)
+    sweep = Sweep(spec, _record(home), tracker)
+    workplace = Workplace(
+        data_root=home.data_root,
+        trials=home.trials(spec.name),
+        cpus=spec.resources.cpus,
+        gpus=spec.resources.gpus,
+    )
+    try:
+        if sweep.done:
+            console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
+        elif inline:
+            from orchestrator import inline as driver
+
+            with LiveView(sweep, console) as update:
+                driver.drive(sweep, workplace, update)
+        else:
+            from orchestrator import ray_driver
+
+            with LiveView(sweep, console) as update:
+                ray_driver.drive(sweep, workplace, update, address)
+    except KeyboardInterrupt:
+        console.print(f"stopped; `sptune resume {spec.name}` goes on from the last finished epochs.", highlight=False)
+        raise typer.Exit(130) from None
+    finally:
+        if untold := tracker.close():
+            console.print(f"MLflow did not answer ({tracker.problem}): {untold} trials are told at the next launch.")
+    summaries = sweep.summaries()
+    _print_report(summaries)
+    console.print(f"\nEvery trial in MLflow: sptune ui --home {_short(home.folder)}", highlight=False, soft_wrap=True)
+    if any(not summary.finals for summary in summaries):
+        raise typer.Exit(1)
+
+
+def _record(home: Home) -> Record:
+    from orchestrator.search import Record
+
+    return Record(f"sqlite:///{home.record_file}")
+
+
+def _recorded(home: Home, name: str) -> tuple[Record, SweepSpec]:
+    """The record, and the spec in it of a sweep."""
+    if not home.record_file.exists():
+        raise UserError(f"{home.folder} holds no sweep; start one with `sptune launch demo`, or give its --home.")
+    record = _record(home)
+    specs = record.sweeps()
+    if name not in specs:
+        raise UserError(f"there is no sweep {name!r} in {home.folder}; there are: {', '.join(specs) or 'none'}.")
+    return record, parse_spec(specs[name], f"the recorded spec of {name}")
+
+
+def _summaries(record: Record, spec: SweepSpec) -> list[StudySummary]:
+    from orchestrator.sweep import Study
+
+    return [Study(spec, study, record).summary() for study in studies(spec)]
+
+
+def _print_report(summaries: list[StudySummary]) -> None:
+    from orchestrator.report import chosen_table, footer, result_table
+
+    for part in (result_table(summaries), footer(summaries), chosen_table(summaries)):
+        console.print(part, highlight=False)
+    failed = [trial for summary in summaries for trial in summary.failed]
+    for trial in failed[:5]:
+        sentence = str(trial.error).splitlines()[0]
+        console.print(f"[red]failed[/red] {trial.study}, {trial.phase} {trial.number}: {sentence}", highlight=False)
+
+
+def _short(folder: Path) -> str:
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is its text on standard error and exit status 2, not a stack trace."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

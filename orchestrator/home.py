@@ -1,0 +1,74 @@
+"""Where everything is: the home folder and what is found from it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import HomeError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workplace:
+    """Where trials of a sweep run: the same for all of them."""
+
+    data_root: str
+    """The task store."""
+    trials: str
+    """Folder with a folder a trial."""
+    cpus: int
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One folder that holds the record, MLflow's database, tasks and trials."""
+
+    folder: Path
+
+    @property
+    def record_file(self) -> Path:
+        """The record's SQLite database."""
+        return self.folder / "studies.db"
+
+    @property
+    def mlflow_uri(self) -> str:
+        """`MLFLOW_TRACKING_URI`, or a database in the home."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts(self) -> str | None:
+        """Where MLflow keeps artifacts; None where a server of its own decides."""
+        return None if "MLFLOW_TRACKING_URI" in os.environ else (self.folder / "mlartifacts").as_uri()
+
+    @property
+    def data_root(self) -> str:
+        """The task store: `SPTUNE_DATA`, or a folder in the home."""
+        return os.environ.get("SPTUNE_DATA") or str(self.folder / "data")
+
+    def trials(self, sweep: str) -> str:
+        """The folder with a folder a trial."""
+        return str(self.folder / "sweeps" / sweep / "trials")
+
+    def make(self) -> None:
+        """Create the folder where it is missing.
+
+        Raises:
+            HomeError: if files cannot be written there.
+        """
+        probe = self.folder / f".probe-{uuid.uuid4().hex}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise HomeError(
+                f"home {self.folder} cannot be written: {error.strerror}. Choose another with --home or SPTUNE_HOME."
+            ) from None
+
+
+def home_at(folder: Path) -> Home:
+    """The home in a folder, by its absolute path."""
+    return Home(folder.absolute())

@@ -1,0 +1,55 @@
+"""From a spec to its studies and their trials: pure functions, nothing imported that is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.spec import Choice, FloatRange, IntRange, SweepSpec, task_names
+from trainer.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyPlan:
+    """The search on one task, backbone, method and train size."""
+
+    task: str
+    backbone: str
+    method: str
+    train_size: float
+    fixed: dict[str, Any]
+    space: dict[str, FloatRange | IntRange | Choice]
+
+    @property
+    def key(self) -> str:
+        """Name of the study within its sweep."""
+        return f"{self.task} {self.method} {self.backbone} {self.train_size:g}"
+
+    def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
+        """A search trial: trained on train, judged on val."""
+        return self._config(params, eval_split="val", seed=seed)
+
+    def final_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
+        """A final trial: trained on trainval, scored once on test."""
+        return self._config(params, eval_split="test", seed=seed)
+
+    def _config(self, params: Mapping[str, Any], **own: Any) -> TrainConfig:
+        place = {"task": self.task, "backbone": self.backbone, "method": self.method, "train_size": self.train_size}
+        return TrainConfig.from_params({**self.fixed, **params, **place, **own})
+
+
+def studies(spec: SweepSpec) -> list[StudyPlan]:
+    """Every study of a sweep, in the order of the spec, each once."""
+    plans = {}
+    for name in spec.tasks:
+        for task in task_names(name):
+            for backbone in spec.backbones:
+                for method in spec.methods:
+                    for train_size in spec.train_sizes:
+                        fixed, space = spec.params_of(method)
+                        plan = StudyPlan(
+                            task=task, backbone=backbone, method=method, train_size=train_size, fixed=fixed, space=space
+                        )
+                        plans[plan.key] = plan
+    return list(plans.values())

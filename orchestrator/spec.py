@@ -1,0 +1,320 @@
+"""The spec: one YAML file becomes a `SweepSpec`, or one error that lists every problem. Only this file sees raw YAML."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+import search_spaces
+from orchestrator.errors import SpecError
+from trainer.catalog import BACKBONES, METHODS, TASKS
+from trainer.config import InvalidConfig, TrainConfig, field_types, no_such, number_problem, unused_fields
+
+SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "seed")
+"""Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""
+
+
+def _number(value: object) -> object:
+    if problem := number_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _in(table: Mapping[str, object], what: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value not in table:
+            raise ValueError(no_such(str(value), table, what))
+        return value
+
+    return BeforeValidator(check)
+
+
+def task_names(name: str) -> list[str]:
+    """The tasks that a name stands for: itself, or all of its group or benchmark."""
+    return [task.name for task in TASKS.values() if name in (task.name, task.group, task.name.partition("/")[0])]
+
+
+def _task(value: object) -> object:
+    if not task_names(str(value)):
+        raise ValueError(no_such(str(value), [*TASKS, *{task.group for task in TASKS.values()}], "a task or group"))
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FloatRange(_Part):
+    """A real number between two ends."""
+
+    type: Literal["float"]
+    low: Number
+    high: Number
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ends(self) -> FloatRange:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low must be below high, and above 0 if log; got low={self.low}, high={self.high}.")
+        return self
+
+
+class IntRange(_Part):
+    """A whole number between two ends, both included."""
+
+    type: Literal["int"]
+    low: Whole
+    high: Whole
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ends(self) -> IntRange:
+        if self.low >= self.high or (self.log and self.low < 1):
+            raise ValueError(f"low must be below high, and at least 1 if log; got low={self.low}, high={self.high}.")
+        return self
+
+
+class Choice(_Part):
+    """One of a few values."""
+
+    type: Literal["choice"]
+    values: list[str | int | float] = Field(min_length=1)
+
+
+Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
+
+
+class Asha(_Part):
+    """Asynchronous successive halving (Li et al., MLSys 2020): stop what is not in the best 1/reduction at a rung."""
+
+    type: Literal["asha"]
+    min_epochs: int = Field(ge=1)
+    reduction: int = Field(default=4, ge=2)
+
+
+class Median(_Part):
+    """Stop what is below the median of the finished trials at the same epoch."""
+
+    type: Literal["median"]
+    min_epochs: int = Field(ge=1)
+
+
+class NoPruner(_Part):
+    """Every trial runs to its end."""
+
+    type: Literal["none"]
+
+
+class Search(_Part):
+    """How a study looks for its best parameters."""
+
+    trials: int = Field(ge=1)
+    sampler: Literal["tpe", "random"] = "tpe"
+    startup_trials: int = Field(default=10, ge=1)
+    """Trials drawn at random before TPE has seen enough."""
+    max_concurrent: int = Field(default=4, ge=1)
+    """Trials of one study under way at once. Trial k learns from trials 0..k-max_concurrent, and from no other,
+    so that the same spec gives the same trials however fast each of them is."""
+    seed: int = Field(default=0, ge=0)
+    pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
+
+
+class Final(_Part):
+    """How a study's best parameters are scored on test."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+
+class Resources(_Part):
+    """What one trial occupies."""
+
+    cpus: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0)
+
+
+class SweepSpec(_Part):
+    """All that a sweep is asked for."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    tasks: list[Annotated[str, BeforeValidator(_task)]] = Field(min_length=1)
+    backbones: list[Annotated[str, _in(BACKBONES, "a backbone")]] = Field(min_length=1)
+    methods: list[Annotated[str, _in(METHODS, "a method")]] = Field(min_length=1)
+    train_sizes: list[Annotated[Number, Field(gt=0, le=1)]] = Field(default=[1.0], min_length=1)
+    fixed: dict[str, Any] = {}
+    space: dict[str, Dimension] = {}
+    search: Search
+    final: Final
+    resources: Resources = Resources()
+    retries: int = Field(default=2, ge=0)
+    """How often a trial that failed for a reason that may pass is run again."""
+
+    def params_of(self, method: str) -> tuple[dict[str, Any], dict[str, FloatRange | IntRange | Choice]]:
+        """The fixed values and the space that have an effect on a method."""
+        unused = unused_fields(method)
+        fixed = {name: value for name, value in self.fixed.items() if name not in unused}
+        return fixed, {name: dimension for name, dimension in self.space.items() if name not in unused}
+
+
+def find_spec(spec: str) -> Path:
+    """The file of a spec given by path, or by name if it is one of those that ship.
+
+    Raises:
+        SpecError: if there is no such file.
+    """
+    shipped = {path.stem: path for path in sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))}
+    if spec in shipped:
+        return shipped[spec]
+    if not Path(spec).is_file():
+        raise SpecError(spec, [f"is no file, and {no_such(spec, shipped, 'a spec that ships')}"])
+    return Path(spec)
+
+
+def load_spec(path: Path) -> SweepSpec:
+    """Read and check a spec.
+
+    Raises:
+        SpecError: with every problem: of the YAML, of its keys and types, and of the configs it would lead to.
+    """
+    try:
+        raw = yaml.load(path.read_text(), _UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
+    if not isinstance(raw, dict):
+        raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
+    return parse_spec(raw, str(path))
+
+
+def parse_spec(raw: dict[str, Any], source: str) -> SweepSpec:
+    """Check a spec that is already a mapping.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
+    problems: dict[str, None] = {}
+    broken: set[str] = set()
+    spec = None
+    try:
+        spec = SweepSpec.model_validate(raw)
+    except ValidationError as error:
+        for detail in error.errors():
+            place = tuple(part for part in detail["loc"] if part not in ("float", "int", "choice", "asha", "median"))
+            problems[f"{'.'.join(map(str, place))}: {_sentence(detail, place)}"] = None
+            broken.add(str(place[1] if len(place) > 1 and place[0] in ("fixed", "space") else place[0]))
+        spec = _without_broken_parts(raw, [error["loc"] for error in error.errors()])
+    if spec is not None:
+        for field, problem in _config_problems(spec):
+            if field not in broken:
+                problems[problem] = None
+    if problems or spec is None:
+        raise SpecError(source, list(problems))
+    return spec
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key given twice, which PyYAML would silently answer with the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.MarkedYAMLError(problem=f"{', '.join(map(str, twice))} given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
+    """What is wrong in one of pydantic's findings, as rule, value and way out."""
+    kind, value = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        owner: type[BaseModel] = SweepSpec
+        if len(place) > 1:
+            parts = {"search": Search, "final": Final, "resources": Resources}
+            owner = parts.get(str(place[0]), FloatRange)
+        return no_such(str(place[-1]), owner.model_fields, "a key here")
+    if kind == "missing":
+        return "is missing."
+    if kind == "union_tag_not_found":
+        return f"needs a `type`: one of {detail['ctx']['discriminator'] and 'those in the README'}; got {value!r}."
+    if kind == "union_tag_invalid":
+        return no_such(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
+    if kind == "value_error":
+        return str(detail["ctx"]["error"])
+    if isinstance(value, str) and (kind.startswith(("int", "float"))):
+        return str(number_problem(value))
+    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
+
+
+def _without_broken_parts(raw: dict[str, Any], places: list[tuple[int | str, ...]]) -> SweepSpec | None:
+    """What is left of a spec once the parts that do not parse are taken out, if that is still a spec."""
+
+    def keep(value: Any, place: tuple[int | str, ...]) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: keep(part, (*place, key))
+                for key, part in value.items()
+                if not any(bad[: len(place) + 1] == (*place, key) and _is_entry(bad, len(place)) for bad in places)
+            }
+        if isinstance(value, list):
+            return [part for i, part in enumerate(value) if (*place, i) not in places]
+        return value
+
+    def _is_entry(bad: tuple[int | str, ...], depth: int) -> bool:
+        return len(bad) == depth + 1 or bad[0] == "space"
+
+    kept = {key: keep(value, (key,)) for key, value in raw.items() if (key,) not in places}
+    if isinstance(kept.get("space"), dict):
+        kept["space"] = {k: v for k, v in kept["space"].items() if not any(bad[:2] == ("space", k) for bad in places)}
+    try:
+        return SweepSpec.model_validate(kept)
+    except ValidationError:
+        return None
+
+
+def _config_problems(spec: SweepSpec) -> Iterator[tuple[str, str]]:
+    """Field and sentence of everything that `TrainConfig` would refuse at a corner of some study's space."""
+    for part, names in (("fixed", spec.fixed), ("space", spec.space)):
+        for name in names:
+            if name in SWEEP_FIELDS:
+                yield name, f"{part}.{name}: the sweep sets it itself; use {_own_key(name)}."
+            elif name not in field_types():
+                fields = [field for field in field_types() if field not in SWEEP_FIELDS]
+                yield name, f"{part}.{name}: {no_such(name, fields, 'a TrainConfig field')}"
+            elif all(name in unused_fields(method) for method in spec.methods):
+                yield name, f"{part}.{name}: without effect on {', '.join(spec.methods)}; leave it out."
+            elif part == "space" and name in spec.fixed:
+                yield name, f"space.{name}: is fixed too; keep one of the two."
+    for backbone, method in itertools.product(spec.backbones, spec.methods):
+        fixed, space = spec.params_of(method)
+        base = {"task": task_names(spec.tasks[0])[0], "backbone": backbone, "method": method, **fixed}
+        known = {name: dimension for name, dimension in space.items() if name in field_types()}
+        base = {name: value for name, value in base.items() if name in field_types()}
+        for corner in itertools.product(*[_ends(dimension) for dimension in known.values()]):
+            try:
+                TrainConfig.from_params(base | dict(zip(known, corner, strict=True)))
+            except InvalidConfig as error:
+                for field, problem in error.problems.items():
+                    part = "space" if field in known else "fixed"
+                    yield field, f"{part}.{field}: {problem}"
+
+
+def _own_key(field: str) -> str:
+    return {
+        "task": "tasks",
+        "backbone": "backbones",
+        "method": "methods",
+        "train_size": "train_sizes",
+        "seed": "search.seed and final.seeds",
+        "eval_split": "nothing: search is judged on val, final trials on test",
+    }[field]
+
+
+def _ends(dimension: FloatRange | IntRange | Choice) -> list[Any]:
+    return dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]

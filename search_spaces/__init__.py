@@ -1,0 +1,1 @@
+"""Specs that ship: one YAML file an experiment."""

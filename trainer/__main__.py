@@ -1,0 +1,89 @@
+"""One training run by hand: `python -m trainer --task demo/digits --method spt_deep --prompt-length 10`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import os
+import sys
+import typing
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from trainer.catalog import METHODS
+from trainer.config import InvalidConfig, TrainConfig, field_types
+from trainer.loop import TrainingDiverged, train
+
+
+def field_docs() -> dict[str, str]:
+    """The docstring under each field of TrainConfig."""
+    body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(TrainConfig)).body[0]).body
+    return {
+        field.target.id: inspect.cleandoc(doc.value.value)
+        for field, doc in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+    }
+
+
+def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
+    """The config's values, and the options that say where to run."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    docs = field_docs()
+    for field in dataclasses.fields(TrainConfig):
+        hint = field_types()[field.name]
+        kind = next((number for number in (float, int) if number is hint or number in typing.get_args(hint)), str)
+        required = field.default is dataclasses.MISSING
+        default = "" if required or field.default is None else f" Default: {field.default}."
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            required=required,
+            default=argparse.SUPPRESS,
+            metavar=kind.__name__.upper(),
+            help=(docs[field.name] + default).replace("%", "%%"),
+        )
+    parser.add_argument(
+        "--data",
+        default=os.environ.get("SPTUNE_DATA", "sptune-home/data"),
+        help="the task store; demo tasks are made in it at first use. Default: SPTUNE_DATA, or sptune-home/data.",
+    )
+    parser.add_argument("--out", help="folder for checkpoint, prototypes and prompt; started again, it goes on")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    fields = {name: value for name, value in vars(options).items() if name in field_types()}
+    return fields, options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train with a progress bar; a user's mistake is one sentence on standard error and exit status 2."""
+    fields, options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        method = METHODS.get(str(fields["method"]))
+        if method and len(method.prompt_inits) > 1:
+            fields.setdefault("prompt_init", "mean_pool")
+        config = TrainConfig.from_params(fields)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"{config.task} {config.method}", total=config.epochs)
+            for epoch in train(config, data_root=options.data, device=options.device, folder=options.out):
+                loss, score = epoch.metrics["train/loss"], epoch.metrics.get(config.metric)
+                shown = f"loss {loss:.3f}" + (f"  {config.metric} {score:.4f}" if score is not None else "")
+                progress.update(bar, completed=epoch.epoch, description=f"{config.task} {config.method}  {shown}")
+    except InvalidConfig as error:
+        for name, problem in error.problems.items():
+            print(f"--{name.replace('_', '-')}: {problem}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, TrainingDiverged) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{config.metric} {epoch.metrics[config.metric]:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

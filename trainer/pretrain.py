@@ -1,0 +1,265 @@
+"""How the bundled backbone was made: MAE on small images, by `python -m trainer.pretrain IMAGES --out FOLDER`.
+
+Masked autoencoders (He et al., CVPR 2022, arXiv 2111.06377): three of four patches are hidden, the ViT encodes the
+rest, a small decoder paints the hidden ones, and the error is the mean square over their normalised pixels.
+
+Shapes: B batch, N patches, V visible patches, T tokens with CLS, D width, K pixels of a patch (4 x 4 x 3 = 48).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import platform
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from rich.progress import track
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from trainer import backbone
+from trainer.checkpoint import load_state, save_state
+
+ARCHITECTURE = backbone.vit_nano_patch4_32.__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the training depends on, beside the images."""
+
+    epochs: int
+    batch_size: int = 256
+    lr: float = 1.5e-3
+    warmup_share: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    mask_share: float = 0.75
+    crop_area: tuple[float, float] = (0.3, 1.0)
+    decoder_dim: int = 64
+    decoder_depth: int = 1
+    seed: int = 0
+
+
+class MaskedAutoencoder(nn.Module):
+    """A ViT with fixed sine-cosine positions and the decoder that is thrown away afterwards."""
+
+    def __init__(self, vit: VisionTransformer, *, decoder_dim: int, decoder_depth: int) -> None:
+        super().__init__()
+        self.vit = vit
+        grid, patch = vit.patch_embed.grid_size[0], vit.patch_embed.patch_size[0]
+        vit.pos_embed.requires_grad_(False)[0, 1:] = sine_cosine_positions(grid, vit.embed_dim)
+        vit.pos_embed[0, 0] = 0
+        self.patch = patch
+        self.to_decoder = nn.Linear(vit.embed_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.randn(decoder_dim) * 0.02)
+        self.register_buffer("decoder_positions_ND", sine_cosine_positions(grid, decoder_dim), persistent=False)
+        self.decoder = nn.Sequential(*[Block(decoder_dim, num_heads=4) for _ in range(decoder_depth)])
+        self.to_pixels = nn.Sequential(nn.LayerNorm(decoder_dim), nn.Linear(decoder_dim, 3 * patch**2))
+
+    def forward(self, images_BCHW: Tensor, mask_share: float) -> Tensor:
+        """The mean square error over the normalised pixels of the hidden patches."""
+        patches_BND = self.vit.patch_embed(images_BCHW) + self.vit.pos_embed[:, 1:]
+        batch, count, width = patches_BND.shape
+        order_BN = torch.rand(batch, count, device=patches_BND.device).argsort(dim=1)
+        visible_BV = order_BN[:, : round(count * (1 - mask_share))]
+        tokens_BTD = torch.cat(
+            [
+                self.vit.cls_token.expand(batch, -1, -1),
+                patches_BND.gather(1, visible_BV[..., None].expand(-1, -1, width)),
+            ],
+            dim=1,
+        )
+        encoded_BTD = self.to_decoder(self.vit.norm(self.vit.blocks(tokens_BTD)))
+        canvas_BND = self.mask_token.to(encoded_BTD.dtype).expand(batch, count, -1)
+        canvas_BND = canvas_BND.scatter(
+            1, visible_BV[..., None].expand(-1, -1, encoded_BTD.shape[-1]), encoded_BTD[:, 1:]
+        )
+        tokens_BTD = torch.cat([encoded_BTD[:, :1], canvas_BND + self.decoder_positions_ND], dim=1)
+        painted_BNK = self.to_pixels(self.decoder(tokens_BTD))[:, 1:]
+
+        target_BNK = F.unfold(images_BCHW, self.patch, stride=self.patch).transpose(1, 2)
+        variance_BN1, mean_BN1 = torch.var_mean(target_BNK, dim=-1, keepdim=True)
+        error_BN = (painted_BNK - (target_BNK - mean_BN1) / (variance_BN1 + 1e-6).sqrt()).square().mean(dim=-1)
+        hidden_BN = torch.ones_like(error_BN).scatter(1, visible_BV, 0)
+        return (error_BN * hidden_BN).sum() / hidden_BN.sum()
+
+
+def sine_cosine_positions(grid: int, dim: int) -> Tensor:
+    """Fixed positions ``[grid * grid, dim]``: a quarter of the width each for sin and cos of row and column."""
+    frequency = 10000 ** -(torch.arange(dim // 4) / (dim // 4))
+    row, column = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    angles = [place.reshape(-1, 1) * frequency for place in (row, column)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
+
+
+def read_images(source: Path, image_size: int) -> tuple[Tensor, Tensor | None]:
+    """Images of a folder (any depth) or of a Parquet file with columns `image` and, if it has them, `label`.
+
+    Returns:
+        uint8 ``[images, 3, image_size, image_size]``, and labels ``[images]`` or None.
+
+    Raises:
+        ValueError: if the source holds no image.
+    """
+    labels = None
+    if source.suffix == ".parquet":
+        table = pq.read_table(source)
+        files: list[bytes | Path] = table["image"].to_pylist()
+        if "label" in table.column_names:
+            labels = torch.tensor(table["label"].to_pylist())
+    else:
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+    if not files:
+        raise ValueError(f"{source} holds no image; give a Parquet file with a column `image`, or a folder of images.")
+    pixels = np.empty((len(files), 3, image_size, image_size), np.uint8)
+    for i, file in enumerate(track(files, f"reading {source.name}")):
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            square = image.convert("RGB").resize(
+                (image_size, image_size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+            )
+        pixels[i] = np.asarray(square).transpose(2, 0, 1)
+    return torch.from_numpy(pixels), labels
+
+
+def random_crops(images_BCHW: Tensor, area: tuple[float, float]) -> Tensor:
+    """A random square of each image, resized back, half of them mirrored; one interpolation for the batch."""
+    batch = len(images_BCHW)
+    scale_B = torch.empty(batch).uniform_(*area).sqrt()
+    shift_B2 = (torch.rand(batch, 2) * 2 - 1) * (1 - scale_B[:, None])
+    theta_B23 = torch.zeros(batch, 2, 3)
+    theta_B23[:, 0, 0] = scale_B * (torch.randint(0, 2, (batch,)) * 2 - 1)
+    theta_B23[:, 1, 1] = scale_B
+    theta_B23[:, :, 2] = shift_B2
+    grid = F.affine_grid(theta_B23.to(images_BCHW.device), list(images_BCHW.shape), align_corners=False)
+    return F.grid_sample(images_BCHW, grid, padding_mode="reflection", align_corners=False)
+
+
+def linear_probe(vit: VisionTransformer, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
+    """Test accuracy of a logistic regression on the frozen network's mean patch token after the norm."""
+    frozen = backbone.Backbone(vit, readout="mean", sha256="")
+
+    @torch.no_grad()
+    def features(images: Tensor) -> np.ndarray:
+        outputs = []
+        for images_BCHW in images.split(500):
+            cls_B1D, patches_BND, _ = frozen.embed(images_BCHW)
+            outputs.append(frozen.read_out(vit.blocks(torch.cat([cls_B1D, patches_BND], dim=1))))
+        return torch.cat(outputs).numpy()
+
+    scaler = StandardScaler().fit(fitted := features(train[0]))
+    probe = LogisticRegression(max_iter=2000).fit(scaler.transform(fitted), train[1])
+    return float(probe.score(scaler.transform(features(test[0])), test[1]))
+
+
+def pretrain(images: Tensor, recipe: Recipe, out: Path, device: str) -> tuple[VisionTransformer, list[float]]:
+    """Train, keeping a checkpoint an epoch in `out`; a second call goes on where the first one stopped.
+
+    Returns:
+        The network, on the CPU, and the mean loss of each epoch.
+    """
+    torch.manual_seed(recipe.seed)
+    vit = backbone.vit_nano_patch4_32()
+    model = MaskedAutoencoder(vit, decoder_dim=recipe.decoder_dim, decoder_depth=recipe.decoder_depth).to(device)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=recipe.lr,
+        betas=recipe.betas,
+    )
+    steps = len(images) // recipe.batch_size
+    warmup = max(1, round(recipe.warmup_share * recipe.epochs * steps))
+    losses: list[float] = []
+    if (state := load_state(out / "pretrain.pt")) is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        losses = state["losses"]
+    for epoch in range(len(losses), recipe.epochs):
+        torch.manual_seed(recipe.seed + 1_000_003 * (epoch + 1))
+        started, total = time.perf_counter(), 0.0
+        for step, rows in enumerate(torch.randperm(len(images))[: steps * recipe.batch_size].split(recipe.batch_size)):
+            done = epoch * steps + step
+            decay = (done - warmup) / max(1, recipe.epochs * steps - warmup)
+            scale = (done + 1) / warmup if done < warmup else 0.5 * (1 + math.cos(math.pi * decay))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * scale
+            images_BCHW = random_crops(images[rows].to(device).float() / 127.5 - 1, recipe.crop_area)
+            loss = model(images_BCHW, recipe.mask_share)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total / steps)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
+        save_state(out / "pretrain.pt", state)
+        seconds = time.perf_counter() - started
+        print(f"epoch {epoch + 1}/{recipe.epochs}  loss {losses[-1]:.4f}  {seconds:.0f} s", flush=True)
+    return vit.cpu(), losses
+
+
+def main() -> None:
+    """The command line of `python -m trainer.pretrain`."""
+    parser = argparse.ArgumentParser(prog="python -m trainer.pretrain", description=__doc__)
+    parser.add_argument("images", type=Path, help="folder of images, or Parquet file with a column `image`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, card and checkpoint")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--probe", type=Path, help="Parquet file with labels: linear-probe accuracy on it, for the card")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = Recipe(epochs=arguments.epochs, seed=arguments.seed)
+    image_size = backbone.vit_nano_patch4_32().patch_embed.img_size[0]
+    images, labels = read_images(arguments.images, image_size)
+    started = time.perf_counter()
+    vit, losses = pretrain(images, recipe, arguments.out, device)
+
+    name = f"{ARCHITECTURE}.mae"
+    save_file(
+        {key: value.half().contiguous() for key, value in vit.state_dict().items()},
+        arguments.out / f"{name}.safetensors",
+    )
+    card = {
+        "name": name,
+        "parameters": sum(p.numel() for p in vit.parameters()),
+        "data": f"{len(images)} images of {arguments.images.parent.name}/{arguments.images.name}, at {image_size}x{image_size}",
+        "objective": "masked autoencoder, normalised pixels (arXiv 2111.06377)",
+        "recipe": asdict(recipe),
+        "command": shlex.join(["python", "-m", "trainer.pretrain", *sys.argv[1:]]),
+        "made_with": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, {device}",
+        "seconds_of_last_run": round(time.perf_counter() - started),
+        "loss_per_epoch": [round(loss, 5) for loss in losses],
+    }
+    if arguments.probe and labels is not None:
+        test_images, test_labels = read_images(arguments.probe, image_size)
+        assert test_labels is not None, "a probe needs labels"
+        torch.manual_seed(recipe.seed)
+        untrained = backbone.vit_nano_patch4_32()
+        card["linear_probe_accuracy"] = {
+            "test_images": len(test_images),
+            "pretrained": linear_probe(vit, (images, labels), (test_images, test_labels)),
+            "untrained": linear_probe(untrained, (images, labels), (test_images, test_labels)),
+        }
+        print(f"linear probe: {card['linear_probe_accuracy']}")
+    (arguments.out / f"{name}.card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
