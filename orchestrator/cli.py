@@ -46,25 +46,21 @@ DEFAULT_HOME = Path("sptune-home")
 def plan(spec: SpecArgument) -> None:
     """Show the studies and trials a spec leads to; start nothing."""
     sweep = load_spec(find_spec(spec))
-    table = Table(title=f"{sweep.name}: what would run", box=None, pad_edge=False)
-    for name in ("task", "method", "backbone", "size", "searched", "trials", "final"):
-        table.add_column(name, justify="right" if name in ("trials", "final") else "left")
     plans = studies(sweep)
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "method", "backbone", "size", "trials", "final"):
+        table.add_column(name, justify="right" if name in ("trials", "final") else "left", no_wrap=True)
     for study in plans:
-        table.add_row(
-            study.task,
-            study.method,
-            study.backbone,
-            f"{study.train_size:g}",
-            ", ".join(study.space) or "nothing",
-            str(sweep.search.trials),
-            str(len(sweep.final.seeds)),
-        )
+        counts = (str(sweep.search.trials), str(len(sweep.final.seeds)))
+        table.add_row(study.task, study.method, study.backbone, f"{study.train_size:g}", *counts)
     console.print(table)
+    for method in sweep.methods:
+        searched = ", ".join(sweep.params_of(method)[1]) or "nothing"
+        console.print(f"{method} searches {searched}", highlight=False)
     trials, finals = len(plans) * sweep.search.trials, len(plans) * len(sweep.final.seeds)
     console.print(
-        f"{len(plans)} studies, {trials} search trials, {finals} final trials; "
-        f"each takes {sweep.resources.cpus} CPU and {sweep.resources.gpus:g} GPU.",
+        f"{len(plans)} studies, {trials} search trials, {finals} final trials, "
+        f"each on {sweep.resources.cpus} CPU and {sweep.resources.gpus:g} GPU",
         highlight=False,
     )
 

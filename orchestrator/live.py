@@ -64,9 +64,7 @@ class LiveView:
             self._live.stop()
 
     def _finished(self) -> int:
-        return sum(
-            count for s in self._sweep.summaries() for state, count in s.states.items() if state.is_finished
-        )
+        return sum(count for s in self._sweep.summaries() for state, count in s.states.items() if state.is_finished)
 
     def _update(self) -> None:
         finished = self._finished()

@@ -15,6 +15,7 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to answer
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -86,7 +87,7 @@ def _trainable(config: dict[str, Any], workplace: Workplace) -> None:
         if isinstance(event, Failure):
             tune.report({"failure": event.error, "may_pass": event.may_pass})
         else:
-            tune.report({"epoch": event.epoch, "epoch_metrics": event.metrics})
+            tune.report({"epoch": event.epoch, "metrics": [*event.metrics.items()]})  # Tune flattens dicts
 
 
 class _Bridge:
@@ -97,6 +98,10 @@ class _Bridge:
         self.on_change = on_change
         self.ours: dict[str, str] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its parts for a `restore` that is never used: the record is what a sweep goes on from."""
+        return {}
+
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Pass on what a worker reported; whether it goes on."""
         trial_id = self.ours[tune_id]
@@ -104,7 +109,7 @@ class _Bridge:
         if "failure" in result:
             self.sweep.on_failure(trial_id, Failure(error=result["failure"], may_pass=result["may_pass"]))
         elif self.sweep.is_under_way(trial_id):
-            go_on = self.sweep.on_epoch(trial_id, result["epoch"], result["epoch_metrics"])
+            go_on = self.sweep.on_epoch(trial_id, result["epoch"], dict(result["metrics"]))
         self.on_change()
         return go_on
 
@@ -123,7 +128,7 @@ class _SweepSearcher(Searcher):
         super().__init__()
         self._bridge = bridge
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The config of the next trial; None to be asked again, FINISHED when the sweep is done."""
         trial = self._bridge.sweep.next_trial()
         if trial is None:

@@ -61,8 +61,9 @@ def footer(summaries: list[StudySummary]) -> str:
     missing = sum(summary.planned for summary in summaries) - finished
     trials = ", ".join(f"{states[state]} {state.value}" for state in TrialState if state.is_finished)
     return (
-        f"mean ± std over seeds {', '.join(map(str, seeds)) or '—'}, trained on train + val, test scored once at the "
-        f"last epoch;\nparams by val accuracy at the last epoch. Trials: {trials}, {missing} missing."
+        f"mean ± std over seeds {', '.join(map(str, seeds)) or '—'}; trained on train + val, scored on test once,\n"
+        f"at the last epoch, with the params of best val accuracy at the last epoch.\n"
+        f"Trials: {trials}, {missing} missing."
     )
 
 

@@ -84,7 +84,9 @@ class StudyRecord:
         self._ids = [trial._trial_id for trial in frozen]
         self._rungs = [trial.system_attrs for trial in frozen]
         attributes = storage.get_study_user_attrs(study_id)
-        self._tracked = {n: attributes[f"mlflow/{n}"] for n in range(len(frozen)) if f"mlflow/{n}" in attributes}
+        self._tracked: dict[int, tuple[str | None, str | None]] = {
+            number: attributes[f"mlflow/{number}"] for number in range(len(frozen)) if f"mlflow/{number}" in attributes
+        }
         self._views: dict[int, tuple[optuna.Study, Trial]] = {}
         self.trials = [self._result(trial) for trial in frozen]
 

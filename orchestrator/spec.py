@@ -1,4 +1,4 @@
-"""The spec: one YAML file becomes a `SweepSpec`, or one error that lists every problem. Only this file sees raw YAML."""
+"""The spec: one YAML file becomes a `SweepSpec`, or one error with every problem. Only this file sees raw YAML."""
 
 from __future__ import annotations
 
@@ -224,9 +224,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key given twice, which PyYAML would silently answer with the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.MarkedYAMLError(problem=f"{', '.join(map(str, twice))} given twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"{', '.join(map(str, twice))} given twice", problem_mark=node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -236,7 +238,7 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
     if kind == "extra_forbidden":
         owner: type[BaseModel] = SweepSpec
         if len(place) > 1:
-            parts = {"search": Search, "final": Final, "resources": Resources}
+            parts: dict[str, type[BaseModel]] = {"search": Search, "final": Final, "resources": Resources}
             owner = parts.get(str(place[0]), FloatRange)
         return no_such(str(place[-1]), owner.model_fields, "a key here")
     if kind == "missing":

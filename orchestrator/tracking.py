@@ -7,6 +7,7 @@ what is not told when the driver ends is told at the next launch: the record say
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import threading
@@ -244,6 +245,8 @@ class MlflowTracker:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
             from mlflow import MlflowClient
 
+            logging.getLogger("mlflow").setLevel(logging.WARNING)
+            logging.getLogger("alembic").setLevel(logging.WARNING)
             client = MlflowClient(tracking_uri=self._uri)
             experiment = client.get_experiment_by_name(self._sweep)
             self._experiment = (

@@ -81,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{config.metric} {epoch.metrics[config.metric]:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
+    print(
+        f"{config.metric} {epoch.metrics[config.metric]:.4f} after {config.epochs} epochs (trial {config.fingerprint()})"
+    )
     return 0
 
 

@@ -33,6 +33,9 @@ class Backbone(nn.Module):
         sha256: hash of the weights file, part of every result's provenance.
     """
 
+    mean_C11: Tensor
+    std_C11: Tensor
+
     def __init__(self, vit: VisionTransformer, *, readout: str, sha256: str) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False).eval()
@@ -42,6 +45,8 @@ class Backbone(nn.Module):
         self.num_layers = len(vit.blocks)
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.image_size: int = vit.patch_embed.img_size[0]
+        assert vit.pos_embed is not None and vit.cls_token is not None, "a ViT with CLS and positions"
+        self._cls_token, self._positions_1TD = vit.cls_token, vit.pos_embed
         self.register_buffer("mean_C11", torch.full((3, 1, 1), 0.5), persistent=False)
         self.register_buffer("std_C11", torch.full((3, 1, 1), 0.5), persistent=False)
 
@@ -57,8 +62,8 @@ class Backbone(nn.Module):
         """
         normalized_BCHW = (images_BCHW.to(self.mean_C11.dtype) / 255 - self.mean_C11) / self.std_C11
         patches_BND = self.vit.patch_embed(normalized_BCHW)
-        cls_B1D = (self.vit.cls_token + self.vit.pos_embed[:, :1]).expand(len(patches_BND), -1, -1)
-        return cls_B1D, patches_BND + self.vit.pos_embed[:, 1:], patches_BND
+        cls_B1D = (self._cls_token + self._positions_1TD[:, :1]).expand(len(patches_BND), -1, -1)
+        return cls_B1D, patches_BND + self._positions_1TD[:, 1:], patches_BND
 
     def layers(self) -> Iterator[nn.Module]:
         """The transformer blocks, first to last."""
@@ -66,9 +71,9 @@ class Backbone(nn.Module):
 
     def read_out(self, tokens_BTD: Tensor) -> Tensor:
         """Tokens after the last block, CLS first, prompts included, to features ``[B, D]``."""
-        if self.readout == "mean":
-            return self.vit.norm(tokens_BTD[:, 1:].mean(dim=1))
-        return self.vit.norm(tokens_BTD)[:, 0]
+        read_BD = tokens_BTD[:, 1:].mean(dim=1) if self.readout == "mean" else tokens_BTD[:, 0]
+        features_BD: Tensor = self.vit.norm(read_BD)
+        return features_BD
 
     @torch.no_grad()
     def patch_tokens(self, images_BCHW: Tensor) -> list[Tensor]:

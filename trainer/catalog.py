@@ -52,9 +52,7 @@ TASKS = {
     )
 }
 
-BACKBONES = {
-    row.name: row for row in (BackboneRow(name="vit_nano_patch4_32.mae", num_patches=64, readout="mean"),)
-}
+BACKBONES = {row.name: row for row in (BackboneRow(name="vit_nano_patch4_32.mae", num_patches=64, readout="mean"),)}
 
 METHODS = {
     method.name: method

@@ -16,7 +16,8 @@ from pyarrow import fs
 def open_place(place: str | Path) -> tuple[fs.FileSystem, str]:
     """The file system and the path in it, of a local path or of a URI such as ``s3://bucket/folder``."""
     if "://" in str(place):
-        return fs.FileSystem.from_uri(str(place))
+        filesystem, path = fs.FileSystem.from_uri(str(place))
+        return filesystem, str(path)
     return fs.LocalFileSystem(), str(Path(place).absolute())
 
 

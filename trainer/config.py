@@ -74,13 +74,10 @@ class TrainConfig:
     """Decides head, prototypes, data order and dropout."""
 
     def __post_init__(self) -> None:
-        problems = {
-            name: _type_problem(field_type, getattr(self, name)) for name, field_type in field_types().items()
-        }
-        problems = {name: problem for name, problem in problems.items() if problem}
-        if not problems:
-            problems = {name: problem for name, problem in _rule_problems(self) if problem}
-        if problems:
+        found = [(name, _type_problem(kind, getattr(self, name))) for name, kind in field_types().items()]
+        if not any(problem for _, problem in found):
+            found = _rule_problems(self)
+        if problems := {name: problem for name, problem in found if problem}:
             raise InvalidConfig(problems)
 
     @classmethod
@@ -96,7 +93,7 @@ class TrainConfig:
         missing = {name: "is missing." for name in ("task", "method") if name not in params}
         if unknown or missing:
             raise InvalidConfig(unknown | missing)
-        values = {
+        values: dict[str, Any] = {
             name: float(value) if field_types()[name] is float and type(value) is int else value
             for name, value in params.items()
         }

@@ -71,7 +71,7 @@ def train(
 
     # The prompt's first value, and the model around it.
     first_LPD = first_prompt(config, backbone, learnt_from.images_NCHW, data_root)
-    if folder is not None:
+    if folder is not None and config.prompt_length:
         write_bytes(f"{folder}/prototypes.safetensors", save({"prompt": first_LPD.cpu().contiguous()}))
     model = PromptedViT(
         backbone,

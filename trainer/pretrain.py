@@ -58,12 +58,16 @@ class Recipe:
 class MaskedAutoencoder(nn.Module):
     """A ViT with fixed sine-cosine positions and the decoder that is thrown away afterwards."""
 
+    decoder_positions_ND: Tensor
+
     def __init__(self, vit: VisionTransformer, *, decoder_dim: int, decoder_depth: int) -> None:
         super().__init__()
         self.vit = vit
         grid, patch = vit.patch_embed.grid_size[0], vit.patch_embed.patch_size[0]
-        vit.pos_embed.requires_grad_(False)[0, 1:] = sine_cosine_positions(grid, vit.embed_dim)
-        vit.pos_embed[0, 0] = 0
+        assert vit.pos_embed is not None and vit.cls_token is not None, "a ViT with CLS and positions"
+        self.cls_token, self.positions_1TD = vit.cls_token, vit.pos_embed
+        self.positions_1TD.requires_grad_(False)[0, 1:] = sine_cosine_positions(grid, vit.embed_dim)
+        self.positions_1TD[0, 0] = 0
         self.patch = patch
         self.to_decoder = nn.Linear(vit.embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.randn(decoder_dim) * 0.02)
@@ -73,13 +77,13 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, images_BCHW: Tensor, mask_share: float) -> Tensor:
         """The mean square error over the normalised pixels of the hidden patches."""
-        patches_BND = self.vit.patch_embed(images_BCHW) + self.vit.pos_embed[:, 1:]
+        patches_BND = self.vit.patch_embed(images_BCHW) + self.positions_1TD[:, 1:]
         batch, count, width = patches_BND.shape
         order_BN = torch.rand(batch, count, device=patches_BND.device).argsort(dim=1)
         visible_BV = order_BN[:, : round(count * (1 - mask_share))]
         tokens_BTD = torch.cat(
             [
-                self.vit.cls_token.expand(batch, -1, -1),
+                self.cls_token.expand(batch, -1, -1),
                 patches_BND.gather(1, visible_BV[..., None].expand(-1, -1, width)),
             ],
             dim=1,
@@ -96,7 +100,8 @@ class MaskedAutoencoder(nn.Module):
         variance_BN1, mean_BN1 = torch.var_mean(target_BNK, dim=-1, keepdim=True)
         error_BN = (painted_BNK - (target_BNK - mean_BN1) / (variance_BN1 + 1e-6).sqrt()).square().mean(dim=-1)
         hidden_BN = torch.ones_like(error_BN).scatter(1, visible_BV, 0)
-        return (error_BN * hidden_BN).sum() / hidden_BN.sum()
+        loss: Tensor = (error_BN * hidden_BN).sum() / hidden_BN.sum()
+        return loss
 
 
 def sine_cosine_positions(grid: int, dim: int) -> Tensor:
@@ -221,7 +226,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, card and checkpoint")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--probe", type=Path, help="Parquet file with labels: linear-probe accuracy on it, for the card")
+    parser.add_argument(
+        "--probe", type=Path, help="Parquet file with labels: linear-probe accuracy on it, for the card"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -239,11 +246,12 @@ def main() -> None:
     card = {
         "name": name,
         "parameters": sum(p.numel() for p in vit.parameters()),
-        "data": f"{len(images)} images of {arguments.images.parent.name}/{arguments.images.name}, at {image_size}x{image_size}",
+        "data": f"{len(images)} images of {arguments.images}, at {image_size}x{image_size}",
         "objective": "masked autoencoder, normalised pixels (arXiv 2111.06377)",
         "recipe": asdict(recipe),
         "command": shlex.join(["python", "-m", "trainer.pretrain", *sys.argv[1:]]),
-        "made_with": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}, {device}",
+        "made_with": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
+        "device": device,
         "seconds_of_last_run": round(time.perf_counter() - started),
         "loss_per_epoch": [round(loss, 5) for loss in losses],
     }

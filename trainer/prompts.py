@@ -39,7 +39,7 @@ class PromptedViT(nn.Module):
         self.head = nn.Linear(backbone.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02, generator=generator)
         nn.init.zeros_(self.head.bias)
-        self.prompt_LPD = nn.Parameter(prompt_LPD.clone())
+        self.prompt_LPD: nn.Parameter = nn.Parameter(prompt_LPD.clone())
         self.dropout = nn.Dropout(prompt_dropout)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
@@ -62,7 +62,11 @@ class PromptedViT(nn.Module):
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """What learns, by name: the head, and the prompt if there is one."""
-        named = {"head.weight": self.head.weight, "head.bias": self.head.bias, "prompt": self.prompt_LPD}
+        named: dict[str, nn.Parameter] = {
+            "head.weight": self.head.weight,
+            "head.bias": self.head.bias,
+            "prompt": self.prompt_LPD,
+        }
         return {name: parameter for name, parameter in named.items() if parameter.numel()}
 
 

@@ -68,7 +68,9 @@ def _draw(
     total = len(stream.images_MCHW) * per_image
     if prompt_length > total:
         raise ValueError(f"prompt_length={prompt_length} exceeds the {total} tokens of the images; use more images.")
-    drawn_LP = torch.stack([torch.randperm(total, generator=generator)[:prompt_length] for _ in range(stream.num_layers)])
+    drawn_LP = torch.stack(
+        [torch.randperm(total, generator=generator)[:prompt_length] for _ in range(stream.num_layers)]
+    )
     image_LP, slot_LP = drawn_LP // per_image, drawn_LP % per_image
     prototypes_LPD = torch.empty(
         stream.num_layers, prompt_length, stream.backbone.embed_dim, device=stream.images_MCHW.device

@@ -30,9 +30,7 @@ def render(root: str, task: str) -> None:
     for split, count in (("train", row.num_train), ("val", row.num_val), ("test", row.num_test)):
         splits[split] = examples[start : start + count]
         start += count
-    write_task(
-        root, task, splits, source=source, class_names=class_names, protocol=f"resampled with seed {SPLIT_SEED}"
-    )
+    write_task(root, task, splits, source=source, class_names=class_names, protocol=f"resampled with seed {SPLIT_SEED}")
 
 
 def _encode(pixels_HW: NDArray[np.uint8]) -> bytes:

@@ -1,0 +1,28 @@
+# Each word is what CI says too. `make demo` and `make test` need nothing but Python 3.11 or later, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo ui test check install
+.DEFAULT_GOAL := demo
+
+# The lock, installed: made again whenever the lock or the dependencies change.
+install: .venv/installed
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: install
+	$(BIN)/sptune launch demo
+
+ui: install
+	$(BIN)/sptune ui
+
+test: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
