@@ -15,6 +15,7 @@ import hashlib
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
@@ -50,6 +51,9 @@ class Record:
         # The tracker's thread writes too: wait for the other's turn instead of failing.
         options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         self._storage = RDBStorage(url, engine_kwargs=options)
+        if options:
+            sqlalchemy.event.listen(self._storage.engine, "connect", _write_ahead)
+            self._storage.engine.dispose()
 
     def sweeps(self) -> dict[str, dict[str, Any]]:
         """The spec of every sweep, by its name."""
@@ -70,6 +74,15 @@ class Record:
         return self._storage.get_study_id_from_name(name)
 
 
+@dataclasses.dataclass
+class _Judged:
+    """A trial under way as the pruner sees it, and how many of its epochs it has seen."""
+
+    view: optuna.Study
+    trial: Trial
+    epochs: int = 0
+
+
 class StudyRecord:
     """The trials of one phase of a study: in memory as they are in the database, written through."""
 
@@ -87,7 +100,7 @@ class StudyRecord:
         self._tracked: dict[int, tuple[str | None, str | None]] = {
             number: attributes[f"mlflow/{number}"] for number in range(len(frozen)) if f"mlflow/{number}" in attributes
         }
-        self._views: dict[int, tuple[optuna.Study, Trial]] = {}
+        self._views: dict[int, _Judged] = {}
         self.trials = [self._result(trial) for trial in frozen]
 
     @property
@@ -155,25 +168,21 @@ class StudyRecord:
 
     def should_prune(self, number: int) -> bool:
         """Whether Optuna's pruner gives the trial up after the epochs it has."""
-        result = self.trials[number]
         if number not in self._views:
             view = self._view(number)
-            view.enqueue_trial(result.params)
-            self._views[number] = view, view.ask(self._distributions)
-            for epoch, metrics in enumerate(result.epochs[:-1], start=1):
-                self._judge(number, epoch, metrics["val/accuracy"])
-        pruned = self._judge(number, len(result.epochs), result.epochs[-1]["val/accuracy"])
-        view, _ = self._views[number]
-        for key, value in view.get_trials(deepcopy=False)[-1].system_attrs.items():
+            view.enqueue_trial(self.trials[number].params)
+            self._views[number] = _Judged(view=view, trial=view.ask(self._distributions))
+        judged, pruned = self._views[number], False
+        epochs = self.trials[number].epochs
+        for epoch in range(judged.epochs + 1, len(epochs) + 1):
+            judged.trial.report(epochs[epoch - 1]["val/accuracy"], epoch)
+            pruned = judged.trial.should_prune()
+        judged.epochs = len(epochs)
+        for key, value in judged.view.get_trials(deepcopy=False)[-1].system_attrs.items():
             if key.startswith("completed_rung") and key not in self._rungs[number]:
                 self._storage.set_trial_system_attr(self._ids[number], key, value)
                 self._rungs[number][key] = value
         return pruned
-
-    def _judge(self, number: int, epoch: int, accuracy: float) -> bool:
-        _, trial = self._views[number]
-        trial.report(accuracy, epoch)
-        return trial.should_prune()
 
     def _view(self, number: int) -> optuna.Study:
         """An Optuna study of the trials that trial `number` may learn from; later ones are under way, unjudged."""
@@ -230,6 +239,13 @@ class StudyRecord:
         )
 
 
+def _write_ahead(connection: Any, _: object) -> None:
+    """A commit costs 0.2 ms instead of 20. A killed process loses nothing; a power cut may cost the record its last
+    epochs, which the trials' checkpoints tell it again."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
 def _last_val(result: TrialResult) -> float | None:
     return result.epochs[-1].get("val/accuracy") if result.epochs else None
 
@@ -255,6 +271,6 @@ def _pruner(search: Search) -> BasePruner:
         case Asha(min_epochs=min_epochs, reduction=reduction):
             return SuccessiveHalvingPruner(min_resource=min_epochs, reduction_factor=reduction)
         case Median(min_epochs=min_epochs):
-            return MedianPruner(n_startup_trials=1, n_warmup_steps=min_epochs - 1)
+            return MedianPruner(n_startup_trials=1, n_warmup_steps=min_epochs)
         case _:
             return NopPruner()

@@ -18,6 +18,8 @@ from trainer.config import InvalidConfig, TrainConfig, field_types, no_such, num
 
 SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "seed")
 """Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""
+TAGS = ("float", "int", "choice", "asha", "median", "none")
+"""Values of `type`, which pydantic puts into the place of a finding."""
 
 
 def _number(value: object) -> object:
@@ -43,6 +45,12 @@ def task_names(name: str) -> list[str]:
 def _task(value: object) -> object:
     if not task_names(str(value)):
         raise ValueError(no_such(str(value), [*TASKS, *{task.group for task in TASKS.values()}], "a task or group"))
+    return value
+
+
+def _name(value: object) -> object:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(value)):
+        raise ValueError(f"must be lower-case letters, digits, - and _, got {value!r}.")
     return value
 
 
@@ -142,27 +150,32 @@ class Resources(_Part):
     gpus: float = Field(default=0, ge=0)
 
 
-class SweepSpec(_Part):
-    """All that a sweep is asked for."""
+class Grid(_Part):
+    """The part of a spec that decides which configs there are."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     tasks: list[Annotated[str, BeforeValidator(_task)]] = Field(min_length=1)
     backbones: list[Annotated[str, _in(BACKBONES, "a backbone")]] = Field(min_length=1)
     methods: list[Annotated[str, _in(METHODS, "a method")]] = Field(min_length=1)
-    train_sizes: list[Annotated[Number, Field(gt=0, le=1)]] = Field(default=[1.0], min_length=1)
     fixed: dict[str, Any] = {}
     space: dict[str, Dimension] = {}
-    search: Search
-    final: Final
-    resources: Resources = Resources()
-    retries: int = Field(default=2, ge=0)
-    """How often a trial that failed for a reason that may pass is run again."""
 
     def params_of(self, method: str) -> tuple[dict[str, Any], dict[str, FloatRange | IntRange | Choice]]:
         """The fixed values and the space that have an effect on a method."""
         unused = unused_fields(method)
         fixed = {name: value for name, value in self.fixed.items() if name not in unused}
         return fixed, {name: dimension for name, dimension in self.space.items() if name not in unused}
+
+
+class SweepSpec(Grid):
+    """All that a sweep is asked for."""
+
+    name: Annotated[str, BeforeValidator(_name)]
+    train_sizes: list[Annotated[Number, Field(gt=0, le=1)]] = Field(default=[1.0], min_length=1)
+    search: Search
+    final: Final
+    resources: Resources = Resources()
+    retries: int = Field(default=2, ge=0)
+    """How often a trial that failed for a reason that may pass is run again."""
 
 
 def find_spec(spec: str) -> Path:
@@ -202,20 +215,21 @@ def parse_spec(raw: dict[str, Any], source: str) -> SweepSpec:
     """
     problems: dict[str, None] = {}
     broken: set[str] = set()
-    spec = None
+    grid: Grid | None
     try:
-        spec = SweepSpec.model_validate(raw)
+        grid = spec = SweepSpec.model_validate(raw)
     except ValidationError as error:
+        places = []
         for detail in error.errors():
-            place = tuple(part for part in detail["loc"] if part not in ("float", "int", "choice", "asha", "median"))
+            place = tuple(part for part in detail["loc"] if part not in TAGS)
             problems[f"{'.'.join(map(str, place))}: {_sentence(detail, place)}"] = None
-            broken.add(str(place[1] if len(place) > 1 and place[0] in ("fixed", "space") else place[0]))
-        spec = _without_broken_parts(raw, [error["loc"] for error in error.errors()])
-    if spec is not None:
-        for field, problem in _config_problems(spec):
-            if field not in broken:
-                problems[problem] = None
-    if problems or spec is None:
+            places.append(place)
+        broken = {str(place[1]) for place in places if place[0] == "space" and len(place) > 1}
+        grid = _grid_left(raw, places, broken)
+    for field, problem in _config_problems(grid) if grid else ():
+        if field not in broken:
+            problems[problem] = None
+    if problems:
         raise SpecError(source, list(problems))
     return spec
 
@@ -236,15 +250,19 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
     """What is wrong in one of pydantic's findings, as rule, value and way out."""
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        owner: type[BaseModel] = SweepSpec
-        if len(place) > 1:
-            parts: dict[str, type[BaseModel]] = {"search": Search, "final": Final, "resources": Resources}
-            owner = parts.get(str(place[0]), FloatRange)
-        return no_such(str(place[-1]), owner.model_fields, "a key here")
+        owners: dict[tuple[int | str, ...], type[BaseModel]] = {
+            (): SweepSpec,
+            ("search",): Search,
+            ("search", "pruner"): Asha,
+            ("final",): Final,
+            ("resources",): Resources,
+        }
+        return no_such(str(place[-1]), owners.get(place[:-1], FloatRange).model_fields, "a key here")
     if kind == "missing":
         return "is missing."
-    if kind == "union_tag_not_found":
-        return f"needs a `type`: one of {detail['ctx']['discriminator'] and 'those in the README'}; got {value!r}."
+    if kind in ("union_tag_not_found", "model_attributes_type"):
+        example = "asha, min_epochs: 10" if "pruner" in place else "float, low: 0.1, high: 1.0"
+        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {value!r}."
     if kind == "union_tag_invalid":
         return no_such(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
     if kind == "value_error":
@@ -254,33 +272,21 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
 
 
-def _without_broken_parts(raw: dict[str, Any], places: list[tuple[int | str, ...]]) -> SweepSpec | None:
-    """What is left of a spec once the parts that do not parse are taken out, if that is still a spec."""
-
-    def keep(value: Any, place: tuple[int | str, ...]) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: keep(part, (*place, key))
-                for key, part in value.items()
-                if not any(bad[: len(place) + 1] == (*place, key) and _is_entry(bad, len(place)) for bad in places)
-            }
-        if isinstance(value, list):
-            return [part for i, part in enumerate(value) if (*place, i) not in places]
-        return value
-
-    def _is_entry(bad: tuple[int | str, ...], depth: int) -> bool:
-        return len(bad) == depth + 1 or bad[0] == "space"
-
-    kept = {key: keep(value, (key,)) for key, value in raw.items() if (key,) not in places}
-    if isinstance(kept.get("space"), dict):
-        kept["space"] = {k: v for k, v in kept["space"].items() if not any(bad[:2] == ("space", k) for bad in places)}
+def _grid_left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> Grid | None:
+    """The grid without its broken entries, so that the rest is checked too; None if too little is left."""
+    kept: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
+    for part in ("tasks", "backbones", "methods"):
+        names = raw.get(part)
+        kept[part] = [n for i, n in enumerate(names) if (part, i) not in places] if isinstance(names, list) else []
+    if isinstance(kept["space"], dict):
+        kept["space"] = {name: entry for name, entry in kept["space"].items() if name not in broken}
     try:
-        return SweepSpec.model_validate(kept)
+        return Grid.model_validate(kept)
     except ValidationError:
         return None
 
 
-def _config_problems(spec: SweepSpec) -> Iterator[tuple[str, str]]:
+def _config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
     """Field and sentence of everything that `TrainConfig` would refuse at a corner of some study's space."""
     for part, names in (("fixed", spec.fixed), ("space", spec.space)):
         for name in names:

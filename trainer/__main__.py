@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import os
 import sys
 import typing
@@ -24,7 +25,7 @@ def field_docs() -> dict[str, str]:
     body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(TrainConfig)).body[0]).body
     return {
         field.target.id: inspect.cleandoc(doc.value.value)
-        for field, doc in zip(body, body[1:], strict=False)
+        for field, doc in itertools.pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
     }
@@ -81,9 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(
-        f"{config.metric} {epoch.metrics[config.metric]:.4f} after {config.epochs} epochs (trial {config.fingerprint()})"
-    )
+    score = epoch.metrics[config.metric]
+    print(f"{config.metric} {score:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -117,6 +118,7 @@ class TrainConfig:
         return f"{self.eval_split}/accuracy"
 
 
+@functools.cache
 def field_types() -> dict[str, Any]:
     """The fields of TrainConfig and their types."""
     return typing.get_type_hints(TrainConfig)
@@ -189,6 +191,9 @@ def _rule_problems(config: TrainConfig) -> list[tuple[str, str | None]]:
             problems.append((name, f"must be at least 0 and finite, got {decay}."))
     if config.batch_size < 1:
         problems.append(("batch_size", f"must be at least 1, got {config.batch_size}."))
+    elif task and config.batch_size > config.train_size * task.num_train:
+        images = f"the {config.train_size * task.num_train:.0f} training images of {task.name}"
+        problems.append(("batch_size", f"{config.batch_size} exceeds {images} at train_size={config.train_size:g}."))
     if method and backbone:
         problems += _prompt_problems(config)
     return problems

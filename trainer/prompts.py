@@ -62,11 +62,7 @@ class PromptedViT(nn.Module):
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """What learns, by name: the head, and the prompt if there is one."""
-        named: dict[str, nn.Parameter] = {
-            "head.weight": self.head.weight,
-            "head.bias": self.head.bias,
-            "prompt": self.prompt_LPD,
-        }
+        named = dict(self.head.named_parameters(prefix="head")) | {"prompt": self.prompt_LPD}
         return {name: parameter for name, parameter in named.items() if parameter.numel()}
 
 

@@ -1,0 +1,108 @@
+"""A small spec, and a sweep driven on synthetic learning curves: no training, any order of events."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.results import Failure, TrialResult
+from orchestrator.search import Record
+from orchestrator.spec import SweepSpec, parse_spec
+from orchestrator.sweep import Sweep
+from orchestrator.tracking import MemoryTracker
+
+RAW_SPEC: dict[str, Any] = {
+    "name": "small",
+    "tasks": ["demo/digits", "demo/shapes_loc"],
+    "backbones": ["vit_nano_patch4_32.mae"],
+    "methods": ["spt_deep", "linear"],
+    "fixed": {"epochs": 9, "warmup_epochs": 1},
+    "space": {
+        "lr": {"type": "float", "low": 0.001, "high": 0.1, "log": True},
+        "prompt_length": {"type": "choice", "values": [1, 5, 64]},
+        "prompt_init": {"type": "choice", "values": ["random", "mean_pool"]},
+    },
+    "search": {
+        "trials": 8,
+        "startup_trials": 3,
+        "max_concurrent": 3,
+        "pruner": {"type": "asha", "min_epochs": 1, "reduction": 2},
+    },
+    "final": {"seeds": [42, 44]},
+}
+
+
+@pytest.fixture
+def raw_spec() -> dict[str, Any]:
+    """A valid spec as YAML would give it, free to be spoilt."""
+    return copy.deepcopy(RAW_SPEC)
+
+
+@pytest.fixture
+def spec(raw_spec: dict[str, Any]) -> SweepSpec:
+    return parse_spec(raw_spec, "a test")
+
+
+@pytest.fixture
+def record_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'studies.db'}"
+
+
+def curve(config: dict[str, Any]) -> Iterator[dict[str, float]]:
+    """A learning curve that depends on the config alone; search trials are scored each epoch, final ones at last."""
+    digest = hashlib.sha256(repr(sorted(config.items(), key=lambda item: item[0])).encode()).digest()
+    top = 0.3 + 0.6 * digest[0] / 255
+    for epoch in range(1, config["epochs"] + 1):
+        metrics = {"train/loss": 2.0 / epoch}
+        if config["eval_split"] == "val" or epoch == config["epochs"]:
+            metrics[f"{config['eval_split']}/accuracy"] = top * epoch / config["epochs"]
+        yield metrics
+
+
+def drive(
+    sweep: Sweep,
+    *,
+    workers: int = 1,
+    seed: int = 0,
+    events: int = 1_000_000,
+    fail: Callable[[TrialResult], Failure | None] = lambda _: None,
+) -> int:
+    """Run a sweep on synthetic curves with that many workers, in an order drawn by `seed`; stop after some events.
+
+    Returns:
+        How many events there were.
+    """
+    order = random.Random(seed)
+    running: dict[str, Iterator[tuple[int, dict[str, float]]]] = {}
+    for event in range(events):
+        while len(running) < workers and (trial := sweep.next_trial()) is not None:
+            if (failure := fail(trial)) is not None:
+                sweep.on_failure(trial.trial_id, failure)
+            else:
+                running[trial.trial_id] = iter(list(enumerate(curve(trial.config), start=1)))
+        if not running:
+            assert sweep.done, "nothing runs and nothing is next, so it must be done"
+            return event
+        trial_id = order.choice(sorted(running))
+        if not sweep.on_epoch(trial_id, *next(running[trial_id])):
+            del running[trial_id]
+    return events
+
+
+def outcome(sweep: Sweep) -> list[tuple[object, ...]]:
+    """All that a sweep decided and found, without what depends on interruptions."""
+    return [
+        (trial.study, trial.phase, trial.number, trial.trial_id, trial.params, trial.state, trial.epochs, trial.score)
+        for study in sweep.studies
+        for trial in (*study.search.trials, *study.final.trials)
+    ]
+
+
+def new_sweep(spec: SweepSpec, url: str, tracker: MemoryTracker | None = None) -> Sweep:
+    return Sweep(spec, Record(url), tracker or MemoryTracker())
