@@ -15,7 +15,8 @@ from rich.table import Table
 from orchestrator.errors import HomeError, SpecError, UserError
 from orchestrator.home import Home, Workplace, home_at
 from orchestrator.plan import studies
-from orchestrator.spec import SweepSpec, find_spec, load_spec, parse_spec
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import find_spec, load_spec, parse_spec
 
 if TYPE_CHECKING:
     from orchestrator.search import Record

@@ -1,25 +1,15 @@
-"""The spec: one YAML file becomes a `SweepSpec`, or one error with every problem. Only this file sees raw YAML."""
+"""What a spec says: the typed values of one YAML file. `spec_file.py` reads it."""
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-import search_spaces
-from orchestrator.errors import SpecError
 from trainer.catalog import BACKBONES, METHODS, TASKS
-from trainer.config import InvalidConfig, TrainConfig, field_types, no_such, number_problem, unused_fields
-
-SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "seed")
-"""Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""
-TAGS = ("float", "int", "choice", "asha", "median", "none")
-"""Values of `type`, which pydantic puts into the place of a finding."""
+from trainer.config import no_such, number_problem, unused_fields
 
 
 def _number(value: object) -> object:
@@ -176,153 +166,3 @@ class SweepSpec(Grid):
     resources: Resources = Resources()
     retries: int = Field(default=2, ge=0)
     """How often a trial that failed for a reason that may pass is run again."""
-
-
-def find_spec(spec: str) -> Path:
-    """The file of a spec given by path, or by name if it is one of those that ship.
-
-    Raises:
-        SpecError: if there is no such file.
-    """
-    shipped = {path.stem: path for path in sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))}
-    if spec in shipped:
-        return shipped[spec]
-    if not Path(spec).is_file():
-        raise SpecError(spec, [f"is no file, and {no_such(spec, shipped, 'a spec that ships')}"])
-    return Path(spec)
-
-
-def load_spec(path: Path) -> SweepSpec:
-    """Read and check a spec.
-
-    Raises:
-        SpecError: with every problem: of the YAML, of its keys and types, and of the configs it would lead to.
-    """
-    try:
-        raw = yaml.load(path.read_text(), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
-    if not isinstance(raw, dict):
-        raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
-    return parse_spec(raw, str(path))
-
-
-def parse_spec(raw: dict[str, Any], source: str) -> SweepSpec:
-    """Check a spec that is already a mapping.
-
-    Raises:
-        SpecError: as `load_spec`.
-    """
-    problems: dict[str, None] = {}
-    broken: set[str] = set()
-    grid: Grid | None
-    try:
-        grid = spec = SweepSpec.model_validate(raw)
-    except ValidationError as error:
-        places = []
-        for detail in error.errors():
-            place = tuple(part for part in detail["loc"] if part not in TAGS)
-            problems[f"{'.'.join(map(str, place))}: {_sentence(detail, place)}"] = None
-            places.append(place)
-        broken = {str(place[1]) for place in places if place[0] == "space" and len(place) > 1}
-        grid = _grid_left(raw, places, broken)
-    for field, problem in _config_problems(grid) if grid else ():
-        if field not in broken:
-            problems[problem] = None
-    if problems:
-        raise SpecError(source, list(problems))
-    return spec
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key given twice, which PyYAML would silently answer with the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.MarkedYAMLError(
-                problem=f"{', '.join(map(str, twice))} given twice", problem_mark=node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
-    """What is wrong in one of pydantic's findings, as rule, value and way out."""
-    kind, value = detail["type"], detail["input"]
-    if kind == "extra_forbidden":
-        owners: dict[tuple[int | str, ...], type[BaseModel]] = {
-            (): SweepSpec,
-            ("search",): Search,
-            ("search", "pruner"): Asha,
-            ("final",): Final,
-            ("resources",): Resources,
-        }
-        return no_such(str(place[-1]), owners.get(place[:-1], FloatRange).model_fields, "a key here")
-    if kind == "missing":
-        return "is missing."
-    if kind in ("union_tag_not_found", "model_attributes_type"):
-        example = "asha, min_epochs: 10" if "pruner" in place else "float, low: 0.1, high: 1.0"
-        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {value!r}."
-    if kind == "union_tag_invalid":
-        return no_such(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
-    if kind == "value_error":
-        return str(detail["ctx"]["error"])
-    if isinstance(value, str) and (kind.startswith(("int", "float"))):
-        return str(number_problem(value))
-    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
-
-
-def _grid_left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> Grid | None:
-    """The grid without its broken entries, so that the rest is checked too; None if too little is left."""
-    kept: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
-    for part in ("tasks", "backbones", "methods"):
-        names = raw.get(part)
-        kept[part] = [n for i, n in enumerate(names) if (part, i) not in places] if isinstance(names, list) else []
-    if isinstance(kept["space"], dict):
-        kept["space"] = {name: entry for name, entry in kept["space"].items() if name not in broken}
-    try:
-        return Grid.model_validate(kept)
-    except ValidationError:
-        return None
-
-
-def _config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
-    """Field and sentence of everything that `TrainConfig` would refuse at a corner of some study's space."""
-    for part, names in (("fixed", spec.fixed), ("space", spec.space)):
-        for name in names:
-            if name in SWEEP_FIELDS:
-                yield name, f"{part}.{name}: the sweep sets it itself; use {_own_key(name)}."
-            elif name not in field_types():
-                fields = [field for field in field_types() if field not in SWEEP_FIELDS]
-                yield name, f"{part}.{name}: {no_such(name, fields, 'a TrainConfig field')}"
-            elif all(name in unused_fields(method) for method in spec.methods):
-                yield name, f"{part}.{name}: without effect on {', '.join(spec.methods)}; leave it out."
-            elif part == "space" and name in spec.fixed:
-                yield name, f"space.{name}: is fixed too; keep one of the two."
-    for backbone, method in itertools.product(spec.backbones, spec.methods):
-        fixed, space = spec.params_of(method)
-        base = {"task": task_names(spec.tasks[0])[0], "backbone": backbone, "method": method, **fixed}
-        known = {name: dimension for name, dimension in space.items() if name in field_types()}
-        base = {name: value for name, value in base.items() if name in field_types()}
-        for corner in itertools.product(*[_ends(dimension) for dimension in known.values()]):
-            try:
-                TrainConfig.from_params(base | dict(zip(known, corner, strict=True)))
-            except InvalidConfig as error:
-                for field, problem in error.problems.items():
-                    part = "space" if field in known else "fixed"
-                    yield field, f"{part}.{field}: {problem}"
-
-
-def _own_key(field: str) -> str:
-    return {
-        "task": "tasks",
-        "backbone": "backbones",
-        "method": "methods",
-        "train_size": "train_sizes",
-        "seed": "search.seed and final.seeds",
-        "eval_split": "nothing: search is judged on val, final trials on test",
-    }[field]
-
-
-def _ends(dimension: FloatRange | IntRange | Choice) -> list[Any]:
-    return dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]

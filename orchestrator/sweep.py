@@ -178,7 +178,8 @@ class Sweep:
             study.open()
             tracker.open_study(study.plan, study.search)
         for trial_record, trial in self._all():
-            tracker.sync(trial, trial_record)
+            if trial.state.is_finished:  # the others are shown as they are handed out
+                tracker.sync(trial, trial_record)
 
     def _all(self) -> Iterator[tuple[StudyRecord, TrialResult]]:
         for study in self.studies:

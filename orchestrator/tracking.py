@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.plan import StudyPlan
 from orchestrator.results import TrialResult, TrialState
-from trainer.checkpoint import read_bytes
+from trainer.storage import read_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -194,7 +194,8 @@ class MlflowTracker:
 
         run_id, _ = ledger.tracked(trial.number)
         if run_id is None:
-            run_id = self._find(client, "trial_id", trial.trial_id) if trial.attempt > 1 else None
+            may_have_one = trial.attempt > 1 or trial.state.is_finished
+            run_id = self._find(client, "trial_id", trial.trial_id) if may_have_one else None
             if run_id is None:
                 tags = self._tags(*self._plans[trial.study]) | {
                     "mlflow.parentRunId": self._parent(client, trial.study),

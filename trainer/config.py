@@ -170,10 +170,8 @@ def _type_problem(field_type: Any, value: object) -> str | None:
 
 def _rule_problems(config: TrainConfig) -> list[tuple[str, str | None]]:
     """Each rule's field and its sentence, None where the rule holds."""
-    task, backbone, method = (
-        table.get(name)
-        for table, name in ((TASKS, config.task), (BACKBONES, config.backbone), (METHODS, config.method))
-    )
+    task, backbone = TASKS.get(config.task), BACKBONES.get(config.backbone)
+    method = METHODS.get(config.method)
     problems = [
         ("task", None if task else no_such(config.task, TASKS, "a task")),
         ("backbone", None if backbone else no_such(config.backbone, BACKBONES, "a backbone")),

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from trainer.backbone import Backbone, load_backbone
 from trainer.catalog import METHODS, TASKS
-from trainer.checkpoint import load_state, save_state, write_bytes
+from trainer.checkpoint import load_state, save_state
 from trainer.config import TrainConfig
 from trainer.data.store import Split, load_split
 from trainer.metrics import accuracy, in_batches
 from trainer.prompts import PromptedViT, uniform_prompt
 from trainer.prototypes import TokenStream, build_prototypes
+from trainer.storage import write_bytes
 
 MIN_LR = 1e-8
 

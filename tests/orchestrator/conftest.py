@@ -13,7 +13,8 @@ import pytest
 
 from orchestrator.results import Failure, TrialResult
 from orchestrator.search import Record
-from orchestrator.spec import SweepSpec, parse_spec
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
 

@@ -9,7 +9,8 @@ import pytest
 from optuna.trial import TrialState as OptunaState
 
 from orchestrator.results import Failure, TrialResult, TrialState
-from orchestrator.spec import SweepSpec, parse_spec
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import parse_spec
 from tests.orchestrator.conftest import drive, new_sweep, outcome
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.errors import ConflictError
 from orchestrator.results import Failure, TrialResult, TrialState
-from orchestrator.spec import SweepSpec, parse_spec
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import parse_spec
 from orchestrator.tracking import MemoryTracker
 from tests.orchestrator.conftest import drive, new_sweep, outcome
 
@@ -38,7 +39,7 @@ def test_speed_and_order_of_workers_change_nothing(spec: SweepSpec, tmp_path: Pa
     assert outcome(other) == outcome(plain)
 
 
-@pytest.mark.parametrize("events", [1, 2, 3, 7, 20, 41])
+@pytest.mark.parametrize("events", [1, 4, 30])
 def test_a_sweep_whose_driver_dies_again_and_again_ends_like_one_that_never_did(
     spec: SweepSpec, tmp_path: Path, events: int
 ) -> None:

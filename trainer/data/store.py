@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from trainer.catalog import TASKS
-from trainer.checkpoint import read_bytes, write_bytes
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import decode
+from trainer.storage import read_bytes, write_bytes
 
 SPLITS = ("train", "val", "test")
 

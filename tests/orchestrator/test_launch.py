@@ -1,0 +1,223 @@
+"""The command itself, as a process with real Ray, SQLite and MLflow: killed, started again, asked for its table."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+SPTUNE = str(Path(sys.executable).with_name("sptune"))
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "tasks": ["demo/digits"],
+    "backbones": ["vit_nano_patch4_32.mae"],
+    "methods": ["spt_deep", "linear"],
+    "train_sizes": [0.2],
+    "fixed": {"epochs": 4, "warmup_epochs": 1},
+    "space": {
+        # One of the values diverges at once: a failing trial belongs to the picture.
+        "lr": {"type": "choice", "values": [0.01, 0.02, 0.03, 1e30]},
+        "prompt_length": {"type": "choice", "values": [2, 4]},
+        "prompt_init": {"type": "choice", "values": ["mean_pool", "kmeans"]},
+    },
+    "search": {"trials": 6, "max_concurrent": 2, "startup_trials": 2, "seed": 1,
+               "pruner": {"type": "asha", "min_epochs": 1, "reduction": 2}},
+    "final": {"seeds": [42, 44]},
+}  # fmt: skip
+
+
+def sptune(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
+    command = [SPTUNE, *map(str, arguments), "--home", str(home)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+
+
+def table(output: str) -> str:
+    """The result of a launch, without progress."""
+    return output[output.index("test accuracy") : output.index("Every trial in MLflow")]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("spec") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep that ran in one piece, in one process without Ray, and its table."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    done = sptune("launch", spec, "--inline", home=home)
+    assert done.returncode == 0, done.stderr
+    return home, table(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def killed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep through Ray whose driver was killed in the middle and that was launched again, and its table."""
+    home = tmp_path_factory.mktemp("killed")
+    driver = subprocess.Popen([SPTUNE, "launch", str(spec), "--home", str(home)], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if (found := re.search(r"(\d+) of 16 trials finished", line)) and int(found[1]) >= 5:
+            break
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    driver.stdout.close()
+    again = sptune("launch", spec, home=home)
+    assert again.returncode == 0, again.stderr
+    first = re.search(r"tiny: (\d+) of 16 trials finished", again.stdout)
+    assert first is not None and int(first[1]) >= 5, "what was finished stayed finished"
+    return home, table(again.stdout)
+
+
+def test_a_killed_driver_changes_nothing_in_the_table(killed: tuple[Path, str], undisturbed: tuple[Path, str]) -> None:
+    assert killed[1] == undisturbed[1]
+
+
+def test_no_trial_runs_twice_and_none_has_two_runs(killed: tuple[Path, str]) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{killed[0] / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = [run for run in runs if "trial_id" in run.data.tags]
+    assert max(Counter(run.data.tags["trial_id"] for run in children).values()) == 1
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED", "FAILED"}, "none is left running"
+    for run in children:
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == [*range(1, len(steps) + 1)], "no epoch is missing or doubled"
+
+
+def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str]) -> None:
+    url = f"sqlite:///{killed[0] / 'studies.db'}"
+    client = MlflowClient(tracking_uri=f"sqlite:///{killed[0] / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = {
+        run.data.tags["trial_id"]: run
+        for run in client.search_runs([experiment.experiment_id], max_results=1000)
+        if "trial_id" in run.data.tags
+    }
+    told = Counter[str]()
+    for name in optuna.get_all_study_names(url):
+        for trial in optuna.load_study(study_name=name, storage=url).trials:
+            run = runs[trial.user_attrs["trial_id"]]
+            assert run.data.tags["state"] == {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+            told[trial.state.name] += 1
+            if trial.state.name == "FAIL":
+                assert run.data.tags["error"] == trial.user_attrs["error"].splitlines()[0]
+                assert "TrainingDiverged" in run.data.tags["error"]
+            if trial.state.name == "COMPLETE":
+                wanted = {"prompt.safetensors"} | (
+                    {"prototypes.safetensors"} if run.data.tags["method"] == "spt_deep" else set()
+                )
+                assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == wanted
+    assert told["FAIL"] > 0
+    assert told["PRUNED"] > 0
+    assert told["COMPLETE"] > 0
+
+
+def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
+    spec: Path, undisturbed: tuple[Path, str]
+) -> None:
+    home, expected = undisturbed
+    written = {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")}
+    started = time.monotonic()
+    again = sptune("launch", spec, home=home)
+    assert time.monotonic() - started < 10
+    assert "nothing to run" in again.stdout
+    assert table(again.stdout) == expected
+    assert {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")} == written
+
+
+def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, str]) -> None:
+    home, expected = undisturbed
+    assert table(sptune("resume", "tiny", home=home).stdout) == expected
+    assert expected.strip() in sptune("report", "tiny", home=home).stdout
+    status = sptune("status", "tiny", home=home).stdout
+    assert status.count("8/8") == 2
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(
+    spec: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [SPTUNE, "launch", str(spec), "--home", str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout is not None
+        lines = []
+        for line in driver.stdout:
+            lines.append(line)
+            if "1 of 16" in line:
+                victims = _workers_of(driver.pid)
+                assert victims, "trials run in processes of their own"
+                os.kill(victims[0], signal.SIGKILL)
+        driver.wait()
+    output = "".join(lines)
+    assert table(output) == undisturbed[1]
+
+
+def _workers_of(pid: int) -> list[int]:
+    """Ray's trial processes below a driver."""
+    shown = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in shown.splitlines()[1:]]
+    family = {pid}
+    for _ in range(6):
+        family |= {int(child) for child, parent, *_ in rows if int(parent) in family}
+    return [int(child) for child, _, *command in rows if int(child) in family and "ImplicitFunc" in " ".join(command)]
+
+
+def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> None:
+    bad = copy.deepcopy(TINY)
+    bad["tasks"] = ["demo/digit"]
+    bad["space"]["lr"] = {"type": "float", "low": "1e-4", "high": 1}
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(bad))
+    (tmp_path / "file").write_text("")
+    refused = sptune("launch", path, home=tmp_path / "file" / "home")
+    assert refused.returncode == 2
+    assert f"{path} has 3 problems:" in refused.stderr
+    for told in ("did you mean 'demo/digits'", "YAML reads 1e-4 as text", "cannot be written: Not a directory"):
+        assert told in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.yaml", "file"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["report", "nothing"], "holds no sweep; start one with `sptune launch demo`"),
+        (["launch", "dmo"], "did you mean 'demo'?"),
+        (["ui"], "has no MLflow database yet"),
+        (["launch", "demo", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
+    ],
+)
+def test_a_users_mistake_is_a_sentence_and_no_trace(tmp_path: Path, command: list[str], told: str) -> None:
+    refused = sptune(*command, home=tmp_path)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+    assert "Traceback" not in refused.stderr + refused.stdout
+
+
+def test_plan_answers_at_once_and_without_torch() -> None:
+    code = (
+        "import sys; from orchestrator.cli import app\n"
+        "try: app(['plan', 'demo'])\nfinally: print('torch' in sys.modules)"
+    )
+    started = time.monotonic()
+    planned = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert time.monotonic() - started < 5, "1.5 s on an idle machine"
+    assert planned.stdout.endswith("False\n")
+    assert "6 studies, 24 search trials, 12 final trials" in planned.stdout

@@ -1,0 +1,150 @@
+"""Bad specs get one error with every problem, each with its way out; good ones get exactly their studies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import search_spaces
+from orchestrator.errors import SpecError
+from orchestrator.plan import studies
+from orchestrator.spec import Choice
+from orchestrator.spec_file import find_spec, load_spec, parse_spec
+
+SHIPPED = sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))
+
+
+def problems(raw: dict[str, Any]) -> list[str]:
+    with pytest.raises(SpecError) as refused:
+        parse_spec(raw, "draft.yaml")
+    count = len(refused.value.problems)
+    assert str(refused.value).startswith(f"draft.yaml has {count} problem")
+    return refused.value.problems
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ("name", "My Sweep", "name: must be lower-case letters, digits, - and _, got 'My Sweep'."),
+        ("tasks", ["demo/digit"], "tasks.0: 'demo/digit' is not a task or group; did you mean 'demo/digits'?"),
+        ("tasks", [], "tasks: list should have at least 1 item after validation, not 0, got []."),
+        ("methods", ["spt_deeep"], "methods.0: 'spt_deeep' is not a method; did you mean 'spt_deep'?"),
+        ("train_sizes", [1.5], "train_sizes.0: input should be less than or equal to 1, got 1.5."),
+        ("serach", {}, "serach: 'serach' is not a key here; did you mean 'search'?"),
+        ("search.trials", "many", "search.trials: must be a number, got the text 'many'."),
+        ("search.tirals", 3, "search.tirals: 'tirals' is not a key here; did you mean 'trials'?"),
+        ("search.pruner", {"type": "ahsa"}, "search.pruner: 'ahsa' is not a type; did you mean 'asha'?"),
+        ("space.lr.low", "1e-4",
+         "space.lr.low: must be a number, got the text '1e-4' (write 1.0e-4: YAML reads 1e-4 as text)."),
+        ("space.lr.high", 0.0001, "space.lr: low must be below high, and above 0 if log; got low=0.001, high=0.0001."),
+        ("space.lr", 0.1,
+         "space.lr: must be a mapping with a `type`, such as {type: float, low: 0.1, high: 1.0}; got 0.1."),
+        ("space.prompt_lenght", {"type": "choice", "values": [1]},
+         "space.prompt_lenght: 'prompt_lenght' is not a TrainConfig field; did you mean 'prompt_length'?"),
+        ("space.seed", {"type": "choice", "values": [1]},
+         "space.seed: the sweep sets it itself; use search.seed and final.seeds."),
+        ("fixed.lr", 0.1, "space.lr: is fixed too; keep one of the two."),
+        ("fixed.weight_decay", "1e-2",
+         "fixed.weight_decay: must be a number, got the text '1e-2' (write 1.0e-2: YAML reads 1e-4 as text)."),
+        ("fixed.warmup_epochs", 9, "fixed.warmup_epochs: must be at least 0 and below epochs=9, got 9."),
+        ("space.prompt_length.values", [1, 65],
+         "space.prompt_length: 65 exceeds the 64 patch tokens of vit_nano_patch4_32.mae; mean_pool and max_pool need "
+         "one token per prompt. Use prompt_init random or kmeans, or prompt_length <= 64."),
+        ("space.lr.high", -1, "space.lr: low must be below high, and above 0 if log; got low=0.001, high=-1.0."),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_place_and_its_cure(
+    raw_spec: dict[str, Any], place: str, value: object, problem: str
+) -> None:
+    *parents, key = place.split(".")
+    part = raw_spec
+    for parent in parents:
+        part = part[parent]
+    part[key] = value
+    assert problems(raw_spec) == [problem]
+
+
+def test_all_mistakes_are_told_at_once(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"].append("vtab/nothing")
+    raw_spec["space"]["lr"]["low"] = "1e-3"
+    raw_spec["space"]["prompt_length"]["values"] = [500]
+    raw_spec["fixed"]["batchsize"] = 4
+    raw_spec["colour"] = "red"
+    del raw_spec["final"]
+    told = "\n".join(problems(raw_spec))
+    for word in (
+        "vtab/nothing",
+        "space.lr.low",
+        "500 exceeds",
+        "did you mean 'batch_size'",
+        "colour",
+        "final: is missing",
+    ):
+        assert word in told
+
+
+def test_an_option_without_effect_is_refused(raw_spec: dict[str, Any]) -> None:
+    raw_spec["methods"] = ["linear"]
+    assert [problem.partition(":")[0] for problem in problems(raw_spec)] == ["space.prompt_length", "space.prompt_init"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: [", "is not valid YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("name: a\nname: b\n", "name given twice"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_refused_in_a_sentence(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "draft.yaml").write_text(text)
+    with pytest.raises(SpecError, match=problem):
+        load_spec(tmp_path / "draft.yaml")
+
+
+def test_a_spec_is_found_by_the_name_it_ships_under_or_by_its_path(tmp_path: Path) -> None:
+    assert find_spec("demo") == find_spec(str(find_spec("demo")))
+    with pytest.raises(SpecError, match="did you mean 'demo'"):
+        find_spec("demos")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_spec_is_valid_and_a_page_of_a_lab_book(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.name == path.stem.replace("_", "-")
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "?" in head[0], "its first line asks a question"
+    assert any(line.startswith("# Cost:") for line in head)
+    assert f"# Run:  sptune launch {path.stem}" in head
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_search_trials_never_touch_the_test_split(path: Path) -> None:
+    for study in studies(load_spec(path)):
+        params = {
+            name: dimension.values[0] if isinstance(dimension, Choice) else dimension.low
+            for name, dimension in study.space.items()
+        }
+        search, final = study.search_config(params, 0), study.final_config(params, 1)
+        assert (search.train_split, search.eval_split) == ("train", "val")
+        assert (final.train_split, final.eval_split) == ("trainval", "test")
+
+
+def test_a_group_stands_for_its_tasks_and_each_study_is_there_once(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"] = ["demo", "demo/digits"]
+    raw_spec["train_sizes"] = [0.5, 1.0]
+    plans = studies(parse_spec(raw_spec, "a test"))
+    assert len({plan.key for plan in plans}) == len(plans) == 3 * 2 * 2
+    linear = next(plan for plan in plans if plan.method == "linear")
+    assert list(linear.space) == ["lr"], "a method searches only what has an effect on it"
+
+
+def test_checking_a_spec_is_quick(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"] = ["demo"]
+    started = time.perf_counter()
+    parse_spec(raw_spec, "a test")
+    assert time.perf_counter() - started < 1

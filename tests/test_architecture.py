@@ -1,0 +1,61 @@
+"""The rooms and their doors, as DESIGN has them: who may import whom, and which word stands where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PRODUCT = sorted([*ROOT.glob("trainer/**/*.py"), *ROOT.glob("orchestrator/**/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top or anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("library", "door"),
+    [
+        ("ray", "orchestrator/ray_driver.py"),
+        ("optuna", "orchestrator/search.py"),
+        ("mlflow", "orchestrator/tracking.py"),
+    ],
+)
+def test_each_big_library_has_one_door(library: str, door: str) -> None:
+    users = {str(p.relative_to(ROOT)) for p in PRODUCT if any(m.partition(".")[0] == library for m in imports(p))}
+    assert users == {door}
+
+
+def test_the_trainer_has_never_heard_of_the_orchestrator() -> None:
+    for path in ROOT.glob("trainer/**/*.py"):
+        assert not any(module.startswith("orchestrator") for module in imports(path)), path
+
+
+def test_no_hyper_parameter_is_known_to_the_orchestrator() -> None:
+    for path in ROOT.glob("orchestrator/**/*.py"):
+        for word in ("prompt_length", "prompt_init"):
+            assert word not in path.read_text(), f"{word} stands in {path}"
+
+
+@pytest.mark.parametrize(
+    "module", ["spec", "plan", "cli", "sweep", "search", "report", "live", "ray_driver", "tracking"]
+)
+def test_nothing_above_the_worker_imports_torch(module: str) -> None:
+    code = f"import sys, orchestrator.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_has_one_job(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
