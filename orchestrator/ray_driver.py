@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -62,8 +64,10 @@ def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None], add
 def _connect(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        if address is not None and (place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address}: {error}. Start one, or leave --address out.") from None
 
 
