@@ -10,8 +10,7 @@ It knows nothing of Ray, MLflow or torch; a driver (`inline.py`, `ray_driver.py`
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +164,7 @@ class Sweep:
         self.studies = [Study(spec, plan, record) for plan in studies(spec)]
         self._tracker = tracker
         self._under_way: dict[str, tuple[StudyRecord, int]] = {}
+        self._unfinished: deque[tuple[StudyRecord, int]] = deque()
         self._failures: Counter[str] = Counter()
         conflicts = [(study.plan.key, conflict) for study in self.studies if (conflict := study.conflict())]
         if conflicts:
@@ -177,14 +177,12 @@ class Sweep:
         for study in self.studies:
             study.open()
             tracker.open_study(study.plan, study.search)
-        for trial_record, trial in self._all():
-            if trial.state.is_finished:  # the others are shown as they are handed out
-                tracker.sync(trial, trial_record)
-
-    def _all(self) -> Iterator[tuple[StudyRecord, TrialResult]]:
-        for study in self.studies:
-            for record in (study.search, study.final):
-                yield from ((record, trial) for trial in record.trials if trial.duplicate_of is None)
+            for trial_record in (study.search, study.final):
+                for trial in trial_record.trials:
+                    if not trial.state.is_finished:
+                        self._unfinished.append((trial_record, trial.number))
+                    elif trial.duplicate_of is None:
+                        tracker.sync(trial, trial_record)
 
     @property
     def done(self) -> bool:
@@ -200,10 +198,12 @@ class Sweep:
 
         First what an earlier driver left running or what waits for another attempt, then new trials, study by study.
         """
-        for record, trial in self._all():
-            if not trial.state.is_finished and trial.trial_id not in self._under_way:
-                again = dataclasses.replace(trial, state=TrialState.RUNNING, attempt=trial.attempt + 1)
-                return self._hand_out(record, again)
+        if self._unfinished:
+            record, number = self._unfinished.popleft()
+            trial = record.trials[number]
+            return self._hand_out(
+                record, dataclasses.replace(trial, state=TrialState.RUNNING, attempt=trial.attempt + 1, error=None)
+            )
         for study in self.studies:
             if (new := study.next_trial()) is not None:
                 return self._hand_out(*new)
@@ -254,4 +254,6 @@ class Sweep:
         record.replace(trial)
         if trial.state is not TrialState.RUNNING:
             del self._under_way[trial.trial_id]
+        if trial.state is TrialState.WAITING:
+            self._unfinished.append((record, trial.number))
         self._tracker.sync(trial, record)
