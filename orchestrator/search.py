@@ -152,9 +152,9 @@ class StudyRecord:
         trial_id = self._ids[result.number]
         for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
             metrics = result.epochs[epoch - 1]
-            self._storage.set_trial_user_attr(trial_id, f"epoch/{epoch:04d}", metrics)
             if "val/accuracy" in metrics:
                 self._storage.set_trial_intermediate_value(trial_id, epoch, metrics["val/accuracy"])
+            self._storage.set_trial_user_attr(trial_id, f"epoch/{epoch:04d}", metrics)  # last: with it the epoch counts
         for name in ATTRIBUTES:
             if getattr(result, name) != getattr(old, name):
                 self._storage.set_trial_user_attr(trial_id, name, getattr(result, name))

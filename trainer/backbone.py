@@ -23,6 +23,12 @@ def vit_nano_patch4_32() -> VisionTransformer:
     return VisionTransformer(img_size=32, patch_size=4, embed_dim=96, depth=5, num_heads=3, num_classes=0)
 
 
+def cls_and_positions(vit: VisionTransformer) -> tuple[nn.Parameter, nn.Parameter]:
+    """The CLS token ``[1, 1, D]`` and the position embedding ``[1, 1 + N, D]``, which every ViT here has."""
+    assert vit.cls_token is not None and vit.pos_embed is not None, "a ViT with CLS and positions"
+    return vit.cls_token, vit.pos_embed
+
+
 class Backbone(nn.Module):
     """A frozen timm ViT in evaluation mode, taken apart where prompts go in.
 
@@ -45,8 +51,6 @@ class Backbone(nn.Module):
         self.num_layers = len(vit.blocks)
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.image_size: int = vit.patch_embed.img_size[0]
-        assert vit.pos_embed is not None and vit.cls_token is not None, "a ViT with CLS and positions"
-        self._cls_token, self._positions_1TD = vit.cls_token, vit.pos_embed
         self.register_buffer("mean_C11", torch.full((3, 1, 1), 0.5), persistent=False)
         self.register_buffer("std_C11", torch.full((3, 1, 1), 0.5), persistent=False)
 
@@ -60,10 +64,11 @@ class Backbone(nn.Module):
         Returns:
             CLS with its position ``[B, 1, D]``, patches with theirs ``[B, N, D]``, patches without ``[B, N, D]``.
         """
+        cls_11D, positions_1TD = cls_and_positions(self.vit)
         normalized_BCHW = (images_BCHW.to(self.mean_C11.dtype) / 255 - self.mean_C11) / self.std_C11
         patches_BND = self.vit.patch_embed(normalized_BCHW)
-        cls_B1D = (self._cls_token + self._positions_1TD[:, :1]).expand(len(patches_BND), -1, -1)
-        return cls_B1D, patches_BND + self._positions_1TD[:, 1:], patches_BND
+        cls_B1D = (cls_11D + positions_1TD[:, :1]).expand(len(patches_BND), -1, -1)
+        return cls_B1D, patches_BND + positions_1TD[:, 1:], patches_BND
 
     def layers(self) -> Iterator[nn.Module]:
         """The transformer blocks, first to last."""

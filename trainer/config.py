@@ -8,12 +8,14 @@ import functools
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from trainer.catalog import BACKBONES, METHODS, TASKS
+from trainer.catalog import BACKBONES, METHODS, TASKS, Task
 
 
 class InvalidConfig(ValueError):
@@ -76,9 +78,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         found = [(name, _type_problem(kind, getattr(self, name))) for name, kind in field_types().items()]
-        if not any(problem for _, problem in found):
-            found = _rule_problems(self)
-        if problems := {name: problem for name, problem in found if problem}:
+        wrong = {name: problem for name, problem in found if problem}
+        # Rules are checked on what has the right type, with defaults for the rest.
+        stand_ins = {field.name: field.default for field in dataclasses.fields(self) if field.name in wrong}
+        values = {name: stand_ins.get(name, getattr(self, name)) for name in field_types()}
+        broken = {name: problem for name, problem in _rule_problems(SimpleNamespace(**values)) if problem}
+        if problems := broken | wrong:
             raise InvalidConfig(problems)
 
     @classmethod
@@ -90,22 +95,31 @@ class TrainConfig:
         Raises:
             InvalidConfig: as the constructor, and for names that are no fields.
         """
-        unknown = {name: no_such(name, field_types(), "a TrainConfig field") for name in params.keys() - field_types()}
-        missing = {name: "is missing." for name in ("task", "method") if name not in params}
-        if unknown or missing:
-            raise InvalidConfig(unknown | missing)
+        problems = {name: no_such(name, field_types(), "a TrainConfig field") for name in params.keys() - field_types()}
+        problems |= {name: "is missing." for name in ("task", "method") if name not in params}
         values: dict[str, Any] = {
             name: float(value) if field_types()[name] is float and type(value) is int else value
             for name, value in params.items()
+            if name in field_types()
         }
-        method = METHODS.get(str(params["method"]))
+        method = METHODS.get(str(params.get("method")))
         if method is not None and len(method.prompt_inits) == 1 and values.get("prompt_init") is None:
             values["prompt_init"] = method.prompt_inits[0]
-        return cls(**values)
+        try:
+            config = cls(**{"task": "", "method": ""} | values)
+        except InvalidConfig as error:
+            problems = error.problems | problems
+        if problems:
+            raise InvalidConfig(problems)
+        return config
 
     def fingerprint(self) -> str:
         """Twelve hex digits of the content: the id of the trial that this config is."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        values = {
+            name: float(value) + 0.0 if field_types()[name] is float else value  # 1 is 1.0, and -0.0 is 0.0
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def train_split(self) -> Literal["train", "trainval"]:
@@ -142,13 +156,12 @@ def no_such(name: str, known: Collection[str], what: str) -> str:
 def number_problem(value: object) -> str | None:
     """Why a value is not a number, or None if it is one."""
     if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return f"must be a number, got the text {value!r}."
-        mantissa, e, exponent = value.partition("e")
-        cure = f"{mantissa}.0e{exponent}" if e and "." not in mantissa else f"{number!r} without quotes"
-        return f"must be a number, got the text {value!r} (write {cure}: YAML reads 1e-4 as text)."
+        if re.fullmatch(r"[+-]?\d+(\.\d*)?", value):
+            return f"must be a number, got the text {value!r} (write {value} without quotes)."
+        if power := re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?\d+)", value):
+            cure = f"{power[1]}{power[2] or '.0'}e{int(power[3]):+d}"
+            return f"must be a number, got the text {value!r} (write {cure}: YAML reads 1e-4 as text)."
+        return f"must be a number, got the text {value!r}."
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"must be a number, got {value!r}."
     return None
@@ -168,7 +181,7 @@ def _type_problem(field_type: Any, value: object) -> str | None:
     return None if value in choices else f"must be one of {', '.join(choices)}, got {value!r}."
 
 
-def _rule_problems(config: TrainConfig) -> list[tuple[str, str | None]]:
+def _rule_problems(config: Any) -> list[tuple[str, str | None]]:
     """Each rule's field and its sentence, None where the rule holds."""
     task, backbone = TASKS.get(config.task), BACKBONES.get(config.backbone)
     method = METHODS.get(config.method)
@@ -179,7 +192,7 @@ def _rule_problems(config: TrainConfig) -> list[tuple[str, str | None]]:
         ("train_size", None if 0 < config.train_size <= 1 else f"must be in (0, 1], got {config.train_size}."),
         ("epochs", None if config.epochs >= 1 else f"must be at least 1, got {config.epochs}."),
         ("seed", None if 0 <= config.seed < 2**32 else f"must be in 0..2^32-1, got {config.seed}."),
-        ("lr", None if 0 < config.lr < math.inf else f"must be above 0 and finite, got {config.lr}."),
+        ("lr", None if 0 < config.lr <= 1e30 else f"must be above 0 and at most 1e30, got {config.lr}."),
     ]
     if not 0 <= config.warmup_epochs < max(1, config.epochs):
         rule = f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
@@ -189,15 +202,21 @@ def _rule_problems(config: TrainConfig) -> list[tuple[str, str | None]]:
             problems.append((name, f"must be at least 0 and finite, got {decay}."))
     if config.batch_size < 1:
         problems.append(("batch_size", f"must be at least 1, got {config.batch_size}."))
-    elif task and config.batch_size > config.train_size * task.num_train:
-        images = f"the {config.train_size * task.num_train:.0f} training images of {task.name}"
-        problems.append(("batch_size", f"{config.batch_size} exceeds {images} at train_size={config.train_size:g}."))
+    elif task and config.train_size > 0 and config.batch_size > (most := _most_images(task, config)):
+        rule = f"{config.batch_size} exceeds the {most} images that {task.name} has at most at train_size"
+        problems.append(("batch_size", f"{rule}={config.train_size:g}."))
     if method and backbone:
         problems += _prompt_problems(config)
     return problems
 
 
-def _prompt_problems(config: TrainConfig) -> list[tuple[str, str | None]]:
+def _most_images(task: Task, config: Any) -> int:
+    """An upper bound of the images learnt from: a share is rounded class by class, and takes one at least."""
+    images: int = task.num_train + (task.num_val if config.eval_split == "test" else 0)
+    return min(images, math.ceil(config.train_size * images) + 2 * task.num_classes)
+
+
+def _prompt_problems(config: Any) -> list[tuple[str, str | None]]:
     method, num_patches = METHODS[config.method], BACKBONES[config.backbone].num_patches
     length, init = config.prompt_length, config.prompt_init
     if method.prompted_layers == "none":

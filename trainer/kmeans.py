@@ -24,7 +24,7 @@ def kmeans(points_ND: Tensor, clusters: int, generator: torch.Generator, max_ite
     if len(points_ND) < clusters:
         raise ValueError(f"kmeans needs at least as many points as clusters, got {len(points_ND)} for {clusters}.")
     centres_KD = _plus_plus(points_ND, clusters, generator)
-    tolerance = 1e-4 * points_ND.var(dim=0).mean()
+    tolerance = 1e-4 * points_ND.var(dim=0, correction=0).mean()
     for _ in range(max_iterations):
         distance_N, nearest_N = _squared_distances(points_ND, centres_KD).min(dim=1)
         counts_K = torch.bincount(nearest_N, minlength=clusters)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -72,14 +73,12 @@ def train(
 
     # The prompt's first value, and the model around it.
     first_LPD = first_prompt(config, backbone, learnt_from.images_NCHW, data_root)
-    if folder is not None and config.prompt_length:
-        write_bytes(f"{folder}/prototypes.safetensors", save({"prompt": first_LPD.cpu().contiguous()}))
     model = PromptedViT(
         backbone,
         num_classes=TASKS[config.task].num_classes,
         prompt_LPD=first_LPD,
         prompt_dropout=METHODS[config.method].prompt_dropout,
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(stream_seed(config.seed, "head")),
     ).to(device)
 
     # With no prompt nothing below the head learns: the network's features take the images' place, computed once.
@@ -104,13 +103,15 @@ def train(
                 parameter.copy_(state["learnable"][name])
         optimizer.load_state_dict(state["optimizer"])
         finished = [EpochMetrics(**epoch) for epoch in state["epochs"]]
-        yield from finished
+    if folder is not None and config.prompt_length:
+        write_bytes(f"{folder}/prototypes.safetensors", save({"prompt": first_LPD.cpu().contiguous()}))
+    yield from finished
 
     for epoch in range(len(finished) + 1, config.epochs + 1):
         started = time.perf_counter()
         # Order and dropout come from (seed, epoch) alone: an epoch does not know whether it was resumed.
-        order = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-        torch.manual_seed(config.seed * 1_000_003 + epoch)
+        order = torch.Generator().manual_seed(stream_seed(config.seed, "order", epoch))
+        torch.manual_seed(stream_seed(config.seed, "dropout", epoch))
         model.train()
         total_loss = torch.zeros((), device=device)
         batches = torch.randperm(num_images, generator=order).to(device).split(config.batch_size)
@@ -124,15 +125,15 @@ def train(
             optimizer.step()
             total_loss += loss.detach()
         train_loss = total_loss.item() / steps_per_epoch
-        if not math.isfinite(train_loss):
+        if not (math.isfinite(train_loss) and all(p.isfinite().all() for p in learnable.values())):
             raise TrainingDiverged(
-                f"train/loss became {train_loss} in epoch {epoch} (task={config.task}, lr={config.lr}). "
-                "A smaller lr is the usual cure."
+                f"loss or weights became infinite or NaN in epoch {epoch} "
+                f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
             )
-        seconds = time.perf_counter() - started
+        seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
 
         # The last epoch judges a final run; a search run is judged each epoch, on val.
-        metrics = {"train/loss": train_loss, "train/lr": lr, "train/images_per_s": num_images / seconds}
+        metrics = {"train/loss": train_loss, "train/lr": lr, "train/images_per_s": seen / seconds}
         last = epoch == config.epochs
         if config.eval_split == "val" or last:
             scored_on = load(config.eval_split, 1.0)
@@ -160,7 +161,13 @@ def lr_at(epoch: float, config: TrainConfig) -> float:
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
     progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-    return MIN_LR + (config.lr - MIN_LR) * 0.5 * (1 + math.cos(math.pi * progress))
+    floor = min(MIN_LR, config.lr)
+    return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def stream_seed(seed: int, purpose: str, epoch: int = 0) -> int:
+    """The seed of one stream of random numbers: no two purposes or epochs share theirs."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()[:7], "big")
 
 
 def first_prompt(config: TrainConfig, backbone: Backbone, images_NCHW: Tensor, data_root: str) -> Tensor:
@@ -176,7 +183,7 @@ def first_prompt(config: TrainConfig, backbone: Backbone, images_NCHW: Tensor, d
             backbone,
             num_layers=num_layers,
             prompt_length=config.prompt_length,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=torch.Generator().manual_seed(stream_seed(config.seed, "prompt")),
         )
     key = (data_root, config.task, config.train_split, config.train_size, backbone.sha256, num_layers)
     choice = (config.prompt_init, config.prompt_length, config.seed)
@@ -185,7 +192,10 @@ def first_prompt(config: TrainConfig, backbone: Backbone, images_NCHW: Tensor, d
             _prototypes.clear()
         stream = TokenStream(backbone=backbone, images_MCHW=images_NCHW, num_layers=num_layers)
         _prototypes[key, choice] = build_prototypes(
-            stream, prompt_init=str(config.prompt_init), prompt_length=config.prompt_length, seed=config.seed
+            stream,
+            prompt_init=str(config.prompt_init),
+            prompt_length=config.prompt_length,
+            seed=stream_seed(config.seed, "prototypes"),
         )
     return _prototypes[key, choice]
 

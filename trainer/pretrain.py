@@ -64,10 +64,9 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.vit = vit
         grid, patch = vit.patch_embed.grid_size[0], vit.patch_embed.patch_size[0]
-        assert vit.pos_embed is not None and vit.cls_token is not None, "a ViT with CLS and positions"
-        self.cls_token, self.positions_1TD = vit.cls_token, vit.pos_embed
-        self.positions_1TD.requires_grad_(False)[0, 1:] = sine_cosine_positions(grid, vit.embed_dim)
-        self.positions_1TD[0, 0] = 0
+        _, positions_1TD = backbone.cls_and_positions(vit)
+        positions_1TD.requires_grad_(False)[0, 1:] = sine_cosine_positions(grid, vit.embed_dim)
+        positions_1TD[0, 0] = 0
         self.patch = patch
         self.to_decoder = nn.Linear(vit.embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.randn(decoder_dim) * 0.02)
@@ -77,13 +76,14 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, images_BCHW: Tensor, mask_share: float) -> Tensor:
         """The mean square error over the normalised pixels of the hidden patches."""
-        patches_BND = self.vit.patch_embed(images_BCHW) + self.positions_1TD[:, 1:]
+        cls_11D, positions_1TD = backbone.cls_and_positions(self.vit)
+        patches_BND = self.vit.patch_embed(images_BCHW) + positions_1TD[:, 1:]
         batch, count, width = patches_BND.shape
         order_BN = torch.rand(batch, count, device=patches_BND.device).argsort(dim=1)
         visible_BV = order_BN[:, : round(count * (1 - mask_share))]
         tokens_BTD = torch.cat(
             [
-                self.cls_token.expand(batch, -1, -1),
+                cls_11D.expand(batch, -1, -1),
                 patches_BND.gather(1, visible_BV[..., None].expand(-1, -1, width)),
             ],
             dim=1,
@@ -190,9 +190,13 @@ def pretrain(images: Tensor, recipe: Recipe, out: Path, device: str) -> tuple[Vi
         betas=recipe.betas,
     )
     steps = len(images) // recipe.batch_size
+    if steps == 0:
+        raise ValueError(f"{len(images)} images are fewer than a batch of {recipe.batch_size}; give more images.")
     warmup = max(1, round(recipe.warmup_share * recipe.epochs * steps))
     losses: list[float] = []
     if (state := load_state(out / "pretrain.pt")) is not None:
+        if state["recipe"] != asdict(recipe):
+            raise ValueError(f"{out} holds a checkpoint of another recipe; choose another --out or remove it.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         losses = state["losses"]
@@ -212,7 +216,12 @@ def pretrain(images: Tensor, recipe: Recipe, out: Path, device: str) -> tuple[Vi
             optimizer.step()
             total += loss.item()
         losses.append(total / steps)
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
+        state = {
+            "recipe": asdict(recipe),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "losses": losses,
+        }
         save_state(out / "pretrain.pt", state)
         seconds = time.perf_counter() - started
         print(f"epoch {epoch + 1}/{recipe.epochs}  loss {losses[-1]:.4f}  {seconds:.0f} s", flush=True)
@@ -270,4 +279,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as problem:
+        sys.exit(f"error: {problem}")

@@ -28,9 +28,14 @@ def write_bytes(place: str | Path, data: bytes) -> None:
     filesystem, path = open_place(place)
     part = f"{path}.{uuid.uuid4().hex}.part"
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with filesystem.open_output_stream(part) as stream:
-        stream.write(data)
-    filesystem.move(part, path)
+    try:
+        with filesystem.open_output_stream(part) as stream:
+            stream.write(data)
+        filesystem.move(part, path)
+    except OSError:
+        if filesystem.get_file_info(part).type == fs.FileType.File:
+            filesystem.delete_file(part)
+        raise
 
 
 def read_bytes(place: str | Path) -> bytes | None:

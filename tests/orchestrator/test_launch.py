@@ -211,6 +211,27 @@ def test_a_users_mistake_is_a_sentence_and_no_trace(tmp_path: Path, command: lis
     assert "Traceback" not in refused.stderr + refused.stdout
 
 
+def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "resources": {"cpus": 1, "gpus": 1000}}))
+    refused = sptune("launch", path, home=tmp_path)
+    assert refused.returncode == 2
+    assert "a trial asks for 1 CPUs and 1000 GPUs, and Ray has" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_ctrl_c_stops_with_the_command_that_goes_on(spec: Path, tmp_path: Path) -> None:
+    command = [SPTUNE, "launch", str(spec), "--home", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+        assert driver.stdout is not None
+        told = driver.stdout.readline()
+        driver.send_signal(signal.SIGINT)
+        told += driver.stdout.read()
+    assert driver.returncode == 130
+    assert "stopped; `sptune resume tiny` goes on from the last finished epochs." in told
+    assert "Traceback" not in told
+
+
 def test_plan_answers_at_once_and_without_torch() -> None:
     code = (
         "import sys; from orchestrator.cli import app\n"

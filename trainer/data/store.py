@@ -131,7 +131,8 @@ def load_split(root: str, task: str, split: str, train_size: float, image_size: 
     parts = []
     for name in ("train", "val") if split == "trainval" else (split,):
         data = read_bytes(f"{root}/{task}/{name}.parquet")
-        assert data is not None, f"{root}/{task} has a card and no {name}.parquet"
+        if data is None:
+            raise FileNotFoundError(f"{root}/{task} has a card and no {name}.parquet; remove the folder and try again.")
         table = pq.read_table(io.BytesIO(data))
         parts.append(table.take(nested_subset(table["label"].to_numpy(), train_size)))
     table = pa.concat_tables(parts)

@@ -1,0 +1,45 @@
+"""What the trainer's tests share: one task store, one frozen network, and small configs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.backbone import Backbone, load_backbone
+from trainer.catalog import METHODS
+from trainer.config import TrainConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """The networks here are so small that a second thread only waits for the first."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A task store in which demo tasks are made at first use; read it, never write to it."""
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """The bundled network, the very object that training uses; copy it before changing it."""
+    return load_backbone("vit_nano_patch4_32.mae")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., TrainConfig]:
+    """Configs of three epochs on 40 digits, for any method, with changes."""
+
+    def config(method: str = "spt_deep", **changes: Any) -> TrainConfig:
+        params: dict[str, Any] = {"task": "demo/digits", "method": method, "train_size": 0.05, "batch_size": 16}
+        params |= {"epochs": 3, "warmup_epochs": 1}
+        if METHODS[method].prompted_layers != "none":
+            params |= {"prompt_length": 3, "prompt_init": METHODS[method].prompt_inits[-1]}
+        return TrainConfig.from_params(params | changes)
+
+    return config

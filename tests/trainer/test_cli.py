@@ -1,0 +1,131 @@
+"""The two command lines: `python -m trainer` and `python -m trainer.pretrain`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainer.__main__ import field_docs, main, parse
+from trainer.config import field_types
+from trainer.pretrain import Recipe, pretrain, read_images
+
+TINY = ["--task", "demo/digits", "--epochs", "1", "--warmup-epochs", "0", "--train-size", "0.05", "--batch-size", "16"]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_one_training_runs_by_hand_and_prints_its_accuracy(data_root: str, tmp_path: Path) -> None:
+    arguments = [*TINY, "--method", "spt_shallow", "--prompt-length", "2", "--data", data_root, "--out", str(tmp_path)]
+    done = python("-m", "trainer", *arguments, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"val/accuracy 0\.\d{4} after 1 epochs \(trial [0-9a-f]{12}\)\n", done.stdout)
+    assert {"prompt.safetensors", "prototypes.safetensors"} <= {file.name for file in tmp_path.iterdir()}
+    assert load_file(tmp_path / "prompt.safetensors")["prompt"].shape == (1, 2, 96)
+
+
+def test_mistakes_are_listed_all_at_once_without_a_traceback(tmp_path: Path) -> None:
+    done = python(
+        *["-m", "trainer", "--task", "demo/digit", "--method", "spt_deep", "--prompt-length", "65"],
+        *["--lr", "nan", "--epochs", "10", "--data", str(tmp_path)],
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sorted(done.stderr.splitlines()) == [
+        "--lr: must be above 0 and finite, got nan.",
+        "--prompt-length: 65 exceeds the 64 patch tokens of vit_nano_patch4_32.mae; mean_pool and max_pool need one "
+        "token per prompt. Use prompt_init random or kmeans, or prompt_length <= 64.",
+        "--task: 'demo/digit' is not a task; did you mean 'demo/digits'?",
+        "--warmup-epochs: must be at least 0 and below epochs=10, got 10.",
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_by_hand_imports_nothing_of_the_orchestrator(data_root: str) -> None:
+    arguments = [*TINY, "--method", "linear", "--data", data_root, "--device", "cpu"]
+    code = f"import sys; from trainer.__main__ import main; assert main({arguments!r}) == 0; print(*sys.modules)"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    modules = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"torch", "timm", "trainer"} <= modules
+    assert not {"ray", "optuna", "mlflow", "orchestrator"} & modules
+
+
+def test_what_goes_wrong_on_the_way_is_one_sentence(
+    data_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*TINY, "--method", "linear", "--data", data_root, "--device", "cpu", "--out", str(tmp_path)]
+    assert main(run) == 0
+    assert main([*run, "--seed", "43"]) == 1
+    text = f"error: {tmp_path} holds a checkpoint of another config; choose another folder or remove it."
+    assert capsys.readouterr().err.splitlines()[-1] == text
+
+
+def test_every_field_is_an_option_with_its_docstring_as_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in field_types():
+        assert f"--{name.replace('_', '-')} " in shown
+        assert " ".join(field_docs()[name].split()) in shown
+    given, options = parse(["--task", "t", "--method", "m", "--lr", "1e-4", "--prompt-length", "5", "--out", "o"])
+    assert (given, options.out) == ({"task": "t", "method": "m", "lr": 1e-4, "prompt_length": 5}, "o")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eight images of all kinds and sizes in a folder and its sub-folder, and a file that is none."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for i, shape in enumerate([(40, 40, 3), (32, 32), (20, 50, 3), (9, 7, 4)] * 2):
+        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+        image.save((folder, folder / "more")[i % 2] / f"{i}.PNG")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_images_for_pretraining_are_read_at_any_depth(photos: Path, tmp_path: Path) -> None:
+    images, labels = read_images(photos, 32)
+    assert images.shape == (8, 3, 32, 32) and images.dtype == torch.uint8 and labels is None
+    # The one that has the size already, in grey, is read as it is.
+    with Image.open(photos / "more/1.PNG") as grey:
+        assert any(bool((image == torch.from_numpy(np.array(grey))).all()) for image in images)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no image") as caught:
+        read_images(tmp_path / "empty", 32)
+    assert str(caught.value) == (
+        f"{tmp_path}/empty holds no image; give a Parquet file with a column `image`, or a folder of images."
+    )
+
+
+def test_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
+    images, _ = read_images(photos, 32)
+
+    def run(epochs: int, folder: str) -> tuple[dict[str, torch.Tensor], list[float]]:
+        vit, losses = pretrain(images, Recipe(epochs=epochs, batch_size=8), tmp_path / folder, "cpu")
+        return vit.state_dict(), losses
+
+    # With one batch an epoch, the first one's rate is the same however many follow.
+    start, one_loss = run(1, "in-two")
+    weights, losses = run(2, "in-two")
+    straight, straight_losses = run(2, "at-once")
+    assert losses == straight_losses and losses[:1] == one_loss and all(0 < loss < 10 for loss in losses)
+    assert all(torch.equal(weights[name], straight[name]) for name in straight)
+    changed = {name for name in start if not torch.equal(start[name], weights[name])}
+    assert {"patch_embed.proj.weight", "cls_token", "norm.weight"} <= changed and "pos_embed" not in changed
+    # Finished is finished: a third call trains nothing.
+    again, same_losses = run(2, "in-two")
+    assert same_losses == losses and all(torch.equal(again[name], weights[name]) for name in weights)

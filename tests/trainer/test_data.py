@@ -1,0 +1,194 @@
+"""The task store, the subsets, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.catalog import TASKS
+from trainer.checkpoint import load_state, save_state
+from trainer.data.rendered import render
+from trainer.data.store import SPLITS, Example, load_split, read_card, write_task
+from trainer.data.subsets import nested_subset
+from trainer.data.transforms import decode
+from trainer.storage import read_bytes, write_bytes
+
+DEMO_TASKS = [name for name, row in TASKS.items() if row.group == "demo"]
+
+
+def png(mode: str, width: int, height: int, colour: object = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), colour).save(buffer, "PNG")  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+def test_a_rendered_task_is_what_the_catalog_says(task: str, data_root: str) -> None:
+    row = TASKS[task]
+    keys: list[str] = []
+    for split, count in zip(SPLITS, (row.num_train, row.num_val, row.num_test), strict=True):
+        loaded = load_split(data_root, task, split, 1.0, 32)
+        assert loaded.images_NCHW.shape == (count, 3, 32, 32) and loaded.images_NCHW.dtype == torch.uint8
+        # Every class is there, and no other; no image is empty.
+        assert sorted(set(loaded.labels_N.tolist())) == list(range(row.num_classes))
+        assert bool((loaded.images_NCHW.flatten(1).amax(dim=1) > 127).all())
+        keys += loaded.keys
+    # No image is in two splits, or twice in one.
+    assert len(keys) == row.num_train + row.num_val + row.num_test == len(set(keys))
+    card = read_card(data_root, task)
+    assert card.counts == {"train": row.num_train, "val": row.num_val, "test": row.num_test}
+    assert (card.task, len(card.class_names)) == (task, row.num_classes)
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+def test_rendering_again_elsewhere_gives_the_same_bytes(task: str, data_root: str, tmp_path: Path) -> None:
+    render(str(tmp_path), task)
+    assert read_card(str(tmp_path), task) == read_card(data_root, task)
+    for split in SPLITS:
+        name = f"{task}/{split}.parquet"
+        assert (tmp_path / name).read_bytes() == read_bytes(f"{data_root}/{name}")
+
+
+def test_the_fingerprint_of_a_task_changes_with_any_of_its_examples(tmp_path: Path) -> None:
+    row, image = TASKS["demo/digits"], png("L", 8, 8)
+    counts = dict(zip(SPLITS, (row.num_train, row.num_val, row.num_test), strict=True))
+    plain = {s: [Example(key=f"{s}{i}", label=i % 10, image=image) for i in range(n)] for s, n in counts.items()}
+    last = plain["test"][-1]
+    others = [{"key": "other"}, {"label": 9 - last.label}, {"image": png("L", 8, 8, 1)}]
+    changed = [plain | {"test": [*plain["test"][:-1], dataclasses.replace(last, **other)]} for other in others]  # type: ignore[arg-type]
+    prints = set()
+    for splits in (plain, *changed):
+        write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
+        prints.add(read_card(str(tmp_path), row.name).fingerprint)
+    assert len(prints) == 4
+
+
+def test_trainval_is_train_and_val_together(data_root: str) -> None:
+    for share in (1.0, 0.1):
+        train, val, both = (load_split(data_root, "demo/digits", s, share, 32) for s in ("train", "val", "trainval"))
+        assert both.keys == train.keys + val.keys
+        assert torch.equal(both.labels_N, torch.cat([train.labels_N, val.labels_N]))
+        assert torch.equal(both.images_NCHW, torch.cat([train.images_NCHW, val.images_NCHW]))
+
+
+def test_a_share_of_a_split_is_the_rows_that_the_subset_names(data_root: str) -> None:
+    whole, part = (load_split(data_root, "demo/shapes_loc", "train", share, 32) for share in (1.0, 0.1))
+    rows = nested_subset(whole.labels_N.numpy(), 0.1)
+    assert part.keys == tuple(whole.keys[row] for row in rows)
+    assert torch.equal(part.images_NCHW, whole.images_NCHW[torch.from_numpy(rows)])
+    assert torch.equal(part.labels_N, whole.labels_N[torch.from_numpy(rows)])
+
+
+@pytest.mark.parametrize(
+    "counts", [[100] * 10, [1, 2, 3, 500], [1], [7, 993], [3] * 200], ids=["even", "rare", "one", "two", "many"]
+)
+def test_tuning_sets_are_nested_stratified_and_the_same_each_time(counts: list[int]) -> None:
+    labels_N = np.random.default_rng(5).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int64)
+    smaller: set[int] = set()
+    for share in (1e-9, 0.001, 0.01, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.999, 1.0):
+        rows = nested_subset(labels_N, share)
+        assert rows.tolist() == sorted(set(rows.tolist())) == nested_subset(labels_N, share).tolist()
+        assert smaller <= set(rows.tolist())
+        for label, count in enumerate(counts):
+            taken = int((labels_N[rows] == label).sum())
+            assert taken >= 1 and (taken == 1 or abs(taken - Fraction(share) * count) < 1)
+        smaller = set(rows.tolist())
+    assert len(smaller) == sum(counts)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("size", [(32, 32), (1, 1), (8, 8), (33, 50), (500, 20)], ids=str)
+def test_every_kind_of_image_becomes_a_square_of_three_channels(mode: str, size: tuple[int, int]) -> None:
+    image = decode(png(mode, *size), 32)
+    assert image.shape == (3, 32, 32) and image.dtype == np.uint8
+
+
+def test_decoding_keeps_the_centre_of_the_short_side() -> None:
+    # Red, green and blue squares side by side: what remains is green, whichever way they lie.
+    pixels = np.zeros((40, 120, 3), np.uint8)
+    for i in range(3):
+        pixels[:, 40 * i : 40 * (i + 1), i] = 255
+    for lying in (pixels, pixels.transpose(1, 0, 2)):
+        buffer = io.BytesIO()
+        Image.fromarray(lying).save(buffer, "PNG")
+        image = decode(buffer.getvalue(), 32)
+        assert image[:, 4:28, 4:28].reshape(3, -1).T.tolist() == [[0, 255, 0]] * 576
+
+
+@pytest.mark.parametrize("wrong", SPLITS)
+def test_a_task_with_wrong_counts_is_refused_and_nothing_of_it_is_present(wrong: str, tmp_path: Path) -> None:
+    expected = {"train": 800, "val": 200, "test": 797}
+    counts = expected | {wrong: expected[wrong] - 1}
+    splits = {s: [Example(key=f"{s}{i}", label=0, image=b"") for i in range(n)] for s, n in counts.items()}
+    with pytest.raises(ValueError, match="must have") as caught:
+        write_task(str(tmp_path), "demo/digits", splits, source="here", class_names=[], protocol="drawn")
+    assert str(caught.value) == f"demo/digits must have {expected} images, got {counts}."
+    assert list(tmp_path.rglob("*")) == []
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond a thousand bytes: a disk that fills up in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
+    place = tmp_path / "deep" / "er" / "file"
+    write_bytes(place, b"old")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        write_bytes(place, bytes(5000))
+    assert read_bytes(place) == b"old"
+    write_bytes(place, b"new")
+    assert read_bytes(place) == b"new"
+
+
+def test_a_task_whose_writing_fails_is_not_present_and_can_be_written_again(tmp_path: Path, data_root: str) -> None:
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        render(str(tmp_path), "demo/digits")
+    assert read_bytes(tmp_path / "demo/digits/card.json") is None
+    assert read_card(str(tmp_path), "demo/digits") == read_card(data_root, "demo/digits")
+
+
+def test_a_place_is_a_path_or_a_uri_and_one_without_a_file_holds_nothing(tmp_path: Path) -> None:
+    for missing in ("file", "no/such/folder/file"):
+        assert read_bytes(tmp_path / missing) is None
+        assert load_state(f"file://{tmp_path}/{missing}") is None
+    write_bytes(f"file://{tmp_path}/a/b", b"bytes")
+    assert read_bytes(str(tmp_path / "a/b")) == b"bytes"
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    values = torch.tensor([0.1, -0.0, torch.inf, torch.nan, 1e-45, 3e38])
+    tensors = {"noise": noise, "values": values, "double": noise.double() / 3, "empty": torch.zeros(0, 0, 96)}
+    state = {"tensors": tensors, "epochs": [{"epoch": 1, "loss": 0.1 + 0.2}], "config": "0123456789ab", "none": None}
+    save_state(tmp_path / "state.pt", state)
+    loaded = load_state(tmp_path / "state.pt")
+    assert loaded is not None and loaded.keys() == state.keys()
+    assert {k: v for k, v in loaded.items() if k != "tensors"} == {k: v for k, v in state.items() if k != "tensors"}
+    for name, tensor in tensors.items():
+        back = loaded["tensors"][name]
+        assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+        assert back.numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_a_state_that_holds_other_objects_is_not_loaded(tmp_path: Path) -> None:
+    save_state(tmp_path / "state.pt", {"reader": io.BytesIO()})
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_state(tmp_path / "state.pt")
