@@ -80,7 +80,8 @@ class TrainConfig:
         found = [(name, _type_problem(kind, getattr(self, name))) for name, kind in field_types().items()]
         wrong = {name: problem for name, problem in found if problem}
         # Rules are checked on what has the right type, with defaults for the rest.
-        stand_ins = {field.name: field.default for field in dataclasses.fields(self) if field.name in wrong}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"task": "", "method": ""}
+        stand_ins = {name: defaults[name] for name in wrong}
         values = {name: stand_ins.get(name, getattr(self, name)) for name in field_types()}
         broken = {name: problem for name, problem in _rule_problems(SimpleNamespace(**values)) if problem}
         if problems := broken | wrong:
@@ -202,7 +203,7 @@ def _rule_problems(config: Any) -> list[tuple[str, str | None]]:
             problems.append((name, f"must be at least 0 and finite, got {decay}."))
     if config.batch_size < 1:
         problems.append(("batch_size", f"must be at least 1, got {config.batch_size}."))
-    elif task and config.train_size > 0 and config.batch_size > (most := _most_images(task, config)):
+    elif task and 0 < config.train_size <= 1 and config.batch_size > (most := _most_images(task, config)):
         rule = f"{config.batch_size} exceeds the {most} images that {task.name} has at most at train_size"
         problems.append(("batch_size", f"{rule}={config.train_size:g}."))
     if method and backbone:
@@ -213,7 +214,8 @@ def _rule_problems(config: Any) -> list[tuple[str, str | None]]:
 def _most_images(task: Task, config: Any) -> int:
     """An upper bound of the images learnt from: a share is rounded class by class, and takes one at least."""
     images: int = task.num_train + (task.num_val if config.eval_split == "test" else 0)
-    return min(images, math.ceil(config.train_size * images) + 2 * task.num_classes)
+    share: int = math.ceil(config.train_size * images) + 2 * task.num_classes
+    return min(images, share)
 
 
 def _prompt_problems(config: Any) -> list[tuple[str, str | None]]:

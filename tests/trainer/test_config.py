@@ -88,6 +88,9 @@ def test_what_is_missing_is_named() -> None:
     [
         ("lr", "1e-4", "must be a number, got the text '1e-4' (write 1.0e-4: YAML reads 1e-4 as text)."),
         ("weight_decay", "5e-3", "must be a number, got the text '5e-3' (write 5.0e-3: YAML reads 1e-4 as text)."),
+        ("lr", "2E30", "must be a number, got the text '2E30' (write 2.0e+30: YAML reads 1e-4 as text)."),
+        ("lr", "nan", "must be a number, got the text 'nan'."),
+        ("epochs", "10", "must be a number, got the text '10' (write 10 without quotes)."),
         ("lr", "fast", "must be a number, got the text 'fast'."),
         ("lr", True, "must be a number, got True."),
         ("lr", None, "must be a number, got None."),
@@ -107,7 +110,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_cure(field: str, value: o
     ("field", "values", "rule"),
     [
         ("train_size", (0.0, -0.1, 1.0000001, math.nan, math.inf), "must be in (0, 1], got {}."),
-        ("lr", (0.0, -1e-3, math.nan, math.inf, -math.inf), "must be above 0 and finite, got {}."),
+        ("lr", (0.0, -1e-3, 1.1e30, math.nan, math.inf, -math.inf), "must be above 0 and at most 1e30, got {}."),
         ("weight_decay", (-1e-9, math.nan, math.inf), "must be at least 0 and finite, got {}."),
         ("head_weight_decay", (-1e-9, math.nan, math.inf), "must be at least 0 and finite, got {}."),
         ("batch_size", (0, -32), "must be at least 1, got {}."),
@@ -119,6 +122,26 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_cure(field: str, value: o
 def test_a_number_outside_its_range_is_refused_with_the_rule(field: str, values: tuple[float, ...], rule: str) -> None:
     for value in values:
         assert problems_of(VALID | {field: value})[field] == rule.format(value)
+
+
+def test_a_wrong_type_hides_no_broken_rule() -> None:
+    told = problems_of(VALID | {"lr": "1e-4", "epochs": 0, "train_size": "all", "colour": 1, "method": "spt_depe"})
+    assert told.keys() >= {"lr", "epochs", "train_size", "colour", "method"}
+    assert "did you mean 'spt_deep'" in told["method"]
+
+
+def test_a_batch_that_no_share_of_the_task_can_fill_is_refused() -> None:
+    assert problems_of(VALID | {"task": "demo/digits", "batch_size": 801})["batch_size"] == (
+        "801 exceeds the 800 images that demo/digits has at most at train_size=1."
+    )
+    assert TrainConfig.from_params(VALID | {"task": "demo/digits", "batch_size": 1000, "eval_split": "test"})
+
+
+def test_equal_configs_have_equal_ids() -> None:
+    config = TrainConfig.from_params(VALID | {"lr": 1.0, "weight_decay": 0.0})
+    same = dataclasses.replace(config, lr=1), TrainConfig.from_params(VALID | {"lr": 1, "weight_decay": -0.0})
+    for twin in same:
+        assert (twin, twin.fingerprint()) == (config, config.fingerprint())
 
 
 @pytest.mark.parametrize("length", [65, 100, 196])

@@ -154,6 +154,7 @@ def test_a_write_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
     with full_disk(), pytest.raises(OSError, match="File too large"):
         write_bytes(place, bytes(5000))
     assert read_bytes(place) == b"old"
+    assert [file.name for file in place.parent.iterdir()] == ["file"], "and nothing half-written beside them"
     write_bytes(place, b"new")
     assert read_bytes(place) == b"new"
 

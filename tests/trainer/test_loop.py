@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.backbone import Backbone
+from trainer.backbone import Backbone, load_backbone
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
 from trainer.data.store import load_split
-from trainer.loop import EpochMetrics, TrainingDiverged, train
+from trainer.loop import EpochMetrics, TrainingDiverged, first_prompt, stream_seed, train
 
 Whole = tuple[TrainConfig, list[EpochMetrics], Path]
 
@@ -136,7 +136,7 @@ def test_prototypes_are_made_of_the_images_that_are_learnt_from(
         # One step an epoch: the first has rate 0, the second goes out of all bounds, and the third's loss shows it.
         ({"batch_size": 32, "lr": 1e30}, 3, "nan"),
         # The weights overflow at the only step, whose own loss is still a number.
-        ({"batch_size": 32, "lr": 3e37, "weight_decay": 10.0, "epochs": 1, "warmup_epochs": 0}, 1, r"\d\.\d+"),
+        ({"batch_size": 32, "lr": 1e30, "weight_decay": 3e8, "epochs": 1, "warmup_epochs": 0}, 1, r"\d\.\d+"),
     ],
 )
 def test_a_run_that_diverges_ends_with_epoch_loss_and_rate_and_leaves_no_result(
@@ -157,12 +157,29 @@ def test_a_run_that_diverges_ends_with_epoch_loss_and_rate_and_leaves_no_result(
 def test_a_folder_of_another_config_is_refused(
     data_root: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
-    list(train(tiny("linear"), data_root=data_root, folder=str(tmp_path)))
+    list(train(tiny(), data_root=data_root, folder=str(tmp_path)))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="another config") as caught:
-        list(train(tiny("linear", seed=43), data_root=data_root, folder=str(tmp_path)))
+        list(train(tiny(seed=43), data_root=data_root, folder=str(tmp_path)))
     assert str(caught.value) == (
         f"{tmp_path} holds a checkpoint of another config; choose another folder or remove it."
     )
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before, "refused means untouched"
+
+
+def test_prompt_and_head_start_from_streams_of_their_own(data_root: str, tiny: Callable[..., TrainConfig]) -> None:
+    seeds = [stream_seed(seed, purpose, epoch) for seed in (0, 1) for purpose in ("head", "order") for epoch in (0, 1)]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**63, "torch takes no larger one"
+    correlations = []
+    for seed in range(3):
+        config = tiny("vpt_deep", prompt_length=3, seed=seed)
+        network = load_backbone(config.backbone)
+        prompt = first_prompt(config, network, torch.empty(0), data_root).flatten()[:960]
+        generator = torch.Generator().manual_seed(stream_seed(seed, "head"))
+        head = torch.nn.init.trunc_normal_(torch.empty(960), std=0.02, generator=generator)
+        correlations.append(abs(float(torch.corrcoef(torch.stack([prompt, head]))[0, 1])))
+    assert max(correlations) < 0.15
 
 
 def test_a_batch_larger_than_the_data_is_refused(data_root: str, tiny: Callable[..., TrainConfig]) -> None:
