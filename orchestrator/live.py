@@ -10,26 +10,26 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.report import label, varying
 from orchestrator.results import TrialState
 from orchestrator.sweep import StudySummary, Sweep
 
 
 def progress_table(summaries: list[StudySummary]) -> Table:
     """A row a study: how many of its trials are in which state, and the best score so far."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "method", "backbone", "size"):
+    named, same = varying([summary.plan for summary in summaries], ("backbone", "train_size"))
+    names = ["task", "method", *named]
+    table = Table(box=None, pad_edge=False, title=same.removeprefix(", "), title_justify="left")
+    for name in names:
         table.add_column(name, no_wrap=True)
-    for name in ("done", "running", "pruned", "failed", "best val", "test"):
+    for name in ("done", "running", "pruned", "failed", "best val %", "test %"):
         table.add_column(name, justify="right")
     for summary in summaries:
         finished = sum(count for state, count in summary.states.items() if state.is_finished)
         scores = [trial.score for trial in summary.finals if trial.score is not None]
         best = summary.best.score if summary.best else None
         table.add_row(
-            summary.plan.task,
-            summary.plan.method,
-            summary.plan.backbone,
-            f"{summary.plan.train_size:g}",
+            *label(summary.plan, names),
             f"{finished}/{summary.planned}",
             *(_count(summary.states[state]) for state in (TrialState.RUNNING, TrialState.PRUNED)),
             Text(_count(summary.states[TrialState.FAILED]), style="red"),

@@ -6,6 +6,7 @@ import statistics
 
 from rich.table import Table
 
+from orchestrator.plan import StudyPlan
 from orchestrator.results import TrialState
 from orchestrator.sweep import StudySummary
 
@@ -13,22 +14,24 @@ from orchestrator.sweep import StudySummary
 def result_table(summaries: list[StudySummary]) -> Table:
     """Methods by tasks: mean ± std of test accuracy in percent over seeds; the best mean of a task in bold.
 
-    Rows are (method, backbone, train size); `mean` is over the tasks, where a row has all of them. Std is that of
-    the sample (n - 1).
+    Rows are methods, and backbones and train sizes where they differ; `mean` is over the tasks, where a row has all
+    of them. Std is that of the sample (n - 1).
     """
+    plans = [summary.plan for summary in summaries]
+    named, same = varying(plans, ("backbone", "train_size"))
+    names = ["method", *named]
     scores = {
-        (_row(summary), summary.plan.task): [trial.score for trial in summary.finals if trial.score is not None]
+        (label(summary.plan, names), summary.plan.task): [t.score for t in summary.finals if t.score is not None]
         for summary in summaries
     }
-    tasks = list(dict.fromkeys(summary.plan.task for summary in summaries))
-    rows = list(dict.fromkeys(_row(summary) for summary in summaries))
+    tasks = list(dict.fromkeys(plan.task for plan in plans))
     means = {place: statistics.mean(values) for place, values in scores.items() if values}
-    table = Table(title="test accuracy, %")
-    for name in ("method", "backbone", "size"):
+    table = Table(title=f"test accuracy, %{same}")
+    for name in names:
         table.add_column(name, no_wrap=True)
     for name in (*tasks, "mean"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for row in dict.fromkeys(label(plan, names) for plan in plans):
         cells = []
         for task in tasks:
             best = max((mean for (_, of), mean in means.items() if of == task), default=None)
@@ -41,16 +44,31 @@ def result_table(summaries: list[StudySummary]) -> Table:
 
 def chosen_table(summaries: list[StudySummary]) -> Table:
     """The parameters that each study chose on val, and its score there."""
-    names = list(dict.fromkeys(name for summary in summaries for name in summary.plan.space))
-    table = Table(title="chosen on val")
-    for name in ("task", "method", "val %", *names):
-        table.add_column(name, justify="right" if name not in ("task", "method") else "left", no_wrap=True)
+    names, same = varying([summary.plan for summary in summaries], ("backbone", "train_size"))
+    table = Table(title=f"chosen on val{same}")
+    for name in ("task", "method", *names, "val %", "params"):
+        table.add_column(name, justify="right" if name == "val %" else "left", no_wrap=name != "params")
     for summary in summaries:
         if summary.best is not None and summary.best.score is not None:
-            values = [summary.best.params.get(name, "—") for name in names]
-            shown = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
-            table.add_row(summary.plan.task, summary.plan.method, f"{100 * summary.best.score:.1f}", *shown)
+            params = ", ".join(
+                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in summary.best.params.items()
+            )
+            place = label(summary.plan, ["task", "method", *names])
+            table.add_row(*place, f"{100 * summary.best.score:.1f}", params)
     return table
+
+
+def varying(plans: list[StudyPlan], names: tuple[str, ...]) -> tuple[list[str], str]:
+    """Which of these differ among the studies and need a column; the others, as the end of a title."""
+    values = {name: dict.fromkeys(f"{getattr(plan, name)}" for plan in plans) for name in names}
+    same = [f"{name} {next(iter(found))}" for name, found in values.items() if len(found) == 1]
+    return [name for name, found in values.items() if len(found) > 1], "".join(f", {text}" for text in same)
+
+
+def label(plan: StudyPlan, names: list[str]) -> tuple[str, ...]:
+    """The cells that name a study."""
+    return tuple(str(getattr(plan, name)) for name in names)
 
 
 def footer(summaries: list[StudySummary]) -> str:
@@ -65,10 +83,6 @@ def footer(summaries: list[StudySummary]) -> str:
         f"at the last epoch, with the params of best val accuracy at the last epoch.\n"
         f"Trials: {trials}, {missing} missing."
     )
-
-
-def _row(summary: StudySummary) -> tuple[str, str, str]:
-    return summary.plan.method, summary.plan.backbone, f"{summary.plan.train_size:g}"
 
 
 def _mean_std(scores: list[float]) -> str:
