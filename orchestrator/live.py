@@ -19,7 +19,7 @@ def progress_table(summaries: list[StudySummary]) -> Table:
     """A row a study: how many of its trials are in which state, and the best score so far."""
     named, same = varying([summary.plan for summary in summaries], ("backbone", "train_size"))
     names = ["task", "method", *named]
-    table = Table(box=None, pad_edge=False, title=same.removeprefix(", "), title_justify="left")
+    table = Table(box=None, pad_edge=False, title=same, title_justify="left")
     for name in names:
         table.add_column(name, no_wrap=True)
     for name in ("done", "running", "pruned", "failed", "best val %", "test %"):

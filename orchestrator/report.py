@@ -26,7 +26,7 @@ def result_table(summaries: list[StudySummary]) -> Table:
     }
     tasks = list(dict.fromkeys(plan.task for plan in plans))
     means = {place: statistics.mean(values) for place, values in scores.items() if values}
-    table = Table(title=f"test accuracy, %{same}")
+    table = Table(title=f"test accuracy, %\n{same}")
     for name in names:
         table.add_column(name, no_wrap=True)
     for name in (*tasks, "mean"):
@@ -45,7 +45,7 @@ def result_table(summaries: list[StudySummary]) -> Table:
 def chosen_table(summaries: list[StudySummary]) -> Table:
     """The parameters that each study chose on val, and its score there."""
     names, same = varying([summary.plan for summary in summaries], ("backbone", "train_size"))
-    table = Table(title=f"chosen on val{same}")
+    table = Table(title=f"chosen on val\n{same}")
     for name in ("task", "method", *names, "val %", "params"):
         table.add_column(name, justify="right" if name == "val %" else "left", no_wrap=name != "params")
     for summary in summaries:
@@ -60,10 +60,10 @@ def chosen_table(summaries: list[StudySummary]) -> Table:
 
 
 def varying(plans: list[StudyPlan], names: tuple[str, ...]) -> tuple[list[str], str]:
-    """Which of these differ among the studies and need a column; the others, as the end of a title."""
+    """Which of these differ among the studies and need a column; the others in words, for a title."""
     values = {name: dict.fromkeys(f"{getattr(plan, name)}" for plan in plans) for name in names}
     same = [f"{name} {next(iter(found))}" for name, found in values.items() if len(found) == 1]
-    return [name for name, found in values.items() if len(found) > 1], "".join(f", {text}" for text in same)
+    return [name for name, found in values.items() if len(found) > 1], ", ".join(same)
 
 
 def label(plan: StudyPlan, names: list[str]) -> tuple[str, ...]:
