@@ -222,9 +222,12 @@ def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is(tmp_path: P
 
 def test_ctrl_c_stops_with_the_command_that_goes_on(spec: Path, tmp_path: Path) -> None:
     command = [SPTUNE, "launch", str(spec), "--home", str(tmp_path)]
+    # A shell starts background jobs deaf to Ctrl-C, and a child inherits that: let it hear.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
         assert driver.stdout is not None
         told = driver.stdout.readline()
+        signal.signal(signal.SIGINT, before)
         driver.send_signal(signal.SIGINT)
         told += driver.stdout.read()
     assert driver.returncode == 130

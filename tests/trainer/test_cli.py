@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import subprocess
@@ -15,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.__main__ import field_docs, main, parse
+from trainer.checkpoint import load_state
 from trainer.config import field_types
 from trainer.pretrain import Recipe, pretrain, read_images
 
@@ -43,7 +46,7 @@ def test_mistakes_are_listed_all_at_once_without_a_traceback(tmp_path: Path) -> 
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert sorted(done.stderr.splitlines()) == [
-        "--lr: must be above 0 and finite, got nan.",
+        "--lr: must be above 0 and at most 1e30, got nan.",
         "--prompt-length: 65 exceeds the 64 patch tokens of vit_nano_patch4_32.mae; mean_pool and max_pool need one "
         "token per prompt. Use prompt_init random or kmeans, or prompt_length <= 64.",
         "--task: 'demo/digit' is not a task; did you mean 'demo/digits'?",
@@ -111,21 +114,41 @@ def test_images_for_pretraining_are_read_at_any_depth(photos: Path, tmp_path: Pa
     )
 
 
+class CtrlC(io.StringIO):
+    """A terminal at which somebody presses Ctrl-C as soon as it shows something."""
+
+    def write(self, text: str) -> int:
+        raise KeyboardInterrupt
+
+
+def test_pretraining_refuses_a_folder_of_another_recipe_and_too_few_images(photos: Path, tmp_path: Path) -> None:
+    images, _ = read_images(photos, 32)
+    pretrain(images, Recipe(epochs=1, batch_size=8), tmp_path, "cpu")
+    with pytest.raises(ValueError, match="checkpoint of another recipe; choose another --out or remove it"):
+        pretrain(images, Recipe(epochs=2, batch_size=8), tmp_path, "cpu")
+    with pytest.raises(ValueError, match=rf"{len(images)} images are fewer than a batch of 256; give more images"):
+        pretrain(images, Recipe(epochs=1), tmp_path / "new", "cpu")
+
+
 def test_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(photos: Path, tmp_path: Path) -> None:
     images, _ = read_images(photos, 32)
 
-    def run(epochs: int, folder: str) -> tuple[dict[str, torch.Tensor], list[float]]:
-        vit, losses = pretrain(images, Recipe(epochs=epochs, batch_size=8), tmp_path / folder, "cpu")
+    def run(folder: str) -> tuple[dict[str, torch.Tensor], list[float]]:
+        vit, losses = pretrain(images, Recipe(epochs=2, batch_size=8), tmp_path / folder, "cpu")
         return vit.state_dict(), losses
 
-    # With one batch an epoch, the first one's rate is the same however many follow.
-    start, one_loss = run(1, "in-two")
-    weights, losses = run(2, "in-two")
-    straight, straight_losses = run(2, "at-once")
-    assert losses == straight_losses and losses[:1] == one_loss and all(0 < loss < 10 for loss in losses)
+    # Ctrl-C as the first epoch is told, which is when its checkpoint is whole.
+    with contextlib.redirect_stdout(CtrlC()), pytest.raises(KeyboardInterrupt):
+        run("in-two")
+    state = load_state(tmp_path / "in-two" / "pretrain.pt")
+    assert state is not None
+    start = {name.removeprefix("vit."): value for name, value in state["model"].items() if name.startswith("vit.")}
+    weights, losses = run("in-two")
+    straight, straight_losses = run("at-once")
+    assert losses == straight_losses and losses[:1] == state["losses"] and all(0 < loss < 10 for loss in losses)
     assert all(torch.equal(weights[name], straight[name]) for name in straight)
     changed = {name for name in start if not torch.equal(start[name], weights[name])}
     assert {"patch_embed.proj.weight", "cls_token", "norm.weight"} <= changed and "pos_embed" not in changed
     # Finished is finished: a third call trains nothing.
-    again, same_losses = run(2, "in-two")
+    again, same_losses = run("in-two")
     assert same_losses == losses and all(torch.equal(again[name], weights[name]) for name in weights)

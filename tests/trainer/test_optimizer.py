@@ -115,4 +115,5 @@ def test_twenty_steps_are_those_of_adamw_with_a_decay_for_the_prompt_and_another
     assert learnt.keys() == expected.keys()
     for name, weight in expected.items():
         assert float((learnt[name] - start["learnable"][name]).abs().max()) > 1e-4, name
-        torch.testing.assert_close(learnt[name].double(), weight, rtol=0, atol=1e-6)
+        # The weights are up to 5, and float32 rounds those by 2.4e-7 at each of the 20 steps.
+        torch.testing.assert_close(learnt[name].double(), weight, rtol=1e-6, atol=1e-6)
