@@ -197,7 +197,7 @@ class MlflowTracker:
             may_have_one = trial.attempt > 1 or trial.state.is_finished
             run_id = self._find(client, "trial_id", trial.trial_id) if may_have_one else None
             if run_id is None:
-                tags = self._tags(*self._plans[trial.study]) | {
+                tags = self._tags(self._plans[trial.study][0]) | {
                     "mlflow.parentRunId": self._parent(client, trial.study),
                     "trial_id": trial.trial_id,
                     "phase": trial.phase,
@@ -219,7 +219,7 @@ class MlflowTracker:
         if ledger.mlflow_run is None:
             run_id = self._find(client, "study", study)
             if run_id is None:
-                tags = self._tags(plan, ledger) | {"phase": "study", "study": study}
+                tags = self._tags(plan) | {"phase": "study", "study": study}
                 run_id = client.create_run(self._experiment, tags=tags, run_name=study).info.run_id
                 client.set_terminated(run_id)
             ledger.save_mlflow_run(run_id)
@@ -227,7 +227,7 @@ class MlflowTracker:
         assert run_id is not None, "just saved"
         return run_id
 
-    def _tags(self, plan: StudyPlan, _: StudyLedger) -> dict[str, Any]:
+    def _tags(self, plan: StudyPlan) -> dict[str, Any]:
         return {
             "sweep": self._sweep,
             "task": plan.task,
