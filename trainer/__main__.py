@@ -33,7 +33,11 @@ def field_docs() -> dict[str, str]:
 
 def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
     """The config's values, and the options that say where to run."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer",
+        description=__doc__,
+        epilog="SPT methods start from mean_pool where --prompt-init is not given.",
+    )
     docs = field_docs()
     for field in dataclasses.fields(TrainConfig):
         hint = field_types()[field.name]
