@@ -93,6 +93,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key given twice, which PyYAML would silently answer with the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping of YAML.
+
+        Raises:
+            yaml.MarkedYAMLError: if a key is there twice, with the line.
+        """
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise yaml.MarkedYAMLError(
