@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test check install
+.PHONY: demo ui test test-slow check install
 .DEFAULT_GOAL := demo
 
 # The lock, installed: made again whenever the lock or the dependencies change.
@@ -21,6 +21,9 @@ ui: install
 
 test: install
 	$(BIN)/pytest
+
+test-slow: install
+	$(BIN)/pytest -m slow
 
 check: install
 	$(BIN)/ruff format --check .

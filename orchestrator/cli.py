@@ -17,6 +17,8 @@ from orchestrator.home import Home, Workplace, home_at
 from orchestrator.plan import studies
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import find_spec, load_spec, parse_spec
+from trainer.catalog import BACKBONES
+from trainer.weights import WeightsError, find_weights
 
 if TYPE_CHECKING:
     from orchestrator.search import Record
@@ -39,6 +41,12 @@ HomeOption = Annotated[
 InlineOption = Annotated[bool, typer.Option("--inline", help="One trial at a time in this process, without Ray.")]
 AddressOption = Annotated[
     str | None, typer.Option(help="A running Ray cluster; default: a Ray of this machine.", envvar="RAY_ADDRESS")
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SPTUNE_WEIGHTS", help="A file, or a folder of files, with backbones' weights; else timm's hub."
+    ),
 ]
 DEFAULT_HOME = Path("sptune-home")
 
@@ -72,6 +80,7 @@ def launch(
     home: HomeOption = DEFAULT_HOME,
     inline: InlineOption = False,
     address: AddressOption = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Run a sweep to its table; started again after anything, it goes on where it was."""
     problems: list[str] = []
@@ -79,6 +88,7 @@ def launch(
     path = find_spec(spec)
     try:
         sweep = load_spec(path)
+        problems += weights_problems(sweep, weights)
     except SpecError as error:
         problems += error.problems
     try:
@@ -87,7 +97,7 @@ def launch(
         problems.append(str(error))
     if problems or sweep is None:
         raise SpecError(str(path), problems)
-    _run(sweep, home_at(home), inline, address)
+    _run(sweep, home_at(home), inline, address, weights)
 
 
 @app.command()
@@ -96,9 +106,13 @@ def resume(
     home: HomeOption = DEFAULT_HOME,
     inline: InlineOption = False,
     address: AddressOption = None,
+    weights: WeightsOption = None,
 ) -> None:
     """Go on with a sweep by its name; the record holds its spec."""
-    _run(_recorded(home_at(home), sweep)[1], home_at(home), inline, address)
+    spec = _recorded(home_at(home), sweep)[1]
+    if problems := weights_problems(spec, weights):
+        raise SpecError(f"the recorded spec of {sweep}", problems)
+    _run(spec, home_at(home), inline, address, weights)
 
 
 @app.command()
@@ -113,6 +127,47 @@ def status(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
 def report(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
     """Print the table of test accuracies and the chosen parameters."""
     _print_report(_summaries(*_recorded(home_at(home), sweep)))
+
+
+@app.command()
+def backbones(weights: WeightsOption = None) -> None:
+    """List the backbones and where each one's weights would come from."""
+    if weights and not Path(weights).expanduser().exists():
+        raise UserError(f"weights {weights}: there is no such file or folder.")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("backbone", no_wrap=True)
+    for name in ("layers", "width", "patch"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("weights", overflow="fold")
+    for row in BACKBONES.values():
+        try:
+            source = str(find_weights(row, weights))
+        except WeightsError:
+            source = "absent: name a file"
+        table.add_row(row.name, *map(str, (row.num_layers, row.embed_dim, row.patch_size)), source)
+    console.print(table)
+
+
+@app.command()
+def predict(
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Its id or the first letters of it, or its folder.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    home: HomeOption = DEFAULT_HOME,
+    weights: WeightsOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes shown of each image.")] = 3,
+) -> None:
+    """Classify images with what a finished trial learnt."""
+    import trainer
+
+    if missing := [str(image) for image in images if not image.is_file()]:
+        raise UserError(f"there is no file {', '.join(missing)}.")
+    try:
+        classifier = trainer.load(home_at(home).trial_folder(trial), weights=weights)
+        for image, found in zip(images, classifier.classify(images, top), strict=True):
+            shown = "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in found)
+            console.print(f"{image}: {shown}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from None
 
 
 @app.command()
@@ -134,7 +189,18 @@ def ui(
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
-def _run(spec: SweepSpec, home: Home, inline: bool, address: str | None) -> None:
+def weights_problems(spec: SweepSpec, weights: str | None) -> list[str]:
+    """A sentence for each backbone whose weights are nowhere."""
+    problems = []
+    for name in spec.backbones:
+        try:
+            find_weights(BACKBONES[name], weights)
+        except WeightsError as error:
+            problems.append(f"backbones: {error}")
+    return problems
+
+
+def _run(spec: SweepSpec, home: Home, inline: bool, address: str | None, weights: str | None) -> None:
     from orchestrator.live import LiveView
     from orchestrator.sweep import Sweep
     from orchestrator.tracking import MlflowTracker
@@ -144,6 +210,8 @@ def _run(spec: SweepSpec, home: Home, inline: bool, address: str | None) -> None
     workplace = Workplace(
         data_root=home.data_root,
         trials=home.trials(spec.name),
+        bank=home.bank,
+        weights=weights and str(Path(weights).expanduser().absolute()),
         cpus=spec.resources.cpus,
         gpus=spec.resources.gpus,
     )

@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import HomeError
+from orchestrator.errors import HomeError, UserError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +18,10 @@ class Workplace:
     """The task store."""
     trials: str
     """Folder with a folder a trial."""
+    bank: str
+    """Folder of prototypes that trials share."""
+    weights: str | None
+    """A file, or a folder of files, in which backbones' weights are looked for first."""
     cpus: int
     gpus: float
 
@@ -48,9 +52,29 @@ class Home:
         """The task store: `SPTUNE_DATA`, or a folder in the home."""
         return os.environ.get("SPTUNE_DATA") or str(self.folder / "data")
 
+    @property
+    def bank(self) -> str:
+        """Prototypes, built once and shared by all sweeps."""
+        return str(self.folder / "prototypes")
+
     def trials(self, sweep: str) -> str:
         """The folder with a folder a trial."""
         return str(self.folder / "sweeps" / sweep / "trials")
+
+    def trial_folder(self, trial: str) -> str:
+        """The folder of a finished trial, by the first letters of its id or by its place.
+
+        Raises:
+            UserError: if there is none, or the letters fit several.
+        """
+        if "://" in trial or (Path(trial) / "card.json").is_file():
+            return trial
+        found = {card.parent.name: card.parent for card in self.folder.glob(f"sweeps/*/trials/{trial}*/card.json")}
+        if not found:
+            raise UserError(f"{self.folder} holds no finished trial {trial!r}; give its id, or the folder it is in.")
+        if len(found) > 1:
+            raise UserError(f"{trial!r} is the beginning of {len(found)} trials: {', '.join(sorted(found)[:4])}...")
+        return str(*found.values())
 
     def make(self) -> None:
         """Create the folder where it is missing.

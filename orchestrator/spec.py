@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trainer.catalog import BACKBONES, METHODS, TASKS
-from trainer.config import no_such, number_problem, unused_fields
+from trainer.config import unused_fields
+from trainer.rules import no_such, number_problem
 
 
 def _number(value: object) -> object:

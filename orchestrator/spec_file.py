@@ -25,7 +25,8 @@ from orchestrator.spec import (
     SweepSpec,
     task_names,
 )
-from trainer.config import InvalidConfig, TrainConfig, field_types, no_such, number_problem, unused_fields
+from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
+from trainer.rules import no_such, number_problem
 
 SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "seed")
 """Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""

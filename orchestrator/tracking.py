@@ -22,7 +22,7 @@ from trainer.storage import read_bytes
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ARTIFACTS = ("prototypes.safetensors", "prompt.safetensors")
+ARTIFACTS = ("prototypes.safetensors", "prompt.safetensors", "predictions.parquet", "card.json")
 RUN_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 
 

@@ -31,6 +31,8 @@ def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[EpochMet
             train_config,
             data_root=workplace.data_root,
             device="cuda" if workplace.gpus else "cpu",
+            weights=workplace.weights,
+            bank=workplace.bank,
             folder=f"{workplace.trials}/{train_config.fingerprint()}",
         )
     except Exception as error:  # the worker stays; what went wrong goes to the record with its trace

@@ -51,7 +51,7 @@ def test_every_link_of_the_readme_leads_to_a_file() -> None:
 
 def test_ci_says_the_words_of_the_makefile() -> None:
     words = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
-    assert words == ["check", "test"]
+    assert words == ["check", "test", "test-slow"]
     assert all(re.search(rf"^{word}:", MAKEFILE, flags=re.MULTILINE) for word in words)
 
 

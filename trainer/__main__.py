@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 import typing
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,28 +41,42 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
     )
     docs = field_docs()
     for field in dataclasses.fields(TrainConfig):
-        hint = field_types()[field.name]
-        kind = next((number for number in (float, int) if number is hint or number in typing.get_args(hint)), str)
+        kinds = typing.get_args(hint := field_types()[field.name]) or (hint,)
         required = field.default is dataclasses.MISSING
         default = "" if required or field.default is None else f" Default: {field.default}."
+        read: dict[str, Any] = {"type": str, "metavar": "NAME"}
+        if bool in kinds:
+            read = {"action": "store_true"}
+        elif float in kinds or int in kinds:
+            read = {"type": _number if {float, int} <= {*kinds} else kinds[0], "metavar": "NUMBER"}
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=kind,
             required=required,
             default=argparse.SUPPRESS,
-            metavar=kind.__name__.upper(),
             help=(docs[field.name] + default).replace("%", "%%"),
+            **read,
         )
     parser.add_argument(
         "--data",
         default=os.environ.get("SPTUNE_DATA", "sptune-home/data"),
         help="the task store; demo tasks are made in it at first use. Default: SPTUNE_DATA, or sptune-home/data.",
     )
+    parser.add_argument(
+        "--weights",
+        default=os.environ.get("SPTUNE_WEIGHTS"),
+        help="a file, or a folder of files, with the backbone's weights. Default: SPTUNE_WEIGHTS, else timm's hub.",
+    )
+    parser.add_argument("--bank", help="folder of prototypes that runs share")
     parser.add_argument("--out", help="folder for checkpoint, prototypes and prompt; started again, it goes on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     fields = {name: value for name, value in vars(options).items() if name in field_types()}
     return fields, options
+
+
+def _number(text: str) -> float | int:
+    """10 is a number of things, 1.0 a share of them."""
+    return int(text) if text.isdecimal() else float(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,7 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             bar = progress.add_task(f"{config.task} {config.method}", total=config.epochs)
-            for epoch in train(config, data_root=options.data, device=options.device, folder=options.out):
+            places = {
+                "data_root": options.data,
+                "folder": options.out,
+                "weights": options.weights,
+                "bank": options.bank,
+            }
+            for epoch in train(config, device=options.device, **places):
                 loss, score = epoch.metrics["train/loss"], epoch.metrics.get(config.metric)
                 shown = f"loss {loss:.3f}" + (f"  {config.metric} {score:.4f}" if score is not None else "")
                 progress.update(bar, completed=epoch.epoch, description=f"{config.task} {config.method}  {shown}")

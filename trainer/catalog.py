@@ -17,17 +17,66 @@ class Task:
     num_train: int
     num_val: int
     num_test: int
+    augmented: bool = False
+    """Whether training sees random crops and mirror images (FGVC), or each image as it is (VTAB)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+SIZES = {
+    "nano": (5, 96),
+    "tiny": (12, 192),
+    "small": (12, 384),
+    "base": (12, 768),
+    "large": (24, 1024),
+    "huge": (32, 1280),
+}
+"""Layers and width of the standard ViTs."""
+
+
+@dataclass(frozen=True, slots=True)
 class BackboneRow:
-    """A frozen network by its full timm name."""
+    """A frozen network by its full timm name: the architecture, a dot, the weights' tag."""
 
     name: str
-    num_patches: int
-    """Patch tokens of one image, N."""
-    readout: Literal["mean", "cls"]
-    """What the head reads: the mean of all tokens but CLS (MAE), or the CLS token."""
+    size: str
+    pretraining: Literal["mae", "moco_v3", "supervised", "dino", "dinov2"]
+    published_as: str = ""
+    """Name of the file that its authors published."""
+    on_hub: bool = True
+    """Whether timm's hub has its weights."""
+    patch_size: int = 16
+    image_size: int = 224
+    """Side of the square the network sees unless a config says another, in pixels."""
+    mean_and_std: Literal["imagenet", "half"] = "imagenet"
+    """The normalisation it was trained with: ImageNet's mean and std, or 0.5 and 0.5."""
+
+    @property
+    def architecture(self) -> str:
+        """timm's name of the network without its weights."""
+        return self.name.partition(".")[0]
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer blocks, L."""
+        return SIZES[self.size][0]
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of a token, D."""
+        return SIZES[self.size][1]
+
+    @property
+    def readout(self) -> Literal["mean", "cls"]:
+        """What the head reads: the mean of all tokens but CLS (MAE), or the CLS token."""
+        return "mean" if self.pretraining == "mae" else "cls"
+
+    @property
+    def head_std(self) -> float:
+        """Standard deviation of the head's first weight (SPT's reference: 0.01 on MoCo v3)."""
+        return 0.01 if self.pretraining == "moco_v3" else 0.02
+
+    def num_patches(self, image_size: int | None = None) -> int:
+        """Patch tokens of one image, N."""
+        return ((image_size or self.image_size) // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +85,10 @@ class Method:
 
     name: str
     prompted_layers: Literal["all", "first", "none"]
-    prompt_inits: tuple[str, ...]
+    prompt_inits: tuple[str, ...] = ()
     """The strategies that may give the prompt its first value; with one only, there is nothing to choose."""
     prompt_dropout: float = 0.0
+    backbone_learns: bool = False
 
 
 PROTOTYPE_INITS = ("random", "mean_pool", "max_pool", "kmeans")
@@ -52,7 +102,36 @@ TASKS = {
     )
 }
 
-BACKBONES = {row.name: row for row in (BackboneRow(name="vit_nano_patch4_32.mae", num_patches=64, readout="mean"),)}
+BUNDLED = "vit_nano_patch4_32.mae"
+"""The network that ships with this package."""
+
+
+BACKBONES = {
+    row.name: row
+    for row in (
+        BackboneRow(BUNDLED, "nano", "mae", on_hub=False, patch_size=4, image_size=32, mean_and_std="half"),
+        BackboneRow("vit_base_patch16_224.mae", "base", "mae", "mae_pretrain_vit_base.pth"),
+        BackboneRow("vit_large_patch16_224.mae", "large", "mae", "mae_pretrain_vit_large.pth"),
+        BackboneRow("vit_huge_patch14_224.mae", "huge", "mae", "mae_pretrain_vit_huge.pth", patch_size=14),
+        BackboneRow("vit_base_patch16_224.moco_v3", "base", "moco_v3", "vit-b-300ep.pth.tar", on_hub=False),
+        BackboneRow("vit_large_patch16_224.moco_v3", "large", "moco_v3", on_hub=False),
+        BackboneRow("vit_huge_patch14_224.moco_v3", "huge", "moco_v3", on_hub=False, patch_size=14),
+        BackboneRow("vit_tiny_patch16_224.augreg_in21k", "tiny", "supervised", mean_and_std="half"),
+        BackboneRow("vit_small_patch16_224.augreg_in21k", "small", "supervised", mean_and_std="half"),
+        BackboneRow("vit_base_patch16_224.augreg_in21k", "base", "supervised", mean_and_std="half"),
+        BackboneRow("vit_large_patch16_224.augreg_in21k", "large", "supervised", mean_and_std="half"),
+        BackboneRow("vit_base_patch16_224.orig_in21k", "base", "supervised", "ViT-B_16.npz", mean_and_std="half"),
+        BackboneRow("vit_large_patch16_224.orig_in21k", "large", "supervised", "ViT-L_16.npz", mean_and_std="half"),
+        BackboneRow(
+            "vit_huge_patch14_224.orig_in21k", "huge", "supervised", "ViT-H_14.npz", patch_size=14, mean_and_std="half"
+        ),
+        BackboneRow("vit_small_patch16_224.dino", "small", "dino", "dino_deitsmall16_pretrain.pth"),
+        BackboneRow("vit_base_patch16_224.dino", "base", "dino", "dino_vitbase16_pretrain.pth"),
+        BackboneRow("vit_small_patch14_dinov2.lvd142m", "small", "dinov2", "dinov2_vits14_pretrain.pth", patch_size=14),
+        BackboneRow("vit_base_patch14_dinov2.lvd142m", "base", "dinov2", "dinov2_vitb14_pretrain.pth", patch_size=14),
+        BackboneRow("vit_large_patch14_dinov2.lvd142m", "large", "dinov2", "dinov2_vitl14_pretrain.pth", patch_size=14),
+    )
+}
 
 METHODS = {
     method.name: method
@@ -60,6 +139,8 @@ METHODS = {
         Method(name="spt_deep", prompted_layers="all", prompt_inits=PROTOTYPE_INITS),
         Method(name="spt_shallow", prompted_layers="first", prompt_inits=PROTOTYPE_INITS),
         Method(name="vpt_deep", prompted_layers="all", prompt_inits=("uniform",), prompt_dropout=0.1),
-        Method(name="linear", prompted_layers="none", prompt_inits=()),
+        Method(name="vpt_shallow", prompted_layers="first", prompt_inits=("uniform",)),
+        Method(name="linear", prompted_layers="none"),
+        Method(name="full", prompted_layers="none", backbone_learns=True),
     )
 }

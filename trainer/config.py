@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
-import math
-import re
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from trainer.catalog import BACKBONES, METHODS, TASKS, Task
+from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
+from trainer.rules import no_such, rule_problems, type_problem
 
 
 class InvalidConfig(ValueError):
@@ -37,23 +35,39 @@ class TrainConfig:
     task: str
     """Name of the task, such as demo/digits."""
 
-    backbone: str = "vit_nano_patch4_32.mae"
-    """Full timm name of the frozen ViT."""
+    backbone: str = BUNDLED
+    """Full timm name of the frozen ViT; `sptune backbones` lists them."""
 
     method: str
-    """spt_deep, spt_shallow (prompts start as prototypes), vpt_deep (at random), or linear (no prompts)."""
+    """spt_deep, spt_shallow (prompts start as prototypes), vpt_deep, vpt_shallow (at random), linear (no prompts),
+    or full (no prompts, the whole network learns)."""
 
     prompt_length: int | None = None
-    """Prompt tokens per prompted layer; none for linear."""
+    """Prompt tokens per prompted layer; none for linear and full."""
 
     prompt_init: str | None = None
     """Where the prompt starts: random, mean_pool, max_pool or kmeans (SPT); uniform (VPT)."""
+
+    init_images: float | int = 1.0
+    """Images that prototypes are made of: a share (0.1, 1.0) or a number (1, 200) of the training images."""
+
+    init_task: str | None = None
+    """Another task, whose images the prototypes are made of instead (SPT's ablation)."""
 
     train_size: float = 1.0
     """Share of the training images that is used, above 0 and up to 1."""
 
     eval_split: Literal["val", "test"] = "val"
     """val: train on train, score on val each epoch. test: train on trainval, score on test once, at the end."""
+
+    transform: Literal["spt", "vpt"] = "spt"
+    """How an image becomes a square: spt keeps its shape and crops (bicubic), vpt squashes (bilinear)."""
+
+    normalize: Literal["backbone", "imagenet"] = "backbone"
+    """The mean and std that the backbone was trained with, or ImageNet's for all (both papers)."""
+
+    image_size: int | None = None
+    """Side of the square in pixels, if not the backbone's own; position embeddings are resampled."""
 
     epochs: int = 100
     """Passes over the training images."""
@@ -64,26 +78,41 @@ class TrainConfig:
     batch_size: int = 32
     """Images per step; the last partial batch of an epoch is dropped."""
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw with torch's betas (SPT), or sgd with momentum 0.9 (VPT)."""
+
     lr: float = 5e-2
-    """Peak learning rate of prompt and head (AdamW)."""
+    """Peak learning rate of prompt and head."""
 
     weight_decay: float = 1e-2
-    """Weight decay of the prompt; without effect for linear."""
+    """Weight decay of the prompt (full: of the network's weights); without effect for linear."""
 
     head_weight_decay: float = 0.5
     """Weight decay of the head's weight; its bias has none."""
 
+    drop_path: float = 0.0
+    """Stochastic depth: how often the last block's branches are left out in training; earlier blocks less often."""
+
+    ema_decay: float | None = None
+    """Decay of a moving average of what learns (SPT's reference: 0.9999), scored as accuracy_ema; none: no average."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast in forward and backward; what learns and the optimizer stay in fp32."""
+
+    nmi: bool = False
+    """Whether to measure each epoch how much prompts know of patch tokens (SPT, figure 2)."""
+
     seed: int = 42
-    """Decides head, prototypes, data order and dropout."""
+    """Decides head, prototypes, data order, crops and dropout."""
 
     def __post_init__(self) -> None:
-        found = [(name, _type_problem(kind, getattr(self, name))) for name, kind in field_types().items()]
+        found = [(name, type_problem(kind, getattr(self, name))) for name, kind in field_types().items()]
         wrong = {name: problem for name, problem in found if problem}
         # Rules are checked on what has the right type, with defaults for the rest.
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"task": "", "method": ""}
         stand_ins = {name: defaults[name] for name in wrong}
         values = {name: stand_ins.get(name, getattr(self, name)) for name in field_types()}
-        broken = {name: problem for name, problem in _rule_problems(SimpleNamespace(**values)) if problem}
+        broken = dict(rule_problems(SimpleNamespace(**values)))
         if problems := broken | wrong:
             raise InvalidConfig(problems)
 
@@ -120,7 +149,22 @@ class TrainConfig:
             name: float(value) + 0.0 if field_types()[name] is float else value  # 1 is 1.0, and -0.0 is 0.0
             for name, value in dataclasses.asdict(self).items()
         }
+        values["image_size"] = self.pixels
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    def stream_seed(self, purpose: str, epoch: int = 0) -> int:
+        """The seed of one stream of random numbers: no two purposes or epochs share theirs."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {purpose} {epoch}".encode()).digest()[:7], "big")
+
+    @property
+    def backbone_row(self) -> BackboneRow:
+        """The backbone's row of the catalog."""
+        return BACKBONES[self.backbone]
+
+    @property
+    def pixels(self) -> int:
+        """Side of the square that the network sees."""
+        return self.image_size or self.backbone_row.image_size
 
     @property
     def train_split(self) -> Literal["train", "trainval"]:
@@ -142,101 +186,7 @@ def field_types() -> dict[str, Any]:
 def unused_fields(method: str) -> frozenset[str]:
     """Fields that a method leaves without effect, so that nobody searches them."""
     row = METHODS[method]
-    unused = set() if len(row.prompt_inits) > 1 else {"prompt_init"}
+    unused = set() if len(row.prompt_inits) > 1 else {"prompt_init", "init_images", "init_task"}
     if row.prompted_layers == "none":
-        unused |= {"prompt_length", "weight_decay"}
+        unused |= {"prompt_length", "nmi"} | (set() if row.backbone_learns else {"weight_decay"})
     return frozenset(unused)
-
-
-def no_such(name: str, known: Collection[str], what: str) -> str:
-    """The sentence for a name that does not exist: the nearest one that does, or all of them."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"{name!r} is not {what}; " + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}.")
-
-
-def number_problem(value: object) -> str | None:
-    """Why a value is not a number, or None if it is one."""
-    if isinstance(value, str):
-        if re.fullmatch(r"[+-]?\d+(\.\d*)?", value):
-            return f"must be a number, got the text {value!r} (write {value} without quotes)."
-        if power := re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?\d+)", value):
-            cure = f"{power[1]}{power[2] or '.0'}e{int(power[3]):+d}"
-            return f"must be a number, got the text {value!r} (write {cure}: YAML reads 1e-4 as text)."
-        return f"must be a number, got the text {value!r}."
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"must be a number, got {value!r}."
-    return None
-
-
-def _type_problem(field_type: Any, value: object) -> str | None:
-    choices = typing.get_args(field_type)
-    if value is None and type(None) in choices:
-        return None
-    if str in choices or field_type is str:
-        return None if isinstance(value, str) else f"must be a name, got {value!r}."
-    if int in choices or field_type in (int, float):
-        if problem := number_problem(value):
-            return problem
-        whole = field_type is not float
-        return f"must be a whole number, got {value!r}." if whole and not isinstance(value, int) else None
-    return None if value in choices else f"must be one of {', '.join(choices)}, got {value!r}."
-
-
-def _rule_problems(config: Any) -> list[tuple[str, str | None]]:
-    """Each rule's field and its sentence, None where the rule holds."""
-    task, backbone = TASKS.get(config.task), BACKBONES.get(config.backbone)
-    method = METHODS.get(config.method)
-    problems = [
-        ("task", None if task else no_such(config.task, TASKS, "a task")),
-        ("backbone", None if backbone else no_such(config.backbone, BACKBONES, "a backbone")),
-        ("method", None if method else no_such(config.method, METHODS, "a method")),
-        ("train_size", None if 0 < config.train_size <= 1 else f"must be in (0, 1], got {config.train_size}."),
-        ("epochs", None if config.epochs >= 1 else f"must be at least 1, got {config.epochs}."),
-        ("seed", None if 0 <= config.seed < 2**32 else f"must be in 0..2^32-1, got {config.seed}."),
-        ("lr", None if 0 < config.lr <= 1e30 else f"must be above 0 and at most 1e30, got {config.lr}."),
-    ]
-    if not 0 <= config.warmup_epochs < max(1, config.epochs):
-        rule = f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
-        problems.append(("warmup_epochs", rule))
-    for name in ("weight_decay", "head_weight_decay"):
-        if not 0 <= (decay := getattr(config, name)) < math.inf:
-            problems.append((name, f"must be at least 0 and finite, got {decay}."))
-    if config.batch_size < 1:
-        problems.append(("batch_size", f"must be at least 1, got {config.batch_size}."))
-    elif task and 0 < config.train_size <= 1 and config.batch_size > (most := _most_images(task, config)):
-        rule = f"{config.batch_size} exceeds the {most} images that {task.name} has at most at train_size"
-        problems.append(("batch_size", f"{rule}={config.train_size:g}."))
-    if method and backbone:
-        problems += _prompt_problems(config)
-    return problems
-
-
-def _most_images(task: Task, config: Any) -> int:
-    """An upper bound of the images learnt from: a share is rounded class by class, and takes one at least."""
-    images: int = task.num_train + (task.num_val if config.eval_split == "test" else 0)
-    share: int = math.ceil(config.train_size * images) + 2 * task.num_classes
-    return min(images, share)
-
-
-def _prompt_problems(config: Any) -> list[tuple[str, str | None]]:
-    method, num_patches = METHODS[config.method], BACKBONES[config.backbone].num_patches
-    length, init = config.prompt_length, config.prompt_init
-    if method.prompted_layers == "none":
-        given = [name for name in ("prompt_length", "prompt_init") if getattr(config, name) is not None]
-        return [(name, f"{method.name} has no prompts: leave it out.") for name in given]
-    problems: list[tuple[str, str | None]] = []
-    if length is None:
-        problems.append(("prompt_length", f"{method.name} needs one, such as 10."))
-    elif length < 1:
-        problems.append(("prompt_length", f"must be at least 1, got {length}."))
-    elif init in ("mean_pool", "max_pool") and length > num_patches:
-        problems.append(
-            (
-                "prompt_length",
-                f"{length} exceeds the {num_patches} patch tokens of {config.backbone}; mean_pool and max_pool need "
-                f"one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}.",
-            )
-        )
-    if init not in method.prompt_inits:
-        problems.append(("prompt_init", f"{method.name} starts from {' | '.join(method.prompt_inits)}, got {init!r}."))
-    return problems

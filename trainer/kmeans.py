@@ -11,27 +11,44 @@ import math
 import torch
 from torch import Tensor
 
+STARTS = 5
+"""Seedings that are tried; one alone is a matter of luck (scikit-learn's own differ by several per cent)."""
+SAMPLE = 8192
+"""Points on which the starts compete, at least 40 a cluster; the best goes on with all points."""
+
 
 def kmeans(points_ND: Tensor, clusters: int, generator: torch.Generator, max_iterations: int = 100) -> Tensor:
     """Cluster centres ``[clusters, D]``.
 
-    Stops when the centres move less than 1e-4 of the points' mean variance, or after `max_iterations`.
-    A cluster that loses its last point restarts at the point farthest from its centre.
+    Ends when the centres move less than 1e-4 of the points' mean variance, or after `max_iterations`.
 
     Raises:
         ValueError: if there are fewer points than clusters.
     """
     if len(points_ND) < clusters:
         raise ValueError(f"kmeans needs at least as many points as clusters, got {len(points_ND)} for {clusters}.")
-    centres_KD = _plus_plus(points_ND, clusters, generator)
+    rows = torch.randperm(len(points_ND), generator=generator)[: max(SAMPLE, 40 * clusters)]
+    sample_RD = points_ND[rows.to(points_ND.device)]
+    starts = [
+        _lloyd(sample_RD, _plus_plus(sample_RD, clusters, generator), max_iterations=max_iterations)
+        for _ in range(STARTS)
+    ]
+    best_KD = min(starts, key=lambda centres_KD: inertia(sample_RD, centres_KD))
+    return _lloyd(points_ND, best_KD, max_iterations=max_iterations)
+
+
+def inertia(points_ND: Tensor, centres_KD: Tensor) -> float:
+    """Sum of the squared distances of the points to their nearest centre."""
+    return float(_squared_distances(points_ND, _squares(points_ND), centres_KD).min(dim=1).values.double().sum())
+
+
+def _lloyd(points_ND: Tensor, centres_KD: Tensor, *, max_iterations: int) -> Tensor:
+    """Lloyd's iterations from given centres."""
+    squares_N = _squares(points_ND)
     tolerance = 1e-4 * points_ND.var(dim=0, correction=0).mean()
     for _ in range(max_iterations):
-        distance_N, nearest_N = _squared_distances(points_ND, centres_KD).min(dim=1)
-        counts_K = torch.bincount(nearest_N, minlength=clusters)
-        sums_KD = torch.zeros_like(centres_KD).index_add_(0, nearest_N, points_ND)
-        moved_KD = sums_KD / counts_K.clamp(min=1)[:, None]
-        empty_K = (counts_K == 0).nonzero()[:, 0]
-        moved_KD[empty_K] = points_ND[distance_N.topk(len(empty_K)).indices]
+        distance_N, nearest_N = _squared_distances(points_ND, squares_N, centres_KD).min(dim=1)
+        moved_KD = _means(points_ND, distance_N, nearest_N, len(centres_KD))
         shift = (moved_KD - centres_KD).square().sum()
         centres_KD = moved_KD
         if shift <= tolerance:
@@ -39,28 +56,38 @@ def kmeans(points_ND: Tensor, clusters: int, generator: torch.Generator, max_ite
     return centres_KD
 
 
-def inertia(points_ND: Tensor, centres_KD: Tensor) -> float:
-    """Sum of the squared distances of the points to their nearest centre."""
-    return float(_squared_distances(points_ND, centres_KD).min(dim=1).values.double().sum())
+def _squares(points_ND: Tensor) -> Tensor:
+    """Squared length of each point, without a copy of the points."""
+    squares_N: Tensor = torch.linalg.vector_norm(points_ND, dim=1).square()
+    return squares_N
 
 
-def _squared_distances(points_ND: Tensor, centres_KD: Tensor) -> Tensor:
+def _means(points_ND: Tensor, distance_N: Tensor, nearest_N: Tensor, clusters: int) -> Tensor:
+    """The mean of each cluster's points; one without points restarts at a point far from its centre."""
+    counts_K = torch.bincount(nearest_N, minlength=clusters)
+    sums_KD = points_ND.new_zeros(clusters, points_ND.shape[1]).index_add_(0, nearest_N, points_ND)
+    means_KD = sums_KD / counts_K.clamp(min=1)[:, None]
+    empty_K = (counts_K == 0).nonzero()[:, 0]
+    means_KD[empty_K] = points_ND[distance_N.topk(len(empty_K)).indices]
+    return means_KD
+
+
+def _squared_distances(points_ND: Tensor, squares_N: Tensor, centres_KD: Tensor) -> Tensor:
     products_NK = points_ND @ centres_KD.T
-    distances_NK = points_ND.square().sum(dim=1, keepdim=True) - 2 * products_NK + centres_KD.square().sum(dim=1)
-    return distances_NK.clamp(min=0)
+    return products_NK.mul_(-2).add_(squares_N[:, None]).add_(centres_KD.square().sum(dim=1)).clamp_(min=0)
 
 
 def _plus_plus(points_ND: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    squares_N = _squares(points_ND)
     candidates = 2 + int(math.log(clusters))
-    first = int(torch.randint(len(points_ND), (1,), generator=generator))
-    centres = [points_ND[first]]
-    nearest_N = _squared_distances(points_ND, points_ND[first : first + 1])[:, 0]
-    while len(centres) < clusters:
+    rows = [int(torch.randint(len(points_ND), (1,), generator=generator))]
+    nearest_N = _squared_distances(points_ND, squares_N, points_ND[rows])[:, 0]
+    while len(rows) < clusters:
         mass_N = nearest_N.double().cumsum(0)
         drawn = torch.rand(candidates, generator=generator, dtype=torch.float64).to(mass_N.device) * mass_N[-1]
-        rows = torch.searchsorted(mass_N, drawn).clamp(max=len(points_ND) - 1)
-        tried_NC = torch.minimum(nearest_N[:, None], _squared_distances(points_ND, points_ND[rows]))
+        tried = torch.searchsorted(mass_N, drawn).clamp(max=len(points_ND) - 1)
+        tried_NC = torch.minimum(nearest_N[:, None], _squared_distances(points_ND, squares_N, points_ND[tried]))
         best = int(tried_NC.sum(dim=0).argmin())
         nearest_N = tried_NC[:, best]
-        centres.append(points_ND[rows[best]])
-    return torch.stack(centres)
+        rows.append(int(tried[best]))
+    return points_ND[rows]

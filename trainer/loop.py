@@ -1,34 +1,39 @@
 """The training loop: one long function, told in the order of the paper.
 
-Shapes: B batch, L prompted layers, P prompt_length, D width.
+Shapes: N images, B batch, L prompted layers, P prompt_length, D width, K classes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor
 
-from trainer.backbone import Backbone, load_backbone
+from trainer.backbone import load_backbone
+from trainer.bank import first_prompt, token_stream
 from trainer.catalog import METHODS, TASKS
 from trainer.checkpoint import load_state, save_state
 from trainer.config import TrainConfig
-from trainer.data.store import Split, load_split
-from trainer.metrics import accuracy, in_batches
-from trainer.prompts import PromptedViT, uniform_prompt
-from trainer.prototypes import TokenStream, build_prototypes
+from trainer.data.store import Split, load_split, read_card
+from trainer.data.transforms import random_views
+from trainer.memory import backward, in_batches
+from trainer.metrics import normalized_mutual_information, predictions, scores
+from trainer.optimizer import MovingAverage, build_optimizer, lr_at
+from trainer.prompts import PromptedViT
+from trainer.prototypes import draw
 from trainer.storage import write_bytes
 
-MIN_LR = 1e-8
+NMI_TOKENS = 256
+"""Patch tokens a layer that prompts are compared with."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,27 +47,45 @@ class EpochMetrics:
     epoch: int
     """Counted from 1."""
     metrics: dict[str, float]
-    """train/loss, train/lr, train/images_per_s, and val/accuracy or, at the last epoch, test/accuracy."""
+    """train/loss, train/lr, train/images_per_s; val/accuracy and its kin, or at the last epoch test/...; nmi/layer_00
+    and on if asked for; with the first epoch also learnable/parameters, learnable/share and prototypes/seconds."""
 
 
 def train(
-    config: TrainConfig, *, data_root: str, device: str = "cpu", folder: str | None = None
+    config: TrainConfig,
+    *,
+    data_root: str,
+    device: str = "cpu",
+    folder: str | None = None,
+    weights: str | None = None,
+    bank: str | None = None,
 ) -> Iterator[EpochMetrics]:
-    """Train prompt and head, yielding each epoch's metrics after they are safe.
+    """Train what the method lets learn, yielding each epoch's metrics after they are safe.
 
     With a `folder` (path or URI), it holds a checkpoint an epoch, `prototypes.safetensors`, and at the end
-    `prompt.safetensors` (prompt and head). A call that finds a checkpoint there yields the finished epochs
-    again and goes on; the end is bit for bit that of a run never interrupted.
+    `predictions.parquet`, `prompt.safetensors` (what was learnt) and `card.json`: `trainer.load` takes it from there.
+    A call that finds a checkpoint yields the finished epochs again and goes on; the end is bit for bit that of a run
+    never interrupted.
+
+    Args:
+        weights: a file, or a folder of files, in which the backbone's weights are looked for first.
+        bank: folder (path or URI) of prototypes that are shared between runs.
 
     Raises:
         TrainingDiverged: if the loss is NaN or infinite, with epoch, loss and lr.
-        ValueError: if the images are too few for a batch or the checkpoint is of another config.
-        OSError: if data or folder cannot be read or written.
+        ValueError: if the images are too few for a batch, the checkpoint is of another config or network, or the
+            weights do not fit (WeightsError).
+        OSError: if data, bank or folder cannot be read or written.
     """
     # Data and network.
-    backbone = load_backbone(config.backbone, device)
-    load = functools.partial(load_split, data_root, config.task, image_size=backbone.image_size, device=device)
-    learnt_from = load(config.train_split, config.train_size)
+    method, task = METHODS[config.method], TASKS[config.task]
+    frozen = load_backbone(
+        config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
+    )
+    load = functools.partial(
+        load_split, data_root, config.task, image_size=config.pixels, device=device, transform=config.transform
+    )
+    learnt_from = load(config.train_split, config.train_size, view="whole" if task.augmented else "fixed")
     num_images = len(learnt_from.labels_N)
     steps_per_epoch = num_images // config.batch_size
     if steps_per_epoch == 0:
@@ -72,58 +95,92 @@ def train(
         )
 
     # The prompt's first value, and the model around it.
-    first_LPD = first_prompt(config, backbone, learnt_from.images_NCHW, data_root)
+    first = first_prompt(config, frozen, learnt_from, data_root=data_root, bank=bank)
     model = PromptedViT(
-        backbone,
-        num_classes=TASKS[config.task].num_classes,
-        prompt_LPD=first_LPD,
-        prompt_dropout=METHODS[config.method].prompt_dropout,
-        generator=torch.Generator().manual_seed(stream_seed(config.seed, "head")),
+        frozen.variant(learns=method.backbone_learns, drop_path=config.drop_path),
+        num_classes=task.num_classes,
+        prompt_LPD=first.prompt_LPD,
+        prompt_dropout=method.prompt_dropout,
+        head_std=config.backbone_row.head_std,
+        generator=torch.Generator().manual_seed(config.stream_seed("head")),
+        backbone_learns=method.backbone_learns,
     ).to(device)
+    learnable = model.learnable()
+    nmi_tokens_LTD = None
+    if config.nmi:
+        stream = token_stream(config, frozen, learnt_from, len(first.prompt_LPD))
+        sample = torch.Generator().manual_seed(config.stream_seed("nmi"))
+        available = stream.num_images * frozen.num_patches
+        nmi_tokens_LTD = draw(lambda tokens_BND: tokens_BND, stream, min(NMI_TOKENS, available), sample)
 
-    # With no prompt nothing below the head learns: the network's features take the images' place, computed once.
-    network = model if config.prompt_length else model.head
+    # Where nothing below the head learns or varies, the network's features take the images' place, computed once.
+    learns_above_features = not (config.prompt_length or method.backbone_learns or task.augmented or config.drop_path)
+    module = model.head if learns_above_features else model
+
+    def autocast() -> torch.autocast | nullcontext[None]:
+        kind = torch.device(device).type
+        return torch.autocast(kind, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+
+    def network(inputs_B: Tensor) -> Tensor:
+        with autocast():
+            logits_BK: Tensor = module(inputs_B).float()
+        return logits_BK
+
+    def features(images_BCHW: Tensor) -> Tensor:
+        with autocast():
+            return model.features(images_BCHW).float()
 
     @functools.cache
     def inputs_of(split: Split) -> Tensor:
-        return split.images_NCHW if config.prompt_length else in_batches(model.features, split.images_NCHW)
+        return in_batches(features, split.images_NCHW) if learns_above_features else split.images_NCHW
 
-    # AdamW: one decay for the prompt, one for the head's weight, none for its bias.
-    learnable = model.learnable()
-    decay = {"prompt": config.weight_decay, "head.weight": config.head_weight_decay, "head.bias": 0.0}
-    optimizer = torch.optim.AdamW([{"params": [p], "weight_decay": decay[name]} for name, p in learnable.items()])
+    # Groups with a weight decay each, and the average that is scored beside the weights.
+    optimizer = build_optimizer(config, learnable)
+    average = MovingAverage(learnable, config.ema_decay) if config.ema_decay else None
+    part = config.batch_size  # images at once; less where memory is short
 
     # Where an earlier attempt left off.
     finished: list[EpochMetrics] = []
     if folder is not None and (state := load_state(f"{folder}/checkpoint.pt")) is not None:
-        if state["config"] != config.fingerprint():
-            raise ValueError(f"{folder} holds a checkpoint of another config; choose another folder or remove it.")
+        for what, known, own in (
+            ("config", state["config"], config.fingerprint()),
+            ("backbone's weights", state["backbone"], frozen.sha256),
+        ):
+            if known != own:
+                raise ValueError(f"{folder} holds a checkpoint of another {what}; choose another folder or remove it.")
         with torch.no_grad():
             for name, parameter in learnable.items():
                 parameter.copy_(state["learnable"][name])
+                if average is not None:
+                    average.values[name].copy_(state["average"][name])
         optimizer.load_state_dict(state["optimizer"])
-        finished = [EpochMetrics(**epoch) for epoch in state["epochs"]]
+        finished, part = [EpochMetrics(**epoch) for epoch in state["epochs"]], state["part"]
     if folder is not None and config.prompt_length:
-        write_bytes(f"{folder}/prototypes.safetensors", save({"prompt": first_LPD.cpu().contiguous()}))
+        write_bytes(f"{folder}/prototypes.safetensors", save({"prompt": first.prompt_LPD.contiguous()}))
     yield from finished
 
     for epoch in range(len(finished) + 1, config.epochs + 1):
         started = time.perf_counter()
-        # Order and dropout come from (seed, epoch) alone: an epoch does not know whether it was resumed.
-        order = torch.Generator().manual_seed(stream_seed(config.seed, "order", epoch))
-        torch.manual_seed(stream_seed(config.seed, "dropout", epoch))
+        # Order, crops and dropout come from (seed, epoch) alone: an epoch does not know whether it was resumed.
+        order, crops = (torch.Generator().manual_seed(config.stream_seed(what, epoch)) for what in ("order", "crops"))
+        torch.manual_seed(config.stream_seed("dropout", epoch))
         model.train()
         total_loss = torch.zeros((), device=device)
-        batches = torch.randperm(num_images, generator=order).to(device).split(config.batch_size)
+        batches = torch.randperm(num_images, generator=order).split(config.batch_size)
         for step, rows_B in enumerate(batches[:steps_per_epoch]):
             lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = F.cross_entropy(network(inputs_of(learnt_from)[rows_B]), learnt_from.labels_N[rows_B])
-            optimizer.zero_grad()
-            loss.backward()
+            inputs_B, labels_B = (
+                values[rows_B.to(device)] for values in (inputs_of(learnt_from), learnt_from.labels_N)
+            )
+            if learnt_from.view == "whole":
+                inputs_B = random_views(inputs_B, learnt_from.aspect_N[rows_B], config.pixels, config.transform, crops)
+            loss, part = backward(network, list(learnable.values()), inputs_B, labels_B, part)
             optimizer.step()
-            total_loss += loss.detach()
+            if average is not None:
+                average.update()
+            total_loss += loss
         train_loss = total_loss.item() / steps_per_epoch
         if not (math.isfinite(train_loss) and all(p.isfinite().all() for p in learnable.values())):
             raise TrainingDiverged(
@@ -131,14 +188,30 @@ def train(
                 f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
             )
         seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
+        metrics = {"train/loss": train_loss, "train/lr": lr, "train/images_per_s": seen / seconds}
+        if part < config.batch_size:
+            metrics["train/images_at_once"] = part
+        if epoch == 1:
+            count = sum(parameter.numel() for parameter in learnable.values())
+            everything = sum(parameter.numel() for parameter in model.parameters())
+            metrics |= {"learnable/parameters": count, "learnable/share": count / everything}
+            metrics |= {"prototypes/seconds": first.seconds} if len(method.prompt_inits) > 1 else {}
+        if nmi_tokens_LTD is not None:
+            pairs = enumerate(zip(model.prompt_LPD.detach(), nmi_tokens_LTD, strict=True))
+            metrics |= {f"nmi/layer_{i:02d}": normalized_mutual_information(*pair) for i, pair in pairs}
 
         # The last epoch judges a final run; a search run is judged each epoch, on val.
-        metrics = {"train/loss": train_loss, "train/lr": lr, "train/images_per_s": seen / seconds}
         last = epoch == config.epochs
         if config.eval_split == "val" or last:
             scored_on = load(config.eval_split, 1.0)
             model.eval()
-            metrics[config.metric] = accuracy(network, inputs_of(scored_on), scored_on.labels_N)
+            logits_NK = in_batches(network, inputs_of(scored_on))
+            found = scores(logits_NK, scored_on.labels_N)
+            metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()}
+            if average is not None:
+                with average.in_place():
+                    averaged_NK = in_batches(network, inputs_of(scored_on))
+                metrics[f"{config.metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
         finished.append(EpochMetrics(epoch=epoch, metrics=metrics))
 
         # Bytes first, then the word that they exist.
@@ -146,58 +219,25 @@ def train(
             tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
             state = {
                 "config": config.fingerprint(),
+                "backbone": frozen.sha256,
                 "learnable": tensors,
+                "average": average.values if average is not None else {},
                 "optimizer": optimizer.state_dict(),
+                "part": part,
                 "epochs": [dataclasses.asdict(metrics) for metrics in finished],
             }
             if last:
+                card = {
+                    "config": dataclasses.asdict(config),
+                    "class_names": read_card(data_root, config.task).class_names,
+                    "backbone_sha256": frozen.sha256,
+                    "learnt_from": learnt_from.fingerprint,
+                    "learnable": {name: list(parameter.shape) for name, parameter in learnable.items()},
+                    "prototypes_seconds": first.seconds,
+                    "metrics": metrics,
+                }
+                write_bytes(f"{folder}/predictions.parquet", predictions(logits_NK, scored_on))
                 write_bytes(f"{folder}/prompt.safetensors", save(tensors))
+                write_bytes(f"{folder}/card.json", json.dumps(card, indent=2).encode())
             save_state(f"{folder}/checkpoint.pt", state)
         yield finished[-1]
-
-
-def lr_at(epoch: float, config: TrainConfig) -> float:
-    """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine to 1e-8."""
-    if epoch < config.warmup_epochs:
-        return config.lr * epoch / config.warmup_epochs
-    progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
-    floor = min(MIN_LR, config.lr)
-    return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def stream_seed(seed: int, purpose: str, epoch: int = 0) -> int:
-    """The seed of one stream of random numbers: no two purposes or epochs share theirs."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()[:7], "big")
-
-
-def first_prompt(config: TrainConfig, backbone: Backbone, images_NCHW: Tensor, data_root: str) -> Tensor:
-    """The prompt's first value ``[L, P, D]``: prototypes of the training images (SPT) or uniform (VPT).
-
-    Methods without prompts get ``[0, 0, D]``. Prototypes are kept in the process for the next trial.
-    """
-    num_layers = {"all": backbone.num_layers, "first": 1, "none": 0}[METHODS[config.method].prompted_layers]
-    if config.prompt_length is None:
-        return torch.zeros(0, 0, backbone.embed_dim)
-    if config.prompt_init == "uniform":
-        return uniform_prompt(
-            backbone,
-            num_layers=num_layers,
-            prompt_length=config.prompt_length,
-            generator=torch.Generator().manual_seed(stream_seed(config.seed, "prompt")),
-        )
-    key = (data_root, config.task, config.train_split, config.train_size, backbone.sha256, num_layers)
-    choice = (config.prompt_init, config.prompt_length, config.seed)
-    if (key, choice) not in _prototypes:
-        if len(_prototypes) >= 64:
-            _prototypes.clear()
-        stream = TokenStream(backbone=backbone, images_MCHW=images_NCHW, num_layers=num_layers)
-        _prototypes[key, choice] = build_prototypes(
-            stream,
-            prompt_init=str(config.prompt_init),
-            prompt_length=config.prompt_length,
-            seed=stream_seed(config.seed, "prototypes"),
-        )
-    return _prototypes[key, choice]
-
-
-_prototypes: dict[tuple[object, ...], Tensor] = {}

@@ -1,6 +1,7 @@
 """Prototypes: what the frozen network makes of real images, as the prompt's first value (SPT, section 3).
 
-Shapes: M images, B images of a batch, L prompted layers, N patch tokens an image, P prompt_length, D width.
+Images go through the network once, a batch at a time; of each layer's tokens only those are kept that a strategy
+asks for. Shapes: M images, B images of a batch, L prompted layers, N patch tokens an image, P prompt_length, D width.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ from torch import Tensor
 from trainer.backbone import Backbone
 from trainer.kmeans import kmeans
 
+TOKEN_BYTES = 3 * 2**29
+"""Memory for the tokens that k-means looks at, all layers together: 1.5 GiB. 43,690 tokens a layer of ViT-B."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStream:
     """The patch tokens of many images, a batch at a time."""
 
     backbone: Backbone
-    images_MCHW: Tensor
+    num_images: int
+    images_of: Callable[[Tensor], Tensor]
+    """The uint8 images ``[B, 3, H, W]``, on the backbone's device, of rows ``[B]``."""
     num_layers: int
     """Layers looked at, from the first: 1 for shallow prompts, all for deep ones."""
-    batch_size: int = 256
+    batch_size: int = 64
+    token_bytes: int = TOKEN_BYTES
 
-    @property
-    def num_patches(self) -> int:
-        """N, patch tokens an image."""
-        return (self.backbone.image_size // self.backbone.patch_size) ** 2
-
-    def batches(self, rows_M: Tensor) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """The rows of a batch ``[B]`` and, for each layer, the tokens ``[B, N, D]`` that enter it."""
+    def batches(self, rows_M: Tensor) -> Iterator[tuple[Tensor, Iterator[tuple[int, Tensor]]]]:
+        """The rows of a batch ``[B]`` and, layer by layer, the tokens ``[B, N, D]`` that enter it."""
         for rows_B in rows_M.split(self.batch_size):
-            images_BCHW = self.images_MCHW[rows_B.to(self.images_MCHW.device)]
-            yield rows_B, self.backbone.patch_tokens(images_BCHW)[: self.num_layers]
+            tokens = self.backbone.patch_tokens(self.images_of(rows_B))
+            yield rows_B, zip(range(self.num_layers), tokens, strict=False)
 
 
 def build_prototypes(stream: TokenStream, *, prompt_init: str, prompt_length: int, seed: int) -> Tensor:
@@ -60,43 +62,53 @@ def pool_windows(tokens_BND: Tensor, prompt_length: int, pool: str) -> Tensor:
     return torch.stack([w.mean(dim=1) if pool == "mean" else w.amax(dim=1) for w in windows], dim=1)
 
 
-def _draw(
-    candidates: Callable[[Tensor, int], Tensor], stream: TokenStream, prompt_length: int, generator: torch.Generator
-) -> Tensor:
-    """P of all images' candidates a layer, uniformly, without replacement; only the images drawn are looked at."""
-    per_image = candidates(torch.zeros(1, stream.num_patches, 1), prompt_length).shape[1]
-    total = len(stream.images_MCHW) * per_image
-    if prompt_length > total:
-        raise ValueError(f"prompt_length={prompt_length} exceeds the {total} tokens of the images; use more images.")
-    drawn_LP = torch.stack(
-        [torch.randperm(total, generator=generator)[:prompt_length] for _ in range(stream.num_layers)]
-    )
+def draw(candidates: Callable[[Tensor], Tensor], stream: TokenStream, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of all images' candidates a layer ``[L, count, D]``, uniformly, without replacement.
+
+    Only images of which a candidate is drawn are looked at.
+
+    Args:
+        candidates: an image's tokens ``[B, N, D]`` to what is drawn from ``[B, n, D]``.
+    """
+    per_image = candidates(torch.zeros(1, stream.backbone.num_patches, 1)).shape[1]
+    total = stream.num_images * per_image
+    if count > total:
+        raise ValueError(f"prompt_length={count} exceeds the {total} tokens of the images; use more images.")
+    drawn_LP = torch.stack([torch.randperm(total, generator=generator)[:count] for _ in range(stream.num_layers)])
     image_LP, slot_LP = drawn_LP // per_image, drawn_LP % per_image
-    prototypes_LPD = torch.empty(
-        stream.num_layers, prompt_length, stream.backbone.embed_dim, device=stream.images_MCHW.device
-    )
+    device = stream.backbone.mean_C11.device
+    drawn_LPD = torch.empty(stream.num_layers, count, stream.backbone.embed_dim, device=device)
     for rows_B, layers in stream.batches(image_LP.unique()):
-        for layer, tokens_BND in enumerate(layers):
+        for layer, tokens_BND in layers:
             here = torch.isin(image_LP[layer], rows_B).nonzero()[:, 0]
             place = torch.searchsorted(rows_B, image_LP[layer, here])
-            prototypes_LPD[layer, here] = candidates(tokens_BND, prompt_length)[place, slot_LP[layer, here]]
-    return prototypes_LPD
+            drawn_LPD[layer, here] = candidates(tokens_BND)[place, slot_LP[layer, here]].to(drawn_LPD.dtype)
+    return drawn_LPD
+
+
+def _pooled(pool: str, stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
+    """P of all images' pooled windows, layer by layer."""
+    windows = functools.partial(pool_windows, prompt_length=prompt_length, pool=pool)
+    return draw(windows, stream, prompt_length, generator)
 
 
 def _cluster(stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
-    """The P cluster centres of all tokens, layer by layer."""
-    batches = [layers for _, layers in stream.batches(torch.arange(len(stream.images_MCHW)))]
-    return torch.stack(
-        [
-            kmeans(torch.cat([layers[layer] for layers in batches]).flatten(0, 1), prompt_length, generator)
-            for layer in range(stream.num_layers)
-        ]
-    )
+    """The P cluster centres of the tokens, layer by layer; of a uniform sample of them where they do not fit."""
+    fit = stream.token_bytes // (4 * stream.num_layers * stream.backbone.embed_dim)
+    total = stream.num_images * stream.backbone.num_patches
+    if prompt_length > min(fit, total):
+        raise ValueError(f"kmeans needs as many tokens as clusters, got {min(fit, total)} for {prompt_length}.")
+    tokens_LRD = draw(_tokens, stream, min(fit, total), generator)
+    return torch.stack([kmeans(tokens_RD, prompt_length, generator) for tokens_RD in tokens_LRD])
+
+
+def _tokens(tokens_BND: Tensor) -> Tensor:
+    return tokens_BND
 
 
 PROMPT_INITS: dict[str, Callable[[TokenStream, int, torch.Generator], Tensor]] = {
-    "random": functools.partial(_draw, lambda tokens_BND, _: tokens_BND),
-    "mean_pool": functools.partial(_draw, functools.partial(pool_windows, pool="mean")),
-    "max_pool": functools.partial(_draw, functools.partial(pool_windows, pool="max")),
+    "random": functools.partial(draw, _tokens),
+    "mean_pool": functools.partial(_pooled, "mean"),
+    "max_pool": functools.partial(_pooled, "max"),
     "kmeans": _cluster,
 }

@@ -110,8 +110,8 @@ def test_tuning_sets_are_nested_stratified_and_the_same_each_time(counts: list[i
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (8, 8), (33, 50), (500, 20)], ids=str)
 def test_every_kind_of_image_becomes_a_square_of_three_channels(mode: str, size: tuple[int, int]) -> None:
-    image = decode(png(mode, *size), 32)
-    assert image.shape == (3, 32, 32) and image.dtype == np.uint8
+    image = decode(png(mode, *size), 32, "spt")
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
 
 
 def test_decoding_keeps_the_centre_of_the_short_side() -> None:
@@ -122,7 +122,7 @@ def test_decoding_keeps_the_centre_of_the_short_side() -> None:
     for lying in (pixels, pixels.transpose(1, 0, 2)):
         buffer = io.BytesIO()
         Image.fromarray(lying).save(buffer, "PNG")
-        image = decode(buffer.getvalue(), 32)
+        image = decode(buffer.getvalue(), 32, "spt")
         assert image[:, 4:28, 4:28].reshape(3, -1).T.tolist() == [[0, 255, 0]] * 576
 
 

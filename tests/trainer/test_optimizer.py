@@ -19,7 +19,8 @@ from trainer.backbone import Backbone
 from trainer.checkpoint import load_state
 from trainer.config import TrainConfig
 from trainer.data.store import load_split
-from trainer.loop import lr_at, train
+from trainer.loop import train
+from trainer.optimizer import lr_at
 from trainer.prompts import PromptedViT
 
 

@@ -25,8 +25,13 @@ def noise_images(count: int) -> Tensor:
 
 
 def stream_of(backbone: Backbone, images: int, *, num_layers: int = 5, batch_size: int = 256) -> TokenStream:
+    noise_MCHW = noise_images(images)
     return TokenStream(
-        backbone=backbone, images_MCHW=noise_images(images), num_layers=num_layers, batch_size=batch_size
+        backbone=backbone,
+        num_images=images,
+        images_of=lambda rows_B: noise_MCHW[rows_B],
+        num_layers=num_layers,
+        batch_size=batch_size,
     )
 
 
@@ -59,7 +64,7 @@ def test_prototypes_have_their_shape_are_finite_and_follow_the_seed(
 
 
 def test_the_catalog_knows_the_number_of_patch_tokens(backbone: Backbone) -> None:
-    assert stream_of(backbone, 1).num_patches == BACKBONES["vit_nano_patch4_32.mae"].num_patches
+    assert backbone.num_patches == BACKBONES["vit_nano_patch4_32.mae"].num_patches()
     assert [tokens.shape for tokens in backbone.patch_tokens(noise_images(2))] == [(2, 64, 96)] * 5
 
 
@@ -112,7 +117,7 @@ def test_prototypes_are_drawn_from_all_images(backbone: Backbone, prompt_init: s
     prototypes_LPD = build_prototypes(
         stream_of(backbone, 12, num_layers=1), prompt_init=prompt_init, prompt_length=64, seed=0
     )
-    rows = rows_of(prototypes_LPD[0], backbone.patch_tokens(noise_images(12))[0].flatten(0, 1))
+    rows = rows_of(prototypes_LPD[0], next(backbone.patch_tokens(noise_images(12))).flatten(0, 1))
     assert {row // 64 for row in rows} == set(range(12))
 
 
@@ -140,7 +145,7 @@ def test_more_prompts_than_tokens_are_refused(backbone: Backbone) -> None:
 
 def test_kmeans_is_as_good_as_scikit_learn_on_real_tokens(backbone: Backbone, data_root: str) -> None:
     # One start is a matter of luck (scikit-learn's own differ by up to 7 %): what counts is the mean over many.
-    layers = backbone.patch_tokens(load_split(data_root, "demo/digits", "train", 0.05, 32).images_NCHW)
+    layers = list(backbone.patch_tokens(load_split(data_root, "demo/digits", "train", 0.05, 32).images_NCHW))
     ratios = []
     for tokens_RD in (layers[layer].flatten(0, 1) for layer in (0, 2, 4)):
         for clusters, seed in itertools.product((1, 5, 20, 50), range(6)):

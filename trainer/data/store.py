@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer.catalog import TASKS
 from trainer.data.subsets import nested_subset
-from trainer.data.transforms import decode
+from trainer.data.transforms import TransformName, View, aspect, decode
 from trainer.storage import read_bytes, write_bytes
 
 SPLITS = ("train", "val", "test")
@@ -60,6 +60,11 @@ class Split:
     labels_N: Tensor
     """int64."""
     keys: tuple[str, ...]
+    aspect_N: Tensor
+    """Width over height of each image as it was stored."""
+    view: View
+    fingerprint: str
+    """Hash of the task's images, with the part of them that this is."""
 
 
 def write_task(
@@ -116,18 +121,27 @@ def read_card(root: str, task: str) -> Card:
 
 
 @functools.lru_cache(maxsize=4)
-def load_split(root: str, task: str, split: str, train_size: float, image_size: int, device: str = "cpu") -> Split:
+def load_split(
+    root: str,
+    task: str,
+    split: str,
+    train_size: float | int,
+    image_size: int,
+    device: str = "cpu",
+    transform: TransformName = "spt",
+    view: View = "fixed",
+) -> Split:
     """The images of a split at a backbone's size, kept in the process.
 
     Args:
         root: the task store, a folder or a URI.
         split: train, val, test, or trainval: train and val together.
-        train_size: share of the images taken (of each part of trainval), nested and stratified; 1.0 for all.
+        train_size: share or number of the images taken (of each part of trainval), nested and stratified; 1.0 for all.
 
     Raises:
         OSError: if the store cannot be read or written.
     """
-    read_card(root, task)
+    card = read_card(root, task)
     parts = []
     for name in ("train", "val") if split == "trainval" else (split,):
         data = read_bytes(f"{root}/{task}/{name}.parquet")
@@ -136,9 +150,14 @@ def load_split(root: str, task: str, split: str, train_size: float, image_size: 
         table = pq.read_table(io.BytesIO(data))
         parts.append(table.take(nested_subset(table["label"].to_numpy(), train_size)))
     table = pa.concat_tables(parts)
-    images = np.stack([decode(image, image_size) for image in table["image"].to_pylist()])
+    encoded = table["image"].to_pylist()
+    augmented = TASKS[task].augmented
+    images = torch.stack([decode(image, image_size, transform, view=view, augmented=augmented) for image in encoded])
     return Split(
-        images_NCHW=torch.from_numpy(images).to(device),
+        images_NCHW=images.to(device),
         labels_N=torch.from_numpy(table["label"].to_numpy().astype(np.int64)).to(device),
         keys=tuple(table["key"].to_pylist()),
+        aspect_N=torch.tensor([aspect(image) for image in encoded], dtype=torch.float64),
+        view=view,
+        fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{view}",
     )

@@ -9,15 +9,18 @@ SUBSET_SEED = 0
 """One seed for all, so that every method and trial of a size learns from the same images."""
 
 
-def nested_subset(labels_N: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    """Rows of a stratified share of the images, in ascending order.
+def nested_subset(labels_N: NDArray[np.int64], size: float | int) -> NDArray[np.int64]:
+    """Rows of a stratified part of the images, in ascending order.
 
-    Each class is shuffled once, and a share takes its first images (at least one): of two shares, the smaller is
-    a subset of the larger.
+    Each class is shuffled once. A share (a float, 1.0 is all) takes the first images of each class, at least one. A
+    number (an int) takes first one image of each class, then of all classes evenly. Either way, of two sizes the
+    smaller is a subset of the larger.
     """
     rng = np.random.default_rng(SUBSET_SEED)
-    chosen = []
-    for label in np.unique(labels_N):
-        rows = rng.permutation(np.flatnonzero(labels_N == label))
-        chosen.append(rows[: max(1, round(share * len(rows)))])
-    return np.sort(np.concatenate(chosen))
+    shuffled = [rng.permutation(np.flatnonzero(labels_N == label)) for label in np.unique(labels_N)]
+    if isinstance(size, float):
+        return np.sort(np.concatenate([rows[: max(1, round(size * len(rows)))] for rows in shuffled]))
+    rows_N = np.concatenate(shuffled)
+    turn_N = np.concatenate([[-1.0, *(np.arange(1, len(rows)) + 0.5) / len(rows)] for rows in shuffled])
+    order_N = np.lexsort((rng.permutation(len(rows_N)), turn_N))
+    return np.sort(rows_N[order_N[:size]])

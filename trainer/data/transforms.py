@@ -1,22 +1,113 @@
-"""From an encoded image to the uint8 pixels that a backbone sees."""
+"""From an encoded image to the uint8 square that a backbone sees.
+
+A `fixed` view is deterministic: the network is judged on it, and tasks without augmentation learn from it. A `whole`
+view keeps all of the image, squashed to a larger square, and random crops are cut from it a batch at a time.
+
+Shapes: B batch, C 3, S side of a square, H W height and width.
+"""
 
 from __future__ import annotations
 
 import io
+import math
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as TF
+
+TransformName = Literal["spt", "vpt"]
+View = Literal["fixed", "whole"]
+
+INTERPOLATION = {"spt": InterpolationMode.BICUBIC, "vpt": InterpolationMode.BILINEAR}
+MARGIN = 256 / 224
+"""Where training crops at random, the short side is that much longer than the centre crop it is judged on."""
+WHOLE = 1.5
+"""Side of a whole view, relative to the crops cut from it."""
 
 
-def decode(image: bytes, size: int) -> NDArray[np.uint8]:
-    """SPT's transform for VTAB: short side to `size`, bicubic, then the centre crop.
+def decode(
+    image: bytes, size: int, transform: TransformName, *, view: View = "fixed", augmented: bool = False
+) -> Tensor:
+    """The square of an encoded image, uint8 ``[3, size, size]`` (a whole view: ``WHOLE`` times as large).
 
-    Returns:
-        uint8 ``[3, size, size]``.
+    Fixed views, size 224: VTAB by `spt` has the short side at 224, bicubic, then the centre; by `vpt` it is squashed to
+    224x224, bilinear. FGVC (`augmented`) by both has the short side at 256, then the centre.
     """
     with Image.open(io.BytesIO(image)) as opened:
-        resized = F.resize(opened.convert("RGB"), [size], interpolation=InterpolationMode.BICUBIC)
-    return np.asarray(F.center_crop(resized, [size, size])).transpose(2, 0, 1)
+        picture = opened.convert("RGB")
+    how = INTERPOLATION[transform]
+    if view == "whole":
+        side = round(size * WHOLE)
+        square = TF.resize(picture, [side, side], interpolation=how)
+    elif transform == "vpt" and not augmented:
+        square = TF.resize(picture, [size, size], interpolation=how)
+    else:
+        short = round(size * MARGIN) if augmented else size
+        square = TF.center_crop(TF.resize(picture, [short], interpolation=how), [size, size])
+    pixels: NDArray[np.uint8] = np.asarray(square).transpose(2, 0, 1)
+    return torch.from_numpy(pixels.copy())
+
+
+def aspect(image: bytes) -> float:
+    """Width over height of an encoded image."""
+    with Image.open(io.BytesIO(image)) as opened:
+        return opened.width / opened.height
+
+
+def random_views(
+    images_BCSS: Tensor, aspect_B: Tensor, size: int, transform: TransformName, generator: torch.Generator
+) -> Tensor:
+    """Random crops of whole views, half of them mirrored: uint8 ``[B, 3, size, size]``.
+
+    `spt`: 8 to 100 % of the area, of shape 3:4 to 4:3 (Szegedy et al., CVPR 2015). `vpt`: a square of 224/256 of the
+    short side. The whole batch is cut in one interpolation.
+
+    Args:
+        aspect_B: width over height of each image before it was squashed.
+        generator: on the CPU.
+    """
+    draw_boxes = _any_area if transform == "spt" else _of_the_short_side
+    left_B, top_B, width_B, height_B = draw_boxes(aspect_B.cpu().double(), generator).unbind(1)
+    mirror_B = 1 - 2 * torch.randint(0, 2, (len(images_BCSS),), generator=generator)
+    theta_B23 = torch.zeros(len(images_BCSS), 2, 3, dtype=torch.float64)
+    theta_B23[:, 0, 0], theta_B23[:, 1, 1] = width_B * mirror_B, height_B
+    theta_B23[:, 0, 2], theta_B23[:, 1, 2] = 2 * left_B + width_B - 1, 2 * top_B + height_B - 1
+    grid_BSS2 = F.affine_grid(
+        theta_B23.to(images_BCSS.device, torch.float32), [len(images_BCSS), 3, size, size], align_corners=False
+    )
+    mode = "bicubic" if transform == "spt" else "bilinear"
+    cut_BCSS = F.grid_sample(images_BCSS.float(), grid_BSS2, mode=mode, padding_mode="border", align_corners=False)
+    return cut_BCSS.round().clamp(0, 255).to(torch.uint8)
+
+
+def _any_area(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
+    """Boxes (left, top, width, height) ``[B, 4]`` as shares of each image: the first of ten draws that fits in it.
+
+    Where none fits, the largest centred box of the nearest allowed shape.
+    """
+    count, tries = len(aspect_B), 10
+    area_BT = torch.empty(count, tries, dtype=torch.float64).uniform_(0.08, 1, generator=generator)
+    bound = math.log(4 / 3)
+    shape_BT = torch.empty(count, tries, dtype=torch.float64).uniform_(-bound, bound, generator=generator).exp()
+    size_BT2 = torch.stack([area_BT * shape_BT / aspect_B[:, None], area_BT * aspect_B[:, None] / shape_BT], 2).sqrt()
+    fits_BT = (size_BT2 <= 1).all(dim=2)
+    drawn_B2 = size_BT2[torch.arange(count), fits_BT.int().argmax(dim=1)]
+    largest_B2 = torch.stack([(4 / 3 / aspect_B).clamp(max=1), (aspect_B / (3 / 4)).clamp(max=1)], dim=1)
+    any_B1 = fits_BT.any(dim=1)[:, None]
+    place_B2 = torch.rand(count, 2, dtype=torch.float64, generator=generator)
+    size_B2 = torch.where(any_B1, drawn_B2, largest_B2)
+    return torch.cat([(1 - size_B2) * torch.where(any_B1, place_B2, 0.5), size_B2], dim=1)
+
+
+def _of_the_short_side(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
+    """Square boxes as shares of each image, anywhere in it."""
+    short_B2 = torch.stack([(1 / aspect_B).clamp(max=1), aspect_B.clamp(max=1)], dim=1)
+    size_B2 = short_B2 / MARGIN
+    place_B2 = torch.rand(len(aspect_B), 2, dtype=torch.float64, generator=generator)
+    return torch.cat([(1 - size_B2) * place_B2, size_B2], dim=1)

@@ -1,0 +1,79 @@
+"""Out of memory is no end: a batch that does not fit is cut in halves until its parts do.
+
+Shapes: B batch, N inputs, K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+Network = Callable[[Tensor], Tensor]
+
+
+def backward(
+    network: Network, parameters: Sequence[nn.Parameter], inputs_B: Tensor, labels_B: Tensor, part: int
+) -> tuple[Tensor, int]:
+    """Set each parameter's `grad` to that of the batch's mean cross entropy, `part` inputs at a time.
+
+    Returns:
+        The loss, and the size of the parts that did fit.
+
+    Raises:
+        torch.OutOfMemoryError: if a single input does not fit.
+    """
+    total, done = torch.zeros((), device=labels_B.device), 0
+    for parameter in parameters:
+        parameter.grad = None
+    while done < len(labels_B):
+        rows = slice(done, done + part)
+        try:
+            loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
+            gradients = torch.autograd.grad(loss, parameters)  # all of them or none, unlike loss.backward()
+        except torch.OutOfMemoryError:
+            if part == 1:
+                raise
+        else:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            total += loss.detach()
+            done += part
+            continue
+        part = _half(part, "training")
+    return total, part
+
+
+@torch.no_grad()
+def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
+    """A network's outputs ``[N, ...]`` for any number of inputs, without gradients.
+
+    Raises:
+        torch.OutOfMemoryError: if a single input does not fit.
+    """
+    outputs: list[Tensor] = []
+    done = 0
+    while done < len(inputs_N):
+        try:
+            outputs.append(network(inputs_N[done : done + part]))
+        except torch.OutOfMemoryError:
+            if part == 1:
+                raise
+        else:
+            done += part
+            continue
+        part = _half(part, "evaluation")
+    return torch.cat(outputs)
+
+
+def _half(part: int, doing: str) -> int:
+    """Half of a size, said aloud; called behind the handler, where the failed attempt's tensors are gone."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = (part + 1) // 2
+    log.warning("out of memory in %s with %d images at once: going on with %d, to the same result", doing, part, half)
+    return half
