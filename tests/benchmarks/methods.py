@@ -1,0 +1,138 @@
+"""The methods side by side on real images with the bundled backbone, and what each prototype strategy costs.
+
+`python -m tests.benchmarks.methods --caltech101 vtab-1k/caltech101 --cifar10 cifar10 --epochs 20`. Each method's lr is
+chosen on val from a short grid, then trained on train + val and scored on test once, at the last epoch. CIFAR-10 is cut
+to 800 + 200 + 2,000 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from trainer.catalog import METHODS, PROTOTYPE_INITS, TASKS, Task
+from trainer.config import TrainConfig
+from trainer.data.store import Example, write_task
+from trainer.loop import train
+
+GRID = {"full": (1e-4, 1e-3), "linear": (1e-2, 1e-1)}
+SHOWN = ("spt_deep", "vpt_deep", "linear", "full")
+
+
+def caltech101(folder: Path) -> dict[str, list[Example]]:
+    """The `vtab-1k` layout: a list a split, `images/... label` a line."""
+    lists = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
+    return {
+        split: [
+            Example(key=path, label=int(label), image=(folder / path).read_bytes())
+            for path, label in (line.rsplit(maxsplit=1) for line in (folder / name).read_text().splitlines())
+        ]
+        for split, name in lists.items()
+    }
+
+
+def cifar10(folder: Path) -> dict[str, list[Example]]:
+    """A thousand training images and two thousand test images."""
+    rows = {name: pq.read_table(folder / f"{name}.parquet").slice(0, 2000).to_pylist() for name in ("train", "test")}
+    examples = {
+        name: [Example(key=row["key"], label=row["label"], image=row["image"]) for row in found]
+        for name, found in rows.items()
+    }
+    return {"train": examples["train"][:800], "val": examples["train"][800:1000], "test": examples["test"]}
+
+
+def store(root: str, name: str, splits: Mapping[str, Sequence[Example]]) -> None:
+    """Make a task known, and put it into the store."""
+    classes = 1 + max(example.label for examples in splits.values() for example in examples)
+    num_train, num_val, num_test = (len(splits[split]) for split in ("train", "val", "test"))
+    TASKS[name] = Task(
+        name=name, group="benchmark", num_classes=classes, num_train=num_train, num_val=num_val, num_test=num_test
+    )
+    write_task(
+        root, name, splits, source="local", class_names=[str(k) for k in range(classes)], protocol="as benchmarked"
+    )
+
+
+def last_metrics(root: str, **params: Any) -> tuple[dict[str, float], float]:
+    """The metrics of a whole run, first and last epoch's together, and its seconds."""
+    started = time.perf_counter()
+    epochs = list(train(TrainConfig.from_params(params), data_root=root))
+    return epochs[0].metrics | epochs[-1].metrics, time.perf_counter() - started
+
+
+def main() -> None:
+    """Train, and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--caltech101", type=Path)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--prompt-length", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=110)
+    with tempfile.TemporaryDirectory() as root:
+        sources = (("caltech101", options.caltech101, caltech101), ("cifar10", options.cifar10, cifar10))
+        for name, folder, read in sources:
+            if folder is not None:
+                store(root, f"local/{name}", read(folder))
+        tasks = [name for name in TASKS if name.startswith("local/")]
+        table = Table("task", "method", "learnable", "share", "lr", "val", "test", "s/epoch", title="accuracy")
+        for task in tasks:
+            for method in SHOWN:
+                fixed = {
+                    "task": task,
+                    "method": method,
+                    "epochs": options.epochs,
+                    "warmup_epochs": options.epochs // 10,
+                }
+                if METHODS[method].prompt_inits:
+                    fixed |= {"prompt_length": options.prompt_length}
+                if len(METHODS[method].prompt_inits) > 1:
+                    fixed |= {"prompt_init": "mean_pool"}
+                found = {lr: last_metrics(root, **fixed, lr=lr) for lr in GRID.get(method, (5e-3, 5e-2))}
+                lr = max(found, key=lambda lr: (found[lr][0]["val/accuracy"], -lr))
+                searched, seconds = found[lr]
+                final, _ = last_metrics(root, **fixed, lr=lr, eval_split="test")
+                table.add_row(
+                    task,
+                    method,
+                    f"{int(searched['learnable/parameters']):,}",
+                    f"{100 * searched['learnable/share']:.1f} %",
+                    f"{lr:g}",
+                    f"{100 * searched['val/accuracy']:.1f}",
+                    f"{100 * final['test/accuracy']:.1f}",
+                    f"{seconds / options.epochs:.2f}",
+                )
+        console.print(table)
+        costs = Table("task", "layers", *PROTOTYPE_INITS, title="seconds to build prototypes")
+        for task in tasks:
+            for method in ("spt_deep", "spt_shallow"):
+                seconds_of = [
+                    last_metrics(
+                        root,
+                        task=task,
+                        method=method,
+                        prompt_length=options.prompt_length,
+                        prompt_init=init,
+                        epochs=1,
+                        warmup_epochs=0,
+                    )[0]["prototypes/seconds"]
+                    for init in PROTOTYPE_INITS
+                ]
+                layers = "all" if method == "spt_deep" else "first"
+                costs.add_row(task, layers, *(f"{seconds:.2f}" for seconds in seconds_of))
+        console.print(costs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How long one training step takes: ours against a plain timm forward and backward with the same parameters learning.
+
+`python -m tests.benchmarks.step [BACKBONE] --prompt-length 20 --batch-size 8`. Both run in this process, in turns, on
+the same images; the ratio is of medians. The plain one concatenates `[CLS, prompts, patches]` before each block, as
+the papers' figure has it. Needs no weights: the network's are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.backbone import Backbone, build_vit, cls_and_positions
+from trainer.catalog import BACKBONES
+from trainer.prompts import PromptedViT
+
+
+def plain_logits(model: PromptedViT, images_BCHW: Tensor) -> Tensor:
+    """The papers' forward pass with nothing but timm's own modules."""
+    vit, prompt_LPD = model.backbone.vit, model.prompt_LPD
+    pixels_BCHW = (images_BCHW.float() / 255 - model.backbone.mean_C11) / model.backbone.std_C11
+    patches_BND = vit.patch_embed(pixels_BCHW)
+    cls_11D, positions_1TD = cls_and_positions(vit)
+    tokens_BTD = torch.cat([cls_11D.expand(len(patches_BND), -1, -1), patches_BND], dim=1) + positions_1TD
+    layers, length, _ = prompt_LPD.shape
+    for i, block in enumerate(vit.blocks):
+        if i < layers:
+            rest_BND = tokens_BTD[:, 1 + (length if i else 0) :]
+            prompt_BPD = prompt_LPD[i].expand(len(tokens_BTD), -1, -1)
+            tokens_BTD = torch.cat([tokens_BTD[:, :1], prompt_BPD, rest_BND], dim=1)
+        tokens_BTD = block(tokens_BTD)
+    read_BD = tokens_BTD[:, 1:].mean(dim=1) if model.backbone.readout == "mean" else tokens_BTD[:, 0]
+    logits_BK: Tensor = model.head(vit.norm(read_BD))
+    return logits_BK
+
+
+def main() -> None:
+    """Measure, and print one line a method."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backbone", nargs="?", default="vit_base_patch16_224.mae", choices=BACKBONES)
+    parser.add_argument("--prompt-length", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    row = BACKBONES[options.backbone]
+    torch.manual_seed(0)
+    images_BCHW = torch.randint(0, 256, (options.batch_size, 3, row.image_size, row.image_size), dtype=torch.uint8)
+    labels_B = torch.randint(0, 100, (options.batch_size,), device=device)
+    images_BCHW = images_BCHW.to(device)
+    backbone = Backbone(build_vit(row), readout=row.readout, sha256="").to(device)
+    for method, layers in (("deep", row.num_layers), ("shallow", 1)):
+        model = PromptedViT(
+            backbone,
+            num_classes=100,
+            prompt_LPD=0.1 * torch.randn(layers, options.prompt_length, row.embed_dim),
+            prompt_dropout=0.0,
+            generator=torch.Generator().manual_seed(0),
+        ).to(device)
+
+        def step(logits: Callable[[], Tensor], parameters: list[Tensor]) -> tuple[float, float]:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            loss = F.cross_entropy(logits(), labels_B)
+            torch.autograd.grad(loss, parameters)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - started, float(loss.detach())
+
+        learnable: list[Tensor] = list(model.learnable().values())
+        ours_s, plain_s = [], []
+        for _ in range(options.steps + 1):
+            mine, my_loss = step(lambda model=model: model(images_BCHW), learnable)  # type: ignore[misc]
+            theirs, their_loss = step(lambda model=model: plain_logits(model, images_BCHW), learnable)  # type: ignore[misc]
+            assert abs(my_loss - their_loss) < 1e-4, "both compute the same"
+            ours_s.append(mine)
+            plain_s.append(theirs)
+        ours, plain = statistics.median(ours_s[1:]), statistics.median(plain_s[1:])
+        print(
+            f"{options.backbone} {method}, {options.prompt_length} prompts, batch {options.batch_size}, {device}: "
+            f"ours {1000 * ours:.0f} ms, plain timm {1000 * plain:.0f} ms, ratio {ours / plain:.3f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
