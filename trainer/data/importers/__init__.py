@@ -1,0 +1,1 @@
+"""From every source that researchers hold to the task store: one file a family of sources."""
