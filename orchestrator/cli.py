@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from rich.table import Table
 from orchestrator.errors import HomeError, SpecError, UserError
 from orchestrator.home import Home, Workplace, home_at
 from orchestrator.plan import studies
-from orchestrator.spec import SweepSpec
+from orchestrator.spec import Grid, SweepSpec
 from orchestrator.spec_file import find_spec, load_spec, parse_spec
 from trainer.catalog import BACKBONES
 from trainer.weights import WeightsError, find_weights
@@ -87,8 +88,7 @@ def launch(
     sweep = None
     path = find_spec(spec)
     try:
-        sweep = load_spec(path)
-        problems += weights_problems(sweep, weights)
+        sweep = load_spec(path, functools.partial(weights_problems, weights=weights))
     except SpecError as error:
         problems += error.problems
     try:
@@ -189,7 +189,7 @@ def ui(
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
-def weights_problems(spec: SweepSpec, weights: str | None) -> list[str]:
+def weights_problems(spec: Grid, weights: str | None) -> list[str]:
     """A sentence for each backbone whose weights are nowhere."""
     problems = []
     for name in spec.backbones:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import uuid
 from dataclasses import dataclass
@@ -69,7 +70,10 @@ class Home:
         """
         if "://" in trial or (Path(trial) / "card.json").is_file():
             return trial
-        found = {card.parent.name: card.parent for card in self.folder.glob(f"sweeps/*/trials/{trial}*/card.json")}
+        found = {
+            card.parent.name: card.parent
+            for card in self.folder.glob(f"sweeps/*/trials/{glob.escape(trial)}*/card.json")
+        }
         if not found:
             raise UserError(f"{self.folder} holds no finished trial {trial!r}; give its id, or the folder it is in.")
         if len(found) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,15 @@ def find_spec(spec: str) -> Path:
     return Path(spec)
 
 
-def load_spec(path: Path) -> SweepSpec:
+Needs = Callable[[Grid], Iterable[str]]
+"""What a grid asks for and is not there, as sentences."""
+
+
+def load_spec(path: Path, needs: Needs = lambda _: ()) -> SweepSpec:
     """Read and check a spec.
+
+    Args:
+        needs: asked of as much of the grid as is right, so that what is missing is told with all else.
 
     Raises:
         SpecError: with every problem: of the YAML, of its keys and types, and of the configs it would lead to.
@@ -60,10 +67,10 @@ def load_spec(path: Path) -> SweepSpec:
         raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(raw, dict):
         raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
-    return parse_spec(raw, str(path))
+    return parse_spec(raw, str(path), needs)
 
 
-def parse_spec(raw: dict[str, Any], source: str) -> SweepSpec:
+def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) -> SweepSpec:
     """Check a spec that is already a mapping.
 
     Raises:
@@ -72,6 +79,7 @@ def parse_spec(raw: dict[str, Any], source: str) -> SweepSpec:
     problems: dict[str, None] = {}
     broken: set[str] = set()
     grid: Grid | None
+    left: dict[str, Any] = {}
     try:
         grid = spec = SweepSpec.model_validate(raw)
     except ValidationError as error:
@@ -81,10 +89,12 @@ def parse_spec(raw: dict[str, Any], source: str) -> SweepSpec:
             problems[f"{'.'.join(map(str, place))}: {_sentence(detail, place)}"] = None
             places.append(place)
         broken = {str(place[1]) for place in places if place[0] == "space" and len(place) > 1}
-        grid = _grid_left(raw, places, broken)
+        left = _left(raw, places, broken)
+        grid = _grid_of(left)
     for field, problem in _config_problems(grid) if grid else ():
         if field not in broken:
             problems[problem] = None
+    problems |= dict.fromkeys(needs(grid or Grid.model_construct(**left)))
     if problems:
         raise SpecError(source, list(problems))
     return spec
@@ -133,16 +143,21 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
 
 
-def _grid_left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> Grid | None:
-    """The grid without its broken entries, so that the rest is checked too; None if too little is left."""
+def _left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> dict[str, Any]:
+    """A grid's values without the broken entries, so that the rest is checked too."""
     kept: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
     for part in ("tasks", "backbones", "methods"):
         names = raw.get(part)
         kept[part] = [n for i, n in enumerate(names) if (part, i) not in places] if isinstance(names, list) else []
     if isinstance(kept["space"], dict):
         kept["space"] = {name: entry for name, entry in kept["space"].items() if name not in broken}
+    return kept
+
+
+def _grid_of(left: dict[str, Any]) -> Grid | None:
+    """The grid of what is left; None if that is too little."""
     try:
-        return Grid.model_validate(kept)
+        return Grid.model_validate(left)
     except ValidationError:
         return None
 

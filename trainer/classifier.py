@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from trainer.backbone import load_backbone
 from trainer.catalog import METHODS, TASKS
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
-from trainer.memory import in_batches
+from trainer.memory import in_batches, in_precision
 from trainer.prompts import PromptedViT
 from trainer.storage import read_bytes
 
@@ -54,10 +55,13 @@ class Classifier:
                 data = image if isinstance(image, bytes) else image.read_bytes()
                 try:
                     squares.append(decode(data, self.config.pixels, self.config.transform, augmented=augmented))
-                except (UnidentifiedImageError, OSError) as error:
+                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                     name = f"image {place}" if isinstance(image, bytes) else str(image)
-                    raise ValueError(f"{name} is no image that can be decoded: {error}") from error
-            logits_BK = in_batches(self.model, torch.stack(squares).to(self.device))
+                    known = not isinstance(error, UnidentifiedImageError)
+                    reason = error if known else "its format is unknown"
+                    raise ValueError(f"{name} is no image that can be decoded: {reason}") from error
+            network = in_precision(self.model, self.config.precision, self.device)
+            logits_BK = in_batches(network, torch.stack(squares).to(self.device))
             found = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
             for confidences, labels in zip(found.values.tolist(), found.indices.tolist(), strict=True):
                 yield [Prediction(self.class_names[k], c) for k, c in zip(labels, confidences, strict=True)]
@@ -84,7 +88,14 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
             f"{folder} was trained on weights of {config.backbone} with SHA-256 {card['backbone_sha256'][:12]}, found "
             f"{backbone.sha256[:12]}; name the file it was trained on with --weights or SPTUNE_WEIGHTS."
         )
-    learnt = load_tensors(tensors)
+    try:
+        learnt = load_tensors(tensors)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
+    found, expected = {name: list(tensor.shape) for name, tensor in learnt.items()}, card["learnable"]
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        raise ValueError(f"{folder}/prompt.safetensors is not of its card.json: {', '.join(wrong[:3])} differ.")
     model = PromptedViT(
         backbone.variant(learns=method.backbone_learns, drop_path=0.0),
         num_classes=len(card["class_names"]),

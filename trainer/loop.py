@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,7 @@ from trainer.checkpoint import load_state, save_state
 from trainer.config import TrainConfig
 from trainer.data.store import Split, load_split, read_card
 from trainer.data.transforms import random_views
-from trainer.memory import backward, in_batches
+from trainer.memory import backward, in_batches, in_precision
 from trainer.metrics import normalized_mutual_information, predictions, scores
 from trainer.optimizer import MovingAverage, build_optimizer, lr_at
 from trainer.prompts import PromptedViT
@@ -115,20 +114,8 @@ def train(
 
     # Where nothing below the head learns or varies, the network's features take the images' place, computed once.
     learns_above_features = not (config.prompt_length or method.backbone_learns or task.augmented or config.drop_path)
-    module = model.head if learns_above_features else model
-
-    def autocast() -> torch.autocast | nullcontext[None]:
-        kind = torch.device(device).type
-        return torch.autocast(kind, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-
-    def network(inputs_B: Tensor) -> Tensor:
-        with autocast():
-            logits_BK: Tensor = module(inputs_B).float()
-        return logits_BK
-
-    def features(images_BCHW: Tensor) -> Tensor:
-        with autocast():
-            return model.features(images_BCHW).float()
+    network = in_precision(model.head if learns_above_features else model, config.precision, device)
+    features = in_precision(model.features, config.precision, device)
 
     @functools.cache
     def inputs_of(split: Split) -> Tensor:

@@ -1,4 +1,4 @@
-"""Out of memory is no end: a batch that does not fit is cut in halves until its parts do.
+"""How a network is run: in which precision, and in parts where a whole batch does not fit in memory.
 
 Shapes: B batch, N inputs, K classes.
 """
@@ -14,6 +14,17 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
+
+
+def in_precision(network: Network, precision: str, device: str) -> Network:
+    """The network under autocast (`bf16`) or as it is (`fp32`); its outputs are float32 or wider."""
+
+    def run(inputs_B: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            outputs_B = network(inputs_B)
+        return outputs_B.float() if outputs_B.dtype is torch.bfloat16 else outputs_B
+
+    return run
 
 
 def backward(

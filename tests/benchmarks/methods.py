@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
@@ -42,7 +43,10 @@ def caltech101(folder: Path) -> dict[str, list[Example]]:
 
 def cifar10(folder: Path) -> dict[str, list[Example]]:
     """A thousand training images and two thousand test images."""
-    rows = {name: pq.read_table(folder / f"{name}.parquet").slice(0, 2000).to_pylist() for name in ("train", "test")}
+    rows = {}
+    for name in ("train", "test"):  # stored class by class
+        table = pq.read_table(folder / f"{name}.parquet")
+        rows[name] = table.take(np.random.default_rng(0).permutation(len(table))[:2000]).to_pylist()
     examples = {
         name: [Example(key=row["key"], label=row["label"], image=row["image"]) for row in found]
         for name, found in rows.items()

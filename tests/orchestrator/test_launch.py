@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import signal
@@ -10,14 +11,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import optuna
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from trainer.config import TrainConfig
+from trainer.data.store import read_card
+
+pytestmark = pytest.mark.timeout(600)  # a fixture that runs a whole sweep counts as part of a test
 SPTUNE = str(Path(sys.executable).with_name("sptune"))
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -40,12 +47,25 @@ TINY: dict[str, Any] = {
 
 def sptune(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
     command = [SPTUNE, *map(str, arguments), "--home", str(home)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560)
 
 
 def table(output: str) -> str:
     """The result of a launch, without progress."""
     return output[output.index("test accuracy") : output.index("Every trial in MLflow")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The digits, with the first 60 of val and 90 of test only, for all homes: quickly scored."""
+    root = tmp_path_factory.mktemp("data")
+    read_card(str(root), "demo/digits")
+    for split, count in (("val", 60), ("test", 90)):
+        file = root / f"demo/digits/{split}.parquet"
+        pq.write_table(pq.read_table(file)[:count], file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPTUNE_DATA", str(root))
+        yield root
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +101,47 @@ def killed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     first = re.search(r"tiny: (\d+) of 16 trials finished", again.stdout)
     assert first is not None and int(first[1]) >= 5, "what was finished stayed finished"
     return home, table(again.stdout)
+
+
+def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
+    spec: Path, undisturbed: tuple[Path, str]
+) -> None:
+    home, expected = undisturbed
+    written = {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")}
+    started = time.monotonic()
+    again = sptune("launch", spec, home=home)
+    assert time.monotonic() - started < 60, "7 s on an idle machine"
+    assert "nothing to run" in again.stdout
+    assert table(again.stdout) == expected
+    assert {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")} == written
+
+
+def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, str]) -> None:
+    home, expected = undisturbed
+    assert table(sptune("resume", "tiny", home=home).stdout) == expected
+    assert expected.strip() in sptune("report", "tiny", home=home).stdout
+    status = sptune("status", "tiny", home=home).stdout
+    assert status.count("8/8") == 2
+
+
+def test_a_trial_of_the_sweep_classifies_images_as_it_was_scored(
+    undisturbed: tuple[Path, str], store: Path, tmp_path: Path
+) -> None:
+    home, _ = undisturbed
+    for method in ("spt_deep", "linear"):
+        cards = [json.loads(path.read_text()) for path in home.glob("sweeps/tiny/trials/*/card.json")]
+        configs = [TrainConfig.from_params(card["config"]) for card in cards]
+        config = next(c for c in configs if (c.method, c.eval_split, c.seed) == (method, "test", 42))
+        trial = config.fingerprint()
+        scored = pq.read_table(home / "sweeps/tiny/trials" / trial / "predictions.parquet").to_pylist()[:3]
+        images = pq.read_table(store / "demo/digits/test.parquet").to_pylist()[:3]
+        lines = []
+        for row, image in zip(scored, images, strict=True):
+            (tmp_path / f"{row['key']}.png").write_bytes(image["image"])
+            lines.append(f"{tmp_path / row['key']}.png: {row['prediction']} {100 * row['confidence']:.1f} %")
+        files = [tmp_path / f"{row['key']}.png" for row in scored]
+        done = sptune("predict", trial[:11], *files, "--top", "1", home=home)
+        assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
 
 
 def test_a_killed_driver_changes_nothing_in_the_table(killed: tuple[Path, str], undisturbed: tuple[Path, str]) -> None:
@@ -120,34 +181,12 @@ def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str
                 assert run.data.tags["error"] == trial.user_attrs["error"].splitlines()[0]
                 assert "TrainingDiverged" in run.data.tags["error"]
             if trial.state.name == "COMPLETE":
-                wanted = {"prompt.safetensors"} | (
-                    {"prototypes.safetensors"} if run.data.tags["method"] == "spt_deep" else set()
-                )
+                wanted = {"prompt.safetensors", "predictions.parquet", "card.json"}
+                wanted |= {"prototypes.safetensors"} if run.data.tags["method"] == "spt_deep" else set()
                 assert {artifact.path for artifact in client.list_artifacts(run.info.run_id)} == wanted
     assert told["FAIL"] > 0
     assert told["PRUNED"] > 0
     assert told["COMPLETE"] > 0
-
-
-def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
-    spec: Path, undisturbed: tuple[Path, str]
-) -> None:
-    home, expected = undisturbed
-    written = {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")}
-    started = time.monotonic()
-    again = sptune("launch", spec, home=home)
-    assert time.monotonic() - started < 10
-    assert "nothing to run" in again.stdout
-    assert table(again.stdout) == expected
-    assert {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")} == written
-
-
-def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, str]) -> None:
-    home, expected = undisturbed
-    assert table(sptune("resume", "tiny", home=home).stdout) == expected
-    assert expected.strip() in sptune("report", "tiny", home=home).stdout
-    status = sptune("status", "tiny", home=home).stdout
-    assert status.count("8/8") == 2
 
 
 def test_a_worker_that_is_killed_costs_nothing_but_time(

@@ -152,7 +152,8 @@ def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Pat
     sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None
-    for name in ("prototypes.safetensors", "prompt.safetensors", "checkpoint.pt"):
+    kept = {"prototypes.safetensors", "prompt.safetensors", "predictions.parquet", "card.json"}
+    for name in (*kept, "checkpoint.pt"):
         write_bytes(tmp_path / "trials" / trial.trial_id / name, name.encode())
     for epoch in range(1, 10):
         sweep.on_epoch(trial.trial_id, epoch, {"train/loss": 1.0, "val/accuracy": 0.5})
@@ -160,9 +161,9 @@ def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Pat
     client = MlflowClient(tracking_uri=mlflow_uri)
     run = next(run for run in mlflow_runs(mlflow_uri, small.name) if run.data.tags.get("trial_id") == trial.trial_id)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert names == {"prototypes.safetensors", "prompt.safetensors"}
-    path = client.download_artifacts(run.info.run_id, "prompt.safetensors", str(tmp_path))
-    assert Path(path).read_bytes() == b"prompt.safetensors"
+    assert names == kept, "and not the checkpoint, which is for going on only"
+    for name in kept:
+        assert Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_bytes() == name.encode()
 
 
 @pytest.mark.parametrize("events", [1, 5, 23])

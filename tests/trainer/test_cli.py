@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from trainer.__main__ import field_docs, main, parse
+from trainer.catalog import BACKBONES, BUNDLED
 from trainer.checkpoint import load_state
-from trainer.config import field_types
+from trainer.config import TrainConfig, field_types
 from trainer.pretrain import Recipe, pretrain, read_images
+from trainer.weights import find_weights
 
 TINY = ["--task", "demo/digits", "--epochs", "1", "--warmup-epochs", "0", "--train-size", "0.05", "--batch-size", "16"]
 
@@ -35,7 +39,13 @@ def test_one_training_runs_by_hand_and_prints_its_accuracy(data_root: str, tmp_p
     done = python("-m", "trainer", *arguments, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"val/accuracy 0\.\d{4} after 1 epochs \(trial [0-9a-f]{12}\)\n", done.stdout)
-    assert {"prompt.safetensors", "prototypes.safetensors"} <= {file.name for file in tmp_path.iterdir()}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "prototypes.safetensors",
+        "predictions.parquet",
+        "prompt.safetensors",
+        "card.json",
+    }
     assert load_file(tmp_path / "prompt.safetensors")["prompt"].shape == (1, 2, 96)
 
 
@@ -83,8 +93,107 @@ def test_every_field_is_an_option_with_its_docstring_as_help(capsys: pytest.Capt
     for name in field_types():
         assert f"--{name.replace('_', '-')} " in shown
         assert " ".join(field_docs()[name].split()) in shown
+    for place in ("--data", "--weights", "--bank", "--out", "--device"):
+        assert f"{place} " in shown
     given, options = parse(["--task", "t", "--method", "m", "--lr", "1e-4", "--prompt-length", "5", "--out", "o"])
     assert (given, options.out) == ({"task": "t", "method": "m", "lr": 1e-4, "prompt_length": 5}, "o")
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        (["--nmi"], "nmi", True),
+        (["--init-images", "5"], "init_images", 5),
+        (["--init-images", "0.5"], "init_images", 0.5),
+        (["--init-images", "1"], "init_images", 1),
+        (["--init-images", "1.0"], "init_images", 1.0),
+        (["--init-task", "demo/shapes_loc"], "init_task", "demo/shapes_loc"),
+        (["--ema-decay", "0.999"], "ema_decay", 0.999),
+        (["--drop-path", "0"], "drop_path", 0.0),
+        (["--image-size", "64"], "image_size", 64),
+        (["--precision", "bf16"], "precision", "bf16"),
+        (["--optimizer", "sgd"], "optimizer", "sgd"),
+        (["--seed", "7"], "seed", 7),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_an_option_is_read_as_its_field_takes_it(option: list[str], field: str, value: object) -> None:
+    given, _ = parse(["--task", "demo/digits", "--method", "spt_deep", "--prompt-length", "2", *option])
+    assert given[field] == value and type(given[field]) is type(value)
+    config = TrainConfig.from_params(given | {"prompt_init": "random"})
+    assert getattr(config, field) == value and type(getattr(config, field)) is type(value)
+    without, _ = parse(["--task", "demo/digits", "--method", "spt_deep"])
+    assert field not in without, "what is not given is the config's to decide"
+
+
+def test_data_and_weights_may_be_named_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["--task", "t", "--method", "m"]
+    for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    _, options = parse(needed)
+    assert (options.data, options.weights, options.bank) == ("sptune-home/data", None, None)
+    monkeypatch.setenv("SPTUNE_DATA", "/tasks")
+    monkeypatch.setenv("SPTUNE_WEIGHTS", "/weights")
+    _, options = parse(needed)
+    assert (options.data, options.weights) == ("/tasks", "/weights")
+    _, options = parse([*needed, "--data", "here", "--weights", "there"])
+    assert (options.data, options.weights) == ("here", "there")
+
+
+def test_nmi_and_the_number_of_images_reach_the_training(data_root: str, tmp_path: Path) -> None:
+    run = [*TINY, "--method", "spt_deep", "--prompt-length", "2", "--data", data_root, "--device", "cpu", "--nmi"]
+    starts = []
+    for images in ("5", "0.5"):
+        assert main([*run, "--init-images", images, "--out", str(tmp_path / images)]) == 0
+        starts.append(load_file(tmp_path / images / "prototypes.safetensors")["prompt"])
+        card = json.loads((tmp_path / images / "card.json").read_text())
+        assert {f"nmi/layer_{layer:02d}" for layer in range(5)} <= card["metrics"].keys()
+    assert not starts[0].equal(starts[1])
+
+
+def test_a_bank_is_filled_by_one_run_and_used_by_the_next(data_root: str, tmp_path: Path) -> None:
+    run = [*TINY, "--method", "spt_deep", "--prompt-length", "2", "--data", data_root, "--device", "cpu"]
+    starts, seconds = [], []
+    for lr in ("0.01", "0.02"):
+        assert main([*run, "--lr", lr, "--bank", str(tmp_path / "bank"), "--out", str(tmp_path / lr)]) == 0
+        starts.append(load_file(tmp_path / lr / "prototypes.safetensors")["prompt"])
+        seconds.append(json.loads((tmp_path / lr / "card.json").read_text())["prototypes_seconds"])
+        (kept,) = (tmp_path / "bank").iterdir()
+        assert load_file(kept)["prompt"].equal(starts[0])
+    assert starts[0].equal(starts[1])
+    assert seconds[0] == seconds[1], "the second run was told what they cost the first"
+
+
+def test_weights_that_do_not_fit_are_one_sentence(
+    data_root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [*TINY, "--method", "linear", "--data", data_root, "--device", "cpu", "--out", str(tmp_path / "out")]
+    (tmp_path / "a.bin").write_bytes(b"")
+    (tmp_path / "a.safetensors").write_bytes(b"no weights")
+    save_file({"norm.weight": torch.ones(96)}, tmp_path / "b.safetensors")
+    for file, told in (
+        ("nowhere", f"weights {tmp_path}/nowhere: there is no such file or folder."),
+        ("a.bin", f"{tmp_path}/a.bin must end in .safetensors, .pth, .pth.tar, .npz."),
+        (
+            "a.safetensors",
+            rf"{tmp_path}/a.safetensors is no whole file of {re.escape(BUNDLED)}: .+\. Download it again\.",
+        ),
+        (
+            "b.safetensors",
+            f"{tmp_path}/b.safetensors does not fit a ViT of 5 layers, width 96, patches of 4: it lacks "
+            rf"blocks\.0\.attn\.proj\.bias, .+ and \d+ more\.",
+        ),
+    ):
+        assert main([*run, "--weights", str(tmp_path / file)]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last == f"error: {told}" or re.fullmatch(f"error: {told}", last), last
+        assert not (tmp_path / "out").exists(), "refused means untouched"
+    # The bundled weights from another place are the bundled weights.
+    bundled = find_weights(BACKBONES[BUNDLED], None).path
+    assert bundled is not None
+    shutil.copy(bundled, tmp_path / "mine.safetensors")
+    assert main([*run, "--weights", str(tmp_path / "mine.safetensors")]) == 0
+    assert main(run) == 0, "and a run may go on from them"
 
 
 @pytest.fixture

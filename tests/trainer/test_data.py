@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from trainer.checkpoint import load_state, save_state
 from trainer.data.rendered import render
 from trainer.data.store import SPLITS, Example, load_split, read_card, write_task
 from trainer.data.subsets import nested_subset
-from trainer.data.transforms import decode
+from trainer.data.transforms import TransformName, decode
 from trainer.storage import read_bytes, write_bytes
 
 DEMO_TASKS = [name for name, row in TASKS.items() if row.group == "demo"]
@@ -105,6 +106,80 @@ def test_tuning_sets_are_nested_stratified_and_the_same_each_time(counts: list[i
             assert taken >= 1 and (taken == 1 or abs(taken - Fraction(share) * count) < 1)
         smaller = set(rows.tolist())
     assert len(smaller) == sum(counts)
+
+
+COUNTS = {"even": [100] * 10, "rare": [1, 2, 3, 500], "one": [1], "two": [7, 993], "many": [3] * 200, "gap": [5, 0, 9]}
+"""Images of each class."""
+
+
+@pytest.mark.parametrize("classes", COUNTS)
+def test_a_number_of_images_is_met_exactly_with_all_classes_and_evenly(classes: str) -> None:
+    counts = {label: count for label, count in enumerate(COUNTS[classes]) if count}
+    labels_N = np.random.default_rng(5).permutation(np.repeat(list(counts), list(counts.values()))).astype(np.int64)
+    total, smaller = len(labels_N), set[int]()
+    for number in sorted(
+        {1, 2, 3, 5, 10, 11, 50, 199, 200, 201, 400, 500, 999, 1000, total - 1, total, total + 5} - {0}
+    ):
+        rows = nested_subset(labels_N, number)
+        assert len(rows) == min(number, total), "as many as were asked for, or all there are"
+        assert rows.tolist() == sorted(set(rows.tolist())) == nested_subset(labels_N, number).tolist()
+        assert smaller <= set(rows.tolist()), "of two sizes the smaller is in the larger"
+        smaller = set(rows.tolist())
+        taken = {label: int((labels_N[rows] == label).sum()) for label in counts}
+        if number <= len(counts):
+            assert max(taken.values()) == 1, "no class has a second image before each has one"
+            continue
+        assert min(taken.values()) >= 1
+        # One share for all classes, to within an image: only a class's first image comes before its turn.
+        lowest = max((taken[label] - 1) / count for label, count in counts.items())
+        highest = min((taken[label] + 1) / count for label, count in counts.items())
+        assert lowest <= highest, taken
+    assert len(smaller) == total
+
+
+def test_one_image_may_be_asked_for_and_the_whole_number_1_is_not_the_share_1() -> None:
+    labels_N = np.repeat(np.arange(10, dtype=np.int64), 7)
+    assert len(nested_subset(labels_N, 1)) == 1
+    assert len(nested_subset(labels_N, 1.0)) == 70
+    # The first ten are one of each class, in an order that mixes them.
+    first = [int(labels_N[nested_subset(labels_N, number)].sum()) for number in range(1, 11)]
+    order = np.diff([0, *first]).tolist()
+    assert sorted(order) == list(range(10)) != order
+
+
+@pytest.mark.parametrize("transform", ["spt", "vpt"])
+def test_a_split_is_loaded_as_the_view_that_is_asked_for(transform: TransformName, data_root: str) -> None:
+    fixed, whole = (
+        load_split(data_root, "demo/shapes_loc", "train", 30, 32, "cpu", transform, view)
+        for view in ("fixed", "whole")
+    )  # fmt: skip
+    assert (fixed.view, fixed.images_NCHW.shape) == ("fixed", (30, 3, 32, 32))
+    assert (whole.view, whole.images_NCHW.shape) == ("whole", (30, 3, 48, 48))
+    assert fixed.keys == whole.keys and torch.equal(fixed.labels_N, whole.labels_N)
+    assert fixed.aspect_N.tolist() == [1.0] * 30
+
+
+def test_the_aspect_of_each_image_is_kept_beside_it(tmp_path: Path) -> None:
+    row, generator = TASKS["demo/digits"], np.random.default_rng(0)
+    sides = {s: generator.integers(4, 40, (n, 2)).tolist() for s, n in zip(SPLITS, (800, 200, 797), strict=True)}
+    splits = {
+        split: [Example(key=f"{split}{i}", label=i % 10, image=png("L", *side)) for i, side in enumerate(sides[split])]
+        for split in SPLITS
+    }
+    write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
+    loaded = load_split(str(tmp_path), row.name, "trainval", 0.1, 8)
+    by_key = {f"{split}{i}": side for split in SPLITS for i, side in enumerate(sides[split])}
+    assert len(loaded.keys) == 100
+    assert loaded.aspect_N.tolist() == [by_key[key][0] / by_key[key][1] for key in loaded.keys]
+
+
+def test_the_fingerprint_of_a_split_says_which_images_it_is_and_how_they_were_made(data_root: str) -> None:
+    plain: tuple[Any, ...] = (data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "fixed")
+    changes = {1: "demo/shapes_loc", 2: "val", 3: 0.1, 4: 16, 6: "vpt", 7: "whole"}
+    others = [(*plain[:i], change, *plain[i + 1 :]) for i, change in changes.items()]
+    prints = [load_split(*arguments).fingerprint for arguments in (plain, *others, (*plain[:3], 1, *plain[4:]))]
+    assert len(set(prints)) == len(prints) == 8
+    assert load_split(*plain[:5]).fingerprint == prints[0]
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])

@@ -1,27 +1,41 @@
-"""The learning rate of every step, and AdamW against its formulas."""
+"""The learning rate of every step; AdamW, SGD and the moving average against their formulas."""
 
 from __future__ import annotations
 
 import copy
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.backbone import Backbone
 from trainer.checkpoint import load_state
 from trainer.config import TrainConfig
 from trainer.data.store import load_split
 from trainer.loop import train
-from trainer.optimizer import lr_at
+from trainer.optimizer import MovingAverage, build_optimizer, decay_of, lr_at
 from trainer.prompts import PromptedViT
+
+
+@pytest.fixture(scope="module")
+def few(data_root: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A task store with 20 digits to be scored on, so that most of the time goes into steps."""
+    load_split(data_root, "demo/digits", "train", 1.0, 32)
+    store = tmp_path_factory.mktemp("few")
+    shutil.copytree(f"{data_root}/demo/digits", store / "demo/digits")
+    for split in ("val", "test"):
+        place = store / f"demo/digits/{split}.parquet"
+        pq.write_table(pq.read_table(place)[:20], place)
+    return str(store)
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(100, 10), (3, 0), (10, 9), (2, 1), (7, 3)])
@@ -49,44 +63,68 @@ def test_the_rate_moves_every_step_and_the_last_partial_batch_is_dropped(
     assert rates == [pytest.approx(lr_at(epoch + (steps - 1) / steps, config)) for epoch in range(2)]
 
 
-def adamw(
-    weights: dict[str, Tensor], gradient_of: Callable[[dict[str, Tensor]], dict[str, Tensor]], decay: dict[str, float]
-) -> dict[str, Tensor]:
-    """Twenty steps of Loshchilov and Hutter's AdamW, five of them warm-up to a rate of 1e-4, betas 0.9 and 0.999."""
+Weights = dict[str, Tensor]
+GradientOf = Callable[[Weights], Weights]
+
+
+def rate_of(step: int, peak: float) -> float:
+    """Of twenty steps the first five are warm-up."""
+    falling = 0.5 * (1 + math.cos(math.pi * (step - 5) / 15))
+    return peak * step / 5 if step < 5 else 1e-8 + (peak - 1e-8) * falling
+
+
+def adamw(weights: Weights, gradient_of: GradientOf, decay: dict[str, float]) -> Iterator[Weights]:
+    """The weights after each of twenty steps of Loshchilov and Hutter's AdamW: lr 1e-4, betas 0.9 and 0.999."""
     first = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     second = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for step in range(20):
-        falling = 0.5 * (1 + math.cos(math.pi * (step - 5) / 15))
-        rate = 1e-4 * step / 5 if step < 5 else 1e-8 + (1e-4 - 1e-8) * falling
-        for name, gradient in gradient_of(weights).items():
+        rate, gradients, weights = rate_of(step, 1e-4), gradient_of(weights), dict(weights)
+        for name, gradient in gradients.items():
             first[name] = 0.9 * first[name] + 0.1 * gradient
             second[name] = 0.999 * second[name] + 0.001 * gradient**2
             unbiased, scale = first[name] / (1 - 0.9 ** (step + 1)), second[name] / (1 - 0.999 ** (step + 1))
             weights[name] = weights[name] * (1 - rate * decay[name]) - rate * unbiased / (scale.sqrt() + 1e-8)
-    return weights
+        yield weights
 
 
-@pytest.mark.parametrize("method", ["spt_deep", "linear"])
-def test_twenty_steps_are_those_of_adamw_with_a_decay_for_the_prompt_and_another_for_the_head_weight(
-    method: str, data_root: str, tmp_path: Path, backbone: Backbone, tiny: Callable[..., TrainConfig]
+def sgd(weights: Weights, gradient_of: GradientOf, decay: dict[str, float]) -> Iterator[Weights]:
+    """The weights after each of twenty steps of SGD: lr 1e-2, momentum 0.9, the decay part of the gradient."""
+    velocity = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for step in range(20):
+        rate, gradients, weights = rate_of(step, 1e-2), gradient_of(weights), dict(weights)
+        for name, gradient in gradients.items():
+            velocity[name] = 0.9 * velocity[name] + gradient + decay[name] * weights[name]
+            weights[name] = weights[name] - rate * velocity[name]
+        yield weights
+
+
+UNDECAYED = ("norm1", "norm2", "vit.norm", "bias", "cls_token", "pos_embed")
+"""What the names of the weights that have no decay contain."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "method"), [("adamw", "spt_deep"), ("adamw", "linear"), ("sgd", "spt_shallow"), ("sgd", "full")]
+)
+def test_twenty_steps_are_those_of_the_optimizer_with_a_decay_for_each_kind_of_weight(
+    optimizer: str, method: str, few: str, tmp_path: Path, backbone: Backbone, tiny: Callable[..., TrainConfig]
 ) -> None:
-    # One batch holds all images, so that their order plays no role; ten val images are enough to be scored on.
-    split = load_split(data_root, "demo/digits", "train", 0.025, 32)
-    store = tmp_path / "store"
-    shutil.copytree(f"{data_root}/demo/digits", store / "demo/digits")
-    pq.write_table(pq.read_table(store / "demo/digits/val.parquet")[:10], store / "demo/digits/val.parquet")
+    # One batch holds all images, one of each class, so that their order plays no role.
+    split = load_split(few, "demo/digits", "train", 0.01, 32)
+    lr, decay_of_most, decay_of_head = (1e-4, 40.0, 90.0) if optimizer == "adamw" else (1e-2, 0.4, 0.9)
     run = train(
         tiny(
             method,
-            train_size=0.025,
-            batch_size=len(split.labels_N),
+            optimizer=optimizer,
+            train_size=0.01,
+            batch_size=10,
             epochs=20,
             warmup_epochs=5,
-            lr=1e-4,
-            weight_decay=40.0,
-            head_weight_decay=90.0,
+            lr=lr,
+            weight_decay=decay_of_most,
+            head_weight_decay=decay_of_head,
+            ema_decay=0.95,
         ),
-        data_root=str(store),
+        data_root=few,
         folder=str(tmp_path),
     )
     next(run)
@@ -95,15 +133,17 @@ def test_twenty_steps_are_those_of_adamw_with_a_decay_for_the_prompt_and_another
     list(run)
     # The first step has rate 0: what the first checkpoint holds is what training starts from.
     weights = {name: weight.double() for name, weight in start["learnable"].items()}
+    learns = method == "full"
     model = PromptedViT(
-        copy.deepcopy(backbone),
+        copy.deepcopy(backbone).variant(learns=learns, drop_path=0.0),
         num_classes=10,
         prompt_LPD=weights.get("prompt", torch.zeros(0, 0, 96)),
         prompt_dropout=0.0,
         generator=torch.Generator(),
+        backbone_learns=learns,
     ).double()
 
-    def gradient_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    def gradient_of(weights: Weights) -> Weights:
         with torch.no_grad():
             for name, parameter in model.learnable().items():
                 parameter.copy_(weights[name])
@@ -111,10 +151,149 @@ def test_twenty_steps_are_those_of_adamw_with_a_decay_for_the_prompt_and_another
         names, parameters = zip(*model.learnable().items(), strict=True)
         return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
-    expected = adamw(weights, gradient_of, decay={"prompt": 40.0, "head.weight": 90.0, "head.bias": 0.0})
-    learnt = load_file(tmp_path / "prompt.safetensors")
-    assert learnt.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert float((learnt[name] - start["learnable"][name]).abs().max()) > 1e-4, name
+    decay = {name: 0.0 if any(part in name for part in UNDECAYED) else decay_of_most for name in weights}
+    decay["head.weight"] = decay_of_head
+    path = list((adamw if optimizer == "adamw" else sgd)(weights, gradient_of, decay))
+    learnt, end = load_file(tmp_path / "prompt.safetensors"), load_state(tmp_path / "checkpoint.pt")
+    assert end is not None and learnt.keys() == weights.keys() == end["average"].keys()
+    for name, first in weights.items():
+        assert float((learnt[name] - first).abs().max()) > 1e-4, name
         # The weights are up to 5, and float32 rounds those by 2.4e-7 at each of the 20 steps.
-        torch.testing.assert_close(learnt[name].double(), weight, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(learnt[name].double(), path[-1][name], rtol=1e-6, atol=1e-6, msg=name)
+        average = 0.95**20 * first + sum(0.05 * 0.95 ** (19 - i) * path[i][name] for i in range(20))
+        torch.testing.assert_close(end["average"][name].double(), average, rtol=1e-6, atol=1e-6, msg=name)
+        assert float((average - path[-1][name]).abs().max()) > 1e-5, name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("decay", "head_decay"), [(0.02, 0.5), (0.0, 0.5), (0.5, 0.5), (0.02, 0.0)])
+def test_every_weight_is_in_one_group_and_norms_biases_cls_and_positions_decay_in_none(
+    optimizer: str, decay: float, head_decay: float, backbone: Backbone, tiny: Callable[..., TrainConfig]
+) -> None:
+    config = tiny("full", optimizer=optimizer, weight_decay=decay, head_weight_decay=head_decay, lr=0.3)
+    model = PromptedViT(
+        backbone.variant(learns=True, drop_path=0.0),
+        num_classes=10,
+        prompt_LPD=torch.zeros(0, 0, 96),
+        prompt_dropout=0.0,
+        generator=torch.Generator(),
+        backbone_learns=True,
+    )
+    learnable = model.learnable() | {"prompt": nn.Parameter(torch.zeros(1, 1, 96))}
+    name_of = {id(parameter): name for name, parameter in learnable.items()}
+    built = build_optimizer(config, learnable)
+    decay_by_name: dict[str, float] = {}
+    for group in built.param_groups:
+        for parameter in group["params"]:
+            assert name_of[id(parameter)] not in decay_by_name
+            decay_by_name[name_of[id(parameter)]] = group["weight_decay"]
+        assert group["lr"] == 0.3
+        expected = {"betas": (0.9, 0.999), "eps": 1e-8} if optimizer == "adamw" else {"momentum": 0.9, "dampening": 0}
+        assert {name: group[name] for name in expected} == expected
+        assert not group.get("nesterov") and not group.get("amsgrad")
+    assert decay_by_name.keys() == learnable.keys()
+    blocks = [f"backbone.vit.blocks.{i}.{part}.weight" for i in range(5) for part in (
+        "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2",
+    )]  # fmt: skip
+    decayed = {"head.weight": head_decay} | dict.fromkeys(
+        ["prompt", "backbone.vit.patch_embed.proj.weight", *blocks], decay
+    )
+    assert decay_by_name == dict.fromkeys(learnable, 0.0) | decayed
+    assert {name: decay_of(name, parameter, config) for name, parameter in learnable.items()} == decay_by_name
+
+
+def random_weights(seed: int) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"prompt": (5, 3, 4), "head.weight": (7, 4), "head.bias": (7,), "one": (1,)}
+    return {n: nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64)) for n, s in shapes.items()}
+
+
+@pytest.mark.parametrize("decay", [1e-9, 0.3, 0.5, 0.9, 0.9999])
+def test_a_moving_average_weighs_each_step_by_how_long_ago_it_was(decay: float) -> None:
+    weights = random_weights(0)
+    average = MovingAverage(weights, decay)
+    steps = [{name: weight.detach().clone() for name, weight in weights.items()}]
+    for step in range(1, 31):
+        for name, weight in random_weights(step).items():
+            weights[name].data.copy_(weight.data)
+        average.update()
+        steps.append({name: weight.detach().clone() for name, weight in weights.items()})
+        for name, value in average.values.items():
+            later = sum((1 - decay) * decay ** (step - i) * steps[i][name] for i in range(1, step + 1))
+            torch.testing.assert_close(value, decay**step * steps[0][name] + later, rtol=0, atol=1e-12)
+            assert torch.equal(weights[name], steps[-1][name]) and not value.requires_grad
+
+
+class Interrupted(Exception):
+    """Anything that ends an evaluation."""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_averages_stand_in_for_the_weights_within_a_block_however_it_ends(fails: bool) -> None:
+    weights = random_weights(0)
+    average = MovingAverage(weights, 0.9)
+    for name, weight in random_weights(1).items():
+        weights[name].data.copy_(weight.data)
+    average.update()
+    own, averaged = (
+        {name: value.detach().clone() for name, value in values.items()} for values in (weights, average.values)
+    )
+    places = {name: weight.data_ptr() for name, weight in weights.items()}
+    for _ in range(2):
+        with pytest.raises(Interrupted) if fails else nullcontext(), average.in_place():
+            assert all(torch.equal(weight, averaged[name]) for name, weight in weights.items())
+            assert not torch.equal(weights["prompt"], own["prompt"])
+            if fails:
+                raise Interrupted
+        assert all(torch.equal(weight, own[name]) for name, weight in weights.items())
+        assert all(torch.equal(value, averaged[name]) for name, value in average.values.items())
+    # The optimizer's weights are the same tensors as ever, and they still learn.
+    assert places == {name: weight.data_ptr() for name, weight in weights.items()}
+    assert all(weight.requires_grad for weight in weights.values())
+
+
+@pytest.mark.parametrize("method", ["linear", "spt_deep", "full"])
+def test_an_average_that_forgets_at_once_scores_as_the_weights_and_one_that_never_does_as_the_start(
+    method: str, few: str, tiny: Callable[..., TrainConfig]
+) -> None:
+    lr = 1e-3 if method == "full" else 0.1
+    at_once, never = (
+        [epoch.metrics for epoch in train(tiny(method, lr=lr, ema_decay=decay), data_root=few)]
+        for decay in (1e-9, 1 - 1e-9)
+    )
+    accuracies = [metrics["val/accuracy"] for metrics in at_once]
+    assert [metrics["val/accuracy_ema"] for metrics in at_once] == accuracies
+    # The average is scored beside the weights and changes nothing about them.
+    assert [metrics["val/accuracy"] for metrics in never] == accuracies and len(set(accuracies)) > 1
+    (start, *_) = train(tiny(method, lr=1e-30), data_root=few)
+    assert "val/accuracy_ema" not in start.metrics
+    assert [metrics["val/accuracy_ema"] for metrics in never] == [start.metrics["val/accuracy"]] * 3
+
+
+def test_a_final_run_scores_its_average_on_test_once(few: str, tiny: Callable[..., TrainConfig]) -> None:
+    run = train(tiny("linear", eval_split="test", ema_decay=0.5), data_root=few)
+    told = [{name for name in epoch.metrics if name.endswith("_ema")} for epoch in run]
+    assert told == [set(), set(), {"test/accuracy_ema"}]
+
+
+@pytest.mark.parametrize("changes", [{"ema_decay": 0.7}, {"optimizer": "sgd", "lr": 0.5}], ids=["average", "momentum"])
+@pytest.mark.parametrize("finished", [1, 2])
+def test_average_and_momentum_outlive_an_interruption_bit_for_bit(
+    changes: dict[str, Any], finished: int, few: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    config = tiny("vpt_deep", **changes)
+    whole = list(train(config, data_root=few, folder=str(tmp_path / "whole")))
+    run = train(config, data_root=few, folder=str(tmp_path / "parts"))
+    before = [next(run) for _ in range(finished)]
+    del run  # a generator without an owner is closed
+    after = list(train(config, data_root=few, folder=str(tmp_path / "parts")))
+    assert after[:finished] == before
+    for epoch, expected in zip(after, whole, strict=True):
+        assert epoch.metrics | {"train/images_per_s": 0} == expected.metrics | {"train/images_per_s": 0}
+    one, other = (load_state(tmp_path / folder / "checkpoint.pt") for folder in ("whole", "parts"))
+    assert one is not None and other is not None
+    for what in ("learnable", "average"):
+        assert one[what].keys() == other[what].keys()
+        assert all(torch.equal(value, other[what][name]) for name, value in one[what].items()), what
+    assert set(one["average"]) == (set(one["learnable"]) if "ema_decay" in changes else set())
+    assert ("momentum_buffer" in one["optimizer"]["state"][0]) == ("optimizer" in changes)

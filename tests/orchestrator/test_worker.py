@@ -1,0 +1,102 @@
+"""`run_trial`: a config and a workplace go in, epochs or one failure come out."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+from orchestrator.home import Workplace, home_at
+from orchestrator.results import Failure
+from orchestrator.worker import run_trial
+from trainer.catalog import BACKBONES, BUNDLED
+from trainer.config import TrainConfig
+from trainer.data.store import read_card
+from trainer.loop import EpochMetrics
+from trainer.weights import find_weights
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits, with the first 20 of val only."""
+    root = tmp_path_factory.mktemp("data")
+    read_card(str(root), "demo/digits")
+    pq.write_table(pq.read_table(root / "demo/digits/val.parquet")[:20], root / "demo/digits/val.parquet")
+    return str(root)
+
+
+@pytest.fixture
+def workplace(data_root: str, tmp_path: Path) -> Workplace:
+    home = home_at(tmp_path)
+    return Workplace(data_root=data_root, trials=home.trials("tiny"), bank=home.bank, weights=None, cpus=1, gpus=0)
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    params = {"task": "demo/digits", "method": "spt_shallow", "prompt_length": 2, "prompt_init": "mean_pool"}
+    return TrainConfig.from_params(params | {"epochs": 2, "warmup_epochs": 0, "train_size": 0.1} | changes)
+
+
+def run(config: TrainConfig, workplace: Workplace) -> tuple[list[int], Failure | None]:
+    """The epochs of a trial, and its failure if it had one."""
+    events = list(run_trial(dataclasses.asdict(config), workplace))
+    last = events[-1]
+    epochs = [event.epoch for event in events if isinstance(event, EpochMetrics)]
+    failure = last if isinstance(last, Failure) else None
+    assert len(epochs) + (failure is not None) == len(events), "a failure comes last"
+    return epochs, failure
+
+
+def test_a_trial_leaves_its_files_in_a_folder_of_its_own_and_its_prototypes_in_the_bank(workplace: Workplace) -> None:
+    first, second = config_of(lr=0.01), config_of(lr=0.02)
+    for config in (first, second):
+        assert run(config, workplace) == ([1, 2], None)
+    folders = {path.name: path for path in Path(workplace.trials).iterdir()}
+    assert folders.keys() == {first.fingerprint(), second.fingerprint()}
+    (kept,) = Path(workplace.bank).iterdir()
+    for folder in folders.values():
+        assert (folder / "card.json").exists() and (folder / "checkpoint.pt").exists()
+        assert load_file(folder / "prototypes.safetensors")["prompt"].equal(load_file(kept)["prompt"])
+
+
+def test_a_trial_goes_on_from_its_checkpoint_unless_its_weights_have_changed(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    config = config_of()
+    before = next(run_trial(dataclasses.asdict(config), workplace))
+    bundled = find_weights(BACKBONES[BUNDLED], None).path
+    assert bundled is not None
+    weights = load_file(bundled)
+    save_file(weights | {"norm.bias": weights["norm.bias"] + 0.1}, tmp_path / f"{BUNDLED}.safetensors")
+    epochs, failure = run(config, dataclasses.replace(workplace, weights=str(tmp_path)))
+    assert epochs == [] and failure is not None and not failure.may_pass
+    assert failure.error.splitlines()[0] == (
+        f"ValueError: {workplace.trials}/{config.fingerprint()} holds a checkpoint of another backbone's weights; "
+        "choose another folder or remove it."
+    )
+    assert next(run_trial(dataclasses.asdict(config), workplace)) == before
+
+
+def test_a_failure_says_whether_another_attempt_may_help(workplace: Workplace, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    no, file = str(tmp_path / "no"), str(tmp_path / "file")
+    for place, config, may_pass, told in (
+        (
+            dataclasses.replace(workplace, weights=no),
+            config_of(),
+            False,
+            rf"WeightsError: weights {no}: there is no such file or folder\.",
+        ),
+        (workplace, config_of(lr=1e30, epochs=3), False, r"TrainingDiverged: loss or weights .* A smaller lr .*\."),
+        (dataclasses.replace(workplace, trials=file), config_of(), True, rf"\w+: .*{file}.*"),
+        (dataclasses.replace(workplace, bank=file), config_of(), True, rf"\w+: .*{file}.*"),
+    ):
+        epochs, failure = run(config, place)
+        assert failure is not None and len(epochs) < config.epochs
+        assert failure.may_pass == may_pass
+        assert re.fullmatch(told, failure.error.splitlines()[0]), failure.error
+        assert "Traceback" in failure.error, "the record keeps where it happened"
