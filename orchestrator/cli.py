@@ -13,12 +13,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator import data_cli
 from orchestrator.errors import HomeError, SpecError, UserError
-from orchestrator.home import Home, Workplace, home_at
-from orchestrator.plan import studies
-from orchestrator.spec import Grid, SweepSpec
+from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
+from orchestrator.plan import size_text, studies
+from orchestrator.spec import Grid, SweepSpec, task_names
 from orchestrator.spec_file import find_spec, load_spec, parse_spec
 from trainer.catalog import BACKBONES
+from trainer.data.store import find_card
 from trainer.weights import WeightsError, find_weights
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Sweeps of Self-Prompt Tuning on frozen ViTs. Start with **sptune launch demo**.",
 )
+app.add_typer(data_cli.app, name="data")
 console = Console()
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships: demo.")]
@@ -49,7 +52,6 @@ WeightsOption = Annotated[
         envvar="SPTUNE_WEIGHTS", help="A file, or a folder of files, with backbones' weights; else timm's hub."
     ),
 ]
-DEFAULT_HOME = Path("sptune-home")
 
 
 @app.command()
@@ -62,7 +64,7 @@ def plan(spec: SpecArgument) -> None:
         table.add_column(name, justify="right" if name in ("trials", "final") else "left", no_wrap=True)
     for study in plans:
         counts = (str(sweep.search.trials), str(len(sweep.final.seeds)))
-        table.add_row(study.task, study.method, study.backbone, f"{study.train_size:g}", *counts)
+        table.add_row(study.task, study.method, study.backbone, size_text(study.train_size), *counts)
     console.print(table)
     for method in sweep.methods:
         searched = ", ".join(sweep.params_of(method)[1]) or "nothing"
@@ -88,7 +90,7 @@ def launch(
     sweep = None
     path = find_spec(spec)
     try:
-        sweep = load_spec(path, functools.partial(weights_problems, weights=weights))
+        sweep = load_spec(path, functools.partial(missing, home=home_at(home), weights=weights))
     except SpecError as error:
         problems += error.problems
     try:
@@ -110,7 +112,7 @@ def resume(
 ) -> None:
     """Go on with a sweep by its name; the record holds its spec."""
     spec = _recorded(home_at(home), sweep)[1]
-    if problems := weights_problems(spec, weights):
+    if problems := missing(spec, home_at(home), weights):
         raise SpecError(f"the recorded spec of {sweep}", problems)
     _run(spec, home_at(home), inline, address, weights)
 
@@ -189,9 +191,14 @@ def ui(
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
-def weights_problems(spec: Grid, weights: str | None) -> list[str]:
-    """A sentence for each backbone whose weights are nowhere."""
-    problems = []
+def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
+    """A sentence for each task that is not in the store, and each backbone whose weights are nowhere."""
+    tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name) if not task.startswith("demo/"))
+    problems = [
+        f"tasks: {task} is not in the task store {home.data_root}; `sptune data list` says where to get it."
+        for task in tasks
+        if find_card(home.data_root, task) is None
+    ]
     for name in spec.backbones:
         try:
             find_weights(BACKBONES[name], weights)

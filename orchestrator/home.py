@@ -97,6 +97,9 @@ class Home:
             ) from None
 
 
-def home_at(folder: Path) -> Home:
-    """The home in a folder, by its absolute path."""
-    return Home(folder.absolute())
+DEFAULT_HOME = Path("sptune-home")
+
+
+def home_at(folder: Path | None = None) -> Home:
+    """The home in a folder, by its absolute path; `SPTUNE_HOME`, or ./sptune-home, where none is given."""
+    return Home((folder or Path(os.environ.get("SPTUNE_HOME") or DEFAULT_HOME)).absolute())

@@ -17,14 +17,14 @@ class StudyPlan:
     task: str
     backbone: str
     method: str
-    train_size: float
+    train_size: float | int | str
     fixed: dict[str, Any]
     space: dict[str, FloatRange | IntRange | Choice]
 
     @property
     def key(self) -> str:
         """Name of the study within its sweep."""
-        return f"{self.task} {self.method} {self.backbone} {self.train_size:g}"
+        return f"{self.task} {self.method} {self.backbone} {size_text(self.train_size)}"
 
     def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
         """A search trial: trained on train, judged on val."""
@@ -37,6 +37,11 @@ class StudyPlan:
     def _config(self, params: Mapping[str, Any], **own: Any) -> TrainConfig:
         place = {"task": self.task, "backbone": self.backbone, "method": self.method, "train_size": self.train_size}
         return TrainConfig.from_params({**self.fixed, **params, **place, **own})
+
+
+def size_text(train_size: float | int | str) -> str:
+    """A train size in a name: 0.1 for a share, 200 for a number of images, `5 per class`."""
+    return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
 
 
 def studies(spec: SweepSpec) -> list[StudyPlan]:

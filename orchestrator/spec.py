@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from trainer.catalog import BACKBONES, METHODS, TASKS
+from trainer.catalog import BACKBONES, METHODS, OWN, TASKS
 from trainer.config import unused_fields
 from trainer.rules import no_such, number_problem
 
@@ -29,7 +29,9 @@ def _in(table: Mapping[str, object], what: str) -> BeforeValidator:
 
 
 def task_names(name: str) -> list[str]:
-    """The tasks that a name stands for: itself, or all of its group or benchmark."""
+    """The tasks that a name stands for: itself, or all of its group or benchmark; users' own stand for themselves."""
+    if name.startswith(OWN):
+        return [name]
     return [task.name for task in TASKS.values() if name in (task.name, task.group, task.name.partition("/")[0])]
 
 
@@ -42,6 +44,17 @@ def _task(value: object) -> object:
 def _name(value: object) -> object:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(value)):
         raise ValueError(f"must be lower-case letters, digits, - and _, got {value!r}.")
+    return value
+
+
+def _train_size(value: object) -> object:
+    """As TrainConfig has it; `{per_class: 5}` becomes the words `5 per class`."""
+    if isinstance(value, Mapping):
+        if [*value] != ["per_class"]:
+            raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {dict(value)!r}.")
+        return f"{value['per_class']} per class"
+    if not isinstance(value, str) and (problem := number_problem(value)):
+        raise ValueError(problem)
     return value
 
 
@@ -147,6 +160,8 @@ class Grid(_Part):
     tasks: list[Annotated[str, BeforeValidator(_task)]] = Field(min_length=1)
     backbones: list[Annotated[str, _in(BACKBONES, "a backbone")]] = Field(min_length=1)
     methods: list[Annotated[str, _in(METHODS, "a method")]] = Field(min_length=1)
+    train_sizes: list[Annotated[float | int | str, BeforeValidator(_train_size)]] = Field(default=[1.0], min_length=1)
+    """Shares (0.1, 1.0), numbers of images (200), or numbers of each class ({per_class: 5})."""
     fixed: dict[str, Any] = {}
     space: dict[str, Dimension] = {}
 
@@ -161,7 +176,6 @@ class SweepSpec(Grid):
     """All that a sweep is asked for."""
 
     name: Annotated[str, BeforeValidator(_name)]
-    train_sizes: list[Annotated[Number, Field(gt=0, le=1)]] = Field(default=[1.0], min_length=1)
     search: Search
     final: Final
     resources: Resources = Resources()

@@ -146,8 +146,8 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
 def _left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> dict[str, Any]:
     """A grid's values without the broken entries, so that the rest is checked too."""
     kept: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
-    for part in ("tasks", "backbones", "methods"):
-        names = raw.get(part)
+    for part in ("tasks", "backbones", "methods", "train_sizes"):
+        names = raw.get(part, [1.0] if part == "train_sizes" else None)
         kept[part] = [n for i, n in enumerate(names) if (part, i) not in places] if isinstance(names, list) else []
     if isinstance(kept["space"], dict):
         kept["space"] = {name: entry for name, entry in kept["space"].items() if name not in broken}
@@ -175,18 +175,22 @@ def _config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
                 yield name, f"{part}.{name}: without effect on {', '.join(spec.methods)}; leave it out."
             elif part == "space" and name in spec.fixed:
                 yield name, f"space.{name}: is fixed too; keep one of the two."
+    tasks = [task for name in spec.tasks for task in task_names(name)]
+    places = list(itertools.product(tasks, spec.train_sizes, ("val", "test")))
     for backbone, method in itertools.product(spec.backbones, spec.methods):
         fixed, space = spec.params_of(method)
-        base = {"task": task_names(spec.tasks[0])[0], "backbone": backbone, "method": method, **fixed}
+        base = {name: value for name, value in fixed.items() if name in field_types()}
+        base |= {"backbone": backbone, "method": method}
         known = {name: dimension for name, dimension in space.items() if name in field_types()}
-        base = {name: value for name, value in base.items() if name in field_types()}
-        for corner in itertools.product(*[_ends(dimension) for dimension in known.values()]):
+        corners = [dict(zip(known, ends, strict=True)) for ends in itertools.product(*map(_ends, known.values()))]
+        # Every corner at the first place, and every place at the first corner: rules join no more than these.
+        for (task, size, split), corner in [*((places[0], c) for c in corners), *((p, corners[0]) for p in places[1:])]:
             try:
-                TrainConfig.from_params(base | dict(zip(known, corner, strict=True)))
+                TrainConfig.from_params(base | corner | {"task": task, "train_size": size, "eval_split": split})
             except InvalidConfig as error:
                 for field, problem in error.problems.items():
-                    part = "space" if field in known else "fixed"
-                    yield field, f"{part}.{field}: {problem}"
+                    part = "space" if field in known else "train_sizes" if field == "train_size" else "fixed"
+                    yield field, f"{part}.{field}: {problem}" if part != "train_sizes" else f"train_sizes: {problem}"
 
 
 def _own_key(field: str) -> str:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator.plan import StudyPlan
+from orchestrator.plan import StudyPlan, size_text
 from orchestrator.results import TrialResult, TrialState
 from trainer.storage import read_bytes
 
@@ -233,7 +233,7 @@ class MlflowTracker:
             "task": plan.task,
             "method": plan.method,
             "backbone": plan.backbone,
-            "train_size": f"{plan.train_size:g}",
+            "train_size": size_text(plan.train_size),
         }
 
     def _find(self, client: MlflowClient, tag: str, value: str) -> str | None:

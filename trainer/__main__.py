@@ -48,7 +48,7 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
         if bool in kinds:
             read = {"action": "store_true"}
         elif float in kinds or int in kinds:
-            read = {"type": _number if {float, int} <= {*kinds} else kinds[0], "metavar": "NUMBER"}
+            read = {"type": _size if {float, int} <= {*kinds} else kinds[0], "metavar": "NUMBER"}
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             required=required,
@@ -74,9 +74,12 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
     return fields, options
 
 
-def _number(text: str) -> float | int:
-    """10 is a number of things, 1.0 a share of them."""
-    return int(text) if text.isdecimal() else float(text)
+def _size(text: str) -> float | int | str:
+    """10 is a number of things, 1.0 a share of them; words are left to the config."""
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from trainer.backbone import Backbone
-from trainer.catalog import METHODS, TASKS
+from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
-from trainer.data.store import Split, load_split
+from trainer.data.load import Split, load_split
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import random_views
 from trainer.prompts import uniform_prompt
@@ -58,7 +58,7 @@ def first_prompt(
         )
     images = learnt_from
     if config.init_task is not None:
-        images = _images_of_another_task(config, data_root, str(learnt_from.images_NCHW.device))
+        images = _images_of_another_task(config, data_root, str(learnt_from.array_RCSS.device))
     content = {
         "backbone": backbone.sha256,
         "normalize": config.normalize,
@@ -95,7 +95,7 @@ def token_stream(config: TrainConfig, backbone: Backbone, images: Split, num_lay
 
     def images_of(rows_B: Tensor) -> Tensor:
         chosen_B = rows_M[rows_B]
-        chosen_BCHW = images.images_NCHW[chosen_B.to(images.images_NCHW.device)]
+        chosen_BCHW = images.take(chosen_B)
         if images.view == "whole":
             chosen_BCHW = random_views(chosen_BCHW, images.aspect_N[chosen_B], config.pixels, config.transform, crops)
         return chosen_BCHW
@@ -105,5 +105,5 @@ def token_stream(config: TrainConfig, backbone: Backbone, images: Split, num_lay
 
 def _images_of_another_task(config: TrainConfig, data_root: str, device: str) -> Split:
     task = str(config.init_task)
-    view = "whole" if TASKS[task].augmented else "fixed"
+    view = "whole" if is_augmented(task) else "fixed"
     return load_split(data_root, task, config.train_split, 1.0, config.pixels, device, config.transform, view)

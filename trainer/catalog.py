@@ -93,9 +93,57 @@ class Method:
 
 PROTOTYPE_INITS = ("random", "mean_pool", "max_pool", "kmeans")
 
+
+def _vtab(name: str, group: str, num_classes: int, num_test: int) -> Task:
+    """A VTAB-1K task: 800 training and 200 validation images, and the full test set."""
+    return Task(
+        name=f"vtab/{name}", group=group, num_classes=num_classes, num_train=800, num_val=200, num_test=num_test
+    )
+
+
+def _fgvc(name: str, num_classes: int, num_train: int, num_val: int, num_test: int) -> Task:
+    """A fine-grained task, trained on random crops; train and val are VPT's 90 and 10 per cent."""
+    return Task(
+        name=f"fgvc/{name}",
+        group="fgvc",
+        num_classes=num_classes,
+        num_train=num_train,
+        num_val=num_val,
+        num_test=num_test,
+        augmented=True,
+    )
+
+
+OWN = "own/"
+"""What the names of users' own tasks begin with; their sizes stand in their cards."""
+
 TASKS = {
     task.name: task
     for task in (
+        _vtab("cifar100", "natural", 100, 10_000),
+        _vtab("caltech101", "natural", 102, 6_084),
+        _vtab("dtd", "natural", 47, 1_880),
+        _vtab("oxford_flowers102", "natural", 102, 6_149),
+        _vtab("oxford_iiit_pet", "natural", 37, 3_669),
+        _vtab("svhn", "natural", 10, 26_032),
+        _vtab("sun397", "natural", 397, 21_750),
+        _vtab("patch_camelyon", "specialized", 2, 32_768),
+        _vtab("eurosat", "specialized", 10, 5_400),
+        _vtab("resisc45", "specialized", 45, 6_300),
+        _vtab("diabetic_retinopathy", "specialized", 5, 42_670),
+        _vtab("clevr_count", "structured", 8, 15_000),
+        _vtab("clevr_dist", "structured", 6, 15_000),
+        _vtab("dmlab", "structured", 6, 22_735),
+        _vtab("kitti", "structured", 4, 711),
+        _vtab("dsprites_loc", "structured", 16, 73_728),
+        _vtab("dsprites_ori", "structured", 16, 73_728),
+        _vtab("smallnorb_azi", "structured", 18, 12_150),
+        _vtab("smallnorb_ele", "structured", 9, 12_150),
+        _fgvc("cub_200_2011", 200, 5_394, 600, 5_794),
+        _fgvc("nabirds", 555, 21_536, 2_393, 24_633),
+        _fgvc("oxford_flowers", 102, 1_020, 1_020, 6_149),
+        _fgvc("stanford_dogs", 120, 10_800, 1_200, 8_580),
+        _fgvc("stanford_cars", 196, 7_329, 815, 8_041),
         Task(name="demo/digits", group="demo", num_classes=10, num_train=800, num_val=200, num_test=797),
         Task(name="demo/shapes_loc", group="demo", num_classes=16, num_train=800, num_val=200, num_test=2000),
         Task(name="demo/shapes_ori", group="demo", num_classes=16, num_train=800, num_val=200, num_test=2000),
@@ -144,3 +192,8 @@ METHODS = {
         Method(name="full", prompted_layers="none", backbone_learns=True),
     )
 }
+
+
+def is_augmented(task: str) -> bool:
+    """Whether a task is trained on random crops; users' own are not."""
+    return task in TASKS and TASKS[task].augmented

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from trainer.backbone import load_backbone
-from trainer.catalog import METHODS, TASKS
+from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.memory import in_batches, in_precision
@@ -48,7 +48,7 @@ class Classifier:
             ValueError: if an image cannot be decoded, with its name or place.
             OSError: if a file cannot be read.
         """
-        augmented = TASKS[self.config.task].augmented
+        augmented = is_augmented(self.config.task)
         for start in range(0, len(images), batch_size):
             squares = []
             for place, image in enumerate(images[start : start + batch_size], start=start):

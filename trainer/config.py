@@ -54,8 +54,8 @@ class TrainConfig:
     init_task: str | None = None
     """Another task, whose images the prototypes are made of instead (SPT's ablation)."""
 
-    train_size: float = 1.0
-    """Share of the training images that is used, above 0 and up to 1."""
+    train_size: float | int | str = 1.0
+    """Training images that are used: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""
 
     eval_split: Literal["val", "test"] = "val"
     """val: train on train, score on val each epoch. test: train on trainval, score on test once, at the end."""

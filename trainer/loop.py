@@ -19,10 +19,11 @@ from torch import Tensor
 
 from trainer.backbone import load_backbone
 from trainer.bank import first_prompt, token_stream
-from trainer.catalog import METHODS, TASKS
+from trainer.catalog import METHODS, is_augmented
 from trainer.checkpoint import load_state, save_state
 from trainer.config import TrainConfig
-from trainer.data.store import Split, load_split, read_card
+from trainer.data.load import Split, load_split
+from trainer.data.store import read_card
 from trainer.data.transforms import random_views
 from trainer.memory import backward, in_batches, in_precision
 from trainer.metrics import normalized_mutual_information, predictions, scores
@@ -58,6 +59,7 @@ def train(
     folder: str | None = None,
     weights: str | None = None,
     bank: str | None = None,
+    cache: str | None = None,
 ) -> Iterator[EpochMetrics]:
     """Train what the method lets learn, yielding each epoch's metrics after they are safe.
 
@@ -69,6 +71,7 @@ def train(
     Args:
         weights: a file, or a folder of files, in which the backbone's weights are looked for first.
         bank: folder (path or URI) of prototypes that are shared between runs.
+        cache: folder on a local disk for decoded images; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
 
     Raises:
         TrainingDiverged: if the loss is NaN or infinite, with epoch, loss and lr.
@@ -77,15 +80,22 @@ def train(
         OSError: if data, bank or folder cannot be read or written.
     """
     # Data and network.
-    method, task = METHODS[config.method], TASKS[config.task]
+    method, card = METHODS[config.method], read_card(data_root, config.task)
+    augmented = is_augmented(config.task)
     frozen = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
     )
     load = functools.partial(
-        load_split, data_root, config.task, image_size=config.pixels, device=device, transform=config.transform
+        load_split,
+        data_root,
+        config.task,
+        image_size=config.pixels,
+        device=device,
+        transform=config.transform,
+        cache=cache,
     )
-    learnt_from = load(config.train_split, config.train_size, view="whole" if task.augmented else "fixed")
-    num_images = len(learnt_from.labels_N)
+    learnt_from = load(config.train_split, config.train_size, view="whole" if augmented else "fixed")
+    num_images = len(learnt_from)
     steps_per_epoch = num_images // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -97,7 +107,7 @@ def train(
     first = first_prompt(config, frozen, learnt_from, data_root=data_root, bank=bank)
     model = PromptedViT(
         frozen.variant(learns=method.backbone_learns, drop_path=config.drop_path),
-        num_classes=task.num_classes,
+        num_classes=len(card.class_names),
         prompt_LPD=first.prompt_LPD,
         prompt_dropout=method.prompt_dropout,
         head_std=config.backbone_row.head_std,
@@ -113,13 +123,20 @@ def train(
         nmi_tokens_LTD = draw(lambda tokens_BND: tokens_BND, stream, min(NMI_TOKENS, available), sample)
 
     # Where nothing below the head learns or varies, the network's features take the images' place, computed once.
-    learns_above_features = not (config.prompt_length or method.backbone_learns or task.augmented or config.drop_path)
+    learns_above_features = not (config.prompt_length or method.backbone_learns or augmented or config.drop_path)
     network = in_precision(model.head if learns_above_features else model, config.precision, device)
     features = in_precision(model.features, config.precision, device)
 
     @functools.cache
-    def inputs_of(split: Split) -> Tensor:
-        return in_batches(features, split.images_NCHW) if learns_above_features else split.images_NCHW
+    def features_of(split: Split) -> Tensor:
+        return torch.cat([in_batches(features, images) for images in split.in_order(256)])
+
+    def inputs_of(split: Split, rows_B: Tensor) -> Tensor:
+        return features_of(split)[rows_B.to(device)] if learns_above_features else split.take(rows_B)
+
+    def logits_of(split: Split) -> Tensor:
+        rows = torch.arange(len(split)).split(256)
+        return torch.cat([in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
 
     # Groups with a weight decay each, and the average that is scored beside the weights.
     optimizer = build_optimizer(config, learnable)
@@ -158,9 +175,7 @@ def train(
             lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            inputs_B, labels_B = (
-                values[rows_B.to(device)] for values in (inputs_of(learnt_from), learnt_from.labels_N)
-            )
+            inputs_B, labels_B = inputs_of(learnt_from, rows_B), learnt_from.labels_N[rows_B.to(device)]
             if learnt_from.view == "whole":
                 inputs_B = random_views(inputs_B, learnt_from.aspect_N[rows_B], config.pixels, config.transform, crops)
             loss, part = backward(network, list(learnable.values()), inputs_B, labels_B, part)
@@ -192,12 +207,12 @@ def train(
         if config.eval_split == "val" or last:
             scored_on = load(config.eval_split, 1.0)
             model.eval()
-            logits_NK = in_batches(network, inputs_of(scored_on))
+            logits_NK = logits_of(scored_on)
             found = scores(logits_NK, scored_on.labels_N)
             metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()}
             if average is not None:
                 with average.in_place():
-                    averaged_NK = in_batches(network, inputs_of(scored_on))
+                    averaged_NK = logits_of(scored_on)
                 metrics[f"{config.metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
         finished.append(EpochMetrics(epoch=epoch, metrics=metrics))
 
@@ -214,9 +229,9 @@ def train(
                 "epochs": [dataclasses.asdict(metrics) for metrics in finished],
             }
             if last:
-                card = {
+                kept = {
                     "config": dataclasses.asdict(config),
-                    "class_names": read_card(data_root, config.task).class_names,
+                    "class_names": card.class_names,
                     "backbone_sha256": frozen.sha256,
                     "learnt_from": learnt_from.fingerprint,
                     "learnable": {name: list(parameter.shape) for name, parameter in learnable.items()},
@@ -225,6 +240,6 @@ def train(
                 }
                 write_bytes(f"{folder}/predictions.parquet", predictions(logits_NK, scored_on))
                 write_bytes(f"{folder}/prompt.safetensors", save(tensors))
-                write_bytes(f"{folder}/card.json", json.dumps(card, indent=2).encode())
+                write_bytes(f"{folder}/card.json", json.dumps(kept, indent=2).encode())
             save_state(f"{folder}/checkpoint.pt", state)
         yield finished[-1]

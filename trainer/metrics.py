@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.data.store import Split
+from trainer.data.load import Split
 
 
 def scores(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from trainer.catalog import BACKBONES, METHODS, TASKS, Task
+from trainer.catalog import BACKBONES, METHODS, OWN, TASKS, Task
 
 Problem = tuple[str, str]
 """A field and its sentence."""
@@ -40,8 +40,9 @@ def type_problem(field_type: Any, value: object) -> str | None:
     kinds = typing.get_args(field_type) or (field_type,)
     if value is None and type(None) in kinds:
         return None
-    if str in kinds:
-        return None if isinstance(value, str) else f"must be a name, got {value!r}."
+    if str in kinds:  # a name; or where numbers are allowed too, words that the rules read
+        other = number_problem(value) if int in kinds else f"must be a name, got {value!r}."
+        return None if isinstance(value, str) else other
     if bool in kinds:
         return None if isinstance(value, bool) else f"must be true or false, got {value!r}."
     if int in kinds or float in kinds:
@@ -52,10 +53,42 @@ def type_problem(field_type: Any, value: object) -> str | None:
     return None if value in kinds else f"must be one of {', '.join(kinds)}, got {value!r}."
 
 
+def per_class(size: str) -> int:
+    """The number in `5 per class`.
+
+    Raises:
+        ValueError: if the text says something else.
+    """
+    if (found := re.fullmatch(r"([1-9]\d*) per class", size)) is None:
+        raise ValueError(
+            f"must be a share (0.1), a number of images (200) or of each class (5 per class), got {size!r}."
+        )
+    return int(found[1])
+
+
+def _train_size_problem(task: Task | None, config: Any) -> str | None:
+    """Why a train size cannot be, as far as the catalog tells."""
+    size = config.train_size
+    if isinstance(size, float):
+        return None if 0 < size <= 1 else f"as a share must be in (0, 1], got {size}; a number of images has no point."
+    try:
+        fewest = 1 if isinstance(size, int) else per_class(size)
+    except ValueError as error:
+        return str(error)
+    if task is None:
+        return None if not isinstance(size, int) or size >= 1 else f"must be at least 1 image, got {size}."
+    images = task.num_train + (task.num_val if config.eval_split == "test" else 0)
+    wanted = size if isinstance(size, int) else fewest * task.num_classes
+    if wanted < task.num_classes:
+        return f"{wanted} images are fewer than the {task.num_classes} classes of {task.name}; each needs one at least."
+    return f"{wanted} images are more than the {images} of {task.name}." if wanted > images else None
+
+
 def rule_problems(config: Any) -> Iterator[Problem]:
     """Each rule that the config's values break; every value has its field's type."""
+    if config.task not in TASKS and not config.task.startswith(OWN):
+        yield "task", no_such(config.task, TASKS, f"a task (users' own begin with {OWN})")
     for field, table, what in (
-        ("task", TASKS, "a task"),
         ("backbone", BACKBONES, "a backbone"),
         ("method", METHODS, "a method"),
     ):
@@ -65,9 +98,11 @@ def rule_problems(config: Any) -> Iterator[Problem]:
     if not 0 <= config.warmup_epochs < max(1, config.epochs):
         yield "warmup_epochs", f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
     task = TASKS.get(config.task)
-    if task and 0 < config.train_size <= 1 and config.batch_size > (most := _most_images(task, config)):
+    if problem := _train_size_problem(task, config):
+        yield "train_size", problem
+    elif task and config.batch_size > (most := _most_images(task, config)):
         rule = f"{config.batch_size} exceeds the {most} images that {task.name} has at most at train_size"
-        yield "batch_size", f"{rule}={config.train_size:g}."
+        yield "batch_size", f"{rule}={config.train_size}."
     if (backbone := BACKBONES.get(config.backbone)) and config.image_size is not None:
         side, patch = config.image_size, backbone.patch_size
         if side < patch or side % patch:
@@ -85,8 +120,6 @@ def _number_problems(config: Any) -> Iterator[Problem]:
     for name in ("weight_decay", "head_weight_decay"):
         if not 0 <= (decay := getattr(config, name)) < math.inf:
             yield name, f"must be at least 0 and finite, got {decay}."
-    if not 0 < config.train_size <= 1:
-        yield "train_size", f"must be in (0, 1], got {config.train_size}."
     if not 0 <= config.seed < 2**32:
         yield "seed", f"must be in 0..2^32-1, got {config.seed}."
     if not 0 < config.lr <= 1e30:
@@ -105,6 +138,9 @@ def _number_problems(config: Any) -> Iterator[Problem]:
 def _most_images(task: Task, config: Any) -> int:
     """An upper bound of the images learnt from: a share is rounded class by class, and takes one at least."""
     images: int = task.num_train + (task.num_val if config.eval_split == "test" else 0)
+    if not isinstance(config.train_size, float):
+        size = config.train_size
+        return size if isinstance(size, int) else min(images, per_class(size) * task.num_classes)
     share: int = math.ceil(config.train_size * images) + 2 * task.num_classes
     return min(images, share)
 
@@ -136,5 +172,5 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
     if config.init_task is not None:
         if len(method.prompt_inits) == 1:
             yield "init_task", f"{method.name} starts without prototypes: leave it out."
-        elif config.init_task not in TASKS:
+        elif config.init_task not in TASKS and not config.init_task.startswith(OWN):
             yield "init_task", no_such(config.init_task, TASKS, "a task")

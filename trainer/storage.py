@@ -45,3 +45,10 @@ def read_bytes(place: str | Path) -> bytes | None:
         return None
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def list_folders(place: str | Path) -> list[str]:
+    """The names of the folders in a folder, sorted; none where there is no such place."""
+    filesystem, path = open_place(place)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)

@@ -1,30 +1,32 @@
-"""The task store: a folder a task, a Parquet file a split, and a card that says where it is from.
+"""The task store: a folder a task, a Parquet file a split, and a card that says where it is from. No torch.
 
-Images stay encoded; `load_split` decodes them once a process at the size that a backbone takes.
+Images stay encoded, one row each: key, label, image. `load.py` decodes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
+from pyarrow import fs
 
 from trainer.catalog import TASKS
-from trainer.data.subsets import nested_subset
-from trainer.data.transforms import TransformName, View, aspect, decode
-from trainer.storage import read_bytes, write_bytes
+from trainer.storage import open_place, read_bytes, write_bytes
 
 SPLITS = ("train", "val", "test")
+SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
+GROUP_BYTES = 32 * 2**20
+"""Encoded bytes of a row group: what writing and reading hold in memory."""
+
+
+class TaskMissing(FileNotFoundError):
+    """A task that is not in the store, with the way to get it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,51 +51,66 @@ class Card:
     counts: dict[str, int]
     fingerprint: str
     """Hash over the keys, labels and image bytes of all splits, in order."""
+    importer: str = ""
+    """What made it, with its version."""
+    licence: str | None = None
+    """None where it is not known."""
+    repairs: list[str] = field(default_factory=list)
+    """What was left out or mended, with counts and names."""
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Split:
-    """The decoded images of one split, N of them."""
-
-    images_NCHW: Tensor
-    """uint8."""
-    labels_N: Tensor
-    """int64."""
-    keys: tuple[str, ...]
-    aspect_N: Tensor
-    """Width over height of each image as it was stored."""
-    view: View
-    fingerprint: str
-    """Hash of the task's images, with the part of them that this is."""
+    @property
+    def differs(self) -> list[str]:
+        """Where the counts are not the catalog's, split by split."""
+        if (row := TASKS.get(self.task)) is None:
+            return []
+        expected = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
+        wrong = [split for split in SPLITS if self.counts[split] != expected[split]]
+        return [f"{split} has {self.counts[split]:,} of {expected[split]:,} images" for split in wrong]
 
 
 def write_task(
     root: str,
     task: str,
-    splits: Mapping[str, Sequence[Example]],
+    splits: Mapping[str, Iterable[Example]],
     *,
     source: str,
     class_names: list[str],
     protocol: str,
-) -> None:
+    importer: str = "",
+    licence: str | None = None,
+    repairs: list[str] | None = None,
+) -> Card:
     """Store a task: its splits first, then the card that makes it present.
 
+    Examples are taken as they come; memory holds one row group. A task that is there already stays until all of the
+    new one is written. `repairs` is read last, so that it can be filled while examples are taken.
+
     Raises:
-        ValueError: if the counts are not the catalog's.
-        OSError: if the store cannot be written.
+        OSError: if the store cannot be written; nothing of the new task is left.
     """
-    row = TASKS[task]
-    counts = {split: len(splits[split]) for split in SPLITS}
-    expected = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
-    if counts != expected:
-        raise ValueError(f"{task} must have {expected} images, got {counts}.")
-    digest = hashlib.sha256()
-    for split in SPLITS:
-        for example in splits[split]:
-            digest.update(f"{split}\0{example.key}\0{example.label}\0{len(example.image)}\0".encode() + example.image)
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([dataclasses.asdict(example) for example in splits[split]]), buffer)
-        write_bytes(f"{root}/{task}/{split}.parquet", buffer.getvalue())
+    filesystem, folder = open_place(f"{root}/{task}")
+    filesystem.create_dir(folder, recursive=True)
+    digest, counts = hashlib.sha256(), {}
+    parts = {split: f"{folder}/{split}.{uuid.uuid4().hex}.part" for split in SPLITS}
+    try:
+        for split in SPLITS:
+            with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
+                counts[split] = 0
+                for group in _groups(splits[split]):
+                    for one in group:
+                        about = f"{split}\0{one.key}\0{one.label}\0{len(one.image)}\0"
+                        digest.update(about.encode() + one.image)
+                    writer.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in group], SCHEMA))
+                    counts[split] += len(group)
+        # From here to the card the task is absent, so that an end in between is seen.
+        if filesystem.get_file_info(f"{folder}/card.json").type == fs.FileType.File:
+            filesystem.delete_file(f"{folder}/card.json")
+        for split in SPLITS:
+            filesystem.move(parts[split], f"{folder}/{split}.parquet")
+    finally:
+        for part in parts.values():
+            if filesystem.get_file_info(part).type == fs.FileType.File:
+                filesystem.delete_file(part)
     card = Card(
         task=task,
         source=source,
@@ -101,17 +118,40 @@ def write_task(
         class_names=class_names,
         counts=counts,
         fingerprint=digest.hexdigest()[:16],
+        importer=importer,
+        licence=licence,
+        repairs=repairs or [],
     )
     write_bytes(f"{root}/{task}/card.json", json.dumps(dataclasses.asdict(card), indent=2).encode())
+    return card
+
+
+def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    group: list[Example] = []
+    size = 0
+    for example in examples:
+        group.append(example)
+        size += len(example.image)
+        if size >= GROUP_BYTES or len(group) >= 2048:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def read_card(root: str, task: str) -> Card:
     """The card of a task; the demo tasks are made at first sight.
 
     Raises:
+        TaskMissing: if the task is not in the store.
         OSError: if the store cannot be read or written.
     """
     if (data := read_bytes(f"{root}/{task}/card.json")) is None:
+        if not task.startswith("demo/"):
+            raise TaskMissing(
+                f"{task} is not in the task store {root}. Import it: sptune data import PATH --task {task} "
+                "(`sptune data list` says where to get it)."
+            )
         from trainer.data.rendered import render  # rendered.py writes with this module
 
         render(root, task)
@@ -120,44 +160,33 @@ def read_card(root: str, task: str) -> Card:
     return Card(**json.loads(data))
 
 
-@functools.lru_cache(maxsize=4)
-def load_split(
-    root: str,
-    task: str,
-    split: str,
-    train_size: float | int,
-    image_size: int,
-    device: str = "cpu",
-    transform: TransformName = "spt",
-    view: View = "fixed",
-) -> Split:
-    """The images of a split at a backbone's size, kept in the process.
+def find_card(root: str, task: str) -> Card | None:
+    """The card of a task that is in the store, or None."""
+    data = read_bytes(f"{root}/{task}/card.json")
+    return None if data is None else Card(**json.loads(data))
 
-    Args:
-        root: the task store, a folder or a URI.
-        split: train, val, test, or trainval: train and val together.
-        train_size: share or number of the images taken (of each part of trainval), nested and stratified; 1.0 for all.
 
-    Raises:
-        OSError: if the store cannot be read or written.
-    """
-    card = read_card(root, task)
-    parts = []
-    for name in ("train", "val") if split == "trainval" else (split,):
-        data = read_bytes(f"{root}/{task}/{name}.parquet")
-        if data is None:
-            raise FileNotFoundError(f"{root}/{task} has a card and no {name}.parquet; remove the folder and try again.")
-        table = pq.read_table(io.BytesIO(data))
-        parts.append(table.take(nested_subset(table["label"].to_numpy(), train_size)))
-    table = pa.concat_tables(parts)
-    encoded = table["image"].to_pylist()
-    augmented = TASKS[task].augmented
-    images = torch.stack([decode(image, image_size, transform, view=view, augmented=augmented) for image in encoded])
-    return Split(
-        images_NCHW=images.to(device),
-        labels_N=torch.from_numpy(table["label"].to_numpy().astype(np.int64)).to(device),
-        keys=tuple(table["key"].to_pylist()),
-        aspect_N=torch.tensor([aspect(image) for image in encoded], dtype=torch.float64),
-        view=view,
-        fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{view}",
-    )
+def read_column(root: str, task: str, split: str, column: str) -> pa.ChunkedArray:
+    """One column of a split, without the images' bytes in memory unless it is theirs."""
+    with _open(root, task, split) as file:
+        return pq.read_table(file, columns=[column])[column]
+
+
+def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[Example]:
+    """The examples of a split from a row on, a few row groups in memory at a time."""
+    with _open(root, task, split) as file:
+        parquet = pq.ParquetFile(file)
+        passed = 0
+        for group in range(parquet.num_row_groups):
+            size = parquet.metadata.row_group(group).num_rows
+            if passed + size > start:
+                rows = parquet.read_row_group(group).slice(max(0, start - passed)).to_pylist()
+                yield from (Example(key=row["key"], label=row["label"], image=row["image"]) for row in rows)
+            passed += size
+
+
+def _open(root: str, task: str, split: str) -> pa.NativeFile:
+    filesystem, path = open_place(f"{root}/{task}/{split}.parquet")
+    if filesystem.get_file_info(path).type == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{root}/{task} has a card and no {split}.parquet; import the task again.")
+    return filesystem.open_input_file(path)

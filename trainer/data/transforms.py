@@ -21,6 +21,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
+from trainer.data.images import to_rgb
+
 TransformName = Literal["spt", "vpt"]
 View = Literal["fixed", "whole"]
 
@@ -40,10 +42,10 @@ def decode(
     224x224, bilinear. FGVC (`augmented`) by both has the short side at 256, then the centre.
     """
     with Image.open(io.BytesIO(image)) as opened:
-        picture = opened.convert("RGB")
+        picture = to_rgb(opened)
     how = INTERPOLATION[transform]
     if view == "whole":
-        side = round(size * WHOLE)
+        side = side_of(size, view)
         square = TF.resize(picture, [side, side], interpolation=how)
     elif transform == "vpt" and not augmented:
         square = TF.resize(picture, [size, size], interpolation=how)
@@ -52,6 +54,11 @@ def decode(
         square = TF.center_crop(TF.resize(picture, [short], interpolation=how), [size, size])
     pixels: NDArray[np.uint8] = np.asarray(square).transpose(2, 0, 1)
     return torch.from_numpy(pixels.copy())
+
+
+def side_of(size: int, view: View) -> int:
+    """Side of a view for a network that sees squares of a size."""
+    return round(size * WHOLE) if view == "whole" else size
 
 
 def aspect(image: bytes) -> float:
