@@ -1,6 +1,6 @@
 """What images cost between the disk and the network: a plain `DataLoader` over JPEG files, and the decoded array.
 
-`python -m tests.benchmarks.reading --images 1000 --size 224`. Both read the same JPEGs as large as photographs (smoothed noise,
+`python -m tests.benchmarks.reading --images 1000 --size 224`. Both read the same JPEGs, large as photographs (noise,
 500 x 375), which are made first; `--folder` takes real ones. Random batches of 64.
 """
 
