@@ -70,8 +70,8 @@ def import_(
 def list_(data: DataOption = None) -> None:
     """List the tasks, those in the store and those that are not, and how to get them."""
     root = _root(data)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("task", "group", "classes", "train", "val", "test", "in the store"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("task", "group", "classes", "train", "val", "test", "stored"):
         table.add_column(name, justify="right" if name in ("classes", "train", "val", "test") else "left", no_wrap=True)
     absent = []
     own = [f"{OWN}{name}" for name in list_folders(f"{root}/{OWN.rstrip('/')}")]
@@ -80,9 +80,9 @@ def list_(data: DataOption = None) -> None:
         sizes = (row.num_train, row.num_val, row.num_test) if row else (0, 0, 0)
         numbers = tuple(card.counts[split] for split in ("train", "val", "test")) if card else sizes
         classes = row.num_classes if row else len(card.class_names) if card else 0
-        shown = "made at first use" if task.startswith("demo/") else "—"
+        shown = "at first use" if task.startswith("demo/") else "—"
         if card:
-            shown = card.protocol.partition(",")[0] + (", partly" if card.differs else "")
+            shown = "partly" if card.differs else card.protocol.partition(" ")[0]
         elif not task.startswith("demo/"):
             absent.append(task)
         table.add_row(task, row.group if row else "own", *(f"{n:,}" for n in (classes, *numbers)), shown)

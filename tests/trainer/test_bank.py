@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.backbone import Backbone, load_backbone
 from trainer.bank import FirstPrompt, first_prompt, token_stream
 from trainer.config import TrainConfig
-from trainer.data.store import Split, load_split
+from trainer.data.load import Split, load_split
 from trainer.data.subsets import nested_subset
 
 Configs = Callable[..., TrainConfig]
@@ -165,7 +165,7 @@ def test_prototypes_are_made_for_the_layers_that_have_prompts(
     method: str, num_layers: int, tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split
 ) -> None:
     first = build(tiny(method, prompt_length=1))
-    expected_LD = mean_tokens(backbone, digits.images_NCHW)[:num_layers]
+    expected_LD = mean_tokens(backbone, digits.all_images())[:num_layers]
     torch.testing.assert_close(first.prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
 
 
@@ -178,8 +178,8 @@ def test_prototypes_are_made_of_just_the_nested_subset_that_is_asked_for(
         assert len(rows) == min(init_images, 40)
     config = tiny(prompt_length=1, init_images=init_images)
     stream = token_stream(config, backbone, digits, 5)
-    assert torch.equal(stream.images_of(torch.arange(stream.num_images)), digits.images_NCHW[rows])
-    expected_LD = mean_tokens(backbone, digits.images_NCHW[rows])
+    assert torch.equal(stream.images_of(torch.arange(stream.num_images)), digits.all_images()[rows])
+    expected_LD = mean_tokens(backbone, digits.all_images()[rows])
     torch.testing.assert_close(build(config).prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
 
 
@@ -214,16 +214,16 @@ def test_prototypes_of_an_init_task_are_of_its_images_and_not_of_the_tasks_own(
     other = load_split(data_root, "demo/shapes_loc", "train", 1.0, 32)
     rows = torch.from_numpy(nested_subset(other.labels_N.numpy(), 20))
     first = build(tiny(prompt_length=1, init_task="demo/shapes_loc", init_images=20))
-    expected_LD = mean_tokens(backbone, other.images_NCHW[rows])
+    expected_LD = mean_tokens(backbone, other.all_images()[rows])
     torch.testing.assert_close(first.prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
-    assert float((first.prompt_LPD[:, 0] - mean_tokens(backbone, digits.images_NCHW)).abs().max()) > 0.1
+    assert float((first.prompt_LPD[:, 0] - mean_tokens(backbone, digits.all_images())).abs().max()) > 0.1
 
 
 def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_seed(
     tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, data_root: str
 ) -> None:
     whole = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "whole")
-    assert whole.images_NCHW.shape == (40, 3, 48, 48)
+    assert whole.all_images().shape == (40, 3, 48, 48)
     crops, again, others = (
         token_stream(tiny(seed=seed), backbone, whole, 5).images_of(torch.arange(40)) for seed in (1, 1, 2)
     )
@@ -263,7 +263,7 @@ import torch
 from trainer.backbone import load_backbone
 from trainer.bank import first_prompt
 from trainer.config import TrainConfig
-from trainer.data.store import load_split
+from trainer.data.load import load_split
 
 torch.set_num_threads(1)
 data_root, bank, meeting, name = sys.argv[1:]

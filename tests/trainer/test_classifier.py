@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import trainer
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, TASKS
 from trainer.config import TrainConfig
-from trainer.data.store import load_split
+from trainer.data.load import load_split
 from trainer.loop import train
 from trainer.weights import find_weights
 

@@ -19,8 +19,9 @@ from PIL import Image
 
 from trainer.catalog import TASKS
 from trainer.checkpoint import load_state, save_state
+from trainer.data.load import load_split
 from trainer.data.rendered import render
-from trainer.data.store import SPLITS, Example, load_split, read_card, write_task
+from trainer.data.store import SPLITS, Example, read_card, write_task
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import TransformName, decode
 from trainer.storage import read_bytes, write_bytes
@@ -40,10 +41,10 @@ def test_a_rendered_task_is_what_the_catalog_says(task: str, data_root: str) -> 
     keys: list[str] = []
     for split, count in zip(SPLITS, (row.num_train, row.num_val, row.num_test), strict=True):
         loaded = load_split(data_root, task, split, 1.0, 32)
-        assert loaded.images_NCHW.shape == (count, 3, 32, 32) and loaded.images_NCHW.dtype == torch.uint8
+        assert loaded.all_images().shape == (count, 3, 32, 32) and loaded.all_images().dtype == torch.uint8
         # Every class is there, and no other; no image is empty.
         assert sorted(set(loaded.labels_N.tolist())) == list(range(row.num_classes))
-        assert bool((loaded.images_NCHW.flatten(1).amax(dim=1) > 127).all())
+        assert bool((loaded.all_images().flatten(1).amax(dim=1) > 127).all())
         keys += loaded.keys
     # No image is in two splits, or twice in one.
     assert len(keys) == row.num_train + row.num_val + row.num_test == len(set(keys))
@@ -80,14 +81,14 @@ def test_trainval_is_train_and_val_together(data_root: str) -> None:
         train, val, both = (load_split(data_root, "demo/digits", s, share, 32) for s in ("train", "val", "trainval"))
         assert both.keys == train.keys + val.keys
         assert torch.equal(both.labels_N, torch.cat([train.labels_N, val.labels_N]))
-        assert torch.equal(both.images_NCHW, torch.cat([train.images_NCHW, val.images_NCHW]))
+        assert torch.equal(both.all_images(), torch.cat([train.all_images(), val.all_images()]))
 
 
 def test_a_share_of_a_split_is_the_rows_that_the_subset_names(data_root: str) -> None:
     whole, part = (load_split(data_root, "demo/shapes_loc", "train", share, 32) for share in (1.0, 0.1))
     rows = nested_subset(whole.labels_N.numpy(), 0.1)
     assert part.keys == tuple(whole.keys[row] for row in rows)
-    assert torch.equal(part.images_NCHW, whole.images_NCHW[torch.from_numpy(rows)])
+    assert torch.equal(part.all_images(), whole.all_images()[torch.from_numpy(rows)])
     assert torch.equal(part.labels_N, whole.labels_N[torch.from_numpy(rows)])
 
 
@@ -153,8 +154,8 @@ def test_a_split_is_loaded_as_the_view_that_is_asked_for(transform: TransformNam
         load_split(data_root, "demo/shapes_loc", "train", 30, 32, "cpu", transform, view)
         for view in ("fixed", "whole")
     )  # fmt: skip
-    assert (fixed.view, fixed.images_NCHW.shape) == ("fixed", (30, 3, 32, 32))
-    assert (whole.view, whole.images_NCHW.shape) == ("whole", (30, 3, 48, 48))
+    assert (fixed.view, fixed.all_images().shape) == ("fixed", (30, 3, 32, 32))
+    assert (whole.view, whole.all_images().shape) == ("whole", (30, 3, 48, 48))
     assert fixed.keys == whole.keys and torch.equal(fixed.labels_N, whole.labels_N)
     assert fixed.aspect_N.tolist() == [1.0] * 30
 

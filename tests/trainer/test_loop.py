@@ -23,7 +23,7 @@ from trainer.bank import first_prompt
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, TASKS
 from trainer.checkpoint import load_state
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.data.store import load_split
+from trainer.data.load import load_split
 from trainer.loop import EpochMetrics, TrainingDiverged, train
 from trainer.weights import find_weights
 
@@ -423,7 +423,7 @@ def test_prototypes_are_made_of_the_images_that_are_learnt_from(
     # One k-means centre is the mean of all tokens, so it tells whose they are.
     config = tiny("spt_deep", prompt_length=1, prompt_init="kmeans", eval_split=eval_split, warmup_epochs=0)
     next(train(config, data_root=data_root, folder=str(tmp_path)))
-    images = torch.cat([load_split(data_root, "demo/digits", part, 0.05, 32).images_NCHW for part in parts])
+    images = torch.cat([load_split(data_root, "demo/digits", part, 0.05, 32).all_images() for part in parts])
     means_LPD = torch.stack([tokens_BND.mean(dim=(0, 1)) for tokens_BND in backbone.patch_tokens(images)])[:, None]
     prototypes_LPD = load_file(tmp_path / "prototypes.safetensors")["prompt"]
     torch.testing.assert_close(prototypes_LPD, means_LPD, rtol=1e-4, atol=1e-4)

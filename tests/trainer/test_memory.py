@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trainer.backbone import load_backbone
 from trainer.config import TrainConfig
-from trainer.data.store import load_split
+from trainer.data.load import load_split
 from trainer.loop import train
 from trainer.memory import backward, in_batches, in_precision
 

@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from trainer.data.store import Split
+from trainer.data.load import Split
 from trainer.metrics import normalized_mutual_information, predictions, scores
 
 
@@ -28,10 +28,14 @@ def random_scores(num_inputs: int, num_classes: int, seed: int = 0) -> tuple[Ten
 
 
 def split_of(labels_N: Tensor, keys: list[str]) -> Split:
-    images_NCHW = torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8)
-    aspect_N = torch.ones(len(keys))
     return Split(
-        images_NCHW=images_NCHW, labels_N=labels_N, keys=tuple(keys), aspect_N=aspect_N, view="fixed", fingerprint=""
+        array_RCSS=torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8),
+        rows_N=torch.arange(len(keys)),
+        labels_N=labels_N,
+        keys=tuple(keys),
+        aspect_N=torch.ones(len(keys)),
+        view="fixed",
+        fingerprint="",
     )
 
 

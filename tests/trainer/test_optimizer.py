@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.backbone import Backbone
 from trainer.checkpoint import load_state
 from trainer.config import TrainConfig
-from trainer.data.store import load_split
+from trainer.data.load import load_split
 from trainer.loop import train
 from trainer.optimizer import MovingAverage, build_optimizer, decay_of, lr_at
 from trainer.prompts import PromptedViT
@@ -147,7 +147,7 @@ def test_twenty_steps_are_those_of_the_optimizer_with_a_decay_for_each_kind_of_w
         with torch.no_grad():
             for name, parameter in model.learnable().items():
                 parameter.copy_(weights[name])
-        loss = F.cross_entropy(model(split.images_NCHW), split.labels_N)
+        loss = F.cross_entropy(model(split.all_images()), split.labels_N)
         names, parameters = zip(*model.learnable().items(), strict=True)
         return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer.backbone import Backbone
 from trainer.catalog import BACKBONES
-from trainer.data.store import load_split
+from trainer.data.load import load_split
 from trainer.kmeans import SAMPLE, inertia, kmeans
 from trainer.prototypes import PROMPT_INITS, TokenStream, build_prototypes, pool_windows
 
@@ -214,7 +214,7 @@ def test_kmeans_holds_no_more_tokens_than_its_memory_is_for(backbone: Backbone, 
 
 
 def digit_images(data_root: str, number: int) -> Tensor:
-    return load_split(data_root, "demo/digits", "train", number, 32).images_NCHW
+    return load_split(data_root, "demo/digits", "train", number, 32).all_images()
 
 
 def test_kmeans_of_a_tenth_of_the_tokens_is_nearly_as_good_as_of_all(backbone: Backbone, data_root: str) -> None:

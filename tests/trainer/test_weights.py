@@ -269,7 +269,9 @@ def test_a_truncated_file_is_refused(published: str, share: float, tmp_path: Pat
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
     said = refusal(nano(2), tmp_path / name, row_of(pretraining))
-    assert said.startswith(f"{tmp_path / name} is no whole file of {BUNDLED}: ") and said.endswith(". Download it again.")
+    assert said.startswith(f"{tmp_path / name} is no whole file of {BUNDLED}: ") and said.endswith(
+        ". Download it again."
+    )
     gc.collect()  # numpy leaves a truncated archive open
 
 

@@ -43,9 +43,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows_N)
 
-    @property
-    def images_NCHW(self) -> Tensor:
-        """All images, copied together."""
+    def all_images(self) -> Tensor:
+        """All images ``[N, 3, S, S]``, copied together."""
         return self.take(torch.arange(len(self)))
 
     def take(self, wanted_B: Tensor) -> Tensor:

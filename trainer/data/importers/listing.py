@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,9 +70,9 @@ def divide(listing: Listing, row: Task, seed: int = SPLIT_SEED) -> tuple[dict[st
         ImportRefused: if a split would be empty, or a key is there twice.
     """
     keys = [record.key for record in listing.records]
-    if len(set(keys)) < len(keys):
-        twice = sorted({key for key in keys if keys.count(key) > 1})[:3] if len(keys) < 10_000 else ["..."]
-        raise ImportRefused(f"the source names {len(keys) - len(set(keys))} images twice: {', '.join(twice)}.")
+    if twice := sorted(key for key, count in Counter(keys).items() if count > 1):
+        shown = f"{', '.join(twice[:3])}{', ...' if len(twice) > 3 else ''}"
+        raise ImportRefused(f"the source must name each image once; {len(twice)} come more than once: {shown}.")
     wanted = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
     parts = {part: [r for r in listing.records if r.part == part] for part in {r.part for r in listing.records}}
     if listing.draw is None:

@@ -16,7 +16,7 @@ from trainer.data.importers.listing import Listed, Source, divide
 from trainer.data.importers.tree import ImportRefused, Tree
 from trainer.data.store import Card, Example, write_task
 
-FAMILIES = ("folders", "tfds", "vtab_natural", "vtab_specialized", "vtab_structured", "fgvc", "tables")
+FAMILIES = ("folders", "tfds", "vtab_natural", "vtab_specialized", "vtab_structured", "vtab_arrays", "fgvc", "tables")
 """The files of this folder that have sources; of two that recognise a path, the earlier is asked first."""
 
 Progress = Callable[[int, int], None]
