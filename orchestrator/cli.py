@@ -204,7 +204,7 @@ def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
             find_weights(BACKBONES[name], weights)
         except WeightsError as error:
             problems.append(f"backbones: {error}")
-    return problems
+    return list(dict.fromkeys(problems))
 
 
 def _run(spec: SweepSpec, home: Home, inline: bool, address: str | None, weights: str | None) -> None:

@@ -76,7 +76,7 @@ def first_prompt(
         return FirstPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
     started = time.perf_counter()
     prompt_LPD = build_prototypes(
-        token_stream(config, backbone, images, num_layers),
+        token_stream(config, backbone, images, num_layers, config.init_images),
         prompt_init=str(config.prompt_init),
         prompt_length=config.prompt_length,
         seed=config.stream_seed("prototypes"),
@@ -88,9 +88,12 @@ def first_prompt(
     return FirstPrompt(prompt_LPD, seconds)
 
 
-def token_stream(config: TrainConfig, backbone: Backbone, images: Split, num_layers: int) -> TokenStream:
-    """The tokens of `config.init_images` of the images, seen as training sees them."""
-    rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), config.init_images))
+def token_stream(
+    config: TrainConfig, backbone: Backbone, images: Split, num_layers: int, size: float | int
+) -> TokenStream:
+    """The tokens of a share or number of the images (all, if there are fewer), seen as training sees them."""
+    most = min(size, len(images)) if isinstance(size, int) else size
+    rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), most))
     crops = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
 
     def images_of(rows_B: Tensor) -> Tensor:

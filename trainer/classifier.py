@@ -77,13 +77,17 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
     card_bytes, tensors = (read_bytes(f"{folder}/{name}") for name in ("card.json", "prompt.safetensors"))
     if card_bytes is None or tensors is None:
         raise ValueError(f"{folder} holds no finished run: card.json and prompt.safetensors come at the end of one.")
-    card = json.loads(card_bytes)
-    config = TrainConfig.from_params(card["config"])
+    try:
+        card = json.loads(card_bytes)
+        config = TrainConfig.from_params(card["config"])
+        class_names, expected, sha256 = (card[key] for key in ("class_names", "learnable", "backbone_sha256"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}/card.json is damaged: {type(error).__name__}: {error}.") from error
     method = METHODS[config.method]
     backbone = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
     )
-    if backbone.sha256 != card["backbone_sha256"]:
+    if backbone.sha256 != sha256:
         raise ValueError(
             f"{folder} was trained on weights of {config.backbone} with SHA-256 {card['backbone_sha256'][:12]}, found "
             f"{backbone.sha256[:12]}; name the file it was trained on with --weights or SPTUNE_WEIGHTS."
@@ -92,13 +96,13 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
         learnt = load_tensors(tensors)
     except SafetensorError as error:
         raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
-    found, expected = {name: list(tensor.shape) for name, tensor in learnt.items()}, card["learnable"]
+    found = {name: list(tensor.shape) for name, tensor in learnt.items()}
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise ValueError(f"{folder}/prompt.safetensors is not of its card.json: {', '.join(wrong[:3])} differ.")
     model = PromptedViT(
         backbone.variant(learns=method.backbone_learns, drop_path=0.0),
-        num_classes=len(card["class_names"]),
+        num_classes=len(class_names),
         prompt_LPD=learnt.get("prompt", torch.zeros(0, 0, backbone.embed_dim)),
         prompt_dropout=0.0,
         generator=torch.Generator(),
@@ -108,4 +112,4 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
         for name, parameter in model.learnable().items():
             parameter.copy_(learnt[name])
     model.to(device).eval()
-    return Classifier(model=model, config=config, class_names=card["class_names"], device=device)
+    return Classifier(model=model, config=config, class_names=class_names, device=device)

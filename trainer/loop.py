@@ -117,7 +117,7 @@ def train(
     learnable = model.learnable()
     nmi_tokens_LTD = None
     if config.nmi:
-        stream = token_stream(config, frozen, learnt_from, len(first.prompt_LPD))
+        stream = token_stream(config, frozen, learnt_from, len(first.prompt_LPD), 1.0)
         sample = torch.Generator().manual_seed(config.stream_seed("nmi"))
         available = stream.num_images * frozen.num_patches
         nmi_tokens_LTD = draw(lambda tokens_BND: tokens_BND, stream, min(NMI_TOKENS, available), sample)

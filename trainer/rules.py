@@ -87,7 +87,7 @@ def _train_size_problem(task: Task | None, config: Any) -> str | None:
 def rule_problems(config: Any) -> Iterator[Problem]:
     """Each rule that the config's values break; every value has its field's type."""
     if config.task not in TASKS and not config.task.startswith(OWN):
-        yield "task", no_such(config.task, TASKS, f"a task (users' own begin with {OWN})")
+        yield "task", no_such(config.task, TASKS, "a task")
     for field, table, what in (
         ("backbone", BACKBONES, "a backbone"),
         ("method", METHODS, "a method"),

@@ -173,11 +173,10 @@ def test_prototypes_are_made_for_the_layers_that_have_prompts(
 def test_prototypes_are_made_of_just_the_nested_subset_that_is_asked_for(
     init_images: float | int, tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split
 ) -> None:
-    rows = torch.from_numpy(nested_subset(digits.labels_N.numpy(), init_images))
-    if isinstance(init_images, int):
-        assert len(rows) == min(init_images, 40)
+    most = min(init_images, 40) if isinstance(init_images, int) else init_images
+    rows = torch.from_numpy(nested_subset(digits.labels_N.numpy(), most))
     config = tiny(prompt_length=1, init_images=init_images)
-    stream = token_stream(config, backbone, digits, 5)
+    stream = token_stream(config, backbone, digits, 5, init_images)
     assert torch.equal(stream.images_of(torch.arange(stream.num_images)), digits.all_images()[rows])
     expected_LD = mean_tokens(backbone, digits.all_images()[rows])
     torch.testing.assert_close(build(config).prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
@@ -225,7 +224,7 @@ def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_see
     whole = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "whole")
     assert whole.all_images().shape == (40, 3, 48, 48)
     crops, again, others = (
-        token_stream(tiny(seed=seed), backbone, whole, 5).images_of(torch.arange(40)) for seed in (1, 1, 2)
+        token_stream(tiny(seed=seed), backbone, whole, 5, 1.0).images_of(torch.arange(40)) for seed in (1, 1, 2)
     )
     assert crops.shape == (40, 3, 32, 32) and crops.dtype == torch.uint8
     assert torch.equal(crops, again) and not torch.equal(crops, others)

@@ -277,7 +277,6 @@ def test_what_was_learnt_must_be_whole_and_of_its_card(
     assert re.fullmatch(rf"{re.escape(str(tmp_path))}/prompt\.safetensors {told}", str(caught.value))
 
 
-@pytest.mark.xfail(strict=True, reason="product: JSON's own sentence has no place, and a key that lacks is a KeyError")
 @pytest.mark.parametrize("damage", ["half of it", "without the classes"])
 def test_a_card_must_be_whole(damage: str, linear: Path, tmp_path: Path) -> None:
     shutil.copytree(linear, tmp_path / "run")

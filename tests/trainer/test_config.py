@@ -146,7 +146,19 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_cure(field: str, value: o
 @pytest.mark.parametrize(
     ("field", "values", "rule"),
     [
-        ("train_size", (0.0, -0.1, 1.0000001, math.nan, math.inf), "must be in (0, 1], got {}."),
+        (
+            "train_size",
+            (0.0, -0.1, 1.0000001, math.nan, math.inf),
+            "as a share must be in (0, 1], got {}; a number of images has no point.",
+        ),
+        ("train_size", (9, 1), "{} images are fewer than the 10 classes of demo/digits; each needs one at least."),
+        ("train_size", (801,), "{} images are more than the 800 of demo/digits."),
+        ("train_size", ("81 per class",), "810 images are more than the 800 of demo/digits."),
+        (
+            "train_size",
+            ("all", "5 per clas", "0 per class", "-1 per class", ""),
+            "must be a share (0.1), a number of images (200) or of each class (5 per class), got {!r}.",
+        ),
         ("lr", (0.0, -1e-3, 1.1e30, math.nan, math.inf, -math.inf), "must be above 0 and at most 1e30, got {}."),
         ("weight_decay", (-1e-9, math.nan, math.inf), "must be at least 0 and finite, got {}."),
         ("head_weight_decay", (-1e-9, math.nan, math.inf), "must be at least 0 and finite, got {}."),
@@ -181,7 +193,7 @@ def test_a_number_outside_its_range_is_refused_with_the_rule(field: str, values:
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("train_size", (0.02, 0.5, 1, 1.0)),
+        ("train_size", (0.02, 0.5, 1.0, 32, 800, "4 per class", "80 per class")),
         ("lr", (5e-324, 1, 1e30)),
         ("weight_decay", (0, 0.0, 1e300)),
         ("head_weight_decay", (0, 0.0, 1e300)),
@@ -237,7 +249,7 @@ def test_a_wrong_type_hides_no_broken_rule() -> None:
 
 def test_a_batch_that_no_share_of_the_task_can_fill_is_refused() -> None:
     assert problems_of(VALID | {"task": "demo/digits", "batch_size": 801})["batch_size"] == (
-        "801 exceeds the 800 images that demo/digits has at most at train_size=1."
+        "801 exceeds the 800 images that demo/digits has at most at train_size=1.0."
     )
     assert TrainConfig.from_params(VALID | {"task": "demo/digits", "batch_size": 1000, "eval_split": "test"})
     # However small the share, each class gives an image or two.

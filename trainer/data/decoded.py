@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from trainer.catalog import is_augmented
-from trainer.data.store import Card, Example, read_examples
+from trainer.data.store import Card, Example, count_examples, read_examples
 from trainer.data.transforms import TransformName, View, aspect, decode, side_of
 
 VERSION = 1
@@ -58,9 +58,9 @@ def decoded(
     Raises:
         OSError: if the store cannot be read or the cache not be written.
     """
-    side, count = side_of(image_size, view), sum(card.counts[split] for split in splits)
+    side, count = side_of(image_size, view), sum(count_examples(root, card.task, split) for split in splits)
     how = f"{transform}-{'augmented-' if is_augmented(card.task) else ''}{view}"
-    name = f"{card.fingerprint}-{'-'.join(splits)}-{how}-{side}-v{VERSION}"
+    name = f"{card.fingerprint}-{'-'.join(splits)}-{count}-{how}-{side}-v{VERSION}"
     folder = Path(cache or os.environ.get("SPTUNE_CACHE") or "~/.cache/sptune").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     whole, aspects = folder / f"{name}.u8", folder / f"{name}.aspect"
@@ -114,7 +114,7 @@ def _decode(
 
 def _from_row(root: str, card: Card, splits: tuple[str, ...], start: int) -> Iterator[Example]:
     for split in splits:
-        count = card.counts[split]
+        count = count_examples(root, card.task, split)
         if start < count:
             yield from read_examples(root, card.task, split, start)
         start = max(0, start - count)

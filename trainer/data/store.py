@@ -172,6 +172,12 @@ def read_column(root: str, task: str, split: str, column: str) -> pa.ChunkedArra
         return pq.read_table(file, columns=[column])[column]
 
 
+def count_examples(root: str, task: str, split: str) -> int:
+    """How many examples a split has, by its file."""
+    with _open(root, task, split) as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
 def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[Example]:
     """The examples of a split from a row on, a few row groups in memory at a time."""
     with _open(root, task, split) as file:
