@@ -194,11 +194,9 @@ def ui(
 def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
     """A sentence for each task that is not in the store, and each backbone whose weights are nowhere."""
     tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name) if not task.startswith("demo/"))
-    problems = [
-        f"tasks: {task} is not in the task store {home.data_root}; `sptune data list` says where to get it."
-        for task in tasks
-        if find_card(home.data_root, task) is None
-    ]
+    absent = ", ".join(task for task in tasks if find_card(home.data_root, task) is None)
+    where = f"not in the task store {home.data_root}; `sptune data list` says where to get what is missing."
+    problems = [f"tasks: {absent}: {where}"] if absent else []
     for name in spec.backbones:
         try:
             find_weights(BACKBONES[name], weights)

@@ -176,7 +176,7 @@ def _config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
             elif part == "space" and name in spec.fixed:
                 yield name, f"space.{name}: is fixed too; keep one of the two."
     tasks = [task for name in spec.tasks for task in task_names(name)]
-    places = list(itertools.product(tasks, spec.train_sizes, ("val", "test")))
+    places = list(itertools.product(tasks, spec.train_sizes))
     for backbone, method in itertools.product(spec.backbones, spec.methods):
         fixed, space = spec.params_of(method)
         base = {name: value for name, value in fixed.items() if name in field_types()}
@@ -184,9 +184,9 @@ def _config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
         known = {name: dimension for name, dimension in space.items() if name in field_types()}
         corners = [dict(zip(known, ends, strict=True)) for ends in itertools.product(*map(_ends, known.values()))]
         # Every corner at the first place, and every place at the first corner: rules join no more than these.
-        for (task, size, split), corner in [*((places[0], c) for c in corners), *((p, corners[0]) for p in places[1:])]:
+        for (task, size), corner in [*((places[0], c) for c in corners), *((p, corners[0]) for p in places[1:])]:
             try:
-                TrainConfig.from_params(base | corner | {"task": task, "train_size": size, "eval_split": split})
+                TrainConfig.from_params(base | corner | {"task": task, "train_size": size})
             except InvalidConfig as error:
                 for field, problem in error.problems.items():
                     part = "space" if field in known else "train_sizes" if field == "train_size" else "fixed"

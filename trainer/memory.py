@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
+Output = TypeVar("Output")
 
 
 def in_precision(network: Network, precision: str, device: str) -> Network:
@@ -59,6 +61,27 @@ def backward(
     return total, part
 
 
+def in_parts(run: Callable[[Tensor], Output], inputs_N: Tensor, part: int, doing: str) -> list[Output]:
+    """What a function makes of the inputs, `part` at a time; where memory ends, the part is tried again in halves.
+
+    Raises:
+        torch.OutOfMemoryError: if a single input does not fit.
+    """
+    outputs: list[Output] = []
+    done = 0
+    while done < len(inputs_N):
+        try:
+            outputs.append(run(inputs_N[done : done + part]))
+        except torch.OutOfMemoryError:
+            if part == 1:
+                raise
+        else:
+            done += part
+            continue
+        part = _half(part, doing)
+    return outputs
+
+
 @torch.no_grad()
 def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
     """A network's outputs ``[N, ...]`` for any number of inputs, without gradients.
@@ -66,19 +89,7 @@ def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
     Raises:
         torch.OutOfMemoryError: if a single input does not fit.
     """
-    outputs: list[Tensor] = []
-    done = 0
-    while done < len(inputs_N):
-        try:
-            outputs.append(network(inputs_N[done : done + part]))
-        except torch.OutOfMemoryError:
-            if part == 1:
-                raise
-        else:
-            done += part
-            continue
-        part = _half(part, "evaluation")
-    return torch.cat(outputs)
+    return torch.cat(in_parts(network, inputs_N, part, "evaluation"))
 
 
 def _half(part: int, doing: str) -> int:

@@ -7,7 +7,7 @@ asks for. Shapes: M images, B images of a batch, L prompted layers, N patch toke
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.backbone import Backbone
 from trainer.kmeans import kmeans
+from trainer.memory import in_parts
 
 TOKEN_BYTES = 3 * 2**29
 """Memory for the tokens that k-means looks at, all layers together: 1.5 GiB. 43,690 tokens a layer of ViT-B."""
@@ -33,11 +34,19 @@ class TokenStream:
     batch_size: int = 64
     token_bytes: int = TOKEN_BYTES
 
-    def batches(self, rows_M: Tensor) -> Iterator[tuple[Tensor, Iterator[tuple[int, Tensor]]]]:
-        """The rows of a batch ``[B]`` and, layer by layer, the tokens ``[B, N, D]`` that enter it."""
-        for rows_B in rows_M.split(self.batch_size):
+    def look(self, rows_M: Tensor, see: Callable[[Tensor, int, Tensor], None]) -> None:
+        """Send rows of images through the network, and show the tokens ``[B, N, D]`` that enter each layer.
+
+        Args:
+            see: told the rows of a batch ``[B]``, the layer and its tokens; where memory ends, told again of a part.
+        """
+
+        def pass_through(rows_B: Tensor) -> None:
             tokens = self.backbone.patch_tokens(self.images_of(rows_B))
-            yield rows_B, zip(range(self.num_layers), tokens, strict=False)
+            for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
+                see(rows_B, layer, tokens_BND)
+
+        in_parts(pass_through, rows_M, self.batch_size, "prototypes")
 
 
 def build_prototypes(stream: TokenStream, *, prompt_init: str, prompt_length: int, seed: int) -> Tensor:
@@ -78,11 +87,13 @@ def draw(candidates: Callable[[Tensor], Tensor], stream: TokenStream, count: int
     image_LP, slot_LP = drawn_LP // per_image, drawn_LP % per_image
     device = stream.backbone.mean_C11.device
     drawn_LPD = torch.empty(stream.num_layers, count, stream.backbone.embed_dim, device=device)
-    for rows_B, layers in stream.batches(image_LP.unique()):
-        for layer, tokens_BND in layers:
-            here = torch.isin(image_LP[layer], rows_B).nonzero()[:, 0]
-            place = torch.searchsorted(rows_B, image_LP[layer, here])
-            drawn_LPD[layer, here] = candidates(tokens_BND)[place, slot_LP[layer, here]].to(drawn_LPD.dtype)
+
+    def keep(rows_B: Tensor, layer: int, tokens_BND: Tensor) -> None:
+        here = torch.isin(image_LP[layer], rows_B).nonzero()[:, 0]
+        place = torch.searchsorted(rows_B, image_LP[layer, here])
+        drawn_LPD[layer, here] = candidates(tokens_BND)[place, slot_LP[layer, here]].to(drawn_LPD.dtype)
+
+    stream.look(image_LP.unique(), keep)
     return drawn_LPD
 
 

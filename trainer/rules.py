@@ -160,11 +160,12 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
     elif length < 1:
         yield "prompt_length", f"must be at least 1, got {length}."
     elif init in ("mean_pool", "max_pool") and config.backbone in BACKBONES:
-        patches = BACKBONES[config.backbone].num_patches(config.image_size)
+        row = BACKBONES[config.backbone]
+        patches = row.num_patches(config.image_size) if (config.image_size or row.patch_size) >= row.patch_size else 0
         rule = (
             f"exceeds the {patches} patch tokens of {config.backbone}; mean_pool and max_pool need one token per prompt"
         )
-        if length > patches:
+        if patches and length > patches:
             cure = f"Use prompt_init random or kmeans, or prompt_length <= {patches}."
             yield "prompt_length", f"{length} {rule}. {cure}"
     if init not in method.prompt_inits:

@@ -32,7 +32,13 @@ def problems(raw: dict[str, Any]) -> list[str]:
         ("tasks", ["demo/digit"], "tasks.0: 'demo/digit' is not a task or group; did you mean 'demo/digits'?"),
         ("tasks", [], "tasks: list should have at least 1 item after validation, not 0, got []."),
         ("methods", ["spt_deeep"], "methods.0: 'spt_deeep' is not a method; did you mean 'spt_deep'?"),
-        ("train_sizes", [1.5], "train_sizes.0: input should be less than or equal to 1, got 1.5."),
+        ("train_sizes", [1.5],
+         "train_sizes: as a share must be in (0, 1], got 1.5; a number of images has no point."),
+        ("train_sizes", [{"each": 4}],
+         "train_sizes.0: must be a share, a number of images, or {per_class: 5}, got {'each': 4}."),
+        ("train_sizes", ["5 per clas"],
+         "train_sizes: must be a share (0.1), a number of images (200) or of each class (5 per class), "
+         "got '5 per clas'."),
         ("serach", {}, "serach: 'serach' is not a key here; did you mean 'search'?"),
         ("search.trials", "many", "search.trials: must be a number, got the text 'many'."),
         ("search.tirals", 3, "search.tirals: 'tirals' is not a key here; did you mean 'trials'?"),
@@ -148,3 +154,20 @@ def test_checking_a_spec_is_quick(raw_spec: dict[str, Any]) -> None:
     started = time.perf_counter()
     parse_spec(raw_spec, "a test")
     assert time.perf_counter() - started < 1
+
+
+def test_a_train_size_is_a_share_a_number_or_a_number_of_each_class(raw_spec: dict[str, Any]) -> None:
+    raw_spec["train_sizes"] = [0.5, 100, {"per_class": 5}, "6 per class", 1.0]
+    sizes = list(dict.fromkeys(plan.train_size for plan in studies(parse_spec(raw_spec, "here"))))
+    assert sizes == [0.5, 100, "5 per class", "6 per class", 1.0]
+    assert [type(size) for size in sizes] == [float, int, str, str, float]
+
+
+def test_every_task_of_a_group_is_checked_with_every_size(raw_spec: dict[str, Any]) -> None:
+    # 12 images are enough for ten digits and too few for sixteen shapes.
+    raw_spec |= {"tasks": ["demo"], "train_sizes": [12]}
+    raw_spec["fixed"] |= {"batch_size": 8}
+    assert problems(raw_spec) == [
+        f"train_sizes: 12 images are fewer than the 16 classes of demo/shapes_{which}; each needs one at least."
+        for which in ("loc", "ori")
+    ]

@@ -218,6 +218,14 @@ def test_crops_of_a_mean_and_of_extreme_colours_stay_what_they_are() -> None:
     assert not bool(lonely.any())
 
 
+@pytest.mark.parametrize(("transform", "overshoots"), [("spt", True), ("vpt", False)])
+def test_spt_crops_bicubic_and_vpt_bilinear(transform: TransformName, overshoots: bool) -> None:
+    # Beside an edge bicubic interpolation goes beyond both colours; bilinear never does.
+    stripes = (64 + 128 * (torch.arange(48) // 6 % 2)).to(torch.uint8).expand(16, 3, 48, 48)
+    views = random_views(stripes, torch.ones(16), 32, transform, torch.Generator().manual_seed(0))
+    assert bool((views < 64).any() and (views > 192).any()) == overshoots
+
+
 @pytest.mark.parametrize("of_image", ASPECTS)
 def test_spt_boxes_are_distributed_as_torchvisions(of_image: float) -> None:
     # The published crop: RandomResizedCrop. On an image this large its rounding to pixels is nothing.
