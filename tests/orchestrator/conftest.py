@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.cli import main
 from orchestrator.results import Failure, TrialResult
 from orchestrator.search import Record
 from orchestrator.spec import SweepSpec
@@ -111,3 +113,26 @@ def outcome(sweep: Sweep) -> list[tuple[object, ...]]:
 
 def new_sweep(spec: SweepSpec, url: str, tracker: MemoryTracker | None = None) -> Sweep:
     return Sweep(spec, Record(url), tracker or MemoryTracker())
+
+
+Sptune = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sptune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sptune:
+    """The command in this process: its exit status, what it printed, and what it complained of.
+
+    An exception that is no `UserError` leaves it, as the trace that a user would see.
+    """
+    for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS", "SPTUNE_HOME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sptune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run

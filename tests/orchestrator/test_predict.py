@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import trainer
-from orchestrator.cli import main
 from orchestrator.home import home_at
+from tests.orchestrator.conftest import Sptune
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
 from trainer.data.store import read_card
 from trainer.loop import train
 from trainer.weights import find_weights
 
-Sptune = Callable[..., tuple[int, str, str]]
 TINY: dict[str, Any] = {
     "name": "tiny",
     "tasks": ["demo/digits"],
@@ -40,26 +38,6 @@ MOCO_PROBLEM = (
     "backbones: vit_base_patch16_224.moco_v3 has no weights on timm's hub{among}. Name a file, or a folder that holds "
     "vit-b-300ep.pth.tar or vit_base_patch16_224.moco_v3.safetensors, with --weights or SPTUNE_WEIGHTS."
 )
-
-
-@pytest.fixture
-def sptune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sptune:
-    """The command in this process: its exit status, what it printed, and what it complained of.
-
-    An exception that is no `UserError` leaves it, as the trace that a user would see.
-    """
-    for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS", "SPTUNE_HOME", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "400")
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sptune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

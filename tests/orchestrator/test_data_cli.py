@@ -1,0 +1,117 @@
+"""`sptune data`: import, list, verify, show; and a sweep over a task that was imported."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.orchestrator.conftest import Sptune
+from trainer.catalog import BUNDLED, TASKS
+
+
+def picture(label: int, seed: int) -> bytes:
+    """A noisy square whose brightness is its label's."""
+    noise = np.random.default_rng(seed).integers(0, 40, (20, 20, 3))
+    buffer = io.BytesIO()
+    Image.fromarray((noise + 200 * label).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own images: two classes of thirty."""
+    folder = tmp_path_factory.mktemp("sources") / "pets"
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for i in range(30):
+            (folder / name / f"{i}.png").write_bytes(picture(label, 100 * label + i))
+    return folder
+
+
+def test_the_24_tasks_are_listed_with_what_is_missing_and_where_to_get_it(sptune: Sptune, tmp_path: Path) -> None:
+    code, out, _ = sptune("data", "list", "--data", tmp_path)
+    assert code == 0
+    rows = {line.split()[0]: line.split() for line in out.splitlines() if line.startswith(("vtab/", "fgvc/", "demo/"))}
+    assert [*rows] == [*TASKS]
+    for name, row in TASKS.items():
+        numbers = [f"{n:,}" for n in (row.num_classes, row.num_train, row.num_val, row.num_test)]
+        assert rows[name][1:6] == [row.group, *numbers]
+        assert rows[name][6:] == (["at", "first", "use"] if row.group == "demo" else ["—"])
+    where = out.partition("Where to get")[2]
+    assert all(name in where for name in TASKS if not name.startswith("demo/"))
+
+
+def test_the_list_fits_a_terminal(sptune: Sptune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = sptune("data", "list", "--data", tmp_path)
+    table = out.partition("\nWhere")[0].splitlines()
+    assert len(table) == 1 + len(TASKS) and max(map(len, table)) <= 80 and "…" not in out
+
+
+def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    spec = {
+        "name": "pets",
+        "tasks": ["own/pets"],
+        "backbones": [BUNDLED],
+        "methods": ["linear"],
+        "train_sizes": [{"per_class": 8}, 1.0],
+        "fixed": {"epochs": 2, "warmup_epochs": 0, "batch_size": 8, "lr": 0.1},
+        "search": {"trials": 1},
+        "final": {"seeds": [1]},
+    }
+    (tmp_path / "pets.yaml").write_text(yaml.safe_dump(spec))
+    code, _, err = sptune("launch", tmp_path / "pets.yaml", "--home", home, "--inline")
+    assert (code, "own/pets: not in the task store" in err) == (2, True)
+
+    code, out, err = sptune("data", "import", pets, "--task", "own/pets", "--data", home / "data")
+    assert code == 0 and out.startswith("own/pets: train 48, val 6, test 6; 2 classes; resampled with seed 0; ")
+    assert "60/60" in err
+    code, out, _ = sptune("data", "list", "--data", home / "data")
+    assert ["own/pets", "own", "2", "48", "6", "6", "resampled"] in [line.split() for line in out.splitlines()]
+    code, out, _ = sptune("data", "verify", "--data", home / "data")
+    assert code == 0 and out.startswith("own/pets: clean, 60 images, resampled with seed 0, ")
+    code, out, _ = sptune("data", "show", "own/pets", "--out", tmp_path / "pets.png", "--data", home / "data")
+    assert code == 0 and (tmp_path / "pets.png").read_bytes().startswith(b"\x89PNG")
+
+    code, out, _ = sptune("launch", tmp_path / "pets.yaml", "--home", home, "--inline")
+    assert code == 0, out
+    assert "8 per class" in out and "4 complete, 0 pruned, 0 failed, 0 missing" in out
+    assert out.count("100.0") >= 2, "dark and bright are easily told apart"
+    trial = next((home / "sweeps/pets/trials").iterdir()).name
+    code, out, _ = sptune("predict", trial, pets / "dog" / "3.png", "--home", home)
+    assert code == 0 and "/dog/3.png: dog " in out
+
+
+def test_verify_fails_where_files_were_changed(sptune: Sptune, pets: Path, tmp_path: Path) -> None:
+    sptune("data", "import", pets, "--task", "own/pets", "--data", tmp_path)
+    place = tmp_path / "own/pets"
+    (place / "val.parquet").write_bytes((place / "test.parquet").read_bytes())
+    code, out, _ = sptune("data", "verify", "own/pets", "--data", tmp_path)
+    assert code == 1 and out.startswith("own/pets: wrong, ") and "the files were changed" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("import", "/no/such/place"), "/no/such/place: there is no such file or folder."),
+        (("import", "{pets}"), "give them a name, such as --task own/pets."),
+        (("import", "{pets}", "--task", "pets"), "'pets' is not a task"),
+        (("import", "{pets}", "--form", "zip"), "'zip' is no form; there are "),
+        (("verify",), "holds no task; `sptune data list` says where to get them."),
+        (("verify", "vtab/dtd"), "vtab/dtd is not in the task store"),
+        (("show", "vtab/dtd"), "vtab/dtd is not in the task store"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: tuple[str, ...], problem: str, sptune: Sptune, pets: Path, tmp_path: Path
+) -> None:
+    code, out, err = sptune("data", *(part.format(pets=pets) for part in arguments), "--data", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ") and problem in err
+    assert not list(tmp_path.rglob("*.parquet"))
