@@ -31,12 +31,12 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
     if program == "make":
         assert all(re.search(rf"^{word}:", MAKEFILE, flags=re.MULTILINE) for word in arguments)
     elif program == "sptune":
-        command, (name, *rest) = get_command(app), arguments
-        while hasattr(command, "commands"):
-            command = command.commands[name]
-            if hasattr(command, "commands"):
+        parsed, (name, *rest) = get_command(app), arguments
+        while hasattr(parsed, "commands"):
+            parsed = parsed.commands[name]
+            if hasattr(parsed, "commands"):
                 name, *rest = rest
-        command.make_context(name, [*rest])
+        parsed.make_context(name, [*rest])
         if name in ("plan", "launch"):
             find_spec(rest[0])
     else:
