@@ -27,7 +27,7 @@ from tests.trainer.importers.tfrecord_writer import (
     write_shards,
 )
 from tests.trainer.importers.tfrecord_writer import crc32c as byte_by_byte
-from trainer.catalog import Task
+from trainer.catalog import TASKS, Task
 from trainer.data.importers.crc32c import crc32c
 from trainer.data.importers.listing import Listing, divide
 from trainer.data.importers.tfds import PREPARED, SOURCES, Prepared, list_prepared
@@ -186,6 +186,7 @@ def test_the_slices_are_the_published_ones() -> None:
         assert (f"{row.dataset}:{row.version}", str(row.num_classes)) == (dataset, num_classes)
         assert (row.train, row.val, row.test) == (train, val, test)
         split, taken = indices(test, SIZES[row.name][test.partition("[")[0]])
+        assert (TASKS[f"vtab/{task}"].num_classes, TASKS[f"vtab/{task}"].num_test) == (row.num_classes, int(size))
         # The number of test images follows from the slice and the split.
         assert (split in SIZES[row.name], len(taken)) == (True, int(size))
 
@@ -280,6 +281,12 @@ def test_an_older_tfds_names_the_config_in_the_path_only(tmp_path: Path) -> None
         list_prepared(Tree(tmp_path), "vtab/eurosat", prepared)
     # Another config is named beside the one that is needed.
     assert "eurosat/rgb:2.0.0" in str(refused.value) and "eurosat/all:2.0.0" in str(refused.value)
+
+
+def test_a_newer_tfds_names_the_config_in_its_record_and_folders_may_have_other_names(tmp_path: Path) -> None:
+    prepared = scaled(PREPARED["vtab/eurosat"])
+    write_scaled(tmp_path, prepared).parent.rename(tmp_path / "my_copy")
+    assert len(list_prepared(Tree(tmp_path / "my_copy"), "vtab/eurosat", prepared).records) == 8 + 2 + 54
 
 
 def test_another_version_is_refused_with_both_named(tmp_path: Path) -> None:

@@ -329,6 +329,7 @@ def write_kitti(folder: Path, images: Sequence[str] = tuple(KITTI)) -> None:
     for number in images:
         (folder / f"training/image_2/{number}.png").write_bytes(f"png {number}".encode())
         (folder / f"testing/image_2/{number}.png").write_bytes(b"another image")
+    (folder / "testing/image_2/000099.png").write_bytes(b"another image")
 
 
 def zip_kitti(folder: Path, target: Path) -> None:
@@ -348,6 +349,8 @@ def test_kitti_bins_the_nearest_vehicle(form: str, tmp_path: Path) -> None:
     assert labels(listing) == [3, 2, 0, 1, 3, 1]
     assert [record.key for record in listing.records] == [f"{number}.png" for number in KITTI]
     assert list(listing.read(listing.records)) == [f"png {number}".encode() for number in KITTI]
+    # Images of the test set have no labels, and are no omission.
+    assert listing.repairs == ()
     drawn = parts_of(listing, (3, 1, 2))
     assert {part for records in drawn.values() for part, _ in records} == {"all"}
 

@@ -100,7 +100,7 @@ def _clevr_scenes(data: bytes, name: str) -> list[tuple[str, list[float]]]:
 def list_kitti(tree: Tree, task: str) -> Listing:
     """KITTI's labelled images; which of them are whose split is not in its files."""
     labels = _by_number(tree.find("label_2/*.txt"))
-    images = _by_number([name for name in tree.find("image_2/*.png") if not f"/{name}".count("/testing/")])
+    images = _by_number([name for name in tree.find("image_2/*.png") if "/testing/" not in f"/{name}"])
     if missing := sorted(labels.keys() - images.keys()):
         raise ImportRefused(
             f"{tree.path} lacks the images of {len(missing)} labels, {labels[missing[0]]} first. Put "
