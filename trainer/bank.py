@@ -20,7 +20,7 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.load import Split, load_split
 from trainer.data.subsets import nested_subset
-from trainer.data.transforms import random_views
+from trainer.data.transforms import cut, random_crops
 from trainer.prompts import uniform_prompt
 from trainer.prototypes import TokenStream, build_prototypes
 from trainer.storage import read_bytes, write_bytes
@@ -94,14 +94,13 @@ def token_stream(
     """The tokens of a share or number of the images (all, if there are fewer), seen as training sees them."""
     most = min(size, len(images)) if isinstance(size, int) else size
     rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), most))
-    crops = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
+    generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
+    # Each image has its crop whatever batch it comes in: batches are cut smaller where memory is short.
+    crops_M5 = random_crops(images.aspect_N[rows_M], config.transform, generator) if images.view == "whole" else None
 
     def images_of(rows_B: Tensor) -> Tensor:
-        chosen_B = rows_M[rows_B]
-        chosen_BCHW = images.take(chosen_B)
-        if images.view == "whole":
-            chosen_BCHW = random_views(chosen_BCHW, images.aspect_N[chosen_B], config.pixels, config.transform, crops)
-        return chosen_BCHW
+        chosen_BCHW = images.take(rows_M[rows_B])
+        return chosen_BCHW if crops_M5 is None else cut(chosen_BCHW, crops_M5[rows_B], config.pixels, config.transform)
 
     return TokenStream(backbone=backbone, num_images=len(rows_M), images_of=images_of, num_layers=num_layers)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def load_weights(vit: VisionTransformer, path: Path, row: BackboneRow) -> str:
     except WeightsError:
         raise
     except Exception as error:  # a damaged file breaks its reader in more ways than can be listed
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it is damaged, or holds other things than tensors, which could run code and are not loaded"
         raise WeightsError(f"{path} is no whole file of {row.name}: {reason}. Download it again.") from error
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -84,6 +87,8 @@ def _read_state(path: Path, row: BackboneRow) -> dict[str, Tensor]:
         if row.pretraining != "moco_v3":
             raise WeightsError(f"{path} is a MoCo v3 checkpoint; {row.name} was asked for.")
         state = {name: value for name, value in state.items() if not name.startswith(BESIDE_MOCO)}
+    if any(name.startswith("decoder_") for name in state) and row.pretraining != "mae":
+        raise WeightsError(f"{path} is an MAE checkpoint, decoder included; {row.name} was asked for.")
     for prefix in (MOCO_PREFIX, "module."):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return {name: value.float() for name, value in state.items() if not name.startswith(NOT_THE_NETWORK)}
@@ -119,7 +124,7 @@ def _fits_resampled(positions: Tensor, wanted: Tensor) -> bool:
 
 
 def _load_jax(vit: VisionTransformer, path: Path) -> None:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         sizes = {name: arrays[name].size for name in arrays.files}
         places = [arrays[name].shape for name in arrays.files if name.endswith("posembed_input/pos_embedding")]
     expected = {name: value.numel() for name, value in vit.state_dict().items()}

@@ -65,8 +65,9 @@ def _squares(points_ND: Tensor) -> Tensor:
 def _means(points_ND: Tensor, distance_N: Tensor, nearest_N: Tensor, clusters: int) -> Tensor:
     """The mean of each cluster's points; one without points restarts at a point far from its centre."""
     counts_K = torch.bincount(nearest_N, minlength=clusters)
-    sums_KD = points_ND.new_zeros(clusters, points_ND.shape[1]).index_add_(0, nearest_N, points_ND)
-    means_KD = sums_KD / counts_K.clamp(min=1)[:, None]
+    # A matrix product adds in blocks: adding point after point in float32 would lose three digits.
+    member_KN = points_ND.new_zeros(clusters, len(points_ND)).scatter_(0, nearest_N[None], 1)
+    means_KD = member_KN @ points_ND / counts_K.clamp(min=1)[:, None]
     empty_K = (counts_K == 0).nonzero()[:, 0]
     means_KD[empty_K] = points_ND[distance_N.topk(len(empty_K)).indices]
     return means_KD

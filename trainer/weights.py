@@ -73,7 +73,7 @@ def fetch_weights(row: BackboneRow, named: str | None) -> Path:
     try:
         return Path(hf_hub_download(f"timm/{row.name}", HUB_FILE))
     except Exception as error:  # the hub's library has a dozen: no network, no such file, no permission, full disk
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         names = " or ".join(filter(None, (row.published_as, f"{row.name}{SUFFIXES[0]}")))
         raise WeightsError(
             f"{row.name} could not be downloaded from timm's hub: {reason}. Download it where there is a network and "

@@ -235,12 +235,7 @@ def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_see
     torch.testing.assert_close(build(config, images=whole).prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
 
 
-CROPS_FOLLOW_THE_BATCHES = pytest.mark.xfail(
-    strict=True, reason="crops come from one stream of random numbers, in the order of batches and of their retries"
-)
-
-
-@pytest.mark.parametrize("view", ["fixed", pytest.param("whole", marks=CROPS_FOLLOW_THE_BATCHES)])
+@pytest.mark.parametrize("view", ["fixed", "whole"])
 def test_prototypes_are_the_same_where_memory_is_short(
     view: View, tiny: Configs, backbone: Backbone, data_root: str
 ) -> None:

@@ -443,7 +443,10 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(place: str, t
         content = {"alone": bomb, "beside": {"model": state, "args": bomb}, "within": {"model": state | {"norm": bomb}}}
         torch.save(content[place], path)
     said = refusal(nano(), path, row_of("supervised"))
-    assert said.startswith(f"{path} is no whole file of {BUNDLED}: ")
+    assert said == (
+        f"{path} is no whole file of {BUNDLED}: it is damaged, or holds other things than tensors, "
+        "which could run code and are not loaded. Download it again."
+    )
     assert not marker.exists()
 
 
@@ -753,3 +756,12 @@ def test_a_name_says_of_one_row_only_where_it_is_from() -> None:
     assert len(published) == len(set(published))
     for row, other in itertools.permutations(BACKBONES.values(), 2):
         assert row.published_as not in {f"{other.name}{suffix}" for suffix in (".safetensors", ".pth", ".npz")}
+
+
+def test_an_mae_file_is_not_taken_for_another_pre_training_whatever_its_name(tmp_path: Path) -> None:
+    decoder = {"decoder_pos_embed": noise(1, 65, 64)}
+    torch.save({"model": dict(nano(1).state_dict()) | decoder}, tmp_path / "renamed.pth")
+    load_weights(nano(2), tmp_path / "renamed.pth", row_of("mae"))
+    for pretraining in ("moco_v3", "supervised", "dino", "dinov2"):
+        said = refusal(nano(2), tmp_path / "renamed.pth", row_of(pretraining))
+        assert said == f"{tmp_path / 'renamed.pth'} is an MAE checkpoint, decoder included; {BUNDLED} was asked for."

@@ -73,15 +73,26 @@ def random_views(
     """Random crops of whole views, half of them mirrored: uint8 ``[B, 3, size, size]``.
 
     `spt`: 8 to 100 % of the area, of shape 3:4 to 4:3 (Szegedy et al., CVPR 2015). `vpt`: a square of 224/256 of the
-    short side. The whole batch is cut in one interpolation.
+    short side.
 
     Args:
         aspect_B: width over height of each image before it was squashed.
         generator: on the CPU.
     """
+    return cut(images_BCSS, random_crops(aspect_B, transform, generator), size, transform)
+
+
+def random_crops(aspect_B: Tensor, transform: TransformName, generator: torch.Generator) -> Tensor:
+    """Left, top, width, height as shares of each image, and -1 where it is mirrored, else 1: ``[B, 5]`` on the CPU."""
     draw_boxes = _any_area if transform == "spt" else _of_the_short_side
-    left_B, top_B, width_B, height_B = draw_boxes(aspect_B.cpu().double(), generator).unbind(1)
-    mirror_B = 1 - 2 * torch.randint(0, 2, (len(images_BCSS),), generator=generator)
+    boxes_B4 = draw_boxes(aspect_B.cpu().double(), generator)
+    mirror_B1 = 1 - 2 * torch.randint(0, 2, (len(aspect_B), 1), generator=generator)
+    return torch.cat([boxes_B4, mirror_B1], dim=1)
+
+
+def cut(images_BCSS: Tensor, crops_B5: Tensor, size: int, transform: TransformName) -> Tensor:
+    """Crops of whole views, the batch in one interpolation: uint8 ``[B, 3, size, size]``."""
+    left_B, top_B, width_B, height_B, mirror_B = crops_B5.unbind(1)
     theta_B23 = torch.zeros(len(images_BCSS), 2, 3, dtype=torch.float64)
     theta_B23[:, 0, 0], theta_B23[:, 1, 1] = width_B * mirror_B, height_B
     theta_B23[:, 0, 2], theta_B23[:, 1, 2] = 2 * left_B + width_B - 1, 2 * top_B + height_B - 1
