@@ -132,7 +132,8 @@ def _load_jax(vit: VisionTransformer, path: Path) -> None:
     own = vit.pos_embed
     if places:
         vit.pos_embed = nn.Parameter(torch.zeros(places[0]))
-    vit.load_pretrained(path)
+    with path.open("rb") as file:  # by its name, timm would leave it open where it raises
+        vit.load_pretrained(file)
     state, vit.pos_embed = vit.state_dict(), own
     positions = ("Transformer/posembed_input/", "pos_embed")
     found = sum(size for name, size in sizes.items() if not name.startswith(("head/", "pre_logits/", *positions)))
