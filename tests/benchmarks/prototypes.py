@@ -1,7 +1,7 @@
 """What prototypes cost at full size: seconds and memory above the model, for any number of images.
 
 `python -m tests.benchmarks.prototypes vit_base_patch16_224.mae --images 300`. Images are noise made as they are asked
-for, the network's weights are random. On a CPU the tokens that k-means holds are full at 223 images of ViT-B (43,690 of
+for, the network's weights are random. On a CPU the tokens that k-means holds are full at 186 images of ViT-B (36,408 of
 a layer); more images take longer and no more memory, which the last column shows at half and at the whole number.
 """
 
