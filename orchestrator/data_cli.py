@@ -31,6 +31,11 @@ def _root(data: str | None) -> str:
     return data or home_at().data_root
 
 
+def _tasks(root: str) -> list[str]:
+    """The catalog's tasks, and the user's own that are in the store."""
+    return [*TASKS, *(f"{OWN}{name}" for name in list_folders(f"{root}/{OWN.rstrip('/')}"))]
+
+
 def _bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True))
@@ -74,8 +79,7 @@ def list_(data: DataOption = None) -> None:
     for name in ("task", "group", "classes", "train", "val", "test", "stored"):
         table.add_column(name, justify="right" if name in ("classes", "train", "val", "test") else "left", no_wrap=True)
     absent = []
-    own = [f"{OWN}{name}" for name in list_folders(f"{root}/{OWN.rstrip('/')}")]
-    for task in [*TASKS, *own]:
+    for task in _tasks(root):
         card, row = find_card(root, task), TASKS.get(task)
         sizes = (row.num_train, row.num_val, row.num_test) if row else (0, 0, 0)
         numbers = tuple(card.counts[split] for split in ("train", "val", "test")) if card else sizes
@@ -112,8 +116,7 @@ def verify(
     from trainer.data.verify import verify as read_through
 
     root = _root(data)
-    own = [f"{OWN}{name}" for name in list_folders(f"{root}/{OWN.rstrip('/')}")]
-    tasks = [task] if task else [name for name in [*TASKS, *own] if find_card(root, name)]
+    tasks = [task] if task else [name for name in _tasks(root) if find_card(root, name)]
     if not tasks:
         raise UserError(f"{root} holds no task; `sptune data list` says where to get them.")
     bad = 0

@@ -38,6 +38,10 @@ class Example:
     image: bytes
     """The encoded image."""
 
+    def content(self, split: str) -> bytes:
+        """What a task's fingerprint is made of."""
+        return f"{split}\0{self.key}\0{self.label}\0{len(self.image)}\0".encode() + self.image
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
@@ -98,8 +102,7 @@ def write_task(
                 counts[split] = 0
                 for group in _groups(splits[split]):
                     for one in group:
-                        about = f"{split}\0{one.key}\0{one.label}\0{len(one.image)}\0"
-                        digest.update(about.encode() + one.image)
+                        digest.update(one.content(split))
                     writer.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in group], SCHEMA))
                     counts[split] += len(group)
         # From here to the card the task is absent, so that an end in between is seen.

@@ -45,7 +45,7 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     for split in SPLITS:
         labels = Counter[int]()
         for one in read_examples(root, task, split):
-            digest.update(f"{split}\0{one.key}\0{one.label}\0{len(one.image)}\0".encode() + one.image)
+            digest.update(one.content(split))
             labels[one.label] += 1
             if one.key in seen_keys:
                 problems.append(f"key {one.key} is in {seen_keys[one.key]} and in {split}")
