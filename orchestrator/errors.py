@@ -4,6 +4,7 @@ UserError
 ├── SpecError      the spec has problems, all of them listed
 ├── HomeError      the home folder cannot be used
 ├── ConflictError  the spec contradicts trials that the record already holds
+├── LeaseError     another driver is at work on the sweep
 └── ClusterError   Ray cannot give what the spec asks for
 """
 
@@ -31,6 +32,10 @@ class HomeError(UserError):
 
 class ConflictError(UserError):
     """An edit that would mix results of different experiments under one name."""
+
+
+class LeaseError(UserError):
+    """A sweep has one driver, and it is another one."""
 
 
 class ClusterError(UserError):

@@ -58,6 +58,11 @@ class Home:
         """Prototypes, built once and shared by all sweeps."""
         return str(self.folder / "prototypes")
 
+    @property
+    def throughput_file(self) -> str:
+        """How fast trials were here, for estimates."""
+        return str(self.folder / "throughput.json")
+
     def trials(self, sweep: str) -> str:
         """The folder with a folder a trial."""
         return str(self.folder / "sweeps" / sweep / "trials")
@@ -80,6 +85,18 @@ class Home:
             raise UserError(f"{trial!r} is the beginning of {len(found)} trials: {', '.join(sorted(found)[:4])}...")
         return str(*found.values())
 
+    def check(self) -> None:
+        """See whether the folder can be made and written, without doing so.
+
+        Raises:
+            HomeError: if it cannot, with the reason.
+        """
+        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        if not there.is_dir():
+            raise HomeError(self._unusable(f"{there} is a file"))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise HomeError(self._unusable(f"no permission in {there}"))
+
     def make(self) -> None:
         """Create the folder where it is missing.
 
@@ -92,9 +109,10 @@ class Home:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise HomeError(
-                f"home {self.folder} cannot be written: {error.strerror}. Choose another with --home or SPTUNE_HOME."
-            ) from None
+            raise HomeError(self._unusable(str(error.strerror))) from None
+
+    def _unusable(self, reason: str) -> str:
+        return f"home {self.folder} cannot be written: {reason}. Choose another with --home or SPTUNE_HOME."
 
 
 DEFAULT_HOME = Path("sptune-home")

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from orchestrator.home import Workplace
+from orchestrator.interrupt import stop_on_signal
 from orchestrator.results import Failure
 from orchestrator.sweep import Sweep
 from orchestrator.worker import run_trial
 
 
 def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None]) -> None:
-    """Run until the sweep is done, calling `on_change` whenever something happened."""
-    while (trial := sweep.next_trial()) is not None:
-        on_change()
-        for event in run_trial(trial.config, workplace):
-            if isinstance(event, Failure):
-                sweep.on_failure(trial.trial_id, event)
-            elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics):
-                on_change()
-                break
+    """Run until the sweep has ended, calling `on_change` whenever something happened."""
+    with stop_on_signal(sweep):
+        while (trial := sweep.next_trial()) is not None:
             on_change()
-    assert sweep.done, "with one trial at a time, nothing to run means done"
+            for event in run_trial(trial.config, workplace):
+                sweep.tick()
+                if isinstance(event, Failure):
+                    sweep.on_failure(trial.trial_id, event)
+                elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics):
+                    break
+                on_change()
+            on_change()
+    assert sweep.ended, "with one trial at a time, nothing to run means the end"

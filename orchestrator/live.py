@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,31 +12,79 @@ from rich.text import Text
 
 from orchestrator.report import label, varying
 from orchestrator.results import TrialState
-from orchestrator.sweep import StudySummary, Sweep
+from orchestrator.study import StudySummary
+from orchestrator.sweep import Sweep
+
+LINE_EVERY_S = 1.0
+"""Plain lines come no faster, except the last."""
 
 
-def progress_table(summaries: list[StudySummary]) -> Table:
-    """A row a study: how many of its trials are in which state, and the best score so far."""
+def progress_table(summaries: list[StudySummary], rows: int | None = None) -> Table:
+    """A row a study: how many of its trials are in which state, the best score so far, and the work that is left.
+
+    Args:
+        rows: how many studies fit; those that neither run nor are still to come are left out first.
+    """
     named, same = varying([summary.plan for summary in summaries], ("backbone", "train_size"))
     names = ["task", "method", *named]
     table = Table(box=None, pad_edge=False, title=same, title_justify="left")
     for name in names:
         table.add_column(name, no_wrap=True)
-    for name in ("done", "running", "pruned", "failed", "best val %", "test %"):
-        table.add_column(name, justify="right")
-    for summary in summaries:
-        finished = sum(count for state, count in summary.states.items() if state.is_finished)
+    for name in ("done", "running", "waiting", "pruned", "failed", "best val %", "test %", "work left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    left = work_left(summaries)
+    shown = [*zip(summaries, left, strict=True)]
+    if rows is not None and len(shown) > rows:
+        shown = sorted(
+            shown, key=lambda row: (row[0].states[TrialState.RUNNING] == 0, row[0].finished == row[0].planned)
+        )
+        table.caption = f"and {len(shown) - rows} more studies: sptune status"
+    for summary, seconds in shown[:rows]:
         scores = [trial.score for trial in summary.finals if trial.score is not None]
         best = summary.best.score if summary.best else None
+        states = (TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED)
         table.add_row(
             *label(summary.plan, names),
-            f"{finished}/{summary.planned}",
-            *(_count(summary.states[state]) for state in (TrialState.RUNNING, TrialState.PRUNED)),
+            f"{summary.finished}/{summary.planned}",
+            *(_count(summary.states[state]) for state in states),
             Text(_count(summary.states[TrialState.FAILED]), style="red"),
             f"{100 * best:.1f}" if best is not None else "",
             f"{100 * sum(scores) / len(scores):.1f}" if scores else "",
+            Text("stopped", style="red") if summary.stopped else clock(seconds) if seconds else "",
         )
     return table
+
+
+def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
+    """Seconds of worker time that each study still needs, at the pace of its trials so far, or of its method's.
+
+    None where nothing like it has been run yet, or nothing is left.
+    """
+    paces: dict[object, tuple[float, int]] = {}
+    for summary in summaries:
+        for key in (summary.plan.key, (summary.plan.method, summary.plan.backbone), None):
+            seconds, trials = paces.get(key, (0.0, 0))
+            paces[key] = seconds + summary.seconds, trials + summary.finished
+    left: list[float | None] = []
+    for summary in summaries:
+        open_trials = 0 if summary.stopped else summary.planned - summary.finished
+        known = [
+            seconds / trials
+            for key in (summary.plan.key, (summary.plan.method, summary.plan.backbone), None)
+            for seconds, trials in [paces[key]]
+            if trials
+        ]
+        left.append(open_trials * known[0] if known and open_trials else None)
+    return left
+
+
+def headline(summaries: Sequence[StudySummary]) -> str:
+    """How many trials are finished, and what the others will take of the workers that are busy now."""
+    planned, finished = sum(s.planned for s in summaries), sum(s.finished for s in summaries)
+    running = sum(summary.states[TrialState.RUNNING] for summary in summaries)
+    seconds = sum(left or 0 for left in work_left(summaries))
+    left = f", about {clock(seconds / running)} left" if running and seconds else ""
+    return f"{finished} of {planned} trials finished{left}"
 
 
 def _count(number: int) -> str:
@@ -50,9 +98,9 @@ class LiveView:
         self._sweep = sweep
         self._console = console
         self._started = time.monotonic()
-        self._finished_before = self._finished()
         self._shown = -1
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+        self._shown_at = 0.0
+        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
 
     def __enter__(self) -> Callable[[], None]:
         if self._console.is_terminal:
@@ -63,28 +111,26 @@ class LiveView:
         if self._console.is_terminal:
             self._live.stop()
 
-    def _finished(self) -> int:
-        return sum(count for s in self._sweep.summaries() for state, count in s.states.items() if state.is_finished)
-
     def _update(self) -> None:
-        finished = self._finished()
-        if not self._console.is_terminal and finished != self._shown:
+        if self._console.is_terminal:
+            return
+        finished, now = self._sweep.finished, time.monotonic()
+        if finished != self._shown and (now - self._shown_at >= LINE_EVERY_S or self._sweep.done):
+            self._shown, self._shown_at = finished, now
             self._console.print(self._headline(), highlight=False)
-        self._shown = finished
 
     def _headline(self) -> str:
-        planned = sum(summary.planned for summary in self._sweep.summaries())
-        finished = self._finished()
-        elapsed = time.monotonic() - self._started
-        here = finished - self._finished_before
-        left = f", about {_clock(elapsed / here * (planned - finished))} left" if here and finished < planned else ""
-        return f"{self._sweep.spec.name}: {finished} of {planned} trials finished, {_clock(elapsed)}{left}"
+        elapsed = clock(time.monotonic() - self._started)
+        halt = f"; {self._sweep.halt.reason}" if self._sweep.halt else ""
+        return f"{self._sweep.spec.name}: {headline(self._sweep.summaries())}, {elapsed} so far{halt}"
 
     def _render(self) -> Group:
-        return Group(progress_table(self._sweep.summaries()), Text(self._headline(), style="bold"))
+        rows = max(3, self._console.height - 6)
+        return Group(progress_table(self._sweep.summaries(), rows), Text(self._headline(), style="bold"))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

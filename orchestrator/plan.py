@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec import Choice, FloatRange, IntRange, SweepSpec, task_names
+from orchestrator.spec import Choice, Space, SweepSpec, task_names
+from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 
 
@@ -19,12 +21,26 @@ class StudyPlan:
     method: str
     train_size: float | int | str
     fixed: dict[str, Any]
-    space: dict[str, FloatRange | IntRange | Choice]
+    space: dict[str, Space]
 
     @property
     def key(self) -> str:
         """Name of the study within its sweep."""
         return f"{self.task} {self.method} {self.backbone} {size_text(self.train_size)}"
+
+    @property
+    def group(self) -> str:
+        """The group of its task; a task of the user's own is a group by itself."""
+        return TASKS[self.task].group if self.task in TASKS else self.task
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of its longest trial."""
+        searched = self.space.get("epochs")
+        if searched is None:
+            default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == "epochs")
+            return int(self.fixed.get("epochs", default))
+        return int(max(searched.values if isinstance(searched, Choice) else (searched.high,)))
 
     def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
         """A search trial: trained on train, judged on val."""
@@ -58,3 +74,13 @@ def studies(spec: SweepSpec) -> list[StudyPlan]:
                         )
                         plans[plan.key] = plan
     return list(plans.values())
+
+
+def draw_params(plan: StudyPlan, suggest: Callable[[str, Space], Any]) -> dict[str, Any]:
+    """Values for the params that are searched, conditional ones after those they depend on."""
+    params = dict(plan.fixed)
+    drawn = {}
+    for name, dimension in sorted(plan.space.items(), key=lambda item: bool(item[1].when)):
+        if dimension.is_active(params):
+            params[name] = drawn[name] = suggest(name, dimension)
+    return drawn

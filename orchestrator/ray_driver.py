@@ -11,31 +11,48 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to answer
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nor is Tune's snapshot ever read
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.errors import ClusterError
 from orchestrator.home import Workplace
-from orchestrator.results import Failure
+from orchestrator.interrupt import stop_on_signal
+from orchestrator.results import Cause, Epoch, Failure
 from orchestrator.sweep import Sweep
 
+RunTrial = Callable[[dict[str, Any], Workplace], Iterable[Epoch | Failure]]
 
-def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None], address: str | None) -> None:
-    """Run until the sweep is done, on the cluster at `address` or on a Ray of this machine that ends with it.
+
+def drive(
+    sweep: Sweep,
+    workplace: Workplace,
+    on_change: Callable[[], None],
+    address: str | None,
+    run_trial: RunTrial | None = None,
+) -> None:
+    """Run until the sweep has ended, on the cluster at `address` or on a Ray of this machine that ends with it.
+
+    Args:
+        run_trial: what a worker does with a config; by default it trains (`worker.run_trial`).
 
     Raises:
         ClusterError: if there is no cluster at the address, or it has not what one trial needs.
+        KeyboardInterrupt: if it was told twice to stop.
     """
     _connect(address)
     try:
@@ -43,10 +60,11 @@ def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None], add
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
         bridge = _Bridge(sweep, on_change)
         trainable = tune.with_resources(
-            tune.with_parameters(_trainable, workplace=workplace), {"cpu": workplace.cpus, "gpu": workplace.gpus}
+            tune.with_parameters(_trainable, workplace=workplace, run_trial=run_trial),
+            lambda config: tune.PlacementGroupFactory([{"CPU": workplace.cpus, "GPU": config["gpus"]}]),
         )
-        with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch:
-            tune.Tuner(
+        with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch, stop_on_signal(sweep):
+            tuner = tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=_SweepSearcher(bridge),
@@ -55,8 +73,16 @@ def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None], add
                     max_concurrent_trials=slots,
                     reuse_actors=True,
                 ),
-                run_config=tune.RunConfig(name=sweep.spec.name, storage_path=scratch, verbose=0),
-            ).fit()
+                run_config=tune.RunConfig(
+                    name=sweep.spec.name, storage_path=scratch, verbose=0, callbacks=[_Watch(bridge)]
+                ),
+            )
+            try:
+                tuner.fit()
+            except TuneError:
+                if bridge.error is not None:
+                    raise bridge.error from None
+                raise
     finally:
         ray.shutdown()
 
@@ -83,13 +109,15 @@ def _slots(workplace: Workplace) -> int:
     return int(min(cpus // workplace.cpus, gpus // workplace.gpus if workplace.gpus else cpus))
 
 
-def _trainable(config: dict[str, Any], workplace: Workplace) -> None:
+def _trainable(config: dict[str, Any], workplace: Workplace, run_trial: RunTrial | None) -> None:
     """Runs in a worker process, for one trial after another."""
-    from orchestrator.worker import run_trial  # torch is a worker's business
+    if run_trial is None:
+        from orchestrator import worker  # torch is a worker's business
 
-    for event in run_trial(config, workplace):
+        run_trial = worker.run_trial
+    for event in run_trial(config["config"], workplace):
         if isinstance(event, Failure):
-            tune.report({"failure": event.error, "may_pass": event.may_pass})
+            tune.report({"failure": event.error, "cause": event.cause.value, "seconds": event.seconds})
         else:
             tune.report({"epoch": event.epoch, "metrics": [*event.metrics.items()]})  # Tune flattens dicts
 
@@ -101,28 +129,75 @@ class _Bridge:
         self.sweep = sweep
         self.on_change = on_change
         self.ours: dict[str, str] = {}
+        self.theirs: dict[str, Trial] = {}
+        self.error: Exception | None = None
+        """What went wrong in the sweep itself, which Tune would hide in an error of its own."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its parts for a `restore` that is never used: the record is what a sweep goes on from."""
         return {}
 
+    def next(self, tune_id: str) -> dict[str, Any] | str | None:
+        """The config of the next trial; None to be asked again, FINISHED when no more will come."""
+        trial = self.sweep.next_trial()
+        if trial is None:
+            return str(Searcher.FINISHED) if self.sweep.ended else None
+        self.ours[tune_id] = trial.trial_id
+        self.on_change()
+        return {"config": trial.config, "gpus": self.sweep.gpus_of(trial)}
+
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Pass on what a worker reported; whether it goes on."""
         trial_id = self.ours[tune_id]
         go_on = False
-        if "failure" in result:
-            self.sweep.on_failure(trial_id, Failure(error=result["failure"], may_pass=result["may_pass"]))
-        elif self.sweep.is_under_way(trial_id):
-            go_on = self.sweep.on_epoch(trial_id, result["epoch"], dict(result["metrics"]))
-        self.on_change()
+        try:
+            if "failure" in result:
+                cause = Cause(result["cause"])
+                failure = Failure(cause=cause, error=result["failure"], seconds=result["seconds"])
+                self.sweep.on_failure(trial_id, failure)
+            elif self.sweep.is_under_way(trial_id):
+                go_on = self.sweep.on_epoch(trial_id, result["epoch"], dict(result["metrics"]))
+            self.on_change()
+        except Exception as error:
+            self.error = error
+            raise
         return go_on
 
-    def on_end(self, tune_id: str) -> None:
+    def on_end(self, tune_id: str, error: Exception | None = None) -> None:
         """A trial that ended without a word lost its worker."""
         trial_id = self.ours.pop(tune_id)
+        self.theirs.pop(tune_id, None)
         if self.sweep.is_under_way(trial_id):
-            self.sweep.on_failure(trial_id, Failure(error="WorkerLost: the worker process died.", may_pass=True))
+            self.sweep.on_failure(trial_id, _loss(error))
             self.on_change()
+
+    def tick(self) -> None:
+        """Kill the workers of trials that are silent for too long: Tune then reports them lost."""
+        silent = self.sweep.tick()
+        for tune_id in [tune_id for tune_id, trial_id in self.ours.items() if trial_id in silent]:
+            actor = self.theirs[tune_id].temporary_state.ray_actor if tune_id in self.theirs else None
+            if actor is not None:
+                ray.kill(actor)
+
+
+def _loss(error: Exception | None) -> Failure:
+    """How a worker was lost, from what Ray says of it."""
+    if isinstance(error, OutOfMemoryError):
+        return Failure(cause=Cause.MEMORY, error=f"OutOfMemoryError: its node had no memory left.\n\n{error}")
+    if isinstance(error, RayTaskError) and not isinstance(error.cause, RayActorError):
+        return Failure(cause=Cause.ERROR, error=f"{type(error.cause).__name__}: {error.cause}\n\n{error}")
+    return Failure(cause=Cause.LOST, error=f"WorkerLost: its process or node died, or was silent.\n\n{error or ''}")
+
+
+class _Watch(tune.Callback):
+    """Looks at the sweep as often as Tune turns round, some ten times a second."""
+
+    def __init__(self, bridge: _Bridge) -> None:
+        self._bridge = bridge
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """See what is silent, and whether someone asked to stop."""
+        self._bridge.tick()
 
 
 class _SweepSearcher(Searcher):
@@ -133,13 +208,8 @@ class _SweepSearcher(Searcher):
         self._bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
-        """The config of the next trial; None to be asked again, FINISHED when the sweep is done."""
-        trial = self._bridge.sweep.next_trial()
-        if trial is None:
-            return Searcher.FINISHED if self._bridge.sweep.done else None
-        self._bridge.ours[trial_id] = trial.trial_id
-        self._bridge.on_change()
-        return trial.config
+        """The next trial; None to be asked again, FINISHED when no more will come."""
+        return self._bridge.next(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The trial's worker is free, whatever happened."""
@@ -160,7 +230,19 @@ class _SweepScheduler(FIFOScheduler):
         super().__init__()
         self._bridge = bridge
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Tune starts what is pending in its order; FIFO's own choice walks over every trial there ever was."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Know Tune's trial, to be able to kill its worker."""
+        self._bridge.theirs[trial.trial_id] = trial
+
+    def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
+        """What Ray says of a lost worker: asked here, before the searcher is told without it."""
+        if trial.trial_id in self._bridge.ours:
+            self._bridge.on_end(trial.trial_id, trial.get_pickled_error())
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP once the sweep has given the trial up or has all of it."""
         go_on = self._bridge.on_result(trial.trial_id, result)
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)

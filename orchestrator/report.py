@@ -8,7 +8,7 @@ from rich.table import Table
 
 from orchestrator.plan import StudyPlan
 from orchestrator.results import TrialState
-from orchestrator.sweep import StudySummary
+from orchestrator.study import StudySummary
 
 
 def result_table(summaries: list[StudySummary]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ class TrialState(enum.Enum):
     """Where a trial is in its life."""
 
     WAITING = "waiting"
-    """To be run again: its attempt failed for a reason that may pass."""
+    """To be run, again or further: its attempt failed for a reason that may pass, or was interrupted."""
     RUNNING = "running"
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -26,12 +27,49 @@ class TrialState(enum.Enum):
         return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 
 
+class Cause(enum.Enum):
+    """Why an attempt ended badly, and with it what is done about it."""
+
+    LOST = "worker lost"
+    """Its process or node is gone: run again, counted as no failure."""
+    MEMORY = "out of memory"
+    """Run again on a larger share of a GPU while there is one."""
+    DIVERGED = "diverged"
+    """A result, told to the sampler: never run again."""
+    INVALID = "bad data or configuration"
+    """Its study is stopped: the next trial would fail of the same."""
+    ERROR = "error"
+    """Anything else: run again `retries` times."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """What a worker tells of a finished epoch."""
+
+    epoch: int
+    """Counted from 1."""
+    metrics: dict[str, float]
+    """As the trainer has them, and from the worker: epoch/seconds that it was busy since it last told something,
+    memory/peak_gb that it has used at most, memory/device_gb that its device has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """How an attempt ended badly."""
+
+    cause: Cause
+    error: str
+    """One sentence, then the trace."""
+    seconds: float = 0.0
+    """Time of the attempt since its last epoch."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialResult:
     """One trial, as far as it has come.
 
     Raises:
-        ValueError: if it would be complete without a finite score, or failed without an error.
+        ValueError: if it would be complete without a finite score, or failed without an error and its cause.
     """
 
     trial_id: str
@@ -51,25 +89,45 @@ class TrialResult:
     score: float | None = None
     """val/accuracy of a complete search trial at its last epoch, test/accuracy of a final one; 0..1."""
     error: str | None = None
-    """Why it failed: one sentence, then the trace."""
+    """How its last attempt ended badly: one sentence, then the trace."""
+    cause: Cause | None = None
+    """Why it did."""
     attempt: int = 1
+    """How often it was handed out."""
+    failures: int = 0
+    """Attempts that count against `retries`."""
+    losses: int = 0
+    """Workers lost since it last finished an epoch."""
+    share: int = 1
+    """Times the spec's share of a GPU that it is given; doubled when memory ran out."""
+    wasted_s: float = 0.0
+    """Seconds of attempts after their last epoch."""
     duplicate_of: int | None = None
     """Number of the earlier trial with the same config, whose outcome this one has without training."""
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What Optuna's sampler and pruner keep with the trial."""
 
     def __post_init__(self) -> None:
         if self.state is TrialState.COMPLETE and (self.score is None or not math.isfinite(self.score)):
             raise ValueError(f"trial {self.trial_id} is complete and must have a finite score, got {self.score}.")
-        if self.state is TrialState.FAILED and not self.error:
-            raise ValueError(f"trial {self.trial_id} is failed and must have an error.")
+        if self.state is TrialState.FAILED and not (self.error and self.cause):
+            raise ValueError(f"trial {self.trial_id} is failed and must have an error and its cause.")
         if self.state is not TrialState.COMPLETE and self.score is not None:
             raise ValueError(f"trial {self.trial_id} is {self.state.value} and must have no score, got {self.score}.")
 
+    @property
+    def seconds(self) -> float:
+        """How long workers were busy with it, as far as is known."""
+        return self.wasted_s + sum(epoch.get("epoch/seconds", 0.0) for epoch in self.epochs)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
-    """Why an attempt ended badly."""
+    @property
+    def sentence(self) -> str:
+        """The error without its trace; empty where there is none."""
+        return self.error.splitlines()[0] if self.error else ""
 
-    error: str
-    """One sentence, then the trace."""
-    may_pass: bool
-    """Whether the same config may succeed on another attempt."""
+    def again(self, *, forget: bool = False) -> TrialResult:
+        """The same trial waiting for a new attempt: from its last epoch, or as if it had never been run."""
+        fresh: dict[str, Any] = {"epochs": (), "attempt": 0, "share": 1, "wasted_s": 0.0} if forget else {}
+        return dataclasses.replace(
+            self, state=TrialState.WAITING, score=None, error=None, cause=None, failures=0, losses=0, **fresh
+        )

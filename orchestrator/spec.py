@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from trainer.catalog import BACKBONES, METHODS, OWN, TASKS
 from trainer.config import unused_fields
@@ -58,6 +58,10 @@ def _train_size(value: object) -> object:
     return value
 
 
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
 Number = Annotated[float, BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(_number)]
 
@@ -66,7 +70,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FloatRange(_Part):
+class _Dimension(_Part):
+    when: dict[str, Annotated[list[str | int | float], BeforeValidator(_listed)]] = {}
+    """Other parameters' values for which this one is searched; without them it keeps its default."""
+
+    def is_active(self, params: Mapping[str, Any]) -> bool:
+        """Whether it is searched where the other parameters are these."""
+        return all(params.get(name) in values for name, values in self.when.items())
+
+
+class FloatRange(_Dimension):
     """A real number between two ends."""
 
     type: Literal["float"]
@@ -81,7 +94,7 @@ class FloatRange(_Part):
         return self
 
 
-class IntRange(_Part):
+class IntRange(_Dimension):
     """A whole number between two ends, both included."""
 
     type: Literal["int"]
@@ -96,14 +109,26 @@ class IntRange(_Part):
         return self
 
 
-class Choice(_Part):
+class Choice(_Dimension):
     """One of a few values."""
 
     type: Literal["choice"]
     values: list[str | int | float] = Field(min_length=1)
 
 
-Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
+Space = FloatRange | IntRange | Choice
+Dimension = Annotated[Space, Field(discriminator="type")]
+
+
+def widens(old: Mapping[str, Any], new: Space) -> bool:
+    """Whether `new` allows all that `old`, a dimension from a record, allowed, on the same scale and condition."""
+    was: Space = TypeAdapter(Dimension).validate_python(old)
+    if type(was) is not type(new) or was.when != new.when:
+        return False
+    if isinstance(was, Choice) or isinstance(new, Choice):
+        values = [{*map(repr, each.values)} for each in (was, new) if isinstance(each, Choice)]
+        return values[0] <= values[1]
+    return was.log == new.log and new.low <= was.low and was.high <= new.high
 
 
 class Asha(_Part):
@@ -112,6 +137,14 @@ class Asha(_Part):
     type: Literal["asha"]
     min_epochs: int = Field(ge=1)
     reduction: int = Field(default=4, ge=2)
+
+
+class Hyperband(_Part):
+    """Several halvings that begin to stop at different epochs (Li et al., JMLR 2018)."""
+
+    type: Literal["hyperband"]
+    min_epochs: int = Field(ge=1)
+    reduction: int = Field(default=3, ge=2)
 
 
 class Median(_Part):
@@ -131,14 +164,16 @@ class Search(_Part):
     """How a study looks for its best parameters."""
 
     trials: int = Field(ge=1)
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
     startup_trials: int = Field(default=10, ge=1)
-    """Trials drawn at random before TPE has seen enough."""
+    """Trials drawn at random before the sampler has seen enough."""
+    transfer: int = Field(default=0, ge=0)
+    """Trials that repeat the best params of other tasks' studies, before the sampler has its turn."""
     max_concurrent: int = Field(default=4, ge=1)
     """Trials of one study under way at once. Trial k learns from trials 0..k-max_concurrent, and from no other,
     so that the same spec gives the same trials however fast each of them is."""
     seed: int = Field(default=0, ge=0)
-    pruner: Annotated[Asha | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
+    pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
 
 
 class Final(_Part):
@@ -154,6 +189,17 @@ class Resources(_Part):
     gpus: float = Field(default=0, ge=0)
 
 
+class Budget(_Part):
+    """Where a sweep stops starting trials; those under way are finished."""
+
+    max_trials: int | None = Field(default=None, ge=1)
+    """Search and final trials, each once however often it was tried."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours that drivers were at work on it."""
+    max_gpu_hours: float | None = Field(default=None, gt=0)
+    """Hours of trials, times their share of a GPU."""
+
+
 class Grid(_Part):
     """The part of a spec that decides which configs there are."""
 
@@ -165,7 +211,7 @@ class Grid(_Part):
     fixed: dict[str, Any] = {}
     space: dict[str, Dimension] = {}
 
-    def params_of(self, method: str) -> tuple[dict[str, Any], dict[str, FloatRange | IntRange | Choice]]:
+    def params_of(self, method: str) -> tuple[dict[str, Any], dict[str, Space]]:
         """The fixed values and the space that have an effect on a method."""
         unused = unused_fields(method)
         fixed = {name: value for name, value in self.fixed.items() if name not in unused}
@@ -179,5 +225,13 @@ class SweepSpec(Grid):
     search: Search
     final: Final
     resources: Resources = Resources()
+    budget: Budget = Budget()
     retries: int = Field(default=2, ge=0)
     """How often a trial that failed for a reason that may pass is run again."""
+    pause_after: int = Field(default=5, ge=2)
+    """Failures in a row of the same cause, in more than one trial, after which no more trials are started."""
+    lost_after_minutes: float = Field(default=60, gt=0)
+    """A trial that has not finished an epoch for so long is taken for lost."""
+    keep: Literal["best", "final", "all"] = "best"
+    """Checkpoints that stay when their trial is complete or pruned: of each study's best trial and its final trials,
+    of final trials, or all. What was learnt (`prompt.safetensors`) always stays."""

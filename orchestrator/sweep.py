@@ -1,259 +1,280 @@
 """The state machine of a sweep: which trial is next, what an epoch means, what an end means.
 
-It knows nothing of Ray, MLflow or torch; a driver (`inline.py`, `ray_driver.py`) calls it from one thread:
+It knows nothing of Ray, MLflow or torch; a driver (`inline.py`, `ray_driver.py`, `replay.py`) calls it from one
+thread:
 
-    trial = sweep.next_trial()          # None: nothing to do at present; sweep.done tells whether ever again
-    go_on = sweep.on_epoch(id, 1, {...})  # False: pruned, or complete
+    trial = sweep.next_trial()          # None: nothing to do at present; sweep.ended tells whether ever again
+    go_on = sweep.on_epoch(id, 1, {...})  # False: pruned, complete, or to be gone on with another day
     sweep.on_failure(id, failure)       # instead of an epoch
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from orchestrator.errors import ConflictError
-from orchestrator.plan import StudyPlan, studies
-from orchestrator.results import Failure, TrialResult, TrialState
-from orchestrator.search import Record, StudyRecord
+from orchestrator.failures import Row, settled
+from orchestrator.lease import Lease
+from orchestrator.record import Record, StudyRecord
+from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
+from orchestrator.study import Study, StudySummary, open_studies, refuse_contradictions
 from orchestrator.tracking import Tracker
-from trainer.config import TrainConfig
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudySummary:
-    """How far a study has come."""
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Why no more trials are started though the sweep is not done."""
 
-    plan: StudyPlan
-    planned: int
-    """Search and final trials that it will have."""
-    states: Counter[TrialState]
-    best: TrialResult | None
-    """The search trial that its final trials repeat, or would repeat if the search ended now."""
-    finals: list[TrialResult]
-    """Final trials of `best`."""
-    failed: list[TrialResult]
+    reason: str
+    at_once: bool = False
+    """Whether running trials are to stop at their next epoch, to be gone on with; else they run to their end."""
 
 
-class Study:
-    """One study: its search, then the final trials of its best params."""
+@dataclass(slots=True)
+class _Handed:
+    """A trial that a worker has."""
 
-    def __init__(self, spec: SweepSpec, plan: StudyPlan, record: Record) -> None:
-        self.spec = spec
-        self.plan = plan
-        self.search = record.open_study(spec.name, plan, "search", spec.search)
-        self.final = record.open_study(spec.name, plan, "final", spec.search)
-
-    def conflict(self) -> str | None:
-        """How the spec contradicts the trials that are there, or None."""
-        theirs, ours = self.search.settings, self._settings()
-        if theirs is None or not self.search.trials or theirs == ours:
-            return None
-        names = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
-        return "; ".join(f"{name} was {theirs.get(name)}, is {ours.get(name)}" for name in names)
-
-    def open(self) -> None:
-        """Remember what the trials are made under, before the first one."""
-        if self.search.settings != self._settings():
-            self.search.save_settings(self._settings())
-
-    def _settings(self) -> dict[str, Any]:
-        """What a trial depends on beside its number: changing it would mix two experiments."""
-        search = self.spec.search.model_dump(exclude={"trials"})
-        space = {f"space.{name}": dimension.model_dump() for name, dimension in self.plan.space.items()}
-        fixed = {f"fixed.{name}": value for name, value in self.plan.fixed.items()}
-        return {f"search.{name}": value for name, value in search.items()} | space | fixed
-
-    @property
-    def searched(self) -> list[TrialResult]:
-        """The search trials that the spec asks for, as far as there are any."""
-        return self.search.trials[: self.spec.search.trials]
-
-    @property
-    def search_done(self) -> bool:
-        """Whether nothing is left to search."""
-        return len(self.searched) == self.spec.search.trials and all(t.state.is_finished for t in self.searched)
-
-    @property
-    def best(self) -> TrialResult | None:
-        """The complete trial with the best val/accuracy at its last epoch; of equals the earliest."""
-        complete = [trial for trial in self.searched if trial.score is not None]
-        return max(complete, key=lambda trial: (trial.score, -trial.number), default=None)
-
-    def final_configs(self) -> dict[str, tuple[int, TrainConfig]]:
-        """Seed and config of each final trial, by trial id; none while there is nothing to repeat."""
-        if self.best is None:
-            return {}
-        configs = {seed: self.plan.final_config(self.best.params, seed) for seed in self.spec.final.seeds}
-        return {config.fingerprint(): (seed, config) for seed, config in configs.items()}
-
-    @property
-    def finals(self) -> list[TrialResult]:
-        """The final trials of the best params that were started."""
-        wanted = self.final_configs()
-        return [trial for trial in self.final.trials if trial.trial_id in wanted]
-
-    @property
-    def done(self) -> bool:
-        """Whether every trial that the spec asks for is finished."""
-        if not self.search_done:
-            return False
-        finals = self.finals
-        return len(finals) == len(self.final_configs()) and all(trial.state.is_finished for trial in finals)
-
-    def next_trial(self) -> tuple[StudyRecord, TrialResult] | None:
-        """Put the next new trial into the record, or None if there is none or others must finish first."""
-        while (number := len(self.search.trials)) < self.spec.search.trials:
-            horizon = max(0, number - self.spec.search.max_concurrent + 1)
-            if not all(trial.state.is_finished for trial in self.search.trials[:horizon]):
-                return None
-            params = self.search.suggest(number)
-            config = self.plan.search_config(params, self.spec.search.seed)
-            twin = next((t for t in self.search.trials if t.trial_id == config.fingerprint()), None)
-            if twin is None:
-                return self.search, self._start(self.search, params, config)
-            if not twin.state.is_finished:
-                return None
-            self.search.add(dataclasses.replace(twin, number=number, params=params, duplicate_of=twin.number))
-        if not self.search_done:
-            return None
-        started = {trial.trial_id for trial in self.final.trials}
-        for trial_id, (seed, config) in self.final_configs().items():
-            if trial_id not in started:
-                return self.final, self._start(self.final, {"seed": seed}, config)
-        return None
-
-    def _start(self, record: StudyRecord, params: dict[str, Any], config: TrainConfig) -> TrialResult:
-        trial = TrialResult(
-            trial_id=config.fingerprint(),
-            study=self.plan.key,
-            phase="search" if record is self.search else "final",
-            number=len(record.trials),
-            params=params,
-            config=dataclasses.asdict(config),
-            state=TrialState.RUNNING,
-        )
-        record.add(trial)
-        return trial
-
-    def summary(self) -> StudySummary:
-        """How far it has come."""
-        finals = self.finals
-        return StudySummary(
-            plan=self.plan,
-            planned=self.spec.search.trials + len(self.spec.final.seeds),
-            states=Counter(trial.state for trial in [*self.searched, *finals]),
-            best=self.best,
-            finals=finals,
-            failed=[trial for trial in [*self.searched, *finals] if trial.state is TrialState.FAILED],
-        )
+    study: Study
+    record: StudyRecord
+    number: int
+    heard: float
+    """When it last finished an epoch, or was handed out."""
 
 
 class Sweep:
     """All studies of a spec over one record.
 
+    Args:
+        lease: this driver's hold on the sweep, verified before anything is written.
+        on_finish: called with a study after one of its trials finished.
+        clock: seconds, for what is silent too long and what a budget allows.
+
     Raises:
         ConflictError: if the spec contradicts trials of this sweep, with every difference; nothing is changed.
     """
 
-    def __init__(self, spec: SweepSpec, record: Record, tracker: Tracker) -> None:
+    def __init__(
+        self,
+        spec: SweepSpec,
+        record: Record,
+        tracker: Tracker,
+        *,
+        lease: Lease | None = None,
+        on_finish: Callable[[Study], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.spec = spec
-        self.studies = [Study(spec, plan, record) for plan in studies(spec)]
+        self.studies = open_studies(spec, record)
+        self.halt: Halt | None = None
+        self._record = record
         self._tracker = tracker
-        self._under_way: dict[str, tuple[StudyRecord, int]] = {}
-        self._unfinished: deque[tuple[StudyRecord, int]] = deque()
-        self._failures: Counter[str] = Counter()
-        conflicts = [(study.plan.key, conflict) for study in self.studies if (conflict := study.conflict())]
-        if conflicts:
-            differences = "\n".join(f"  {key}: {conflict}" for key, conflict in conflicts)
-            raise ConflictError(
-                f"sweep {spec.name} already has trials made under other settings:\n{differences}\n"
-                "Undo the edit, or give the spec another name."
-            )
+        self._lease = lease
+        self._on_finish = on_finish
+        self._clock = clock
+        self._opened = clock()
+        self._hours_before = lease.hours() if lease else 0.0
+        self._handed: dict[str, _Handed] = {}
+        self._waiting: deque[tuple[Study, StudyRecord, int]] = deque()
+        self._row = Row()
+        self._changes: Counter[str] = Counter()
+        self._summaries: dict[str, tuple[int, StudySummary]] = {}
+        refuse_contradictions(spec, self.studies)
         record.save_sweep(spec.name, spec.model_dump(mode="json"))
         for study in self.studies:
-            study.open()
+            if study.search.trials:
+                study.open()
+            study.settle()
             tracker.open_study(study.plan, study.search)
             for trial_record in (study.search, study.final):
-                for trial in trial_record.trials:
-                    if not trial.state.is_finished:
-                        self._unfinished.append((trial_record, trial.number))
+                for trial in list(trial_record.trials):
+                    if trial.state is TrialState.RUNNING:  # its driver is dead
+                        self._update(study, trial_record, dataclasses.replace(trial, state=TrialState.WAITING))
                     elif trial.duplicate_of is None:
                         tracker.sync(trial, trial_record)
+            self._waiting += [(study, *place) for place in study.unfinished()]
+        self._open = [study for study in self.studies if not study.over]
+        every = [trial for study in self.studies for trial in study.trials]
+        self.started = len(every)
+        """Trials that were ever started."""
+        self.gpu_hours = sum(trial.seconds * self.gpus_of(trial) for trial in every) / 3600
+        """Hours of all trials, times their share of a GPU."""
 
     @property
     def done(self) -> bool:
-        """Whether every trial that the spec asks for is finished."""
-        return all(study.done for study in self.studies)
+        """Whether no trial is left to run: each that the spec asks for is finished, or its study stopped."""
+        return not self._open and not self._handed
+
+    @property
+    def ended(self) -> bool:
+        """Whether no trial will be handed out any more."""
+        return self.halt is not None or not self._open
+
+    @property
+    def hours(self) -> float:
+        """How long drivers were at work on it."""
+        return self._hours_before + (self._clock() - self._opened) / 3600
+
+    @property
+    def finished(self) -> int:
+        """Trials that have come to an end, whichever."""
+        return sum(summary.finished for summary in self.summaries())
 
     def summaries(self) -> list[StudySummary]:
         """How far each study has come."""
-        return [study.summary() for study in self.studies]
+        found = []
+        for study in self.studies:  # a display asks from another thread: what is kept says of which change it is
+            changes, kept = self._changes[study.plan.key], self._summaries.get(study.plan.key)
+            if kept is None or kept[0] != changes:
+                kept = self._summaries[study.plan.key] = changes, study.summary()
+            found.append(kept[1])
+        return found
+
+    def stop(self, reason: str) -> None:
+        """Start no more trials, and interrupt the running ones at their next epoch."""
+        self.halt = Halt(reason, at_once=True)
+
+    def tick(self) -> list[str]:
+        """To be called now and then: notices a request to stop; the trials that are silent for too long."""
+        if self._lease is not None:
+            self._lease.verify()
+            if self._lease.stop_asked and self.halt is None:
+                self.stop("stopped, as `sptune stop` asked")
+        limit = self._clock() - 60 * self.spec.lost_after_minutes
+        return [trial_id for trial_id, handed in self._handed.items() if handed.heard < limit]
 
     def next_trial(self) -> TrialResult | None:
         """A trial to run now, from its checkpoint if it has one; None if there is none at present.
 
         First what an earlier driver left running or what waits for another attempt, then new trials, study by study.
         """
-        if self._unfinished:
-            record, number = self._unfinished.popleft()
-            trial = record.trials[number]
-            return self._hand_out(
-                record, dataclasses.replace(trial, state=TrialState.RUNNING, attempt=trial.attempt + 1, error=None)
-            )
-        for study in self.studies:
+        if self._lease is not None:
+            self._lease.verify()
+        if self._open and self.halt is None and (reason := self._out_of_hours()):
+            self.halt = Halt(reason)
+        if self.halt is not None:
+            return None
+        while self._waiting:
+            study, record, number = self._waiting.popleft()
+            if not study.over:
+                trial = record.trials[number]
+                again = dataclasses.replace(
+                    trial, state=TrialState.RUNNING, attempt=trial.attempt + 1, error=None, cause=None
+                )
+                record.replace(again)
+                return self._hand_out(study, record, again)
+        budget = self.spec.budget.max_trials
+        for study in list(self._open):
+            if budget is not None and self.started >= budget:
+                self.halt = Halt(f"budget: max_trials {budget} are started")
+                return None
             if (new := study.next_trial()) is not None:
-                return self._hand_out(*new)
+                self.started += 1
+                return self._hand_out(study, *new)
+            if study.over:
+                self._close(study)
         return None
 
-    def _hand_out(self, record: StudyRecord, trial: TrialResult) -> TrialResult:
-        if trial is not record.trials[trial.number]:
-            record.replace(trial)
-        self._under_way[trial.trial_id] = record, trial.number
-        self._tracker.sync(trial, record)
-        return trial
+    def gpus_of(self, trial: TrialResult) -> float:
+        """The share of a GPU that a trial is given: after it ran out of memory a larger one, up to a whole GPU."""
+        asked = self.spec.resources.gpus
+        return asked if asked >= 1 else min(1.0, asked * trial.share)
 
     def on_epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> bool:
         """Take in a finished epoch; an epoch that is known already changes nothing.
 
         Returns:
-            Whether the trial goes on: False once it is complete or pruned.
+            Whether the trial goes on: False once it is complete, pruned or interrupted.
         """
-        record, number = self._under_way[trial_id]
-        trial = record.trials[number]
-        epochs = trial.epochs if epoch <= len(trial.epochs) else (*trial.epochs, metrics)
-        trial = dataclasses.replace(trial, epochs=epochs)
-        if len(epochs) == trial.config["epochs"]:
-            score = epochs[-1][f"{trial.config['eval_split']}/accuracy"]
-            self._update(record, dataclasses.replace(trial, state=TrialState.COMPLETE, score=score))
-            return False
-        if epoch == len(epochs):
-            if epochs != record.trials[number].epochs:
-                self._update(record, trial)
-            if trial.phase == "search" and record.should_prune(number):
-                self._update(record, dataclasses.replace(trial, state=TrialState.PRUNED))
-                return False
-        return True
+        if self._lease is not None:
+            self._lease.verify()
+        handed = self._handed[trial_id]
+        study, record, handed.heard = handed.study, handed.record, self._clock()
+        known = record.trials[handed.number]
+        trial = known
+        if epoch > len(known.epochs):
+            self._row.end()
+            trial = dataclasses.replace(known, epochs=(*known.epochs, metrics), losses=0)
+            self.gpu_hours += metrics.get("epoch/seconds", 0.0) * self.gpus_of(trial) / 3600
+        if len(trial.epochs) == trial.config["epochs"]:
+            score = trial.epochs[-1][f"{trial.config['eval_split']}/accuracy"]
+            trial = dataclasses.replace(trial, state=TrialState.COMPLETE, score=score)
+        elif epoch == len(trial.epochs):
+            if record is study.search:
+                pruned, notes = study.advisor.judge(trial)
+                trial = dataclasses.replace(trial, notes=notes, state=TrialState.PRUNED if pruned else trial.state)
+            interrupted = study.over or (self.halt is not None and self.halt.at_once)
+            if trial.state is TrialState.RUNNING and interrupted:
+                trial = dataclasses.replace(trial, state=TrialState.WAITING)
+        if trial is not known:
+            self._update(study, record, trial)
+        return trial.state is TrialState.RUNNING
 
     def on_failure(self, trial_id: str, failure: Failure) -> None:
         """Take in that an attempt ended badly: the trial waits for another one, or is failed with its error."""
-        record, number = self._under_way[trial_id]
-        self._failures[trial_id] += 1
-        again = failure.may_pass and self._failures[trial_id] <= self.spec.retries
-        state = TrialState.WAITING if again else TrialState.FAILED
-        self._update(record, dataclasses.replace(record.trials[number], state=state, error=failure.error))
+        handed = self._handed[trial_id]
+        study, record = handed.study, handed.record
+        trial = record.trials[handed.number]
+        self.gpu_hours += failure.seconds * self.gpus_of(trial) / 3600
+        trial = settled(trial, failure, retries=self.spec.retries, gpus=self.gpus_of(trial))
+        self._update(study, record, trial)
+        if trial.state is TrialState.WAITING:
+            self._waiting.append((study, record, trial.number))
+        if failure.cause is Cause.INVALID:
+            study.search.save_stopped(trial.sentence)
+            self._close(study)
+        self._row.add(trial)
+        if self._row.is_long(self.spec.pause_after) and self.halt is None:
+            self.halt = Halt(f"paused: failures in a row ({failure.cause.value}), the last: {trial.sentence}")
 
     def is_under_way(self, trial_id: str) -> bool:
         """Whether the trial was handed out and has not ended."""
-        return trial_id in self._under_way
+        return trial_id in self._handed
 
-    def _update(self, record: StudyRecord, trial: TrialResult) -> None:
-        record.replace(trial)
-        if trial.state is not TrialState.RUNNING:
-            del self._under_way[trial.trial_id]
-        if trial.state is TrialState.WAITING:
-            self._unfinished.append((record, trial.number))
+    def close(self) -> None:
+        """Leave nothing running and remember why the sweep ends here, for whoever asks or goes on later.
+
+        Raises:
+            LeaseError: if another driver has taken over; it does the same.
+        """
+        if self._lease is not None:
+            self._lease.verify()
+        for handed in list(self._handed.values()):
+            trial = handed.record.trials[handed.number]
+            self._update(handed.study, handed.record, dataclasses.replace(trial, state=TrialState.WAITING))
+        if self.halt is not None:
+            self._record.save_halt(self.spec.name, self.halt.reason)
+
+    def _hand_out(self, study: Study, record: StudyRecord, trial: TrialResult) -> TrialResult:
+        self._changes[study.plan.key] += 1
+        self._handed[trial.trial_id] = _Handed(study, record, trial.number, self._clock())
         self._tracker.sync(trial, record)
+        return trial
+
+    def _update(self, study: Study, record: StudyRecord, trial: TrialResult) -> None:
+        record.replace(trial)
+        self._changes[study.plan.key] += 1
+        if trial.state is not TrialState.RUNNING:
+            self._handed.pop(trial.trial_id, None)
+        self._tracker.sync(trial, record)
+        if trial.state.is_finished:
+            study.advisor.forget(trial.number) if record is study.search else None
+            study.settle()
+            self._on_finish(study)
+            if study.over:
+                self._close(study)
+
+    def _close(self, study: Study) -> None:
+        if study in self._open:
+            self._open.remove(study)
+
+    def _out_of_hours(self) -> str | None:
+        budget = self.spec.budget
+        if budget.max_hours is not None and self.hours >= budget.max_hours:
+            return f"budget: max_hours {budget.max_hours:g} are over"
+        if budget.max_gpu_hours is not None and self.gpu_hours >= budget.max_gpu_hours:
+            return f"budget: max_gpu_hours {budget.max_gpu_hours:g} are used"
+        return None

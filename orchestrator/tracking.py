@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACTS = ("prototypes.safetensors", "prompt.safetensors", "predictions.parquet", "card.json")
-RUN_STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
+RUN_STATUS = {
+    TrialState.WAITING: "SCHEDULED",
+    TrialState.RUNNING: "RUNNING",
+    TrialState.COMPLETE: "FINISHED",
+    TrialState.PRUNED: "KILLED",
+    TrialState.FAILED: "FAILED",
+}
 
 
 class StudyLedger(Protocol):
@@ -96,6 +102,7 @@ class MlflowTracker:
         self._plans: dict[str, tuple[StudyPlan, StudyLedger]] = {}
         self._pending: dict[str, tuple[TrialResult, StudyLedger]] = {}
         self._told: dict[str, int] = {}
+        self._status: dict[str, str] = {}
         self._changed = threading.Condition()
         self._closing_since: float | None = None
         self._client: MlflowClient | None = None
@@ -167,8 +174,8 @@ class MlflowTracker:
             for name, value in values.items()
         ]
         tags = [RunTag("state", trial.state.value), RunTag("attempt", str(trial.attempt))]
-        if trial.state is TrialState.FAILED:
-            tags.append(RunTag("error", str(trial.error).splitlines()[0]))
+        if trial.sentence:
+            tags += [RunTag("error", trial.sentence), RunTag("cause", trial.cause.value if trial.cause else "")]
         for start in range(0, len(metrics), 1000):
             client.log_batch(run_id, metrics[start : start + 1000])
         client.log_batch(run_id, tags=tags)
@@ -177,6 +184,9 @@ class MlflowTracker:
             self._log_artifacts(client, run_id, trial)
             client.set_terminated(run_id, RUN_STATUS[trial.state])
             ledger.save_tracked(trial.number, run_id, trial.state)
+        elif self._status.get(trial.trial_id) != RUN_STATUS[trial.state]:
+            client.update_run(run_id, status=RUN_STATUS[trial.state])
+            self._status[trial.trial_id] = RUN_STATUS[trial.state]
 
     def _log_artifacts(self, client: MlflowClient, run_id: str, trial: TrialResult) -> None:
         if trial.state is TrialState.FAILED:
@@ -259,3 +269,20 @@ class MlflowTracker:
             )
             self._client = client
         return self._client
+
+
+def forget_runs(uri: str, run_ids: list[str]) -> None:
+    """Delete runs and their artifacts from MLflow; `mlflow gc` frees what is left of them in its database."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    client = MlflowClient(tracking_uri=uri)
+    for run_id in run_ids:
+        try:
+            run = client.get_run(run_id)
+            get_artifact_repository(run.info.artifact_uri, tracking_uri=uri).delete_artifacts()
+        except (MlflowException, FileNotFoundError):
+            continue  # it is gone already, or has no artifacts
+        finally:
+            client.delete_run(run_id)

@@ -6,35 +6,127 @@ training only.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import platform
+import socket
+import time
 import traceback
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import torch
 
 from orchestrator.home import Workplace
-from orchestrator.results import Failure
+from orchestrator.results import Cause, Epoch, Failure
 from trainer.config import TrainConfig
+from trainer.data.store import TaskMissing
 from trainer.loop import EpochMetrics, TrainingDiverged, train
+from trainer.memory import used_gb
+from trainer.storage import write_bytes
+
+DISK_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
+"""Pauses of a trial that finds the disk full, before it gives up."""
 
 
-def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[EpochMetrics | Failure]:
+def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | Failure]:
     """Train one config, from its checkpoint if it has one.
 
+    Its folder gets a `log.txt` of this attempt, once it ended.
+
     Yields:
-        Each epoch, earlier attempts' first; a `Failure` as the last item if it did not come to its end.
+        Each epoch, earlier attempts' first; a `Failure` as the last item if the trial did not come to its end.
     """
     torch.set_num_threads(workplace.cpus)
+    log = _Log()
+    since = time.monotonic()
+    folder = None
     try:
         train_config = TrainConfig(**config)
-        yield from train(
-            train_config,
-            data_root=workplace.data_root,
-            device="cuda" if workplace.gpus else "cpu",
-            weights=workplace.weights,
-            bank=workplace.bank,
-            folder=f"{workplace.trials}/{train_config.fingerprint()}",
-        )
+        folder = f"{workplace.trials}/{train_config.fingerprint()}"
+        for epoch in _train_while_disk_is_full(train_config, workplace, folder):
+            now = time.monotonic()
+            log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
+            peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
+            told = {"epoch/seconds": now - since, "memory/peak_gb": peak_gb, "memory/device_gb": device_gb}
+            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told)
+            since = now
     except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
-        told = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
-        yield Failure(error=told, may_pass=not isinstance(error, TrainingDiverged | ValueError))
+        text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+        log.add(text)
+        yield Failure(cause=cause_of(error), error=text, seconds=time.monotonic() - since)
+    finally:
+        log.close()
+        if folder is not None:
+            log.write(folder)
+
+
+def cause_of(error: Exception) -> Cause:
+    """Which kind of failure an exception is."""
+    match error:
+        case TrainingDiverged():
+            return Cause.DIVERGED
+        case torch.OutOfMemoryError() | MemoryError():
+            return Cause.MEMORY
+        case ValueError() | TaskMissing():
+            return Cause.INVALID
+        case _:
+            return Cause.ERROR
+
+
+def _train_while_disk_is_full(config: TrainConfig, workplace: Workplace, folder: str) -> Iterator[EpochMetrics]:
+    """Train, waiting for space where there is none: the trial goes on from its last checkpoint."""
+    told = 0
+    for wait_s in (*DISK_WAITS_S, None):
+        try:
+            for epoch in train(
+                config,
+                data_root=workplace.data_root,
+                device="cuda" if workplace.gpus else "cpu",
+                weights=workplace.weights,
+                bank=workplace.bank,
+                folder=folder,
+            ):
+                if epoch.epoch > told:
+                    yield epoch
+                    told = epoch.epoch
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or wait_s is None:
+                raise
+            logging.getLogger("trainer").warning("%s; trying again in %g s", error, wait_s)
+        else:
+            return
+        time.sleep(wait_s)
+
+
+class _Log(logging.Handler):
+    """What the trainer says during one attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+        self._lines: list[str] = []
+        self.add(f"process {os.getpid()} on {socket.gethostname()}, {device}, torch {torch.__version__}")
+        logging.getLogger("trainer").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line of the trainer's own."""
+        self.add(record.getMessage())
+
+    def add(self, text: str) -> None:
+        """Keep a line with its time."""
+        self._lines.append(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}")
+
+    def close(self) -> None:
+        """Hear no more."""
+        logging.getLogger("trainer").removeHandler(self)
+        super().close()
+
+    def write(self, folder: str) -> None:
+        """Put it where the trial is, if the place can be written at all."""
+        try:
+            write_bytes(f"{folder}/log.txt", "\n".join([*self._lines, ""]).encode())
+        except OSError:
+            return  # the failure itself says so, and is on its way to the record

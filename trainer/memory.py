@@ -6,6 +6,8 @@ Shapes: B batch, N inputs, K classes.
 from __future__ import annotations
 
 import logging
+import os
+import resource
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -90,6 +92,14 @@ def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
         torch.OutOfMemoryError: if a single input does not fit.
     """
     return torch.cat(in_parts(network, inputs_N, part, "evaluation"))
+
+
+def used_gb(device: str) -> tuple[float, float]:
+    """The most memory that this process has used, and what there is: of the GPU, or of the machine; in 1e9 bytes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9, torch.cuda.get_device_properties(0).total_memory / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return peak / 1e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def _half(part: int, doing: str) -> int:

@@ -52,3 +52,24 @@ def list_folders(place: str | Path) -> list[str]:
     filesystem, path = open_place(place)
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
     return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+
+def file_sizes(place: str | Path) -> dict[str, int]:
+    """The bytes of every file in a folder and the folders in it, by path; none where there is no such place."""
+    filesystem, path = open_place(place)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+    return {info.path: info.size for info in found if info.type == fs.FileType.File}
+
+
+def delete_file(place: str | Path) -> None:
+    """Delete a file, if it is there."""
+    filesystem, path = open_place(place)
+    if filesystem.get_file_info(path).type == fs.FileType.File:
+        filesystem.delete_file(path)
+
+
+def delete_folder(place: str | Path) -> None:
+    """Delete a folder and all that is in it, if it is there."""
+    filesystem, path = open_place(place)
+    if filesystem.get_file_info(path).type == fs.FileType.Directory:
+        filesystem.delete_dir(path)

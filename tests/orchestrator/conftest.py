@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main
+from orchestrator.record import Record
 from orchestrator.results import Failure, TrialResult
-from orchestrator.search import Record
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep

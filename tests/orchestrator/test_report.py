@@ -9,7 +9,7 @@ from rich.console import Console
 
 from orchestrator.live import progress_table
 from orchestrator.report import chosen_table, footer, result_table
-from orchestrator.results import Failure, TrialResult
+from orchestrator.results import Cause, Failure, TrialResult
 from orchestrator.spec import SweepSpec
 from tests.orchestrator.conftest import drive, new_sweep
 
@@ -47,7 +47,7 @@ def test_the_best_method_of_each_task_is_bold(spec: SweepSpec, record_url: str) 
 def test_failed_and_missing_trials_are_counted_in_the_open(spec: SweepSpec, record_url: str) -> None:
     def fail(trial: TrialResult) -> Failure | None:
         failing = trial.config["task"] == "demo/digits" and trial.config["method"] == "linear"
-        return Failure(error="TrainingDiverged: nan", may_pass=False) if failing else None
+        return Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED) if failing else None
 
     sweep = new_sweep(spec, record_url)
     drive(sweep, fail=fail)

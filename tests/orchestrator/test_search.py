@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.results import Failure, TrialResult, TrialState
+from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import parse_spec
 from tests.orchestrator.conftest import drive, new_sweep, outcome
@@ -16,7 +16,7 @@ from tests.orchestrator.conftest import drive, new_sweep, outcome
 
 def _diverge_first(trial: TrialResult) -> Failure | None:
     failing = trial.phase == "search" and trial.number == 0
-    return Failure(error="TrainingDiverged: train/loss became nan", may_pass=False) if failing else None
+    return Failure(error="TrainingDiverged: train/loss became nan", cause=Cause.DIVERGED) if failing else None
 
 
 def test_optuna_shows_each_trial_in_its_true_state(spec: SweepSpec, record_url: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ConflictError
-from orchestrator.results import Failure, TrialResult, TrialState
+from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import parse_spec
 from orchestrator.tracking import MemoryTracker
@@ -118,9 +118,9 @@ def test_a_failure_that_may_pass_is_retried_and_one_that_cannot_is_not(spec: Swe
     def fail(trial: TrialResult) -> Failure | None:
         attempts[trial.trial_id] += 1
         if trial.phase == "search" and trial.number == 1:
-            return Failure(error="OSError: a disk went away", may_pass=True)
+            return Failure(error="OSError: a disk went away", cause=Cause.ERROR)
         if trial.phase == "search" and trial.number == 2:
-            return Failure(error="TrainingDiverged: nan", may_pass=False)
+            return Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED)
         return None
 
     sweep = new_sweep(spec, record_url, tracker)
@@ -141,7 +141,7 @@ def test_a_retry_that_succeeds_is_complete_with_its_attempt(spec: SweepSpec, rec
         if trial.trial_id in failed:
             return None
         failed.add(trial.trial_id)
-        return Failure(error="OSError: once", may_pass=True)
+        return Failure(error="OSError: once", cause=Cause.ERROR)
 
     sweep = new_sweep(spec, record_url)
     drive(sweep, workers=2, fail=fail_once)
@@ -152,7 +152,7 @@ def test_a_retry_that_succeeds_is_complete_with_its_attempt(spec: SweepSpec, rec
 
 def test_a_study_where_every_trial_failed_is_done_without_final_trials(spec: SweepSpec, record_url: str) -> None:
     sweep = new_sweep(spec, record_url)
-    drive(sweep, fail=lambda trial: Failure(error="TrainingDiverged: nan", may_pass=False))
+    drive(sweep, fail=lambda trial: Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED))
     assert sweep.done
     assert all(summary.best is None and not summary.finals for summary in sweep.summaries())
 

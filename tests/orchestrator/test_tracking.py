@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from orchestrator.plan import studies
-from orchestrator.results import Failure, TrialResult, TrialState
-from orchestrator.search import Record
+from orchestrator.record import Record
+from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep
@@ -121,7 +121,9 @@ class TestMlflowTracker(TrackerContract):
 
 def _fail_second(trial: TrialResult) -> Failure | None:
     failing = trial.phase == "search" and trial.number == 1
-    return Failure(error="TrainingDiverged: train/loss became nan\n\nTraceback", may_pass=False) if failing else None
+    return (
+        Failure(error="TrainingDiverged: train/loss became nan\n\nTraceback", cause=Cause.DIVERGED) if failing else None
+    )
 
 
 def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
@@ -178,11 +180,10 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
         tracker.close()
     # A driver may die after it made a run and before the record knew: the ledger forgets, MLflow does not.
     record = Record(url)
-    for plan in studies(small):
-        ledger = record.open_study(small.name, plan, "search", small.search)
+    for ledger, _ in record.open_studies(small.name, studies(small)):
         for trial in ledger.trials:
             if ledger.tracked(trial.number)[0] is not None:
-                ledger._storage.set_study_user_attr(ledger._study_id, f"mlflow/{trial.number}", [None, None])
+                ledger._save(f"mlflow/{trial.number}", [None, None])
     tracker, seen = contract.make(small, tmp_path, mlflow_uri)
     sweep = Sweep(small, Record(url), tracker)
     drive(sweep, workers=2)

@@ -12,12 +12,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from orchestrator.home import Workplace, home_at
-from orchestrator.results import Failure
+from orchestrator.results import Cause, Epoch, Failure
 from orchestrator.worker import run_trial
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
 from trainer.data.store import read_card
-from trainer.loop import EpochMetrics
 from trainer.weights import find_weights
 
 
@@ -45,7 +44,7 @@ def run(config: TrainConfig, workplace: Workplace) -> tuple[list[int], Failure |
     """The epochs of a trial, and its failure if it had one."""
     events = list(run_trial(dataclasses.asdict(config), workplace))
     last = events[-1]
-    epochs = [event.epoch for event in events if isinstance(event, EpochMetrics)]
+    epochs = [event.epoch for event in events if isinstance(event, Epoch)]
     failure = last if isinstance(last, Failure) else None
     assert len(epochs) + (failure is not None) == len(events), "a failure comes last"
     return epochs, failure
@@ -73,30 +72,33 @@ def test_a_trial_goes_on_from_its_checkpoint_unless_its_weights_have_changed(
     weights = load_file(bundled)
     save_file(weights | {"norm.bias": weights["norm.bias"] + 0.1}, tmp_path / f"{BUNDLED}.safetensors")
     epochs, failure = run(config, dataclasses.replace(workplace, weights=str(tmp_path)))
-    assert epochs == [] and failure is not None and not failure.may_pass
+    assert epochs == [] and failure is not None and failure.cause is Cause.INVALID
     assert failure.error.splitlines()[0] == (
         f"ValueError: {workplace.trials}/{config.fingerprint()} holds a checkpoint of another backbone's weights; "
         "choose another folder or remove it."
     )
-    assert next(run_trial(dataclasses.asdict(config), workplace)) == before
+    after = next(run_trial(dataclasses.asdict(config), workplace))
+    assert isinstance(before, Epoch) and isinstance(after, Epoch)
+    told_by_the_worker = {"epoch/seconds", "memory/peak_gb", "memory/device_gb"}
+    assert {name for name in before.metrics if before.metrics[name] != after.metrics[name]} <= told_by_the_worker
 
 
-def test_a_failure_says_whether_another_attempt_may_help(workplace: Workplace, tmp_path: Path) -> None:
+def test_a_failure_says_what_kind_it_is(workplace: Workplace, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     no, file = str(tmp_path / "no"), str(tmp_path / "file")
-    for place, config, may_pass, told in (
+    for place, config, cause, told in (
         (
             dataclasses.replace(workplace, weights=no),
             config_of(),
-            False,
+            Cause.INVALID,
             rf"WeightsError: weights {no}: there is no such file or folder\.",
         ),
-        (workplace, config_of(lr=1e30, epochs=3), False, r"TrainingDiverged: loss or weights .* A smaller lr .*\."),
-        (dataclasses.replace(workplace, trials=file), config_of(), True, rf"\w+: .*{file}.*"),
-        (dataclasses.replace(workplace, bank=file), config_of(), True, rf"\w+: .*{file}.*"),
+        (workplace, config_of(lr=1e30, epochs=3), Cause.DIVERGED, r"TrainingDiverged: loss or weights .* A smaller lr .*\."),
+        (dataclasses.replace(workplace, trials=file), config_of(), Cause.ERROR, rf"\w+: .*{file}.*"),
+        (dataclasses.replace(workplace, bank=file), config_of(), Cause.ERROR, rf"\w+: .*{file}.*"),
     ):
         epochs, failure = run(config, place)
         assert failure is not None and len(epochs) < config.epochs
-        assert failure.may_pass == may_pass
+        assert failure.cause is cause
         assert re.fullmatch(told, failure.error.splitlines()[0]), failure.error
         assert "Traceback" in failure.error, "the record keeps where it happened"

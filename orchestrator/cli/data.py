@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from orchestrator.cli.options import console
 from orchestrator.errors import UserError
 from orchestrator.home import home_at
 from trainer.catalog import OWN, TASKS
@@ -18,7 +19,6 @@ from trainer.data.store import Card, find_card
 from trainer.storage import list_folders
 
 app = typer.Typer(no_args_is_help=True, help="Import, list, verify and look at the tasks.")
-console = Console()
 
 DataOption = Annotated[
     str | None,

@@ -1,0 +1,46 @@
+"""Checkpoints of trials that need them no more are dropped; what was learnt stays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from orchestrator.results import Cause, TrialState
+from orchestrator.study import Study
+from trainer.storage import delete_file, file_sizes
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class Checkpoints:
+    """The checkpoints of a sweep.
+
+    Args:
+        trials: folder (path or URI) with a folder a trial.
+        keep: those of each study's best trial and its final trials, of final trials, or all. Trials that may still go
+            on keep theirs.
+    """
+
+    def __init__(self, trials: str, keep: Literal["best", "final", "all"]) -> None:
+        self._trials = trials
+        self._keep = keep
+        self._dropped: set[str] = set()
+
+    def tidy(self, study: Study) -> None:
+        """Drop what a study's finished trials have no use for."""
+        if self._keep == "all":
+            return
+        best = study.best if self._keep == "best" else None
+        for trial in study.search.trials:
+            may_go_on = not trial.state.is_finished or (
+                trial.state is TrialState.FAILED and trial.cause is not Cause.DIVERGED
+            )
+            is_best = best is not None and trial.trial_id == best.trial_id
+            if not (may_go_on or is_best or trial.trial_id in self._dropped):
+                delete_file(f"{self._trials}/{trial.trial_id}/{CHECKPOINT}")
+                self._dropped.add(trial.trial_id)
+
+    def size(self) -> tuple[int, int, int]:
+        """How many there are, their bytes, and the bytes of all that the trials hold."""
+        sizes = file_sizes(self._trials)
+        kept = [size for name, size in sizes.items() if name.endswith(f"/{CHECKPOINT}")]
+        return len(kept), sum(kept), sum(sizes.values())

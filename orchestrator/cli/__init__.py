@@ -1,0 +1,38 @@
+"""The command `sptune`, one file a family of its commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from orchestrator.cli import data, model, results, sweep
+from orchestrator.cli.plan import plan, replay
+from orchestrator.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Sweeps of Self-Prompt Tuning on frozen ViTs. Start with **sptune launch demo**.",
+)
+BEFORE, RUNNING, RESULTS, TOOLS = "Before a sweep", "Running it", "Its results", "Tasks and networks"
+for panel, commands in (
+    (BEFORE, (plan, replay)),
+    (RUNNING, (sweep.launch, sweep.resume, sweep.stop, sweep.rm)),
+    (RESULTS, (results.status, results.failures, results.report, results.ui)),
+    (TOOLS, (model.backbones, model.predict)),
+):
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
+
+
+def main() -> None:
+    """Entry point: a user's mistake is its text on standard error and exit status 2, not a stack trace."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

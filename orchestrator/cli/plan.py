@@ -1,0 +1,189 @@
+"""The commands that ask before a sweep: `plan` and `replay`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from orchestrator.cli.options import (
+    HomeOption,
+    SpecArgument,
+    WeightsOption,
+    console,
+    missing,
+    open_record,
+    recorded,
+)
+from orchestrator.errors import SpecError, UserError
+from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
+from orchestrator.plan import size_text, studies
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import find_spec, load_spec
+
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Trials at once; default: what fits this machine's cores.")
+]
+
+
+def plan(
+    spec: SpecArgument,
+    home: HomeOption = DEFAULT_HOME,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First time a short trial of each method and backbone, on this machine.")
+    ] = False,
+    workers: WorkersOption = None,
+    weights: WeightsOption = None,
+) -> None:
+    """Show the studies and trials a spec leads to, what is done of them, and what the rest will cost; start nothing.
+
+    The estimate comes from trials of this home, or from `--calibrate`, and assumes that none is pruned.
+    """
+    place = home_at(home)
+    sweep = load_spec(find_spec(spec))
+    if calibrate:
+        _calibrate(sweep, place, weights)
+    plans = studies(sweep)
+    done, costs, known = _known(sweep, place)
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "method", "backbone", "size", "trials", "final", "done", "work"):
+        table.add_column(name, justify="right" if name in ("trials", "final", "done", "work") else "left", no_wrap=True)
+    for study in plans:
+        counts = (str(sweep.search.trials), str(len(sweep.final.seeds)), str(done.get(study.key, 0)))
+        cost = costs.get(study.key)
+        shown = "?" if cost is None else _hours(cost)
+        table.add_row(study.task, study.method, study.backbone, size_text(study.train_size), *counts, shown)
+    console.print(table)
+    for method in sweep.methods:
+        searched = ", ".join(sweep.params_of(method)[1]) or "nothing"
+        console.print(f"{method} searches {searched}", highlight=False)
+    trials, finals = len(plans) * sweep.search.trials, len(plans) * len(sweep.final.seeds)
+    console.print(
+        f"{len(plans)} studies, {trials} search trials, {finals} final trials, "
+        f"each on {sweep.resources.cpus} CPU and {sweep.resources.gpus:g} GPU; {sum(done.values())} are done",
+        highlight=False,
+    )
+    slots = workers or max(1, (os.cpu_count() or 1) // sweep.resources.cpus)
+    if not known:
+        console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
+    else:
+        seconds = sum(cost for cost in costs.values() if cost is not None)
+        unknown = sum(cost is None for cost in costs.values())
+        console.print(
+            f"at most {_hours(seconds)} of work, {_hours(seconds / slots)} on {slots} workers"
+            + (f", {seconds * sweep.resources.gpus / 3600:.1f} GPU-hours" if sweep.resources.gpus else "")
+            + (f"; {unknown} studies not counted: nothing like them was run" if unknown else ""),
+            highlight=False,
+        )
+        _print_memory(sweep, place, slots)
+
+
+def replay(
+    spec: SpecArgument,
+    home: HomeOption = DEFAULT_HOME,
+    like: Annotated[
+        str | None, typer.Option(metavar="SWEEP", help="A finished sweep whose curves to use; default: synthetic ones.")
+    ] = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Ask what a spec would do: its sampler, pruner and budget on known learning curves and a virtual clock.
+
+    Nothing is trained and nothing is kept.
+    """
+    from orchestrator.live import clock as clock_text
+    from orchestrator.live import progress_table
+    from orchestrator.record import Record
+    from orchestrator.replay import Clock, Recorded, Synthetic, drive
+    from orchestrator.study import open_studies
+    from orchestrator.sweep import Sweep
+    from orchestrator.tracking import MemoryTracker
+
+    sweep_spec = load_spec(find_spec(spec))
+    curves = (
+        Synthetic(studies(sweep_spec))
+        if like is None
+        else Recorded(open_studies(*reversed(recorded(home_at(home), like))))  # type: ignore[arg-type]
+    )
+    clock = Clock()
+    slots = workers or max(1, (os.cpu_count() or 1) // sweep_spec.resources.cpus)
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Sweep(sweep_spec, Record(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
+        try:
+            busy = drive(sweep, curves, clock, slots)
+        except ValueError as error:
+            raise UserError(f"--like {like}: {error}") from None
+    console.print(progress_table(sweep.summaries()))
+    whole, share = sweep.finished * max(study.plan.epochs for study in sweep.studies), busy / (clock.now * slots)
+    ran = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
+    console.print(
+        f"{sweep.finished} trials in {clock_text(clock.now)} on {slots} workers, busy {share:.0%}; "
+        f"{ran} of {whole} epochs were trained, the others pruned or answered from the record"
+        + (f"; {sweep.halt.reason}" if sweep.halt else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, float | None], bool]:
+    """Of each study, how many trials are done and what the rest costs; whether anything is known of costs."""
+    if not (home.record_file.exists() or Path(home.throughput_file).exists()):
+        return {}, {}, False
+    from orchestrator.study import open_studies
+    from orchestrator.throughput import Throughput
+
+    throughput = Throughput.of(home.throughput_file)
+    opened = open_studies(sweep, open_record(home))
+    done = {study.plan.key: study.summary().finished for study in opened}
+    costs = {study.plan.key: throughput.estimate(study, home.data_root).seconds for study in opened}
+    return done, costs, any(cost is not None for cost in costs.values())
+
+
+def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
+    """Whether the trials that share a device fit its memory."""
+    from orchestrator.throughput import Throughput, device_share
+
+    throughput = Throughput.of(home.throughput_file)
+    for key in dict.fromkeys((study.method, study.backbone) for study in studies(sweep)):
+        study = next(study for study in studies(sweep) if (study.method, study.backbone) == key)
+        if (rate := throughput.rate(study, sweep.resources.gpus)) is not None:
+            share = device_share(sweep, rate, slots)
+            verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
+            console.print(
+                f"memory of {' '.join(key)}: {rate.peak_gb:.1f} GB a trial, "
+                f"{share:.0%} of the device with those beside it: {verdict}",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+
+def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
+    """Time two epochs of each method and backbone on its first task, at the largest values of the space."""
+    from orchestrator.throughput import Throughput, largest
+    from orchestrator.worker import run_trial
+
+    if problems := missing(sweep, home, weights):
+        raise SpecError("the spec", problems)
+    home.make()
+    throughput = Throughput.of(home.throughput_file)
+    for study in {(study.method, study.backbone): study for study in reversed(studies(sweep))}.values():
+        with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
+            workplace = Workplace(
+                data_root=home.data_root,
+                trials=folder,
+                bank=home.bank,
+                weights=weights,
+                cpus=sweep.resources.cpus,
+                gpus=sweep.resources.gpus,
+            )
+            events = [*run_trial(largest(study, sweep.search.seed), workplace)]
+        throughput.learn_one(study, events, sweep.resources.gpus, home.data_root)
+
+
+def _hours(seconds: float) -> str:
+    from orchestrator.live import clock
+
+    return clock(seconds)

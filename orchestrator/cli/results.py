@@ -1,0 +1,146 @@
+"""The commands that look at a sweep: `status`, `failures`, `report` and `ui`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import HomeOption, SweepArgument, console, recorded
+from orchestrator.errors import UserError
+from orchestrator.home import DEFAULT_HOME, home_at
+from orchestrator.results import TrialState
+from orchestrator.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from orchestrator.record import Record
+    from orchestrator.study import StudySummary
+
+
+def status(
+    sweep: SweepArgument,
+    home: HomeOption = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")] = False,
+) -> None:
+    """Show how far a sweep is and who works on it, from any terminal."""
+    from orchestrator.checkpoints import Checkpoints
+    from orchestrator.lease import told
+    from orchestrator.live import headline, progress_table
+
+    place = home_at(home)
+    record, spec = recorded(place, sweep)
+    summaries = _summaries(record, spec)
+    drivers, halt = record.lease(sweep).holders(), record.halt(sweep)
+    count, checkpoints, total = Checkpoints(place.trials(sweep), spec.keep).size()
+    if as_json:
+        shown = {
+            "sweep": sweep,
+            "driver": drivers[0] if drivers else None,
+            "halted": halt,
+            "checkpoint_bytes": checkpoints,
+            "trial_bytes": total,
+            "studies": [_row(summary) for summary in summaries],
+        }
+        print(json.dumps(shown, indent=2))
+        return
+    console.print(progress_table(summaries))
+    console.print(f"{sweep}: {headline(summaries)}", highlight=False)
+    driven = f"driven by {told(drivers[0])}" if drivers else "no driver is at work on it"
+    console.print(f"{driven}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
+    console.print(f"{count} checkpoints, {checkpoints / 1e6:.1f} MB, of {total / 1e6:.1f} MB in all", highlight=False)
+
+
+def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
+    from orchestrator.failures import grouped
+    from orchestrator.study import open_studies
+
+    place = home_at(home)
+    record, spec = recorded(place, sweep)
+    opened = open_studies(spec, record)
+    failed = [trial for study in opened for trial in study.trials if trial.state is TrialState.FAILED]
+    for group in grouped(failed):
+        console.print(
+            f"[red]{len(group.trials)} × {group.cause.value}[/red]: {group.trials[-1].sentence}", highlight=False
+        )
+        for line in group.trace:
+            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+        for trial in group.trials[:10]:
+            console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
+        if len(group.trials) > 10:
+            console.print(f"  and {len(group.trials) - 10} more", highlight=False)
+        log = f"{place.trials(sweep)}/{group.trials[-1].trial_id}/log.txt"
+        console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
+        retry = f"sptune resume {sweep} --where 'error={group.kind}*'"
+        console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)
+    for study in opened:
+        if study.search.stopped:
+            console.print(f"[red]stopped[/red] {study.plan.key}: {study.search.stopped}", highlight=False)
+    if not failed:
+        console.print(f"no trial of {sweep} has failed.", highlight=False)
+
+
+def report(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
+    """Print the table of test accuracies and the chosen parameters."""
+    print_report(_summaries(*recorded(home_at(home), sweep)))
+
+
+def ui(
+    home: HomeOption = DEFAULT_HOME,
+    port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
+) -> None:
+    """Open the MLflow server of a home on this machine, at 127.0.0.1; Ctrl-C ends it."""
+    place = home_at(home)
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        raise UserError(f"MLflow is served at MLFLOW_TRACKING_URI={place.mlflow_uri}: open that address.")
+    if not (place.folder / "mlflow.db").exists():
+        raise UserError(f"{place.folder} has no MLflow database yet; run `sptune launch demo --home {home}` first.")
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
+    console.print(f"MLflow at http://127.0.0.1:{port} for {place.folder}; Ctrl-C ends it.", highlight=False)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
+
+
+def print_report(summaries: list[StudySummary]) -> None:
+    """The tables and what is not in them."""
+    from orchestrator.report import chosen_table, footer, result_table
+
+    for part in (result_table(summaries), footer(summaries), chosen_table(summaries)):
+        console.print(part, highlight=False)
+    for summary in summaries:
+        if summary.stopped:
+            console.print(f"[red]stopped[/red] {summary.plan.key}: {summary.stopped}", highlight=False)
+    failed = [trial for summary in summaries for trial in summary.failed]
+    for trial in failed[:5]:
+        console.print(
+            f"[red]failed[/red] {trial.study}, {trial.phase} {trial.number}: {trial.sentence}", highlight=False
+        )
+
+
+def _summaries(record: Record, spec: SweepSpec) -> list[StudySummary]:
+    from orchestrator.study import open_studies
+
+    return [study.summary() for study in open_studies(spec, record)]
+
+
+def _row(summary: StudySummary) -> dict[str, Any]:
+    scores = [trial.score for trial in summary.finals if trial.score is not None]
+    return {
+        "task": summary.plan.task,
+        "method": summary.plan.method,
+        "backbone": summary.plan.backbone,
+        "train_size": summary.plan.train_size,
+        "planned": summary.planned,
+        "finished": summary.finished,
+        **{state.value: summary.states[state] for state in TrialState},
+        "best_val_accuracy": summary.best.score if summary.best else None,
+        "test_accuracies": scores,
+        "stopped": summary.stopped,
+        "worker_seconds": summary.seconds,
+    }

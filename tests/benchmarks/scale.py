@@ -1,0 +1,211 @@
+"""What a large sweep costs its driver: time and memory a trial, and a queue of results that does not grow.
+
+    python -m tests.benchmarks.scale            10,000 trials in 500 studies, on synthetic curves
+    python -m tests.benchmarks.scale --ray      1,000 trials that do nothing, through Ray on two cores
+    python -m tests.benchmarks.scale --queue    64 workers that report twice a second, for a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator import ray_driver
+from orchestrator.home import Workplace
+from orchestrator.plan import studies
+from orchestrator.record import Record
+from orchestrator.replay import Clock, Synthetic, drive
+from orchestrator.results import Epoch, Failure
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import parse_spec
+from orchestrator.sweep import Sweep
+from orchestrator.tracking import MemoryTracker
+from trainer.catalog import TASKS
+
+
+class Silent:
+    """A tracker that shows nothing to anybody: the driver's own cost is what is measured."""
+
+    open_study = sync = lambda *_: None
+
+    def close(self) -> int:
+        """Nothing is left."""
+        return 0
+
+
+def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpec:
+    """A sweep of so many studies; the tasks need no data, since nothing is trained."""
+    methods = ["spt_deep", "spt_shallow", "vpt_deep", "vpt_shallow"]
+    tasks = [*TASKS][:25]
+    sizes = [0.1, 0.2, 0.5, 0.8, 1.0]
+    raw: dict[str, Any] = {
+        "name": "scale",
+        "tasks": tasks[: max(1, num_studies // (len(methods) * len(sizes)))],
+        "backbones": ["vit_nano_patch4_32.mae"],
+        "methods": methods[:num_studies] if num_studies < len(methods) else methods,
+        "train_sizes": sizes if num_studies >= len(methods) * len(sizes) else [1.0],
+        "fixed": {"epochs": epochs, "warmup_epochs": 1},
+        "space": {
+            "lr": {"type": "float", "low": 1e-3, "high": 1.0, "log": True},
+            "weight_decay": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+            "prompt_length": {"type": "choice", "values": [5, 10, 20, 50]},
+            "prompt_init": {"type": "choice", "values": ["random", "mean_pool", "max_pool", "kmeans"]},
+        },
+        "search": {"trials": trials, "pruner": {"type": "asha", "min_epochs": 1}},
+        "final": {"seeds": [*range(finals)]},
+    }
+    spec = parse_spec(raw, "the benchmark")
+    assert len(studies(spec)) == num_studies
+    return spec
+
+
+def resident_mb() -> float:
+    """Memory of this process now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[str, float]:
+    """Drive it on synthetic curves with 64 workers; the driver's seconds in each thousand trials."""
+    spec = spec_of(num_studies, trials, finals, epochs)
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        opened = time.perf_counter() - started
+        marks = [(0, time.perf_counter(), resident_mb())]
+        curves = Synthetic(studies(spec))
+
+        def marked(trial: Any) -> Any:
+            if sweep.started % 1000 == 0:
+                marks.append((sweep.started, time.perf_counter(), resident_mb()))
+            return curves(trial)
+
+        drive(sweep, marked, clock, workers=64)
+        count = sum(summary.finished for summary in sweep.summaries())
+        last = time.perf_counter()
+        epochs_run = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
+        started = time.perf_counter()
+        again = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        assert again.done
+        reopened = time.perf_counter() - started
+    per_thousand = [(b[1] - a[1]) / (b[0] - a[0]) * 1000 for a, b in zip(marks, marks[1:], strict=False)]
+    return {
+        "trials": count,
+        "studies": num_studies,
+        "epochs a trial": epochs_run / count,
+        "open, s": opened,
+        "ms a trial": 1000 * (last - marks[0][1]) / count,
+        "ms a trial, first thousand": per_thousand[0],
+        "ms a trial, last thousand": per_thousand[-1],
+        "last over first": per_thousand[-1] / per_thousand[0],
+        "KB a trial": 1000 * (marks[-1][2] - marks[0][2]) / count,
+        "open again when done, s": reopened,
+    }
+
+
+def nothing(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | Failure]:
+    """A trial that does nothing, in one epoch."""
+    yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 0.0})
+
+
+def through_ray(trials: int) -> dict[str, float]:
+    """Trials that do nothing, through Ray."""
+    spec = spec_of(4, trials // 4 - 2, 2, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        workplace = Workplace(data_root=folder, trials=folder, bank=folder, weights=None, cpus=1, gpus=0)
+        sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent())
+        first: list[float] = []
+        started = time.perf_counter()
+
+        def note() -> None:
+            if not first and sweep.finished:
+                first.append(time.perf_counter())
+
+        ray_driver.drive(sweep, workplace, note, None, nothing)
+        ended = time.perf_counter()
+    count = sum(summary.finished for summary in sweep.summaries())
+    return {"trials": count, "s in all": ended - started, "s a trial": (ended - first[0]) / (count - 1)}
+
+
+def queued(workers: int, seconds: float) -> dict[str, float]:
+    """Results that come from many workers at once, absorbed by one thread: how long the queue gets."""
+    spec = spec_of(100, 98, 2, 30)
+    results: queue.Queue[tuple[str, Epoch]] = queue.Queue()
+    lengths, absorbed = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+        curves = Synthetic(studies(spec))
+        running: dict[str, Any] = {}
+        turns = threading.Event()
+
+        def report() -> None:
+            end = time.perf_counter() + seconds
+            turn = time.perf_counter()
+            while turn < end:
+                for trial_id, curve in list(running.items()):
+                    if (told := next(curve, None)) is not None and isinstance(told[0], Epoch):
+                        results.put((trial_id, told[0]))
+                    time.sleep(0.5 / workers)
+                turn = time.perf_counter()
+            turns.set()
+
+        def fill() -> None:
+            while len(running) < workers and (trial := sweep.next_trial()) is not None:
+                running[trial.trial_id] = curves(trial)
+
+        fill()
+        reporter = threading.Thread(target=report)
+        reporter.start()
+        while not (turns.is_set() and results.empty()):
+            try:
+                trial_id, epoch = results.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            lengths.append(results.qsize())
+            absorbed += 1
+            if sweep.is_under_way(trial_id) and not sweep.on_epoch(trial_id, epoch.epoch, epoch.metrics):
+                running.pop(trial_id, None)
+                fill()
+        reporter.join()
+    half = len(lengths) // 2
+    return {
+        "results": absorbed,
+        "results a second": absorbed / seconds,
+        "longest queue, first half": max(lengths[:half]),
+        "longest queue, second half": max(lengths[half:]),
+    }
+
+
+def main() -> None:
+    """Measure what is asked for, and print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--queue", action="store_true")
+    parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--trials", type=int, default=20, help="of a study, two of them final")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.ray:
+        found = through_ray(1000)
+    elif options.queue:
+        found = queued(64, 60.0)
+    else:
+        found = replayed(options.studies, options.trials - 2, 2, 10)
+    print(f"{os.cpu_count()} cores")
+    for name, value in found.items():
+        print(f"{name:<28} {value:,.3f}".rstrip("0").rstrip("."))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
