@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,12 @@ STATES = {
     TrialState.PRUNED: OptunaState.PRUNED,
     TrialState.FAILED: OptunaState.FAIL,
 }
-PROGRESS = ("attempt", "failures", "losses", "share", "wasted_s", "duplicate_of")
-"""Fields of TrialResult that are kept together as the trial's user attribute `progress`."""
+PROGRESS: dict[str, Any] = {
+    field.name: field.default
+    for field in dataclasses.fields(TrialResult)
+    if field.name in ("error", "cause", "attempt", "failures", "losses", "share", "wasted_s", "duplicate_of")
+}
+"""Fields of TrialResult that are user attributes where they are not these."""
 
 
 def distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
@@ -33,9 +38,7 @@ def distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
 
 def frozen(result: TrialResult, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
     """A trial as Optuna has it; without `metrics`, only what its samplers and pruners look at."""
-    attributes = attributes_of(result) if metrics else {}
-    if metrics:
-        attributes |= {f"epoch/{epoch:04d}": values for epoch, values in enumerate(result.epochs, start=1)}
+    attributes = attributes_of(result) | {"epochs": result.epochs} if metrics else {}
     return create_trial(
         state=STATES[result.state],
         value=told_value(result),
@@ -53,13 +56,10 @@ def frozen(result: TrialResult, space: Mapping[str, BaseDistribution], *, metric
 
 def attributes_of(result: TrialResult) -> dict[str, Any]:
     """What Optuna has no field for, as user attributes."""
-    return {
-        "trial_id": result.trial_id,
-        "config": result.config,
-        "error": result.error,
-        "cause": result.cause.value if result.cause else None,
-        "progress": {name: getattr(result, name) for name in PROGRESS},
-    }
+    progress = {name: getattr(result, name) for name, usual in PROGRESS.items() if getattr(result, name) != usual}
+    if result.cause is not None:
+        progress["cause"] = result.cause.value
+    return {"trial_id": result.trial_id, "config": result.config} | progress
 
 
 def told_value(result: TrialResult) -> float | None:
@@ -72,8 +72,9 @@ def told_value(result: TrialResult) -> float | None:
 def thawed(trial: FrozenTrial, study: str, phase: Phase) -> TrialResult:
     """The trial that `frozen` was given."""
     state = next(ours for ours, theirs in STATES.items() if theirs is trial.state)
-    epochs = sorted(name for name in trial.user_attrs if name.startswith("epoch/"))
-    cause = trial.user_attrs["cause"]
+    progress = PROGRESS | {name: value for name, value in trial.user_attrs.items() if name in PROGRESS}
+    if progress["cause"] is not None:
+        progress["cause"] = Cause(progress["cause"])
     return TrialResult(
         trial_id=trial.user_attrs["trial_id"],
         study=study,
@@ -82,12 +83,10 @@ def thawed(trial: FrozenTrial, study: str, phase: Phase) -> TrialResult:
         params=trial.params,
         config=trial.user_attrs["config"],
         state=state,
-        epochs=tuple(trial.user_attrs[name] for name in epochs),
+        epochs=tuple(trial.user_attrs["epochs"]),
         score=trial.value if state is TrialState.COMPLETE else None,
-        error=trial.user_attrs["error"],
-        cause=Cause(cause) if cause else None,
         notes=dict(trial.system_attrs),
-        **trial.user_attrs["progress"],
+        **progress,
     )
 
 

@@ -31,7 +31,7 @@ def progress_table(summaries: list[StudySummary], rows: int | None = None) -> Ta
     for name in names:
         table.add_column(name, no_wrap=True)
     for name in ("done", "running", "waiting", "pruned", "failed", "best val %", "test %", "work left"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     left = work_left(summaries)
     shown = [*zip(summaries, left, strict=True)]
     if rows is not None and len(shown) > rows:

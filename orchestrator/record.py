@@ -20,7 +20,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
-from orchestrator.frozen import STATES, attributes_of, distributions, frozen, thawed, told_value
+from orchestrator.frozen import PROGRESS, STATES, attributes_of, distributions, frozen, thawed, told_value
 from orchestrator.lease import BEAT_S, GRACE_S, Lease
 from orchestrator.plan import StudyPlan
 from orchestrator.results import Phase, TrialResult, TrialState
@@ -28,6 +28,8 @@ from orchestrator.results import Phase, TrialResult, TrialState
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 log = logging.getLogger(__name__)
 
+SAVE_EVERY_S = 30.0
+"""How often the metrics of a running trial are written."""
 PATIENCE_S = 600.0
 """How long a write is tried again while the database is locked or its disk is full."""
 
@@ -124,6 +126,7 @@ class StudyRecord:
         self.phase: Phase = phase
         theirs = storage.get_all_trials(self._study_id) if self._study_id is not None else []
         self._ids = [trial._trial_id for trial in theirs]
+        self._saved: dict[int, tuple[int, float]] = {}  # how many epochs' metrics are written, and since when
         self.trials = [thawed(trial, plan.key, phase) for trial in theirs]
 
     @property
@@ -185,12 +188,16 @@ class StudyRecord:
         assert not old.state.is_finished, f"trial {old.trial_id} is finished, and finished means frozen"
         trial_id = self._ids[result.number]
         for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
-            metrics = result.epochs[epoch - 1]
-            if "val/accuracy" in metrics:
-                _patiently(self._storage.set_trial_intermediate_value, trial_id, epoch, metrics["val/accuracy"])
-            # Last: with it the epoch counts.
-            _patiently(self._storage.set_trial_user_attr, trial_id, f"epoch/{epoch:04d}", metrics)
-        was, now = attributes_of(old), attributes_of(result)
+            if (value := result.epochs[epoch - 1].get("val/accuracy")) is not None:
+                _patiently(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
+        # All metrics at once: a row an epoch would be slow to write and to read. Should the driver die before, the
+        # trial's checkpoint tells them again.
+        saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))
+        due = result.state is not TrialState.RUNNING or time.monotonic() - when > SAVE_EVERY_S
+        if len(result.epochs) > saved and due:
+            _patiently(self._storage.set_trial_user_attr, trial_id, "epochs", result.epochs)
+            self._saved[result.number] = len(result.epochs), time.monotonic()
+        was, now = PROGRESS | attributes_of(old), PROGRESS | attributes_of(result)
         for name, value in now.items():
             if value != was[name]:
                 _patiently(self._storage.set_trial_user_attr, trial_id, name, value)
@@ -202,6 +209,8 @@ class StudyRecord:
             values = None if value is None else [value]
             _patiently(self._storage.set_trial_state_values, trial_id, STATES[result.state], values)
         self.trials[result.number] = result
+        if result.state.is_finished:
+            self._saved.pop(result.number, None)
 
     def rewrite(self, trials: Sequence[TrialResult], tracked: Mapping[int, tuple[str | None, str | None]]) -> None:
         """Put other trials in the place of all that are there, finished ones too; whole or not at all.

@@ -58,6 +58,7 @@ class Study:
         self.final = final
         self.advisor = Advisor(plan, spec.search, search.trials)
         self._sources = sources
+        self._finals_of: tuple[str, dict[str, tuple[int, TrainConfig]]] = ("", {})
 
     @property
     def trials(self) -> list[TrialResult]:
@@ -115,10 +116,12 @@ class Study:
 
     def final_configs(self) -> dict[str, tuple[int, TrainConfig]]:
         """Seed and config of each final trial, by trial id; none while there is nothing to repeat."""
-        if self.best is None:
+        if (best := self.best) is None:
             return {}
-        configs = {seed: self.plan.final_config(self.best.params, seed) for seed in self.spec.final.seeds}
-        return {config.fingerprint(): (seed, config) for seed, config in configs.items()}
+        if self._finals_of[0] != best.trial_id:
+            configs = [(seed, self.plan.final_config(best.params, seed)) for seed in self.spec.final.seeds]
+            self._finals_of = best.trial_id, {config.fingerprint(): (seed, config) for seed, config in configs}
+        return self._finals_of[1]
 
     @property
     def finals(self) -> list[TrialResult]:

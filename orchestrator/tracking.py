@@ -179,7 +179,7 @@ class MlflowTracker:
         for start in range(0, len(metrics), 1000):
             client.log_batch(run_id, metrics[start : start + 1000])
         client.log_batch(run_id, tags=tags)
-        self._told[trial.trial_id] = len(trial.epochs)
+        self._told[trial.trial_id] = max(told, len(trial.epochs))
         if trial.state.is_finished:
             self._log_artifacts(client, run_id, trial)
             client.set_terminated(run_id, RUN_STATUS[trial.state])

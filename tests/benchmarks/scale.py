@@ -1,8 +1,8 @@
 """What a large sweep costs its driver: time and memory a trial, and a queue of results that does not grow.
 
-    python -m tests.benchmarks.scale            10,000 trials in 500 studies, on synthetic curves
-    python -m tests.benchmarks.scale --ray      1,000 trials that do nothing, through Ray on two cores
-    python -m tests.benchmarks.scale --queue    64 workers that report twice a second, for a minute
+python -m tests.benchmarks.scale            10,000 trials in 500 studies, on synthetic curves
+python -m tests.benchmarks.scale --ray      1,000 trials that do nothing, through Ray on two cores
+python -m tests.benchmarks.scale --queue    64 workers that report twice a second, for a minute
 """
 
 from __future__ import annotations

@@ -93,7 +93,12 @@ def test_a_failure_says_what_kind_it_is(workplace: Workplace, tmp_path: Path) ->
             Cause.INVALID,
             rf"WeightsError: weights {no}: there is no such file or folder\.",
         ),
-        (workplace, config_of(lr=1e30, epochs=3), Cause.DIVERGED, r"TrainingDiverged: loss or weights .* A smaller lr .*\."),
+        (
+            workplace,
+            config_of(lr=1e30, epochs=3),
+            Cause.DIVERGED,
+            r"TrainingDiverged: loss or weights .* A smaller lr .*\.",
+        ),
         (dataclasses.replace(workplace, trials=file), config_of(), Cause.ERROR, rf"\w+: .*{file}.*"),
         (dataclasses.replace(workplace, bank=file), config_of(), Cause.ERROR, rf"\w+: .*{file}.*"),
     ):
