@@ -8,6 +8,7 @@ python -m tests.benchmarks.scale --queue    64 workers that report twice a secon
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import queue
@@ -53,7 +54,7 @@ def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpe
         "backbones": ["vit_nano_patch4_32.mae"],
         "methods": methods[:num_studies] if num_studies < len(methods) else methods,
         "train_sizes": sizes if num_studies >= len(methods) * len(sizes) else [1.0],
-        "fixed": {"epochs": epochs, "warmup_epochs": 1},
+        "fixed": {"epochs": epochs, "warmup_epochs": 0},
         "space": {
             "lr": {"type": "float", "low": 1e-3, "high": 1.0, "log": True},
             "weight_decay": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
@@ -97,7 +98,7 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
         again = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
         assert again.done
         reopened = time.perf_counter() - started
-    per_thousand = [(b[1] - a[1]) / (b[0] - a[0]) * 1000 for a, b in zip(marks, marks[1:], strict=False)]
+    per_thousand = [(b[1] - a[1]) / (b[0] - a[0]) * 1000 for a, b in itertools.pairwise(marks)]
     return {
         "trials": count,
         "studies": num_studies,
