@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec import Choice, Space, SweepSpec, task_names
+from orchestrator.spec import Choice, Grid, Space, task_names
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 
@@ -60,7 +60,7 @@ def size_text(train_size: float | int | str) -> str:
     return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
 
 
-def studies(spec: SweepSpec) -> list[StudyPlan]:
+def studies(spec: Grid) -> list[StudyPlan]:
     """Every study of a sweep, in the order of the spec, each once."""
     plans = {}
     for name in spec.tasks:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 import search_spaces
 from orchestrator.errors import SpecError
-from orchestrator.spec import (
-    Asha,
-    Choice,
-    Final,
-    FloatRange,
-    Grid,
-    IntRange,
-    Resources,
-    Search,
-    SweepSpec,
-    task_names,
-)
-from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
+from orchestrator.spec import Asha, Budget, Final, FloatRange, Grid, Resources, Search, SweepSpec
+from orchestrator.spec_rules import config_problems, search_problems
 from trainer.rules import no_such, number_problem
 
-SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "seed")
-"""Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""
-TAGS = ("float", "int", "choice", "asha", "median", "none")
+TAGS = ("float", "int", "choice", "asha", "hyperband", "median", "none")
 """Values of `type`, which pydantic puts into the place of a finding."""
 
 
@@ -91,9 +77,10 @@ def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) ->
         broken = {str(place[1]) for place in places if place[0] == "space" and len(place) > 1}
         left = _left(raw, places, broken)
         grid = _grid_of(left)
-    for field, problem in _config_problems(grid) if grid else ():
-        if field not in broken:
-            problems[problem] = None
+    found = [*config_problems(grid)] if grid else []
+    problems |= dict.fromkeys(problem for field, problem in found if field not in broken)
+    if grid and not broken and (search := _search_of(raw)) and "epochs" not in {field for field, _ in found}:
+        problems |= dict.fromkeys(search_problems(grid, search))
     problems |= dict.fromkeys(needs(grid or Grid.model_construct(**left)))
     if problems:
         raise SpecError(source, list(problems))
@@ -127,6 +114,7 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
             ("search", "pruner"): Asha,
             ("final",): Final,
             ("resources",): Resources,
+            ("budget",): Budget,
         }
         return no_such(str(place[-1]), owners.get(place[:-1], FloatRange).model_fields, "a key here")
     if kind == "missing":
@@ -162,47 +150,9 @@ def _grid_of(left: dict[str, Any]) -> Grid | None:
         return None
 
 
-def _config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
-    """Field and sentence of everything that `TrainConfig` would refuse at a corner of some study's space."""
-    for part, names in (("fixed", spec.fixed), ("space", spec.space)):
-        for name in names:
-            if name in SWEEP_FIELDS:
-                yield name, f"{part}.{name}: the sweep sets it itself; use {_own_key(name)}."
-            elif name not in field_types():
-                fields = [field for field in field_types() if field not in SWEEP_FIELDS]
-                yield name, f"{part}.{name}: {no_such(name, fields, 'a TrainConfig field')}"
-            elif all(name in unused_fields(method) for method in spec.methods):
-                yield name, f"{part}.{name}: without effect on {', '.join(spec.methods)}; leave it out."
-            elif part == "space" and name in spec.fixed:
-                yield name, f"space.{name}: is fixed too; keep one of the two."
-    tasks = [task for name in spec.tasks for task in task_names(name)]
-    places = list(itertools.product(tasks, spec.train_sizes))
-    for backbone, method in itertools.product(spec.backbones, spec.methods):
-        fixed, space = spec.params_of(method)
-        base = {name: value for name, value in fixed.items() if name in field_types()}
-        base |= {"backbone": backbone, "method": method}
-        known = {name: dimension for name, dimension in space.items() if name in field_types()}
-        corners = [dict(zip(known, ends, strict=True)) for ends in itertools.product(*map(_ends, known.values()))]
-        # Every corner at the first place, and every place at the first corner: rules join no more than these.
-        for (task, size), corner in [*((places[0], c) for c in corners), *((p, corners[0]) for p in places[1:])]:
-            try:
-                TrainConfig.from_params(base | corner | {"task": task, "train_size": size})
-            except InvalidConfig as error:
-                for field, problem in error.problems.items():
-                    part = "space" if field in known else "train_sizes" if field == "train_size" else "fixed"
-                    yield field, f"{part}.{field}: {problem}" if part != "train_sizes" else f"train_sizes: {problem}"
-
-
-def _own_key(field: str) -> str:
-    return {
-        "task": "tasks",
-        "backbone": "backbones",
-        "method": "methods",
-        "train_size": "train_sizes",
-        "seed": "search.seed and final.seeds",
-        "eval_split": "nothing: search is judged on val, final trials on test",
-    }[field]
-
-
-def _ends(dimension: FloatRange | IntRange | Choice) -> list[Any]:
-    return dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]
+def _search_of(raw: dict[str, Any]) -> Search | None:
+    """How it is searched; None if that is wrong by itself."""
+    try:
+        return Search.model_validate(raw.get("search"))
+    except ValidationError:
+        return None

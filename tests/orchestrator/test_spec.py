@@ -60,6 +60,27 @@ def problems(raw: dict[str, Any]) -> list[str]:
          "space.prompt_length: 65 exceeds the 64 patch tokens of vit_nano_patch4_32.mae; mean_pool and max_pool need "
          "one token per prompt. Use prompt_init random or kmeans, or prompt_length <= 64."),
         ("space.lr.high", -1, "space.lr: low must be below high, and above 0 if log; got low=0.001, high=-1.0."),
+        ("search.sampler", "tpee",
+         "search.sampler: input should be 'tpe', 'gp', 'cmaes', 'random' or 'grid', got 'tpee'."),
+        ("search.transfer", -1, "search.transfer: input should be greater than or equal to 0, got -1."),
+        ("search.pruner", {"type": "hyperband", "min_epochs": 0},
+         "search.pruner.min_epochs: input should be greater than or equal to 1, got 0."),
+        ("search.pruner", {"type": "hyperband", "min_epochs": 9},
+         "search.pruner.min_epochs: must be below epochs=9, or no trial is ever stopped; got 9."),
+        ("search.pruner", {"type": "asha", "min_epochs": 10},
+         "search.pruner.min_epochs: must be below epochs=9, or no trial is ever stopped; got 10."),
+        ("search.pruner", {"type": "hyperband", "min_epoch": 1, "min_epochs": 1},
+         "search.pruner.min_epoch: 'min_epoch' is not a key here; did you mean 'min_epochs'?"),
+        ("search.sampler", "grid",
+         "space.lr: sampler grid tries every value, and a float range has no end of them; "
+         "list some: {type: choice, values: [...]}."),
+        ("budget", {"max_trials": 0}, "budget.max_trials: input should be greater than or equal to 1, got 0."),
+        ("budget", {"max_hours": 0}, "budget.max_hours: input should be greater than 0, got 0."),
+        ("budget", {"max_gpu_hours": -2}, "budget.max_gpu_hours: input should be greater than 0, got -2."),
+        ("budget", {"max_trial": 9}, "budget.max_trial: 'max_trial' is not a key here; did you mean 'max_trials'?"),
+        ("keep", "bset", "keep: input should be 'best', 'final' or 'all', got 'bset'."),
+        ("pause_after", 1, "pause_after: input should be greater than or equal to 2, got 1."),
+        ("lost_after_minutes", 0, "lost_after_minutes: input should be greater than 0, got 0."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_its_place_and_its_cure(
@@ -71,6 +92,87 @@ def test_a_mistake_is_told_with_its_place_and_its_cure(
         part = part[parent]
     part[key] = value
     assert problems(raw_spec) == [problem]
+
+
+SHARE = {"type": "float", "low": 0.1, "high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("when", "problem"),
+    [
+        ({"prompt_int": "mean_pool"},
+         "'prompt_int' is not another parameter of this spec; did you mean 'prompt_init'?"),
+        ({"init_images": 0.5},
+         "'init_images' is not another parameter of this spec; there are lr, prompt_length, prompt_init, "
+         "head_weight_decay, epochs, warmup_epochs."),
+        ({"prompt_init": "mean_pol"}, "prompt_init is never 'mean_pol', but one of random, mean_pool."),
+        ({"prompt_init": ["mean_pool", "kmeans"]}, "prompt_init is never 'kmeans', but one of random, mean_pool."),
+        ({"prompt_length": 10}, "prompt_length is never 10, but one of 1, 5, 64."),
+        ({"lr": 1.0}, "lr is never 1.0, but between 0.001 and 0.1."),
+        ({"lr": "high"}, "lr is never 'high', but between 0.001 and 0.1."),
+        ({"epochs": [5, 10]}, "epochs is fixed at 9 and never 5 or 10: leave init_images out."),
+        ({"head_weight_decay": 0.1},
+         "head_weight_decay is itself searched only at times; name the parameters that it depends on."),
+    ],
+)  # fmt: skip
+def test_a_condition_that_cannot_come_true_is_refused(
+    raw_spec: dict[str, Any], when: dict[str, object], problem: str
+) -> None:
+    raw_spec["space"]["head_weight_decay"] = {**SHARE, "when": {"prompt_length": 5}}
+    raw_spec["space"]["init_images"] = {**SHARE, "when": when}
+    assert problems(raw_spec) == [f"space.init_images.when: {problem}"]
+
+
+@pytest.mark.parametrize(
+    "when", [{"prompt_init": "mean_pool"}, {"prompt_length": [1, 64]}, {"lr": 0.01}, {"epochs": 9}]
+)
+def test_a_condition_that_can_come_true_is_accepted(raw_spec: dict[str, Any], when: dict[str, object]) -> None:
+    raw_spec["space"]["init_images"] = {**SHARE, "when": when}
+    parse_spec(raw_spec, "a test")
+
+
+def test_a_condition_on_a_parameter_that_is_wrong_itself_is_told_once(raw_spec: dict[str, Any]) -> None:
+    raw_spec["space"]["prompt_init"]["values"] = []
+    raw_spec["space"]["init_images"] = {**SHARE, "when": {"prompt_init": "mean_pool"}}
+    assert all("when" not in problem for problem in problems(raw_spec))
+
+
+def test_a_conditional_parameter_is_checked_only_where_it_is_searched(raw_spec: dict[str, Any]) -> None:
+    # 65 tokens are more than there are patches, which only pooling minds.
+    raw_spec["methods"] = ["spt_deep"]
+    raw_spec["space"] |= {
+        "prompt_length": {"type": "choice", "values": [1, 65], "when": {"prompt_init": "random"}},
+        "prompt_init": {"type": "choice", "values": ["random"]},
+    }
+    parse_spec(raw_spec, "a test")
+    raw_spec["space"]["prompt_length"]["when"] = {"prompt_init": "mean_pool"}
+    raw_spec["space"]["prompt_init"]["values"] = ["mean_pool"]
+    assert len(problems(raw_spec)) == 1
+    assert "65 exceeds" in problems(raw_spec)[0]
+    # Where it is not searched it has no value, and a method with prompts needs a length.
+    raw_spec["space"]["prompt_init"]["values"] = ["random", "mean_pool"]
+    raw_spec["space"]["prompt_length"] |= {"values": [1, 64]}
+    assert problems(raw_spec) == ["space.prompt_length: spt_deep needs one, such as 10."]
+
+
+@pytest.mark.parametrize(
+    ("when", "points"),
+    [
+        ({}, 3 * 2 * 4),
+        ({"prompt_init": "mean_pool"}, 3 * (4 + 1)),
+        ({"prompt_init": "mean_pool", "prompt_length": [1, 5]}, 2 * 4 + 4),
+    ],
+)
+def test_a_grid_has_no_more_trials_than_points(raw_spec: dict[str, Any], when: dict[str, object], points: int) -> None:
+    del raw_spec["space"]["lr"]
+    raw_spec["space"]["init_images"] = {"type": "int", "low": 1, "high": 4, "when": when}
+    # The linear method has fewer: its repeated points are answered from the record.
+    raw_spec["space"]["head_weight_decay"] = {"type": "choice", "values": [0.5]}
+    raw_spec["search"] |= {"sampler": "grid", "trials": points}
+    parse_spec(raw_spec, "a test")
+    raw_spec["search"]["trials"] += 1
+    cure = f"use at most {points}, or list more values."
+    assert problems(raw_spec) == [f"search.trials: {points + 1} exceed the {points} points of the grid; {cure}"]
 
 
 def test_all_mistakes_are_told_at_once(raw_spec: dict[str, Any]) -> None:
