@@ -239,9 +239,11 @@ class StudyRecord:
         self._storage.delete_study(old_id)
 
     def remove(self) -> None:
-        """Delete the study from the record."""
-        if self._study_id is not None:
-            self._storage.delete_study(self._study_id)
+        """Delete the study from the record, with what an interrupted `rewrite` left of it: the oldest first."""
+        copies = re.compile(rf"{re.escape(self._name)}( \(\d+\))?")
+        for study in sorted(self._storage.get_all_studies(), key=lambda study: study._study_id):
+            if copies.fullmatch(study.study_name):
+                self._storage.delete_study(study._study_id)
         self._study_id, self._attributes, self.trials[:], self._ids = None, {}, [], []
 
     def _save(self, name: str, value: Any) -> None:

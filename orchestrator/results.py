@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Phase = Literal["search", "final"]
+RUNG = "completed_rung"
+"""How the notes begin in which a pruner keeps what a trial had reached at an epoch where it judges."""
 
 
 class TrialState(enum.Enum):
@@ -127,7 +129,15 @@ class TrialResult:
 
     def again(self, *, forget: bool = False) -> TrialResult:
         """The same trial waiting for a new attempt: from its last epoch, or as if it had never been run."""
-        fresh: dict[str, Any] = {"epochs": (), "attempt": 0, "share": 1, "wasted_s": 0.0} if forget else {}
+        drawn = {name: value for name, value in self.notes.items() if not name.startswith(RUNG)}
+        fresh: dict[str, Any] = {"epochs": (), "attempt": 0, "share": 1, "wasted_s": 0.0, "notes": drawn}
         return dataclasses.replace(
-            self, state=TrialState.WAITING, score=None, error=None, cause=None, failures=0, losses=0, **fresh
+            self,
+            state=TrialState.WAITING,
+            score=None,
+            error=None,
+            cause=None,
+            failures=0,
+            losses=0,
+            **(fresh if forget else {}),
         )

@@ -20,12 +20,12 @@ from optuna.trial import Trial
 
 from orchestrator.frozen import distributions, frozen
 from orchestrator.plan import StudyPlan, draw_params
-from orchestrator.results import TrialResult, TrialState
+from orchestrator.results import RUNG, TrialResult, TrialState
 from orchestrator.spec import Asha, Choice, FloatRange, Hyperband, IntRange, Median, Search, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-KEPT_NOTES = ("cma", "x_for_tell", "completed_rung")
+KEPT_NOTES = ("cma", "x_for_tell", RUNG)
 """How the names of those attributes begin that samplers and pruners look for in earlier trials."""
 
 
@@ -94,7 +94,7 @@ class Advisor:
         for earlier in self._trials[:number]:
             seen = earlier
             if earlier.number >= horizon or not earlier.state.is_finished:  # under way, unjudged
-                notes = {name: value for name, value in earlier.notes.items() if not name.startswith("completed_rung")}
+                notes = {name: value for name, value in earlier.notes.items() if not name.startswith(RUNG)}
                 seen = dataclasses.replace(
                     earlier, state=TrialState.RUNNING, epochs=(), score=None, error=None, cause=None, notes=notes
                 )

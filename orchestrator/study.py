@@ -149,7 +149,7 @@ class Study:
         return [(record, trial.number) for record, trial in wanted if not trial.state.is_finished]
 
     def next_trial(self) -> tuple[StudyRecord, TrialResult] | None:
-        """Put the next new trial into the record, or None if there is none or others must finish first."""
+        """A new trial, put into the record, or a final one left WAITING; None if there is none, or none yet."""
         while (number := len(self.search.trials)) < self.spec.search.trials:
             if not all(trial.state.is_finished for trial in self.search.trials[: self.advisor.horizon(number)]):
                 return None
@@ -170,7 +170,7 @@ class Study:
         for trial_id, (seed, config) in self.final_configs().items():
             if trial_id not in started:
                 return self.final, self._start(self.final, {"seed": seed}, config, {})
-        return None
+        return next(((self.final, trial) for trial in self.finals if trial.state is TrialState.WAITING), None)
 
     def settle(self) -> None:
         """Give duplicates the outcome of the trial they repeat, once it has one."""
@@ -199,12 +199,12 @@ class Study:
             if not picked:
                 continue
             places = {trial.number: record.tracked(trial.number) for trial in record.trials}
+            if self.search.stopped is not None:  # first: if this ends half-way, the study is not left stopped
+                self.search.save_stopped(None)
             found += [(record.trials[number], places[number][0]) for number in sorted(picked)]
             back = picked | {trial.number for trial in record.trials if trial.duplicate_of in picked}
             tracked = places | {number: (None if forget else places[number][0], None) for number in back}
             record.rewrite([t.again(forget=forget) if t.number in back else t for t in record.trials], tracked)
-        if found and self.search.stopped is not None:
-            self.search.save_stopped(None)
         return found
 
     def _told_to_try(self, number: int) -> dict[str, Any] | None:

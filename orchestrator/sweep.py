@@ -69,6 +69,7 @@ class Sweep:
     ) -> None:
         self.spec = spec
         self.studies = open_studies(spec, record)
+        self._open = list(self.studies)
         self.halt: Halt | None = None
         self._record = record
         self._tracker = tracker
@@ -160,20 +161,19 @@ class Sweep:
         while self._waiting:
             study, record, number = self._waiting.popleft()
             if not study.over:
-                trial = record.trials[number]
-                again = dataclasses.replace(
-                    trial, state=TrialState.RUNNING, attempt=trial.attempt + 1, error=None, cause=None
-                )
-                record.replace(again)
-                return self._hand_out(study, record, again)
+                return self._hand_out_again(study, record, record.trials[number])
         budget = self.spec.budget.max_trials
         for study in list(self._open):
             if budget is not None and self.started >= budget:
-                self.halt = Halt(f"budget: max_trials {budget} are started")
+                if not self._handed:  # who runs now may still wait for another attempt
+                    self.halt = Halt(f"budget: max_trials {budget} are started")
                 return None
-            if (new := study.next_trial()) is not None:
+            if (found := study.next_trial()) is not None:
+                record, trial = found
+                if trial.state is TrialState.WAITING:
+                    return self._hand_out_again(study, record, trial)
                 self.started += 1
-                return self._hand_out(study, *new)
+                return self._hand_out(study, record, trial)
             if study.over:
                 self._close(study)
         return None
@@ -227,7 +227,7 @@ class Sweep:
             study.search.save_stopped(trial.sentence)
             self._close(study)
         self._row.add(trial)
-        if self._row.is_long(self.spec.pause_after) and self.halt is None:
+        if self._row.is_long(self.spec.pause_after) and not self.ended:
             self.halt = Halt(f"paused: failures in a row ({failure.cause.value}), the last: {trial.sentence}")
 
     def is_under_way(self, trial_id: str) -> bool:
@@ -254,6 +254,11 @@ class Sweep:
         self._tracker.sync(trial, record)
         return trial
 
+    def _hand_out_again(self, study: Study, record: StudyRecord, trial: TrialResult) -> TrialResult:
+        again = dataclasses.replace(trial, state=TrialState.RUNNING, attempt=trial.attempt + 1, error=None, cause=None)
+        record.replace(again)
+        return self._hand_out(study, record, again)
+
     def _update(self, study: Study, record: StudyRecord, trial: TrialResult) -> None:
         record.replace(trial)
         self._changes[study.plan.key] += 1
@@ -266,6 +271,8 @@ class Sweep:
             self._on_finish(study)
             if study.over:
                 self._close(study)
+        if self.done:
+            self.halt = None  # nothing is left that it could keep from starting
 
     def _close(self, study: Study) -> None:
         if study in self._open:

@@ -53,6 +53,12 @@ def spec(raw_spec: dict[str, Any]) -> SweepSpec:
 
 
 @pytest.fixture
+def raw_study(raw_spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec of one study, free to be spoilt."""
+    return raw_spec | {"tasks": ["demo/digits"], "methods": ["spt_deep"]}
+
+
+@pytest.fixture
 def record_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'studies.db'}"
 
@@ -94,7 +100,7 @@ def drive(
             else:
                 running[trial.trial_id] = iter(list(enumerate(curve(trial.config), start=1)))
         if not running:
-            assert sweep.done, "nothing runs and nothing is next, so it must be done"
+            assert sweep.ended, "nothing runs and nothing is next, so it must have ended"
             return event
         trial_id = order.choice(sorted(running))
         if not sweep.on_epoch(trial_id, *next(running[trial_id])):
