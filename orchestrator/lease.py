@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.errors import LeaseError
+from orchestrator.patience import patiently
 
 BEAT_S = 3
 """Seconds between two signs of life."""
@@ -94,17 +95,18 @@ class Lease:
             LeaseError: if this process slept so long that it was taken for dead.
         """
         if time.monotonic() - self._beat > GRACE_S / 2:
-            self._renew()
+            patiently(self._renew)
 
     def release(self) -> None:
         """Give it back."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        if self._trial_id is not None and self._storage.get_trial(self._trial_id).state is TrialState.RUNNING:
-            seconds = time.monotonic() - self._since
-            self._storage.set_trial_user_attr(self._trial_id, "seconds", seconds)
-            self._storage.set_trial_state_values(self._trial_id, TrialState.COMPLETE, [seconds / 3600])
+        seconds = time.monotonic() - self._since
+        for trial in self._alive():
+            if trial._trial_id == self._trial_id:
+                self._storage.set_trial_user_attr(trial._trial_id, "seconds", seconds)
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [seconds / 3600])
 
     def ask_to_stop(self) -> bool:
         """Ask the driver, from another process, to stop; whether there is one."""
@@ -136,7 +138,10 @@ class Lease:
         self.stop_asked = bool(own.user_attrs.get("stop"))
 
     def _alive(self) -> list[FrozenTrial]:
-        return self._storage.get_all_trials(self._study_id, states=(TrialState.RUNNING,))
+        try:
+            return self._storage.get_all_trials(self._study_id, states=(TrialState.RUNNING,))
+        except KeyError:  # the sweep was forgotten
+            return []
 
     def _refuse_if_held(self, name: str) -> None:
         first = min(self._alive(), key=lambda trial: trial._trial_id, default=None)

@@ -7,33 +7,27 @@ that holds the lease writes.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from orchestrator.frozen import PROGRESS, STATES, attributes_of, distributions, frozen, thawed, told_value
 from orchestrator.lease import BEAT_S, GRACE_S, Lease
+from orchestrator.patience import patiently
 from orchestrator.plan import StudyPlan
 from orchestrator.results import Phase, TrialResult, TrialState
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-log = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 30.0
 """How often the metrics of a running trial are written."""
-PATIENCE_S = 600.0
-"""How long a write is tried again while the database is locked or its disk is full."""
-
-Answer = TypeVar("Answer")
 
 
 class Record:
@@ -98,8 +92,12 @@ class Record:
 
     def _sweep_id(self, name: str) -> int:
         try:
+            return self._storage.get_study_id_from_name(name)
+        except KeyError:
+            pass
+        try:
             return self._storage.create_new_study([StudyDirection.MAXIMIZE], name)
-        except optuna.exceptions.DuplicatedStudyError:
+        except optuna.exceptions.DuplicatedStudyError:  # another process was faster
             return self._storage.get_study_id_from_name(name)
 
 
@@ -179,7 +177,7 @@ class StudyRecord:
         """Write a new trial, in one piece."""
         assert result.number == len(self.trials), "trials are added in order"
         template = frozen(result, distributions(self._plan, self.phase))
-        self._ids.append(_patiently(self._storage.create_new_trial, self._id(), template))
+        self._ids.append(patiently(self._storage.create_new_trial, self._id(), template))
         self.trials.append(result)
 
     def replace(self, result: TrialResult) -> None:
@@ -189,25 +187,25 @@ class StudyRecord:
         trial_id = self._ids[result.number]
         for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
             if (value := result.epochs[epoch - 1].get("val/accuracy")) is not None:
-                _patiently(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
+                patiently(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
         # All metrics at once: a row an epoch would be slow to write and to read. Should the driver die before, the
         # trial's checkpoint tells them again.
         saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))
         due = result.state is not TrialState.RUNNING or time.monotonic() - when > SAVE_EVERY_S
         if len(result.epochs) > saved and due:
-            _patiently(self._storage.set_trial_user_attr, trial_id, "epochs", result.epochs)
+            patiently(self._storage.set_trial_user_attr, trial_id, "epochs", result.epochs)
             self._saved[result.number] = len(result.epochs), time.monotonic()
         was, now = PROGRESS | attributes_of(old), PROGRESS | attributes_of(result)
         for name, value in now.items():
             if value != was[name]:
-                _patiently(self._storage.set_trial_user_attr, trial_id, name, value)
+                patiently(self._storage.set_trial_user_attr, trial_id, name, value)
         for name, value in result.notes.items():
             if old.notes.get(name) != value:
-                _patiently(self._storage.set_trial_system_attr, trial_id, name, value)
+                patiently(self._storage.set_trial_system_attr, trial_id, name, value)
         if result.state is not old.state:
             value = told_value(result)
             values = None if value is None else [value]
-            _patiently(self._storage.set_trial_state_values, trial_id, STATES[result.state], values)
+            patiently(self._storage.set_trial_state_values, trial_id, STATES[result.state], values)
         self.trials[result.number] = result
         if result.state.is_finished:
             self._saved.pop(result.number, None)
@@ -247,31 +245,13 @@ class StudyRecord:
         self._study_id, self._attributes, self.trials[:], self._ids = None, {}, [], []
 
     def _save(self, name: str, value: Any) -> None:
-        _patiently(self._storage.set_study_user_attr, self._id(), name, value)
+        patiently(self._storage.set_study_user_attr, self._id(), name, value)
         self._attributes[name] = value
 
     def _id(self) -> int:
         if self._study_id is None:
-            self._study_id = _patiently(self._storage.create_new_study, [StudyDirection.MAXIMIZE], self._name)
+            self._study_id = patiently(self._storage.create_new_study, [StudyDirection.MAXIMIZE], self._name)
         return self._study_id
-
-
-def _patiently(write: Callable[..., Answer], *arguments: Any) -> Answer:
-    """Write, waiting while the database is locked or its disk is full.
-
-    Raises:
-        StorageInternalError: if it stays so for `PATIENCE_S`, or for any other reason.
-    """
-    deadline, delay_s = time.monotonic() + PATIENCE_S, 0.5
-    while True:
-        try:
-            return write(*arguments)
-        except StorageInternalError as error:
-            if not isinstance(error.__cause__, sqlalchemy.exc.OperationalError) or time.monotonic() > deadline:
-                raise
-            log.warning("the record cannot be written, trying again: %s", str(error.__cause__).splitlines()[0])
-        time.sleep(delay_s)
-        delay_s = min(2 * delay_s, 15.0)
 
 
 def _write_ahead(connection: Any, _: object) -> None:

@@ -28,7 +28,7 @@ def imports(path: Path) -> set[str]:
     ("library", "doors"),
     [
         ("ray", {"ray_driver"}),
-        ("optuna", {"search", "record", "lease", "frozen"}),  # what it decides; what it remembers; who may write; words
+        ("optuna", {"search", "record", "lease", "frozen", "patience"}),  # it decides; it remembers
         ("mlflow", {"tracking"}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -38,6 +39,8 @@ from trainer.storage import delete_folder
 if TYPE_CHECKING:
     from orchestrator.record import Record
     from orchestrator.study import Study
+    from orchestrator.sweep import Sweep
+    from orchestrator.tracking import MlflowTracker
 
 
 def launch(
@@ -198,16 +201,21 @@ def _run(
     from orchestrator.tracking import MlflowTracker
 
     trials = home.trials(spec.name)
-    lease = record.lease(spec.name)
-    lease.take(spec.name)
-    tracker, sweep = None, None
-    try:
+    with contextlib.ExitStack() as ends:
+        lease = record.lease(spec.name)
+        lease.take(spec.name)
+        ends.callback(lease.release)
         if again is not None:
             found = [entry for study in open_studies(spec, record) for entry in study.again(again)]
+            if not found:
+                raise UserError(
+                    f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
+                )
             console.print(f"{len(found)} failed trials of {spec.name} are run again.", highlight=False)
         tracker = MlflowTracker(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts)
-        checkpoints = Checkpoints(trials, spec.keep)
-        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=checkpoints.tidy)
+        ends.callback(_tell_the_rest, tracker)
+        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
+        ends.callback(sweep.close)
         workplace = Workplace(
             data_root=home.data_root,
             trials=trials,
@@ -218,25 +226,14 @@ def _run(
         )
         if sweep.done:
             console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
-        elif inline:
-            from orchestrator import inline as driver
-
-            with LiveView(sweep, console) as update:
-                driver.drive(sweep, workplace, update)
         else:
-            from orchestrator import ray_driver
-
-            with LiveView(sweep, console) as update:
-                ray_driver.drive(sweep, workplace, update, address)
-    except KeyboardInterrupt:
-        console.print(f"stopped; `sptune resume {spec.name}` goes on from the last finished epochs.", highlight=False)
-        raise typer.Exit(130) from None
-    finally:
-        if sweep is not None:
-            sweep.close()
-        if tracker is not None and (untold := tracker.close()):
-            console.print(f"MLflow did not answer ({tracker.problem}): {untold} trials are told at the next launch.")
-        lease.release()
+            try:
+                with LiveView(sweep, console) as update:
+                    _drive(sweep, workplace, update, inline, address)
+            except KeyboardInterrupt:
+                told = f"stopped; `sptune resume {spec.name}` goes on from the last finished epochs."
+                console.print(told, highlight=False)
+                raise typer.Exit(130) from None
     Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
     print_report(sweep.summaries())
     console.print(f"\nEvery trial in MLflow: sptune ui --home {_short(home.folder)}", highlight=False, soft_wrap=True)
@@ -245,6 +242,22 @@ def _run(
         raise typer.Exit(130 if sweep.halt.at_once else 3)
     if any(not summary.finals for summary in sweep.summaries()):
         raise typer.Exit(1)
+
+
+def _drive(sweep: Sweep, workplace: Workplace, update: Callable[[], None], inline: bool, address: str | None) -> None:
+    if inline:
+        from orchestrator import inline as inline_driver
+
+        inline_driver.drive(sweep, workplace, update)
+    else:
+        from orchestrator import ray_driver
+
+        ray_driver.drive(sweep, workplace, update, address)
+
+
+def _tell_the_rest(tracker: MlflowTracker) -> None:
+    if untold := tracker.close():
+        console.print(f"MLflow did not answer ({tracker.problem}): {untold} trials are told at the next launch.")
 
 
 def _short(folder: Path) -> str:

@@ -21,11 +21,12 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from orchestrator.results import TrialState
+from tests.orchestrator.processes import outcome, sptune, started, trials_told, workers_of
 from trainer.config import TrainConfig
 from trainer.data.store import read_card
 
 pytestmark = pytest.mark.timeout(600)  # a fixture that runs a whole sweep counts as part of a test
-SPTUNE = str(Path(sys.executable).with_name("sptune"))
 TINY: dict[str, Any] = {
     "name": "tiny",
     "tasks": ["demo/digits"],
@@ -43,11 +44,6 @@ TINY: dict[str, Any] = {
                "pruner": {"type": "asha", "min_epochs": 1, "reduction": 2}},
     "final": {"seeds": [42, 44]},
 }  # fmt: skip
-
-
-def sptune(*arguments: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
-    command = [SPTUNE, *map(str, arguments), "--home", str(home)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560)
 
 
 def table(output: str) -> str:
@@ -88,7 +84,7 @@ def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def killed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep through Ray whose driver was killed in the middle and that was launched again, and its table."""
     home = tmp_path_factory.mktemp("killed")
-    driver = subprocess.Popen([SPTUNE, "launch", str(spec), "--home", str(home)], stdout=subprocess.PIPE, text=True)
+    driver = started("launch", spec, home=home)
     assert driver.stdout is not None
     for line in driver.stdout:
         if (found := re.search(r"(\d+) of 16 trials finished", line)) and int(found[1]) >= 5:
@@ -192,30 +188,17 @@ def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str
 def test_a_worker_that_is_killed_costs_nothing_but_time(
     spec: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
-    with subprocess.Popen(
-        [SPTUNE, "launch", str(spec), "--home", str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as driver:
+    with started("launch", spec, home=tmp_path) as driver:
         assert driver.stdout is not None
-        lines = []
+        lines, victims = [], 0
         for line in driver.stdout:
             lines.append(line)
-            if "1 of 16" in line:
-                victims = _workers_of(driver.pid)
-                assert victims, "trials run in processes of their own"
-                os.kill(victims[0], signal.SIGKILL)
-        driver.wait()
-    output = "".join(lines)
-    assert table(output) == undisturbed[1]
-
-
-def _workers_of(pid: int) -> list[int]:
-    """Ray's trial processes below a driver."""
-    shown = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(maxsplit=2) for line in shown.splitlines()[1:]]
-    family = {pid}
-    for _ in range(6):
-        family |= {int(child) for child, parent, *_ in rows if int(parent) in family}
-    return [int(child) for child, _, *command in rows if int(child) in family and "ImplicitFunc" in " ".join(command)]
+            if not victims and re.search(r"[1-9]\d* of 16", line):
+                workers = workers_of(driver.pid)
+                assert workers, "trials run in processes of their own"
+                workers[0].kill()
+                victims += 1
+    assert table("".join(lines)) == undisturbed[1]
 
 
 def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> None:
@@ -228,7 +211,7 @@ def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> No
     refused = sptune("launch", path, home=tmp_path / "file" / "home")
     assert refused.returncode == 2
     assert f"{path} has 3 problems:" in refused.stderr
-    for told in ("did you mean 'demo/digits'", "YAML reads 1e-4 as text", "cannot be written: Not a directory"):
+    for told in ("did you mean 'demo/digits'", "YAML reads 1e-4 as text", "cannot be written: "):
         assert told in refused.stderr
     assert "Traceback" not in refused.stderr
     assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.yaml", "file"]
@@ -259,19 +242,58 @@ def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is(tmp_path: P
     assert "Traceback" not in refused.stderr
 
 
-def test_ctrl_c_stops_with_the_command_that_goes_on(spec: Path, tmp_path: Path) -> None:
-    command = [SPTUNE, "launch", str(spec), "--home", str(tmp_path)]
-    # A shell starts background jobs deaf to Ctrl-C, and a child inherits that: let it hear.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+def test_ctrl_c_once_saves_what_runs_and_resume_goes_on_as_if_nothing_had_been(
+    spec: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    with started("launch", spec, home=tmp_path) as driver:
+        assert driver.stdout is not None
+        assert any(re.search(r"[1-9]\d* of 16", line) for line in driver.stdout)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: everything that was started hears it
+        told = driver.stdout.read()
+    assert driver.returncode == 130, told
+    assert "stopping: running trials save at their next epoch; again to stop at once" in told
+    assert "stopped by SIGINT; `sptune resume tiny` goes on." in told
+    assert "Traceback" not in told
+    states = [entry[5] for entry in outcome(tmp_path, "tiny")]
+    assert TrialState.RUNNING not in states
+    statuses = {status for status, *_ in trials_told(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny").values()}
+    assert "RUNNING" not in statuses
+    assert "stopped by SIGINT" in sptune("status", "tiny", home=tmp_path).stdout
+    resumed = sptune("resume", "tiny", home=tmp_path)
+    assert table(resumed.stdout) == undisturbed[1]
+    assert outcome(tmp_path, "tiny") == outcome(undisturbed[0], "tiny")
+
+
+def test_ctrl_c_twice_stops_at_once(spec: Path, tmp_path: Path) -> None:
+    with started("launch", spec, home=tmp_path) as driver:
         assert driver.stdout is not None
         told = driver.stdout.readline()
-        signal.signal(signal.SIGINT, before)
-        driver.send_signal(signal.SIGINT)
+        for _ in range(2):
+            driver.send_signal(signal.SIGINT)
+            time.sleep(0.2)
         told += driver.stdout.read()
-    assert driver.returncode == 130
+    assert driver.returncode == 130, told
     assert "stopped; `sptune resume tiny` goes on from the last finished epochs." in told
     assert "Traceback" not in told
+    assert TrialState.RUNNING not in [entry[5] for entry in outcome(tmp_path, "tiny")]
+
+
+def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(spec: Path, tmp_path: Path) -> None:
+    with started("launch", spec, home=tmp_path) as driver:
+        assert driver.stdout is not None
+        driver.stdout.readline()
+        second = sptune("launch", spec, home=tmp_path)
+        assert second.returncode == 2
+        assert f"tiny is driven by process {driver.pid} on" in second.stderr
+        assert "`sptune stop tiny` ends it" in second.stderr
+        assert f"driven by process {driver.pid}" in sptune("status", "tiny", home=tmp_path).stdout
+        refused = sptune("rm", "tiny", "--yes", home=tmp_path)
+        assert refused.returncode == 2 and "is driven by" in refused.stderr
+        stopped = sptune("stop", "tiny", home=tmp_path)
+        assert (stopped.returncode, stopped.stdout.strip()) == (0, "tiny has stopped; `sptune resume tiny` goes on.")
+        told = driver.stdout.read()
+    assert driver.returncode == 130, told
+    assert "as `sptune stop` asked" in told
 
 
 def test_plan_answers_at_once_and_without_torch() -> None:
