@@ -118,7 +118,7 @@ class Recorded:
         studies: of the earlier sweep, with at least one trial that ran to its end each.
 
     Raises:
-        ValueError: for a trial of a study of which the record has nothing that ran to its end.
+        ValueError: for a trial of a study of which the record has none with as many epochs that ran to its end.
     """
 
     def __init__(self, studies: Sequence[Study]) -> None:
@@ -131,16 +131,25 @@ class Recorded:
 
     def __call__(self, trial: TrialResult) -> Curve:
         """The curve of a trial."""
-        known = self._trials.get((trial.study, trial.phase))
+        epochs, seed = trial.config["epochs"], trial.config["seed"]
+        known = [one for one in self._trials.get((trial.study, trial.phase), []) if len(one.epochs) == epochs]
         if not known:
-            raise ValueError(f"the record has no {trial.phase} trial of {trial.study} that ran to its end.")
-        nearest = min(known, key=lambda other: self._distance(trial, other))
+            raise ValueError(
+                f"the record has no {trial.phase} trial of {trial.study} that ran to its end of {epochs} epochs."
+            )
+        nearest = min(known, key=lambda other: (self._distance(trial, other), other.config["seed"] != seed))
         for epoch, metrics in enumerate(nearest.epochs, start=1):
             yield Epoch(epoch=epoch, metrics=metrics), metrics["epoch/seconds"]
 
     def _distance(self, one: TrialResult, other: TrialResult) -> float:
-        space = self._plans[one.study].space
-        return sum((unit(space[name], one.config[name]) - unit(space[name], other.config[name])) ** 2 for name in space)
+        distance = 0.0
+        for name, dimension in self._plans[one.study].space.items():
+            active = [dimension.is_active(trial.config) for trial in (one, other)]
+            if all(active):
+                distance += (unit(dimension, one.config[name]) - unit(dimension, other.config[name])) ** 2
+            elif any(active):
+                distance += 1.0
+        return distance
 
 
 def unit(dimension: Space, value: Any) -> float:
