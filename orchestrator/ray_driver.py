@@ -18,6 +18,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is import
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to answer
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nor is Tune's snapshot ever read
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the record tells them
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -89,6 +90,7 @@ def drive(
 
 def _connect(address: str | None) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are the record's to tell
     try:
         if address is not None and (place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
             socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes

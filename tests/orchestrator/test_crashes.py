@@ -99,22 +99,20 @@ def kill(driver: subprocess.Popen[str], what: str) -> None:
 def test_twenty_kills_at_random_moments_change_nothing(
     spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
-    chance, kills = random.Random(5), 0
-    with (tmp_path / "log.txt").open("w") as out:
-        driver = started("launch", spec, home=tmp_path, out=out)
-        while driver.poll() != 0:
-            if driver.poll() is not None:
-                driver = started("launch", spec, home=tmp_path, out=out)
-            if kills < 20:
-                time.sleep(chance.uniform(2, 14))
-                if driver.poll() is None:
-                    kill(driver, chance.choice(["worker", "driver", "both"]))
-                    kills += 1
-            else:
-                driver.wait()
+    chance, kills, done = random.Random(5), 0, False
+    while not done:
+        with started("launch", spec, home=tmp_path) as driver:
+            assert driver.stdout is not None
+            driver.stdout.readline()  # from here on it is at work
+            while kills < 20 and driver.poll() is None:
+                time.sleep(chance.uniform(0, 10))
+                kill(driver, chance.choice(["worker", "driver", "both"]))
+                kills += 1
+            driver.stdout.read()
+        done = driver.returncode == 0
     assert outcome(tmp_path, "crash") == expected
     assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
-    assert kills >= 10, "the sweep was over too soon to be disturbed"
+    assert kills == 20, "the sweep was over too soon to be disturbed"
 
 
 def test_a_node_that_dies_costs_nothing_but_time(
@@ -246,3 +244,19 @@ def test_a_disk_that_is_full_for_a_while_loses_no_epoch(
     assert driver.returncode == 0, rest
     assert outcome(home, "crash") == expected
     assert_mlflow_agrees(database(home), home, "crash")
+
+
+def test_a_worker_that_falls_silent_is_declared_lost_and_its_trial_goes_on(
+    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
+) -> None:
+    patient = tmp_path / "patient.yaml"
+    patient.write_text(yaml.safe_dump({**SPEC, "lost_after_minutes": 1.2}))
+    with started("launch", patient, home=tmp_path) as driver:
+        wait_for(driver, 3)
+        silent = workers_of(driver.pid)[0]
+        silent.suspend()
+        assert driver.stdout is not None
+        rest = driver.stdout.read()
+    assert driver.returncode == 0, rest
+    assert outcome(tmp_path, "crash") == expected
+    assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
