@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -71,6 +72,12 @@ class Group:
     cause: Cause
     kind: str
     trials: list[TrialResult]
+
+    @property
+    def condition(self) -> str:
+        """What `--where` chooses them by, such as `error=OSError* cause=error`; nothing in it needs quotes."""
+        error, cause = (re.sub(r"[^\w.-]", "?", text) for text in (self.kind, self.cause.value))
+        return f"error={error}* cause={cause}"
 
     @property
     def trace(self) -> list[str]:

@@ -75,7 +75,7 @@ def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
             console.print(f"  and {len(group.trials) - 10} more", highlight=False)
         log = f"{place.trials(sweep)}/{group.trials[-1].trial_id}/log.txt"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
-        retry = f"sptune resume {sweep} --where 'error={group.kind}*'"
+        retry = f"sptune resume {sweep} --where '{group.condition}'"
         console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)
     for study in opened:
         if study.search.stopped:
