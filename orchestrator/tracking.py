@@ -7,6 +7,7 @@ what is not told when the driver ends is told at the next launch: the record say
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
@@ -283,8 +284,10 @@ def forget_runs(uri: str, run_ids: list[str]) -> None:
     for run_id in run_ids:
         try:
             run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                continue  # it is gone already
+            raise
+        with contextlib.suppress(MlflowException, FileNotFoundError):  # it may have no artifacts
             get_artifact_repository(run.info.artifact_uri, tracking_uri=uri).delete_artifacts()
-        except (MlflowException, FileNotFoundError):
-            continue  # it is gone already, or has no artifacts
-        finally:
-            client.delete_run(run_id)
+        client.delete_run(run_id)
