@@ -30,6 +30,7 @@ def told(curves: Synthetic | Recorded, trial: TrialResult) -> list[Epoch]:
     return [event for event, _ in curves(trial) if isinstance(event, Epoch)]
 
 
+@pytest.mark.slow
 def test_a_thousand_trials_take_as_long_as_their_epochs_on_the_virtual_clock(
     raw_spec: dict[str, Any], record_url: str
 ) -> None:
