@@ -94,7 +94,8 @@ def _connect(address: str | None) -> None:
     try:
         if address is not None and (place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
             socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        # "local": without it Ray joins whatever cluster someone has started on this machine.
+        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError) as error:
         raise ClusterError(f"no Ray cluster at {address}: {error}. Start one, or leave --address out.") from None
 

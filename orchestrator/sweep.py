@@ -266,7 +266,8 @@ class Sweep:
             self._handed.pop(trial.trial_id, None)
         self._tracker.sync(trial, record)
         if trial.state.is_finished:
-            study.advisor.forget(trial.number) if record is study.search else None
+            if record is study.search:
+                study.advisor.forget(trial.number)
             study.settle()
             self._on_finish(study)
             if study.over:
