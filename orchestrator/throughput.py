@@ -132,7 +132,7 @@ def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:
 
 
 def largest(plan: StudyPlan, seed: int) -> dict[str, Any]:
-    """A config of two epochs that costs as much as any of the study's: the largest counts, the middle of ranges."""
+    """A config of two epochs that costs as much as any of the study's: the largest counts, the middle else."""
 
     def costly(_: str, dimension: Space) -> Any:
         match dimension:
@@ -141,7 +141,8 @@ def largest(plan: StudyPlan, seed: int) -> dict[str, Any]:
             case IntRange(high=high):
                 return high
             case Choice(values=values):
-                return max(values) if all(isinstance(value, int | float) for value in values) else values[-1]
+                counts = [value for value in values if isinstance(value, int)]
+                return max(counts) if len(counts) == len(values) else values[len(values) // 2]
 
     params = draw_params(plan, costly)
     return dataclasses.asdict(plan.search_config(params | {"epochs": 2, "warmup_epochs": 0}, seed))

@@ -132,11 +132,12 @@ def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, floa
     """Of each study, how many trials are done and what the rest costs; whether anything is known of costs."""
     if not (home.record_file.exists() or Path(home.throughput_file).exists()):
         return {}, {}, False
-    from orchestrator.study import open_studies
+    from orchestrator.study import open_studies, refuse_contradictions
     from orchestrator.throughput import Throughput
 
     throughput = Throughput.of(home.throughput_file)
     opened = open_studies(sweep, open_record(home))
+    refuse_contradictions(sweep, opened)
     done = {study.plan.key: study.summary().finished for study in opened}
     costs = {study.plan.key: throughput.estimate(study, home.data_root).seconds for study in opened}
     return done, costs, any(cost is not None for cost in costs.values())

@@ -221,6 +221,9 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
         in said
     )
     assert re.search(r"linear .* 3 +1 +0 +\?", said)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw_spec | {"fixed": {"epochs": 3, "warmup_epochs": 1}}))
+    code, _, complaint = sptune(*plan)
+    assert code == 2 and "fixed.epochs was 2, is 3" in complaint, "and what launch would refuse"
 
 
 def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep, home: Home, sptune: Sptune) -> None:

@@ -296,6 +296,14 @@ def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(spec: P
     assert "as `sptune stop` asked" in told
 
 
+def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(spec: Path, tmp_path: Path) -> None:
+    planned = sptune("plan", spec, "--calibrate", home=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert re.search(r"at most \d+:\d\d of work, \d+:\d\d on \d+ workers\n", planned.stdout)
+    assert planned.stdout.count("of the device with those beside it: fits") == 2
+    assert "0 are done" in planned.stdout and not (tmp_path / "sweeps").exists()
+
+
 def test_plan_answers_at_once_and_without_torch() -> None:
     code = (
         "import sys; from orchestrator.cli import app\n"
