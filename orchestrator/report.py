@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from orchestrator.plan import StudyPlan
 from orchestrator.results import TrialState
-from orchestrator.study import StudySummary
+
+if TYPE_CHECKING:
+    from orchestrator.study import StudySummary
 
 
 def result_table(summaries: list[StudySummary]) -> Table:

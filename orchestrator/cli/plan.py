@@ -21,7 +21,8 @@ from orchestrator.cli.options import (
 )
 from orchestrator.errors import SpecError, UserError
 from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
-from orchestrator.plan import size_text, studies
+from orchestrator.plan import studies
+from orchestrator.report import label, varying
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import find_spec, load_spec
 
@@ -49,14 +50,16 @@ def plan(
         _calibrate(sweep, place, weights)
     plans = studies(sweep)
     done, costs, known = _known(sweep, place)
-    table = Table(box=None, pad_edge=False)
-    for name in ("task", "method", "backbone", "size", "trials", "final", "done", "work"):
-        table.add_column(name, justify="right" if name in ("trials", "final", "done", "work") else "left", no_wrap=True)
+    named, same = varying(plans, ("backbone", "train_size"))
+    table = Table(box=None, pad_edge=False, title=same, title_justify="left")
+    for name in ("task", "method", *named):
+        table.add_column(name, no_wrap=True)
+    for name in ("trials", "final", "done", "work"):
+        table.add_column(name, justify="right", no_wrap=True)
     for study in plans:
         counts = (str(sweep.search.trials), str(len(sweep.final.seeds)), str(done.get(study.key, 0)))
         cost = costs.get(study.key)
-        shown = "?" if cost is None else _hours(cost)
-        table.add_row(study.task, study.method, study.backbone, size_text(study.train_size), *counts, shown)
+        table.add_row(*label(study, ["task", "method", *named]), *counts, "?" if cost is None else _hours(cost))
     console.print(table)
     for method in sweep.methods:
         searched = ", ".join(sweep.params_of(method)[1]) or "nothing"
