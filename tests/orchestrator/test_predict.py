@@ -256,7 +256,7 @@ def test_a_backbone_without_weights_is_refused_with_all_else_that_is_wrong(sptun
     assert err.splitlines() == [
         f"error: {spec} has 2 problems:",
         "  " + MOCO_PROBLEM.format(among=f", nor in {tmp_path / 'weights'}"),
-        f"  home {tmp_path / 'file/home'} cannot be written: Not a directory. "
+        f"  home {tmp_path / 'file/home'} cannot be written: {tmp_path / 'file'} is a file. "
         "Choose another with --home or SPTUNE_HOME.",
     ]
     assert sorted(tmp_path.rglob("*")) == before
