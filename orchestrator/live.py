@@ -78,13 +78,17 @@ def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
     return left
 
 
-def headline(summaries: Sequence[StudySummary]) -> str:
-    """How many trials are finished, and what the others will take of the workers that are busy now."""
+def headline(summaries: Sequence[StudySummary], workers: int) -> str:
+    """How many trials are finished, and what the others will take with so many workers."""
     planned, finished = sum(s.planned for s in summaries), sum(s.finished for s in summaries)
-    running = sum(summary.states[TrialState.RUNNING] for summary in summaries)
     seconds = sum(left or 0 for left in work_left(summaries))
-    left = f", about {clock(seconds / running)} left" if running and seconds else ""
+    left = f", about {clock(seconds / workers)} left" if workers and seconds else ""
     return f"{finished} of {planned} trials finished{left}"
+
+
+def busy(summaries: Sequence[StudySummary]) -> int:
+    """How many workers have a trial."""
+    return sum(summary.states[TrialState.RUNNING] for summary in summaries)
 
 
 def _count(number: int) -> str:
@@ -98,6 +102,7 @@ class LiveView:
         self._sweep = sweep
         self._console = console
         self._started = time.monotonic()
+        self._workers = 0
         self._shown = -1
         self._shown_at = 0.0
         self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
@@ -122,7 +127,9 @@ class LiveView:
     def _headline(self) -> str:
         elapsed = clock(time.monotonic() - self._started)
         halt = f"; {self._sweep.halt.reason}" if self._sweep.halt else ""
-        return f"{self._sweep.spec.name}: {headline(self._sweep.summaries())}, {elapsed} so far{halt}"
+        summaries = self._sweep.summaries()
+        self._workers = max(self._workers, busy(summaries))
+        return f"{self._sweep.spec.name}: {headline(summaries, self._workers)}, {elapsed} so far{halt}"
 
     def _render(self) -> Group:
         rows = max(3, self._console.height - 6)

@@ -29,7 +29,7 @@ def status(
     """Show how far a sweep is and who works on it, from any terminal."""
     from orchestrator.checkpoints import Checkpoints
     from orchestrator.lease import told
-    from orchestrator.live import headline, progress_table
+    from orchestrator.live import busy, headline, progress_table
 
     place = home_at(home)
     record, spec = recorded(place, sweep)
@@ -48,7 +48,7 @@ def status(
         print(json.dumps(shown, indent=2))
         return
     console.print(progress_table(summaries))
-    console.print(f"{sweep}: {headline(summaries)}", highlight=False)
+    console.print(f"{sweep}: {headline(summaries, busy(summaries))}", highlight=False)
     driven = f"driven by {told(drivers[0])}" if drivers else "no driver is at work on it"
     console.print(f"{driven}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
     console.print(f"{count} checkpoints, {checkpoints / 1e6:.1f} MB, of {total / 1e6:.1f} MB in all", highlight=False)
