@@ -38,7 +38,7 @@ def distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
 
 def frozen(result: TrialResult, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
     """A trial as Optuna has it; without `metrics`, only what its samplers and pruners look at."""
-    attributes = attributes_of(result) | {"epochs": result.epochs} if metrics else {}
+    attributes = attributes_of(result) | ({"history": history_of(result)} if result.epochs else {}) if metrics else {}
     return create_trial(
         state=STATES[result.state],
         value=told_value(result),
@@ -62,6 +62,11 @@ def attributes_of(result: TrialResult) -> dict[str, Any]:
     return {"trial_id": result.trial_id, "config": result.config} | progress
 
 
+def history_of(result: TrialResult) -> dict[str, Any]:
+    """What came of its epochs, together: a row for each would be slow to write and to read."""
+    return {"epochs": result.epochs, "notes": result.notes}
+
+
 def told_value(result: TrialResult) -> float | None:
     """The value that Optuna is told: the score, or where a pruned trial stood."""
     if result.state is TrialState.PRUNED:
@@ -75,6 +80,7 @@ def thawed(trial: FrozenTrial, study: str, phase: Phase) -> TrialResult:
     progress = PROGRESS | {name: value for name, value in trial.user_attrs.items() if name in PROGRESS}
     if progress["cause"] is not None:
         progress["cause"] = Cause(progress["cause"])
+    history = trial.user_attrs.get("history", {"epochs": [], "notes": {}})
     return TrialResult(
         trial_id=trial.user_attrs["trial_id"],
         study=study,
@@ -83,9 +89,9 @@ def thawed(trial: FrozenTrial, study: str, phase: Phase) -> TrialResult:
         params=trial.params,
         config=trial.user_attrs["config"],
         state=state,
-        epochs=tuple(trial.user_attrs["epochs"]),
+        epochs=tuple(history["epochs"]),
         score=trial.value if state is TrialState.COMPLETE else None,
-        notes=dict(trial.system_attrs),
+        notes=trial.system_attrs | history["notes"],
         **progress,
     )
 

@@ -18,7 +18,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
-from orchestrator.frozen import PROGRESS, STATES, attributes_of, distributions, frozen, thawed, told_value
+from orchestrator.frozen import PROGRESS, STATES, attributes_of, distributions, frozen, history_of, thawed, told_value
 from orchestrator.lease import BEAT_S, GRACE_S, Lease
 from orchestrator.patience import patiently
 from orchestrator.plan import StudyPlan
@@ -188,20 +188,16 @@ class StudyRecord:
         for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
             if (value := result.epochs[epoch - 1].get("val/accuracy")) is not None:
                 patiently(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
-        # All metrics at once: a row an epoch would be slow to write and to read. Should the driver die before, the
-        # trial's checkpoint tells them again.
+        # Should the driver die before its history is written, the trial's checkpoint tells it again.
         saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))
         due = result.state is not TrialState.RUNNING or time.monotonic() - when > SAVE_EVERY_S
         if len(result.epochs) > saved and due:
-            patiently(self._storage.set_trial_user_attr, trial_id, "epochs", result.epochs)
+            patiently(self._storage.set_trial_user_attr, trial_id, "history", history_of(result))
             self._saved[result.number] = len(result.epochs), time.monotonic()
         was, now = PROGRESS | attributes_of(old), PROGRESS | attributes_of(result)
         for name, value in now.items():
             if value != was[name]:
                 patiently(self._storage.set_trial_user_attr, trial_id, name, value)
-        for name, value in result.notes.items():
-            if old.notes.get(name) != value:
-                patiently(self._storage.set_trial_system_attr, trial_id, name, value)
         if result.state is not old.state:
             value = told_value(result)
             values = None if value is None else [value]

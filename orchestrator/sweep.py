@@ -81,6 +81,7 @@ class Sweep:
         self._handed: dict[str, _Handed] = {}
         self._waiting: deque[tuple[Study, StudyRecord, int]] = deque()
         self._row = Row()
+        self._blocked: set[str] = set()  # studies with nothing to start until one of their trials finishes
         self._changes: Counter[str] = Counter()
         self._summaries: dict[str, tuple[int, StudySummary]] = {}
         refuse_contradictions(spec, self.studies)
@@ -164,6 +165,8 @@ class Sweep:
                 return self._hand_out_again(study, record, record.trials[number])
         budget = self.spec.budget.max_trials
         for study in list(self._open):
+            if study.plan.key in self._blocked:
+                continue
             if budget is not None and self.started >= budget:
                 if not self._handed:  # who runs now may still wait for another attempt
                     self.halt = Halt(f"budget: max_trials {budget} are started")
@@ -174,6 +177,7 @@ class Sweep:
                     return self._hand_out_again(study, record, trial)
                 self.started += 1
                 return self._hand_out(study, record, trial)
+            self._blocked.add(study.plan.key)
             if study.over:
                 self._close(study)
         return None
@@ -270,6 +274,7 @@ class Sweep:
                 study.advisor.forget(trial.number)
             study.settle()
             self._on_finish(study)
+            self._blocked = set() if self.spec.search.transfer else self._blocked - {study.plan.key}
             if study.over:
                 self._close(study)
         if self.done:
