@@ -202,6 +202,11 @@ class _Watch(tune.Callback):
         """See what is silent, and whether someone asked to stop."""
         self._bridge.tick()
 
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A worker has it now: its silence counts from here."""
+        if trial.trial_id in self._bridge.ours:
+            self._bridge.sweep.on_start(self._bridge.ours[trial.trial_id])
+
 
 class _SweepSearcher(Searcher):
     """Hands Tune the sweep's next trial."""

@@ -42,7 +42,7 @@ class _Handed:
     record: StudyRecord
     number: int
     heard: float
-    """When it last finished an epoch, or was handed out."""
+    """When it was handed out, began, or last finished an epoch."""
 
 
 class Sweep:
@@ -186,6 +186,10 @@ class Sweep:
         """The share of a GPU that a trial is given: after it ran out of memory a larger one, up to a whole GPU."""
         asked = self.spec.resources.gpus
         return asked if asked >= 1 else min(1.0, asked * trial.share)
+
+    def on_start(self, trial_id: str) -> None:
+        """Take in that a worker begins with a trial, which may have waited for it."""
+        self._handed[trial_id].heard = self._clock()
 
     def on_epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> bool:
         """Take in a finished epoch; an epoch that is known already changes nothing.

@@ -199,14 +199,16 @@ def test_a_trial_that_is_silent_for_too_long_is_named(raw_study: dict[str, Any],
     clock = Clock()
     spec = parse_spec(raw_study | {"lost_after_minutes": 2}, "a test")
     sweep = Sweep(spec, Record(record_url), MemoryTracker(), clock=clock)
-    silent, heard = sweep.next_trial(), sweep.next_trial()
+    silent, heard, late = sweep.next_trial(), sweep.next_trial(), sweep.next_trial()
     assert silent is not None
     assert heard is not None
+    assert late is not None
     clock.now = 100.0
     assert sweep.tick() == []
+    sweep.on_start(late.trial_id)
     sweep.on_epoch(heard.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5})
     clock.now = 121.0
-    assert sweep.tick() == [silent.trial_id], "each epoch is a sign of life"
+    assert sweep.tick() == [silent.trial_id], "each epoch is a sign of life, and so is the start"
     sweep.on_failure(silent.trial_id, failure(Cause.LOST))
     assert sweep.tick() == [], "who ended is not awaited"
 
