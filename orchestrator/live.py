@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report import label, varying
+from orchestrator.report import clock, label, varying
 from orchestrator.results import TrialState
 from orchestrator.study import StudySummary
 from orchestrator.sweep import Sweep
@@ -119,8 +119,10 @@ class LiveView:
     def _update(self) -> None:
         if self._console.is_terminal:
             return
-        finished, now = self._sweep.finished, time.monotonic()
-        if finished != self._shown and (now - self._shown_at >= LINE_EVERY_S or self._sweep.done):
+        now = time.monotonic()
+        if now - self._shown_at < LINE_EVERY_S and not self._sweep.done:
+            return
+        if (finished := self._sweep.finished) != self._shown:
             self._shown, self._shown_at = finished, now
             self._console.print(self._headline(), highlight=False)
 
@@ -134,10 +136,3 @@ class LiveView:
     def _render(self) -> Group:
         rows = max(3, self._console.height - 6)
         return Group(progress_table(self._sweep.summaries(), rows), Text(self._headline(), style="bold"))
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -11,7 +11,8 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
@@ -153,7 +154,7 @@ class _Bridge:
         """Pass on what a worker reported; whether it goes on."""
         trial_id = self.ours[tune_id]
         go_on = False
-        try:
+        with self._noting_errors():
             if "failure" in result:
                 cause = Cause(result["cause"])
                 failure = Failure(cause=cause, error=result["failure"], seconds=result["seconds"])
@@ -161,18 +162,16 @@ class _Bridge:
             elif self.sweep.is_under_way(trial_id):
                 go_on = self.sweep.on_epoch(trial_id, result["epoch"], dict(result["metrics"]))
             self.on_change()
-        except Exception as error:
-            self.error = error
-            raise
         return go_on
 
     def on_end(self, tune_id: str, error: Exception | None = None) -> None:
         """A trial that ended without a word lost its worker."""
         trial_id = self.ours.pop(tune_id)
         self.theirs.pop(tune_id, None)
-        if self.sweep.is_under_way(trial_id):
-            self.sweep.on_failure(trial_id, _loss(error))
-            self.on_change()
+        with self._noting_errors():
+            if self.sweep.is_under_way(trial_id):
+                self.sweep.on_failure(trial_id, _loss(error))
+                self.on_change()
 
     def tick(self) -> None:
         """Kill the workers of trials that are silent for too long: Tune then reports them lost."""
@@ -181,6 +180,14 @@ class _Bridge:
             actor = self.theirs[tune_id].temporary_state.ray_actor if tune_id in self.theirs else None
             if actor is not None:
                 ray.kill(actor)
+
+    @contextmanager
+    def _noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _loss(error: Exception | None) -> Failure:

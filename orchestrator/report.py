@@ -93,3 +93,10 @@ def _mean_std(scores: list[float]) -> str:
         return "—"
     spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     return f"{100 * statistics.mean(scores):.1f}{spread}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -65,12 +65,14 @@ class Throughput:
     def learn(self, studies: Iterable[Study], data_root: str) -> None:
         """Take in finished trials, and write down what is new."""
         before = dict(self.rates)
-        trials: dict[str, list[tuple[TrialResult, StudyPlan]]] = {}
+        trials: dict[str, list[tuple[TrialResult, float]]] = {}
         for study in studies:
-            key = _key(study.plan, study.spec.resources.gpus)
-            trials.setdefault(key, []).extend((trial, study.plan) for trial in study.trials)
+            found = trials.setdefault(_key(study.plan, study.spec.resources.gpus), [])
+            for record, splits in ((study.search, ("train",)), (study.final, ("train", "val"))):
+                images = num_images(study.plan, splits, data_root) if record.trials else 0.0
+                found += [(trial, images) for trial in record.trials if trial.duplicate_of is None]
         for key, found in trials.items():
-            rate = _measured(found, data_root)
+            rate = _measured(found)
             if rate is not None and rate.trials >= (before[key].trials if key in before else 1):
                 self.rates[key] = rate
         if self.rates != before:
@@ -158,15 +160,14 @@ def _key(plan: StudyPlan, gpus: float) -> str:
     return f"{plan.method} {plan.backbone} {'gpu' if gpus else 'cpu'}"
 
 
-def _measured(found: list[tuple[TrialResult, StudyPlan]], data_root: str) -> Rate | None:
-    """The rate of the trials whose workers told their time."""
+def _measured(found: list[tuple[TrialResult, float]]) -> Rate | None:
+    """The rate of trials, each with the number of its images, as far as their workers told their time."""
     seconds, passes, peak, device, count = 0.0, 0.0, 0.0, 0.0, 0
-    for trial, plan in found:
+    for trial, images in found:
         measured = [epoch for epoch in trial.epochs if "epoch/seconds" in epoch]
         if measured:
-            splits = ("train",) if trial.phase == "search" else ("train", "val")
             seconds += sum(epoch["epoch/seconds"] for epoch in measured)
-            passes += len(measured) * num_images(plan, splits, data_root)
+            passes += len(measured) * images
             peak = max(peak, *(epoch["memory/peak_gb"] for epoch in measured))
             device = max(device, *(epoch["memory/device_gb"] for epoch in measured))
             count += 1

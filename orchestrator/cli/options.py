@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.errors import UserError
-from orchestrator.home import Home
+from orchestrator.home import Home, Workplace
 from orchestrator.spec import Grid, SweepSpec, task_names
 from orchestrator.spec_file import parse_spec
 from trainer.catalog import BACKBONES
@@ -86,3 +86,15 @@ def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
         except WeightsError as error:
             problems.append(f"backbones: {error}")
     return list(dict.fromkeys(problems))
+
+
+def place_for(spec: SweepSpec, home: Home, weights: str | None, trials: str) -> Workplace:
+    """Where a sweep's trials run, with their folders in `trials`."""
+    return Workplace(
+        data_root=home.data_root,
+        trials=trials,
+        bank=home.bank,
+        weights=weights and str(Path(weights).expanduser().absolute()),
+        cpus=spec.resources.cpus,
+        gpus=spec.resources.gpus,
+    )

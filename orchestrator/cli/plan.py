@@ -17,12 +17,13 @@ from orchestrator.cli.options import (
     console,
     missing,
     open_record,
+    place_for,
     recorded,
 )
 from orchestrator.errors import SpecError, UserError
-from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
+from orchestrator.home import DEFAULT_HOME, Home, home_at
 from orchestrator.plan import studies
-from orchestrator.report import label, varying
+from orchestrator.report import clock, label, varying
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import find_spec, load_spec
 
@@ -59,7 +60,7 @@ def plan(
     for study in plans:
         counts = (str(sweep.search.trials), str(len(sweep.final.seeds)), str(done.get(study.key, 0)))
         cost = costs.get(study.key)
-        table.add_row(*label(study, ["task", "method", *named]), *counts, "?" if cost is None else _hours(cost))
+        table.add_row(*label(study, ["task", "method", *named]), *counts, "?" if cost is None else clock(cost))
     console.print(table)
     for method in sweep.methods:
         searched = ", ".join(sweep.params_of(method)[1]) or "nothing"
@@ -70,14 +71,14 @@ def plan(
         f"each on {sweep.resources.cpus} CPU and {sweep.resources.gpus:g} GPU; {sum(done.values())} are done",
         highlight=False,
     )
-    slots = workers or max(1, (os.cpu_count() or 1) // sweep.resources.cpus)
+    slots = workers or _slots(sweep)
     if not known:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
     else:
         seconds = sum(cost for cost in costs.values() if cost is not None)
         unknown = sum(cost is None for cost in costs.values())
         console.print(
-            f"at most {_hours(seconds)} of work, {_hours(seconds / slots)} on {slots} workers"
+            f"at most {clock(seconds)} of work, {clock(seconds / slots)} on {slots} workers"
             + (f", {seconds * sweep.resources.gpus / 3600:.1f} GPU-hours" if sweep.resources.gpus else "")
             + (f"; {unknown} studies not counted: nothing like them was run" if unknown else ""),
             highlight=False,
@@ -97,33 +98,31 @@ def replay(
 
     Nothing is trained and nothing is kept.
     """
-    from orchestrator.live import clock as clock_text
     from orchestrator.live import progress_table
     from orchestrator.record import Record
-    from orchestrator.replay import Clock, Recorded, Synthetic, drive
+    from orchestrator.replay import Clock, Curves, Recorded, Synthetic, drive
     from orchestrator.study import open_studies
     from orchestrator.sweep import Sweep
     from orchestrator.tracking import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
-    curves = (
-        Synthetic(studies(sweep_spec))
-        if like is None
-        else Recorded(open_studies(*reversed(recorded(home_at(home), like))))  # type: ignore[arg-type]
-    )
-    clock = Clock()
-    slots = workers or max(1, (os.cpu_count() or 1) // sweep_spec.resources.cpus)
+    curves: Curves = Synthetic(studies(sweep_spec))
+    if like is not None:
+        record, known = recorded(home_at(home), like)
+        curves = Recorded(open_studies(known, record))
+    now = Clock()
+    slots = workers or _slots(sweep_spec)
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(sweep_spec, Record(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
+        sweep = Sweep(sweep_spec, Record(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=now)
         try:
-            busy = drive(sweep, curves, clock, slots)
+            busy = drive(sweep, curves, now, slots)
         except ValueError as error:
             raise UserError(f"--like {like}: {error}") from None
     console.print(progress_table(sweep.summaries()))
-    whole, share = sweep.finished * max(study.plan.epochs for study in sweep.studies), busy / (clock.now * slots)
+    whole, share = sweep.finished * max(study.plan.epochs for study in sweep.studies), busy / (now.now * slots)
     ran = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
     console.print(
-        f"{sweep.finished} trials in {clock_text(clock.now)} on {slots} workers, busy {share:.0%}; "
+        f"{sweep.finished} trials in {clock(now.now)} on {slots} workers, busy {share:.0%}; "
         f"{ran} of {whole} epochs were trained, the others pruned or answered from the record"
         + (f"; {sweep.halt.reason}" if sweep.halt else ""),
         highlight=False,
@@ -175,19 +174,11 @@ def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
     throughput = Throughput.of(home.throughput_file)
     for study in {(study.method, study.backbone): study for study in reversed(studies(sweep))}.values():
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
-            workplace = Workplace(
-                data_root=home.data_root,
-                trials=folder,
-                bank=home.bank,
-                weights=weights,
-                cpus=sweep.resources.cpus,
-                gpus=sweep.resources.gpus,
-            )
+            workplace = place_for(sweep, home, weights, folder)
             events = [*run_trial(largest(study, sweep.search.seed), workplace)]
         throughput.learn_one(study, events, sweep.resources.gpus, home.data_root)
 
 
-def _hours(seconds: float) -> str:
-    from orchestrator.live import clock
-
-    return clock(seconds)
+def _slots(sweep: SweepSpec) -> int:
+    """How many trials fit this machine's cores at once."""
+    return max(1, (os.cpu_count() or 1) // sweep.resources.cpus)

@@ -25,6 +25,7 @@ from orchestrator.cli.options import (
     console,
     missing,
     open_record,
+    place_for,
     recorded,
 )
 from orchestrator.cli.results import print_report
@@ -91,7 +92,7 @@ def resume(
         raise SpecError(f"the recorded spec of {sweep}", problems)
     fits = chosen(where, trial or [])
     again = (lambda found: found.state is TrialState.FAILED and fits(found)) if failed or trial or where else None
-    _run(spec, place, record, inline, address, weights, again)
+    _run(spec, place, record, inline, address, weights, again, bool(trial or where))
 
 
 def stop(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
@@ -192,6 +193,7 @@ def _run(
     address: str | None,
     weights: str | None,
     again: Callable[[TrialResult], bool] | None = None,
+    named: bool = False,
 ) -> None:
     from orchestrator.checkpoints import Checkpoints
     from orchestrator.live import LiveView
@@ -207,7 +209,7 @@ def _run(
         ends.callback(lease.release)
         if again is not None:
             found = [entry for study in open_studies(spec, record) for entry in study.again(again)]
-            if not found:
+            if named and not found:
                 raise UserError(
                     f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
                 )
@@ -216,20 +218,12 @@ def _run(
         ends.callback(_tell_the_rest, tracker)
         sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
         ends.callback(sweep.close)
-        workplace = Workplace(
-            data_root=home.data_root,
-            trials=trials,
-            bank=home.bank,
-            weights=weights and str(Path(weights).expanduser().absolute()),
-            cpus=spec.resources.cpus,
-            gpus=spec.resources.gpus,
-        )
         if sweep.done:
             console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
         else:
             try:
                 with LiveView(sweep, console) as update:
-                    _drive(sweep, workplace, update, inline, address)
+                    _drive(sweep, place_for(spec, home, weights, trials), update, inline, address)
             except KeyboardInterrupt:
                 told = f"stopped; `sptune resume {spec.name}` goes on from the last finished epochs."
                 console.print(told, highlight=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.cli import main
@@ -19,6 +20,7 @@ from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
+from trainer.data.store import read_card
 
 RAW_SPEC: dict[str, Any] = {
     "name": "small",
@@ -39,6 +41,19 @@ RAW_SPEC: dict[str, Any] = {
     },
     "final": {"seeds": [42, 44]},
 }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The digits, with the first 60 of val and 90 of test only, for all homes: quickly scored."""
+    root = tmp_path_factory.mktemp("data")
+    read_card(str(root), "demo/digits")
+    for split, count in (("val", 60), ("test", 90)):
+        file = root / f"demo/digits/{split}.parquet"
+        pq.write_table(pq.read_table(file)[:count], file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPTUNE_DATA", str(root))
+        yield root
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from orchestrator.spec_file import parse_spec
 from orchestrator.study import Study, open_studies
 from orchestrator.sweep import Sweep
 from orchestrator.throughput import Throughput
-from orchestrator.tracking import MlflowTracker
+from orchestrator.tracking import MemoryTracker, MlflowTracker
 from tests.orchestrator.conftest import Sptune, drive
 from trainer.storage import write_bytes
 
@@ -185,6 +185,16 @@ def test_nothing_is_resumed_that_was_not_meant(
     assert (code, problem in complaint) == (2, True)
     assert [study.trials for study in studies_of(finished.spec, home)] == before
     assert record_of(home).lease("small").holders() == [], "and nobody holds it"
+
+
+def test_resume_failed_goes_on_where_nothing_has_failed(
+    spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
+) -> None:
+    shutil.copy(mlflow_db, home.folder / "mlflow.db")
+    drive(Sweep(spec, record_of(home), MemoryTracker()))
+    code, said, complaint = sptune("resume", "small", "--failed", "--home", home.folder, "--inline")
+    assert (code, complaint) == (0, "")
+    assert "0 failed trials of small are run again.\nsmall is finished; nothing to run." in said
 
 
 def test_plan_says_what_is_done_and_what_the_rest_costs(

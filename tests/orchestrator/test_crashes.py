@@ -15,13 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
 from tests.orchestrator.processes import assert_mlflow_agrees, outcome, sptune, started, workers_of
-from trainer.data.store import read_card
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SPEC: dict[str, Any] = {
@@ -44,21 +42,8 @@ SPEC: dict[str, Any] = {
 NUM_TRIALS = 24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The digits, with few images to be scored."""
-    root = tmp_path_factory.mktemp("data")
-    read_card(str(root), "demo/digits")
-    for split, count in (("val", 60), ("test", 90)):
-        file = root / f"demo/digits/{split}.parquet"
-        pq.write_table(pq.read_table(file)[:count], file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPTUNE_DATA", str(root))
-        yield root
-
-
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     path = tmp_path_factory.mktemp("spec") / "crash.yaml"
     path.write_text(yaml.safe_dump(SPEC))
     return path

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from mlflow import MlflowClient
 from orchestrator.results import TrialState
 from tests.orchestrator.processes import outcome, sptune, started, trials_told, workers_of
 from trainer.config import TrainConfig
-from trainer.data.store import read_card
 
 pytestmark = pytest.mark.timeout(600)  # a fixture that runs a whole sweep counts as part of a test
 TINY: dict[str, Any] = {
@@ -52,21 +50,8 @@ def table(output: str) -> str:
     return output[output.index("test accuracy") : output.index("Every trial in MLflow")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The digits, with the first 60 of val and 90 of test only, for all homes: quickly scored."""
-    root = tmp_path_factory.mktemp("data")
-    read_card(str(root), "demo/digits")
-    for split, count in (("val", 60), ("test", 90)):
-        file = root / f"demo/digits/{split}.parquet"
-        pq.write_table(pq.read_table(file)[:count], file)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPTUNE_DATA", str(root))
-        yield root
-
-
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     path = tmp_path_factory.mktemp("spec") / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path

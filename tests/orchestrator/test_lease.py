@@ -15,6 +15,7 @@ from datetime import timedelta
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy
 
@@ -95,6 +96,7 @@ def test_each_sweep_has_its_own_driver(record: Record, spec: SweepSpec, held: Le
     record.save_sweep("other", spec.model_dump(mode="json"))
     other = record.lease("other")
     other.take("other")
+    assert (len(other.holders()), len(held.holders())) == (1, 1)
     other.release()
 
 
@@ -155,6 +157,7 @@ def test_another_process_with_the_same_number_is_not_the_driver(record_url: str,
     _pretend(held, born=held.holders()[0]["born"] - 100)
     successor = Record(record_url).lease("small")
     successor.take("small")
+    assert [holder["born"] for holder in successor.holders()] == [psutil.Process().create_time()]
     successor.release()
 
 
