@@ -12,6 +12,7 @@ from optuna.trial import TrialState as OptunaState
 
 from orchestrator.plan import StudyPlan
 from orchestrator.results import Cause, Phase, TrialResult, TrialState
+from orchestrator.rows import StoredTrial
 from orchestrator.spec import FloatRange, IntRange, Space
 
 STATES = {
@@ -21,6 +22,8 @@ STATES = {
     TrialState.PRUNED: OptunaState.PRUNED,
     TrialState.FAILED: OptunaState.FAIL,
 }
+HISTORY = "history"
+"""Name of the user attribute that holds all epochs: most of what a trial weighs."""
 PROGRESS: dict[str, Any] = {
     field.name: field.default
     for field in dataclasses.fields(TrialResult)
@@ -38,7 +41,7 @@ def distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
 
 def frozen(result: TrialResult, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
     """A trial as Optuna has it; without `metrics`, only what its samplers and pruners look at."""
-    attributes = attributes_of(result) | ({"history": history_of(result)} if result.epochs else {}) if metrics else {}
+    attributes = attributes_of(result) | (came_of(result) if result.epochs else {}) if metrics else {}
     return create_trial(
         state=STATES[result.state],
         value=told_value(result),
@@ -62,9 +65,13 @@ def attributes_of(result: TrialResult) -> dict[str, Any]:
     return {"trial_id": result.trial_id, "config": result.config} | progress
 
 
-def history_of(result: TrialResult) -> dict[str, Any]:
-    """What came of its epochs, together: a row for each would be slow to write and to read."""
-    return {"epochs": result.epochs, "notes": result.notes}
+def came_of(result: TrialResult) -> dict[str, Any]:
+    """What came of its epochs, as user attributes: all metrics together, for a row each would be slow to write and
+    to read, and their last values apart, for who needs no more."""
+    return {
+        HISTORY: {"epochs": result.epochs, "notes": result.notes},
+        "came": {"last": result.last, "facts": result.facts},
+    }
 
 
 def told_value(result: TrialResult) -> float | None:
@@ -74,24 +81,26 @@ def told_value(result: TrialResult) -> float | None:
     return result.score
 
 
-def thawed(trial: FrozenTrial, study: str, phase: Phase) -> TrialResult:
-    """The trial that `frozen` was given."""
+def thawed(trial: StoredTrial, study: str, phase: Phase) -> TrialResult:
+    """The trial that `frozen` was given; without its epochs where its history was not read."""
     state = next(ours for ours, theirs in STATES.items() if theirs is trial.state)
-    progress = PROGRESS | {name: value for name, value in trial.user_attrs.items() if name in PROGRESS}
+    progress = PROGRESS | {name: value for name, value in trial.user.items() if name in PROGRESS}
     if progress["cause"] is not None:
         progress["cause"] = Cause(progress["cause"])
-    history = trial.user_attrs.get("history", {"epochs": [], "notes": {}})
+    history = trial.user.get(HISTORY, {"epochs": [], "notes": {}})
+    came = trial.user.get("came", {"last": {}, "facts": {}})
     return TrialResult(
-        trial_id=trial.user_attrs["trial_id"],
+        trial_id=trial.user["trial_id"],
         study=study,
         phase=phase,
         number=trial.number,
         params=trial.params,
-        config=trial.user_attrs["config"],
+        config=trial.user["config"],
         state=state,
         epochs=tuple(history["epochs"]),
         score=trial.value if state is TrialState.COMPLETE else None,
-        notes=trial.system_attrs | history["notes"],
+        notes=trial.system | history["notes"],
+        **came,
         **progress,
     )
 

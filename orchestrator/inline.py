@@ -20,7 +20,7 @@ def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None]) -> 
                 sweep.tick()
                 if isinstance(event, Failure):
                     sweep.on_failure(trial.trial_id, event)
-                elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics):
+                elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics, event.facts):
                     break
                 on_change()
             on_change()

@@ -123,7 +123,8 @@ def _trainable(config: dict[str, Any], workplace: Workplace, run_trial: RunTrial
         if isinstance(event, Failure):
             tune.report({"failure": event.error, "cause": event.cause.value, "seconds": event.seconds})
         else:
-            tune.report({"epoch": event.epoch, "metrics": [*event.metrics.items()]})  # Tune flattens dicts
+            told = {"metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}  # Tune flattens dicts
+            tune.report({"epoch": event.epoch} | told)
 
 
 class _Bridge:
@@ -160,7 +161,8 @@ class _Bridge:
                 failure = Failure(cause=cause, error=result["failure"], seconds=result["seconds"])
                 self.sweep.on_failure(trial_id, failure)
             elif self.sweep.is_under_way(trial_id):
-                go_on = self.sweep.on_epoch(trial_id, result["epoch"], dict(result["metrics"]))
+                metrics, facts = dict(result["metrics"]), dict(result["facts"])
+                go_on = self.sweep.on_epoch(trial_id, result["epoch"], metrics, facts)
             self.on_change()
         return go_on
 

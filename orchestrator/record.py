@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -18,14 +18,26 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
-from orchestrator.frozen import PROGRESS, STATES, attributes_of, distributions, frozen, history_of, thawed, told_value
+from orchestrator.frozen import (
+    HISTORY,
+    PROGRESS,
+    STATES,
+    attributes_of,
+    came_of,
+    distributions,
+    frozen,
+    thawed,
+    told_value,
+)
 from orchestrator.lease import BEAT_S, GRACE_S, Lease
 from orchestrator.patience import patiently
 from orchestrator.plan import StudyPlan
 from orchestrator.results import Phase, TrialResult, TrialState
+from orchestrator.rows import StoredTrial, read_rows
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+PHASES: tuple[Phase, ...] = ("search", "final")
 SAVE_EVERY_S = 30.0
 """How often the metrics of a running trial are written."""
 
@@ -70,17 +82,25 @@ class Record:
         """The hold that one driver at a time has on a sweep."""
         return Lease(self._storage, self._sweep_id(name))
 
-    def open_studies(self, sweep: str, plans: Iterable[StudyPlan]) -> list[tuple[StudyRecord, StudyRecord]]:
-        """Search and final trials of each study, as far as there are any."""
+    def open_studies(
+        self, sweep: str, plans: Sequence[StudyPlan], *, epochs: bool = True
+    ) -> list[tuple[StudyRecord, StudyRecord]]:
+        """Search and final trials of each study, as far as there are any; without `epochs`, which are most of what
+        there is to read, to be looked at only."""
         found: dict[str, list[tuple[int, int, Mapping[str, Any]]]] = {}
         for study in self._storage.get_all_studies():
             name, copy = re.fullmatch(r"(.*?)(?: \((\d+)\))?", study.study_name).groups()  # type: ignore[union-attr]
             if copy is None or "replaces" in study.user_attrs:
                 found.setdefault(name, []).append((int(copy or 1), study._study_id, study.user_attrs))
 
+        names = {(plan.key, phase): f"{sweep}: {plan.key} {phase}" for plan in plans for phase in PHASES}
+        latest = {name: max(found[name]) for name in names.values() if name in found}
+        ids = [study_id for _, study_id, _ in latest.values()]
+        rows = read_rows(self._storage, ids, without="" if epochs else HISTORY)
+
         def opened(plan: StudyPlan, phase: Phase) -> StudyRecord:
-            name = f"{sweep}: {plan.key} {phase}"
-            return StudyRecord(self._storage, name, max(found.get(name, []), default=None), plan, phase)
+            study = latest.get(name := names[plan.key, phase])
+            return StudyRecord(self._storage, name, study, rows[study[1]] if study else [], plan, phase)
 
         return [(opened(plan, "search"), opened(plan, "final")) for plan in plans]
 
@@ -112,6 +132,7 @@ class StudyRecord:
         storage: RDBStorage,
         name: str,
         found: tuple[int, int, Mapping[str, Any]] | None,
+        rows: Sequence[StoredTrial],
         plan: StudyPlan,
         phase: Phase,
     ) -> None:
@@ -122,10 +143,9 @@ class StudyRecord:
         self._attributes = dict(attributes)
         self._plan = plan
         self.phase: Phase = phase
-        theirs = storage.get_all_trials(self._study_id) if self._study_id is not None else []
-        self._ids = [trial._trial_id for trial in theirs]
+        self._ids = [row.trial_id for row in rows]
         self._saved: dict[int, tuple[int, float]] = {}  # how many epochs' metrics are written, and since when
-        self.trials = [thawed(trial, plan.key, phase) for trial in theirs]
+        self.trials = [thawed(row, plan.key, phase) for row in rows]
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -192,7 +212,8 @@ class StudyRecord:
         saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))
         due = result.state is not TrialState.RUNNING or time.monotonic() - when > SAVE_EVERY_S
         if len(result.epochs) > saved and due:
-            patiently(self._storage.set_trial_user_attr, trial_id, "history", history_of(result))
+            for name, value in came_of(result).items():
+                patiently(self._storage.set_trial_user_attr, trial_id, name, value)
             self._saved[result.number] = len(result.epochs), time.monotonic()
         was, now = PROGRESS | attributes_of(old), PROGRESS | attributes_of(result)
         for name, value in now.items():

@@ -62,7 +62,7 @@ def drive(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float
         sweep.tick()
         if isinstance(event, Failure):
             sweep.on_failure(trial_id, event)
-        elif sweep.on_epoch(trial_id, event.epoch, event.metrics):
+        elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.facts):
             expect(trial_id, curve)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +54,8 @@ class Epoch:
     metrics: dict[str, float]
     """As the trainer has them, and from the worker: epoch/seconds that it was busy since it last told something,
     memory/peak_gb that it has used at most, memory/device_gb that its device has."""
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What is no number: where it ran, on what software, which images it learnt from and was scored on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +90,11 @@ class TrialResult:
     """The whole TrainConfig."""
     state: TrialState
     epochs: tuple[dict[str, float], ...] = ()
-    """Metrics of each finished epoch."""
+    """Metrics of each finished epoch; a report has them not (`open_studies`)."""
+    last: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Each metric's last value."""
+    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What its worker told that is no number."""
     score: float | None = None
     """val/accuracy of a complete search trial at its last epoch, test/accuracy of a final one; 0..1."""
     error: str | None = None
@@ -127,10 +134,17 @@ class TrialResult:
         """The error without its trace; empty where there is none."""
         return self.error.splitlines()[0] if self.error else ""
 
+    def after(self, epoch: dict[str, float], facts: Mapping[str, str]) -> TrialResult:
+        """The same trial with one more epoch."""
+        return dataclasses.replace(
+            self, epochs=(*self.epochs, epoch), last=self.last | epoch, facts={**self.facts, **facts}, losses=0
+        )
+
     def again(self, *, forget: bool = False) -> TrialResult:
         """The same trial waiting for a new attempt: from its last epoch, or as if it had never been run."""
         drawn = {name: value for name, value in self.notes.items() if not name.startswith(RUNG)}
-        fresh: dict[str, Any] = {"epochs": (), "attempt": 0, "share": 1, "wasted_s": 0.0, "notes": drawn}
+        fresh: dict[str, Any] = {"epochs": (), "last": {}, "facts": {}, "notes": drawn}
+        fresh |= {"attempt": 0, "share": 1, "wasted_s": 0.0}
         return dataclasses.replace(
             self,
             state=TrialState.WAITING,

@@ -191,7 +191,9 @@ class Sweep:
         """Take in that a worker begins with a trial, which may have waited for it."""
         self._handed[trial_id].heard = self._clock()
 
-    def on_epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> bool:
+    def on_epoch(
+        self, trial_id: str, epoch: int, metrics: dict[str, float], facts: dict[str, str] | None = None
+    ) -> bool:
         """Take in a finished epoch; an epoch that is known already changes nothing.
 
         Returns:
@@ -205,7 +207,7 @@ class Sweep:
         trial = known
         if epoch > len(known.epochs):
             self._row.end()
-            trial = dataclasses.replace(known, epochs=(*known.epochs, metrics), losses=0)
+            trial = known.after(metrics, facts or {})
             self.gpu_hours += metrics.get("epoch/seconds", 0.0) * self.gpus_of(trial) / 3600
         if len(trial.epochs) == trial.config["epochs"]:
             score = trial.epochs[-1][f"{trial.config['eval_split']}/accuracy"]

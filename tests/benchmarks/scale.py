@@ -178,7 +178,7 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
                 continue
             lengths.append(results.qsize())
             absorbed += 1
-            if sweep.is_under_way(trial_id) and not sweep.on_epoch(trial_id, epoch.epoch, epoch.metrics):
+            if sweep.is_under_way(trial_id) and not sweep.on_epoch(trial_id, epoch.epoch, epoch.metrics, epoch.facts):
                 running.pop(trial_id, None)
                 fill()
         reporter.join()
