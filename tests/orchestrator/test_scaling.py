@@ -94,7 +94,8 @@ def test_one_seed_has_no_interval() -> None:
 
 def test_an_interval_stays_within_nothing_and_all() -> None:
     (found,) = curves([summary("vtab/dtd", 0.1, [0.9, 1.0])])
-    assert (found.points[0].low, found.points[0].high) == (pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4), 1.0)
+    assert found.points[0].low == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4)
+    assert found.points[0].high == 1.0
 
 
 def test_a_task_that_lacks_a_size_is_left_out_everywhere_and_named() -> None:
