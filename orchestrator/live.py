@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report import clock, label, varying
+from orchestrator.labels import clock, label, varying
 from orchestrator.results import TrialState
 from orchestrator.study import StudySummary
 from orchestrator.sweep import Sweep

@@ -46,9 +46,9 @@ class StudyPlan:
         """A search trial: trained on train, judged on val."""
         return self._config(params, eval_split="val", seed=seed)
 
-    def final_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
-        """A final trial: trained on trainval, scored once on test."""
-        return self._config(params, eval_split="test", seed=seed)
+    def final_config(self, params: Mapping[str, Any], seed: int, measure_peeking: bool = False) -> TrainConfig:
+        """A final trial: trained on trainval, scored on test at its end."""
+        return self._config(params, eval_split="test", seed=seed, measure_peeking=measure_peeking)
 
     def _config(self, params: Mapping[str, Any], **own: Any) -> TrainConfig:
         place = {"task": self.task, "backbone": self.backbone, "method": self.method, "train_size": self.train_size}

@@ -117,6 +117,7 @@ class Choice(_Dimension):
 
 
 Space = FloatRange | IntRange | Choice
+Select = Literal["last_val", "simplest_tied"]
 Dimension = Annotated[Space, Field(discriminator="type")]
 
 
@@ -177,9 +178,14 @@ class Search(_Part):
 
 
 class Final(_Part):
-    """How a study's best parameters are scored on test."""
+    """How a study's parameters are chosen, and scored on test."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    select: Select = "last_val"
+    """last_val: the best val accuracy at the last epoch, of equals the earliest. simplest_tied: of the trials that
+    val cannot tell from that one (`significance.tied`), the one that learns the fewest parameters."""
+    measure_peeking: bool = False
+    """Score test after every epoch of a final trial too, to report apart what choosing an epoch on it would gain."""
 
 
 class Resources(_Part):

@@ -12,7 +12,7 @@ from orchestrator.spec import Choice, FloatRange, Grid, Search, Space, task_name
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.rules import no_such, number_problem
 
-SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "seed")
+SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "measure_peeking", "seed")
 """Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""
 
 
@@ -57,6 +57,7 @@ def _own_key(field: str) -> str:
         "method": "methods",
         "train_size": "train_sizes",
         "seed": "search.seed and final.seeds",
+        "measure_peeking": "final.measure_peeking",
         "eval_split": "nothing: search is judged on val, final trials on test",
     }[field]
 

@@ -13,6 +13,7 @@ from orchestrator.plan import StudyPlan, studies
 from orchestrator.record import Record, StudyRecord
 from orchestrator.results import TrialResult, TrialState
 from orchestrator.search import Advisor
+from orchestrator.significance import chosen
 from orchestrator.spec import SweepSpec, widens
 from trainer.config import TrainConfig
 
@@ -110,16 +111,16 @@ class Study:
 
     @property
     def best(self) -> TrialResult | None:
-        """The complete trial with the best val/accuracy at its last epoch; of equals the earliest."""
-        complete = [trial for trial in self.searched if trial.score is not None]
-        return max(complete, key=lambda trial: (trial.score, -trial.number), default=None)
+        """The complete trial that `final.select` chooses."""
+        return chosen(self.searched, self.spec.final.select)
 
     def final_configs(self) -> dict[str, tuple[int, TrainConfig]]:
         """Seed and config of each final trial, by trial id; none while there is nothing to repeat."""
         if (best := self.best) is None:
             return {}
         if self._finals_of[0] != best.trial_id:
-            configs = [(seed, self.plan.final_config(best.params, seed)) for seed in self.spec.final.seeds]
+            asked = self.spec.final
+            configs = [(s, self.plan.final_config(best.params, s, asked.measure_peeking)) for s in asked.seeds]
             self._finals_of = best.trial_id, {config.fingerprint(): (seed, config) for seed, config in configs}
         return self._finals_of[1]
 
@@ -251,12 +252,12 @@ class Study:
         )
 
 
-def open_studies(spec: SweepSpec, record: Record) -> list[Study]:
-    """Every study of a sweep with the trials it has so far; nothing is written."""
+def open_studies(spec: SweepSpec, record: Record, *, epochs: bool = True) -> list[Study]:
+    """Every study of a sweep with the trials it has so far, to be looked at only if without their `epochs`."""
     plans = studies(spec)
     found: list[Study] = []
     peers: dict[tuple[object, ...], list[Study]] = {}
-    for plan, (search, final) in zip(plans, record.open_studies(spec.name, plans), strict=True):
+    for plan, (search, final) in zip(plans, record.open_studies(spec.name, plans, epochs=epochs), strict=True):
         family = peers.setdefault((plan.backbone, plan.method, plan.train_size), [])
         # It learns from the first half of the studies before it: most can run side by side, and each begins the same
         # way however fast they are.

@@ -7,6 +7,8 @@ training only.
 from __future__ import annotations
 
 import errno
+import io
+import json
 import logging
 import os
 import platform
@@ -17,15 +19,18 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from orchestrator.home import Workplace
+from orchestrator.provenance import machine, software
 from orchestrator.results import Cause, Epoch, Failure
+from orchestrator.significance import pack
 from trainer.config import TrainConfig
 from trainer.data.store import TaskMissing
 from trainer.loop import EpochMetrics, TrainingDiverged, train
 from trainer.memory import used_gb
-from trainer.storage import write_bytes
+from trainer.storage import read_bytes, write_bytes
 
 DISK_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
 """Pauses of a trial that finds the disk full, before it gives up."""
@@ -49,9 +54,12 @@ def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | 
         for epoch in _train_while_disk_is_full(train_config, workplace, folder):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
+            facts = {**software(), **machine(log.device)}
+            if epoch.epoch == train_config.epochs:
+                facts |= _scored(folder, train_config)
             peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
             told = {"epoch/seconds": now - since, "memory/peak_gb": peak_gb, "memory/device_gb": device_gb}
-            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told)
+            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, facts=facts)
             since = now
     except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
         text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
@@ -74,6 +82,17 @@ def cause_of(error: Exception) -> Cause:
             return Cause.INVALID
         case _:
             return Cause.ERROR
+
+
+def _scored(folder: str, config: TrainConfig) -> dict[str, str]:
+    """On which images a finished trial learnt and was judged; of a search trial, which it got right."""
+    card, predictions = (read_bytes(f"{folder}/{name}") for name in ("card.json", "predictions.parquet"))
+    assert card is not None and predictions is not None, "they are written before the last epoch is told"
+    found = json.loads(card)
+    told: dict[str, str] = {name: found[name] for name in ("learnt_from", "scored_on", "protocol")}
+    if config.eval_split == "val":
+        told["correct"] = pack(pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy())
+    return told
 
 
 def _train_while_disk_is_full(config: TrainConfig, workplace: Workplace, folder: str) -> Iterator[EpochMetrics]:
@@ -106,9 +125,9 @@ class _Log(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
+        self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
         self._lines: list[str] = []
-        self.add(f"process {os.getpid()} on {socket.gethostname()}, {device}, torch {torch.__version__}")
+        self.add(f"process {os.getpid()} on {socket.gethostname()}, {self.device}, torch {torch.__version__}")
         logging.getLogger("trainer").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:

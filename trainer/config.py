@@ -102,6 +102,10 @@ class TrainConfig:
     nmi: bool = False
     """Whether to measure each epoch how much prompts know of patch tokens (SPT, figure 2)."""
 
+    measure_peeking: bool = False
+    """Whether a run that is scored on test is scored there after every epoch too, to tell what choosing the best of
+    them would have gained (peeking/gain); its own result does not change."""
+
     seed: int = 42
     """Decides head, prototypes, data order, crops and dropout."""
 

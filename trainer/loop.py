@@ -48,7 +48,8 @@ class EpochMetrics:
     """Counted from 1."""
     metrics: dict[str, float]
     """train/loss, train/lr, train/images_per_s; val/accuracy and its kin, or at the last epoch test/...; nmi/layer_00
-    and on if asked for; with the first epoch also learnable/parameters, learnable/share and prototypes/seconds."""
+    and on, peeking/accuracy and peeking/gain if asked for; with the first epoch also train/images,
+    learnable/parameters, learnable/share and prototypes/seconds."""
 
 
 def train(
@@ -197,6 +198,7 @@ def train(
             count = sum(parameter.numel() for parameter in learnable.values())
             everything = sum(parameter.numel() for parameter in model.parameters())
             metrics |= {"learnable/parameters": count, "learnable/share": count / everything}
+            metrics["train/images"] = num_images
             metrics |= {"prototypes/seconds": first.seconds} if len(method.prompt_inits) > 1 else {}
         if nmi_tokens_LTD is not None:
             pairs = enumerate(zip(model.prompt_LPD.detach(), nmi_tokens_LTD, strict=True))
@@ -204,13 +206,17 @@ def train(
 
         # The last epoch judges a final run; a search run is judged each epoch, on val.
         last = epoch == config.epochs
-        if config.eval_split == "val" or last:
+        judged = config.eval_split == "val" or last
+        if judged or config.measure_peeking:
             scored_on = load(config.eval_split, 1.0)
             model.eval()
             logits_NK = logits_of(scored_on)
             found = scores(logits_NK, scored_on.labels_N)
-            metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()}
-            if average is not None:
+            metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()} if judged else {}
+            if config.measure_peeking:
+                peeks = [found["accuracy"], *(past.metrics["peeking/accuracy"] for past in finished)]
+                metrics |= {"peeking/accuracy": peeks[0], "peeking/gain": max(peeks) - peeks[0]}
+            if judged and average is not None:
                 with average.in_place():
                     averaged_NK = logits_of(scored_on)
                 metrics[f"{config.metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
@@ -234,6 +240,8 @@ def train(
                     "class_names": card.class_names,
                     "backbone_sha256": frozen.sha256,
                     "learnt_from": learnt_from.fingerprint,
+                    "scored_on": scored_on.fingerprint,
+                    "protocol": card.protocol,
                     "learnable": {name: list(parameter.shape) for name, parameter in learnable.items()},
                     "prototypes_seconds": first.seconds,
                     "metrics": metrics,

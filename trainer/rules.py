@@ -97,6 +97,8 @@ def rule_problems(config: Any) -> Iterator[Problem]:
     yield from _number_problems(config)
     if not 0 <= config.warmup_epochs < max(1, config.epochs):
         yield "warmup_epochs", f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
+    if config.measure_peeking and config.eval_split == "val":
+        yield "measure_peeking", "is for runs that are scored on test: leave it out, or set eval_split: test."
     task = TASKS.get(config.task)
     if problem := _train_size_problem(task, config):
         yield "train_size", problem

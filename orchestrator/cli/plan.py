@@ -22,8 +22,8 @@ from orchestrator.cli.options import (
 )
 from orchestrator.errors import SpecError, UserError
 from orchestrator.home import DEFAULT_HOME, Home, home_at
+from orchestrator.labels import clock, label, varying
 from orchestrator.plan import studies
-from orchestrator.report import clock, label, varying
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import find_spec, load_spec
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import HomeOption, SweepArgument, console, recorded
 from orchestrator.errors import UserError
-from orchestrator.home import DEFAULT_HOME, home_at
+from orchestrator.home import DEFAULT_HOME, Home, home_at
 from orchestrator.results import TrialState
-from orchestrator.spec import SweepSpec
 
 if TYPE_CHECKING:
-    from orchestrator.record import Record
-    from orchestrator.study import StudySummary
+    from orchestrator.study import Study, StudySummary
+
+
+class Form(enum.Enum):
+    """How a report is written."""
+
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    html = "html"
 
 
 def status(
@@ -33,7 +43,7 @@ def status(
 
     place = home_at(home)
     record, spec = recorded(place, sweep)
-    summaries = _summaries(record, spec)
+    summaries = [study.summary() for study in opened(place, [sweep], epochs=True)]
     drivers, halt = record.lease(sweep).holders(), record.halt(sweep)
     count, checkpoints, total = Checkpoints(place.trials(sweep), spec.keep).size()
     if as_json:
@@ -57,12 +67,10 @@ def status(
 def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
     """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
     from orchestrator.failures import grouped
-    from orchestrator.study import open_studies
 
     place = home_at(home)
-    record, spec = recorded(place, sweep)
-    opened = open_studies(spec, record)
-    failed = [trial for study in opened for trial in study.trials if trial.state is TrialState.FAILED]
+    studies = opened(place, [sweep], epochs=False)
+    failed = [trial for study in studies for trial in study.trials if trial.state is TrialState.FAILED]
     for group in grouped(failed):
         console.print(
             f"[red]{len(group.trials)} × {group.cause.value}[/red]: {group.trials[-1].sentence}", highlight=False
@@ -77,16 +85,31 @@ def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
         retry = f"sptune resume {sweep} --where '{group.condition}'"
         console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)
-    for study in opened:
+    for study in studies:
         if study.search.stopped:
             console.print(f"[red]stopped[/red] {study.plan.key}: {study.search.stopped}", highlight=False)
     if not failed:
         console.print(f"no trial of {sweep} has failed.", highlight=False)
 
 
-def report(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
-    """Print the table of test accuracies and the chosen parameters."""
-    print_report(_summaries(*recorded(home_at(home), sweep)))
+def report(
+    sweeps: Annotated[list[str], typer.Argument(metavar="SWEEP...", help="Names in specs; several make one table.")],
+    home: HomeOption = DEFAULT_HOME,
+    form: Annotated[Form, typer.Option("--format", help="To standard output; csv has the main table's numbers.")] = (
+        Form.terminal
+    ),
+) -> None:
+    """Print the table of test accuracies, published numbers beside it, and how far to trust it."""
+    from orchestrator.report import FORMATS, board_of, contents, csv_of
+
+    studies = opened(home_at(home), sweeps, epochs=False)
+    match form:
+        case Form.terminal:
+            print_report(studies)
+        case Form.csv:
+            print(csv_of(board_of(studies)), end="")
+        case _:
+            print(FORMATS[form.value](contents(studies)), end="")
 
 
 def ui(
@@ -107,26 +130,26 @@ def ui(
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
-def print_report(summaries: list[StudySummary]) -> None:
-    """The tables and what is not in them."""
-    from orchestrator.report import chosen_table, footer, result_table
+def print_report(studies: Sequence[Study]) -> None:
+    """The report, as a terminal shows it."""
+    from orchestrator.report import contents, print_blocks
 
-    for part in (result_table(summaries), footer(summaries), chosen_table(summaries)):
-        console.print(part, highlight=False)
-    for summary in summaries:
-        if summary.stopped:
-            console.print(f"[red]stopped[/red] {summary.plan.key}: {summary.stopped}", highlight=False)
-    failed = [trial for summary in summaries for trial in summary.failed]
-    for trial in failed[:5]:
-        console.print(
-            f"[red]failed[/red] {trial.study}, {trial.phase} {trial.number}: {trial.sentence}", highlight=False
-        )
+    print_blocks(contents(studies), console)
 
 
-def _summaries(record: Record, spec: SweepSpec) -> list[StudySummary]:
+def opened(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """The studies of sweeps by name.
+
+    Raises:
+        UserError: if one is not there.
+    """
     from orchestrator.study import open_studies
 
-    return [study.summary() for study in open_studies(spec, record)]
+    found = []
+    for name in dict.fromkeys(sweeps):
+        record, spec = recorded(home, name)
+        found += open_studies(spec, record, epochs=epochs)
+    return found
 
 
 def _row(summary: StudySummary) -> dict[str, Any]:

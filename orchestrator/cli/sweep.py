@@ -229,7 +229,7 @@ def _run(
                 console.print(told, highlight=False)
                 raise typer.Exit(130) from None
     Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
-    print_report(sweep.summaries())
+    print_report(sweep.studies)
     console.print(f"\nEvery trial in MLflow: sptune ui --home {_short(home.folder)}", highlight=False, soft_wrap=True)
     if sweep.halt is not None:
         console.print(f"\n{sweep.halt.reason}; `sptune resume {spec.name}` goes on.", highlight=False, soft_wrap=True)

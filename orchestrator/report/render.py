@@ -1,0 +1,197 @@
+"""A report as a terminal, Markdown, LaTeX or HTML shows it, and its numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.report.board import Board
+from orchestrator.report.document import Block, Cell, Grid, Lines
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "−": "$-$",
+    "—": "---",
+    "<": "$<$",
+    ">": "$>$",
+}
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
+table { border-collapse: collapse; margin: 1.5em 0 .5em }
+caption { text-align: left; white-space: pre-line; color: #555 }
+th, td { padding: .2em .8em; text-align: right; white-space: nowrap } tr > .name { text-align: left }
+td.text { text-align: left; white-space: normal } thead th { border-bottom: 1px solid #222 }
+tbody tr:last-child td { border-bottom: 1px solid #222 } p.alarming { color: #a00 }"""
+
+
+def print_blocks(blocks: Sequence[Block], console: Console) -> None:
+    """Show a report in a terminal; a table that is too wide for it is parted between groups of columns."""
+    for block in blocks:
+        match block:
+            case Grid():
+                for part in _parted(block, console):
+                    console.print(_rich(part))
+            case Lines():
+                if block.title:
+                    console.print(Text(block.title, style="bold"))
+                for line in block.lines:
+                    kind, colon, rest = line.partition(":")
+                    told = Text.assemble((kind, "red"), colon, rest) if block.alarming else Text(line)
+                    console.print(told)
+
+
+def _rich(grid: Grid) -> Table:
+    table = Table(title=grid.title)
+    for place, name in enumerate(grid.header):
+        text = grid.last_is_text and place == len(grid.header) - 1
+        words = place < grid.names or text
+        table.add_column(name, justify="left" if words else "right", no_wrap=words and not text)
+    for row in grid.rows:
+        table.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
+    return table
+
+
+def _parted(grid: Grid, console: Console) -> list[Grid]:
+    """The grid, or one for each of its spans where all of them are too wide."""
+    options = console.options
+    table = _rich(grid)
+    for column in table.columns:
+        column.no_wrap = True
+    if not grid.spans or Measurement.get(console, options, table).maximum <= options.max_width:
+        return [grid]
+    parts, start = [], grid.names
+    for span in grid.spans:
+        kept = [*range(grid.names), *range(start, start + span)]
+        rows = [tuple(row[place] for place in kept) for row in grid.rows]
+        header = tuple(grid.header[place] for place in kept)
+        if span:
+            parts.append(Grid(title=grid.title, header=header, rows=rows, names=grid.names))
+        start += span
+    return parts
+
+
+def markdown(blocks: Sequence[Block]) -> str:
+    """GitHub's Markdown, which MLflow shows too."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Grid():
+                rule = ["---" if _is_text(block, place) else "---:" for place in range(len(block.header))]
+                rows = [block.header, rule, *([_marked(cell) for cell in row] for row in block.rows)]
+                table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+                parts.append(f"**{_escaped(_one_line(block.title))}**\n\n{table}")
+            case Lines():
+                lines = [_escaped(line) for text in block.lines for line in text.splitlines()]
+                title = [f"**{block.title}**", ""] if block.title else []
+                parts.append("\n".join([*title, *(f"- {line}" for line in lines)]))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(blocks: Sequence[Block]) -> str:
+    r"""Tables for a paper: `\input` it; the preamble needs booktabs and graphicx."""
+    parts = [r"% needs \usepackage{booktabs,graphicx}"]
+    for block in blocks:
+        match block:
+            case Grid():
+                kinds = "".join("l" if _is_text(block, place) else "r" for place in range(len(block.header)))
+                rows = [" & ".join(map(_tex, block.header)) + r" \\ \midrule"]
+                rows += [" & ".join(map(_tex_cell, row)) + r" \\" for row in block.rows]
+                body = "\n".join(rows)
+                parts.append(
+                    "\\begin{table}\n\\caption{" + _tex(_one_line(block.title)) + "}\n\\resizebox{\\linewidth}{!}{%\n"
+                    f"\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
+                )
+            case Lines():
+                title = f"\\textbf{{{_tex(block.title)}}}\\\\\n" if block.title else ""
+                lines = [_tex(line) for text in block.lines for line in text.splitlines()]
+                parts.append("\\noindent{\\footnotesize\n" + title + "\\\\\n".join(lines) + "}\n")
+    return "\n\n".join(parts) + "\n"
+
+
+def web_page(blocks: Sequence[Block]) -> str:
+    """One HTML page that needs nothing else."""
+    parts = []
+    for block in blocks:
+        match block:
+            case Grid():
+                head = "".join(_html_cell(block, p, Cell(name), "th") for p, name in enumerate(block.header))
+                rows = [
+                    f"<tr>{''.join(_html_cell(block, place, cell, 'td') for place, cell in enumerate(row))}</tr>"
+                    for row in block.rows
+                ]
+                parts.append(
+                    f"<table><caption>{html.escape(block.title)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+                    f"<tbody>{chr(10).join(rows)}</tbody></table>"
+                )
+            case Lines():
+                lines = [html.escape(line) for text in block.lines for line in text.splitlines()]
+                title = f"<strong>{html.escape(block.title)}</strong><br>" if block.title else ""
+                kind = ' class="alarming"' if block.alarming else ""
+                parts.append(f"<p{kind}>{title}{'<br>'.join(lines)}</p>")
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>sptune report</title>\n<style>{STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": markdown, "latex": latex, "html": web_page}
+"""How a report can be written beside a terminal's way."""
+
+
+def csv_of(board: Board) -> str:
+    """The numbers of the main table, a line a cell: full precision, accuracies in per cent."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["kind", "method", "backbone", "train_size", "column", "mean", "std", "seeds", "missing", "tuned", "source"]
+    )
+    for row in board.rows:
+        for column, score in row.scores.items():
+            seeds = " ".join(map(str, score.seeds))
+            std, tuned = ("" if value is None else repr(value) for value in (score.std, row.tuned))
+            entries = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+            writer.writerow(entries)
+    return text.getvalue()
+
+
+def _is_text(grid: Grid, place: int) -> bool:
+    return place < grid.names or (grid.last_is_text and place == len(grid.header) - 1)
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(part for part in text.splitlines() if part)
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown takes for nothing else."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+
+
+def _marked(cell: Cell) -> str:
+    text = _escaped(cell.text)
+    return f"**{text}**" if cell.bold else text
+
+
+def _tex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def _tex_cell(cell: Cell) -> str:
+    return f"\\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+
+
+def _html_cell(grid: Grid, place: int, cell: Cell, tag: str) -> str:
+    last = grid.last_is_text and place == len(grid.header) - 1
+    kind = ' class="text"' if last else ' class="name"' if place < grid.names else ""
+    text = f"<b>{html.escape(cell.text)}</b>" if cell.bold else html.escape(cell.text)
+    return f"<{tag}{kind}>{text}</{tag}>"
