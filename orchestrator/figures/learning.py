@@ -11,7 +11,17 @@ from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.figures.style import GREY, NARROW, WIDE, finish, method_look, name_axes, panels
+from orchestrator.figures.style import (
+    GREY,
+    NARROW,
+    WIDE,
+    columns_for,
+    finish,
+    method_look,
+    name_axes,
+    panels,
+    study_title,
+)
 from orchestrator.results import TrialState
 
 if TYPE_CHECKING:
@@ -43,8 +53,14 @@ def learning_curves(study: Study) -> Figure | None:
     name_axes(left, "epoch", "val accuracy, %")
     name_axes(right, "epoch", "train loss")
     for ax in (left, right):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return finish(figure, f"search of {study.plan.key}", entries)
+        _epochs(ax, max(len(trial.epochs) for trial in shown))
+    return finish(figure, f"search: {study_title(study.plan)}", entries)
+
+
+def _epochs(ax: Axes, last: int, bins: int = 6) -> None:
+    """An x axis from no epoch to the last one, with whole numbers."""
+    ax.set_xlim(0, last + max(0.5, 0.02 * last))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=bins, min_n_ticks=1))
 
 
 def _word(state: TrialState) -> str:
@@ -88,7 +104,7 @@ def mutual_information(studies: Sequence[Study], place: str) -> Figure | None:
     tasks = list(dict.fromkeys(task for task, _ in found))
     if not tasks:
         return None
-    columns = min(4, len(tasks))
+    columns = columns_for(len(tasks))
     width = NARROW if columns == 1 else WIDE
     figure, axes = panels(len(tasks), width=width, height=2.3 if columns == 1 else 1.7, columns=columns, share_y=True)
     entries: dict[str, Artist] = {}
@@ -112,7 +128,7 @@ def mutual_information(studies: Sequence[Study], place: str) -> Figure | None:
     for task, ax in zip(tasks, axes, strict=True):
         first = axes.index(ax) % columns == 0
         name_axes(ax, "epoch" if axes.index(ax) + columns >= len(axes) else "", "NMI, 0 to 1" if first else "")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        _epochs(ax, max(epoch for layers in found.values() for epoch, _ in layers), bins=4)
         if len(tasks) > 1:
             ax.set_title(task, fontsize=7)
     of = f"{tasks[0]}, " if len(tasks) == 1 else ""

@@ -13,17 +13,19 @@ from matplotlib.ticker import MaxNLocator
 from orchestrator.figures.style import (
     GREY,
     NARROW,
-    SMALL,
     WIDE,
     categories,
+    columns_for,
     decades,
     finish,
     jitter,
     log_x,
+    log_y,
     look,
     method_look,
     name_axes,
     panels,
+    study_title,
 )
 from orchestrator.results import TrialState
 from orchestrator.spec import Choice
@@ -46,9 +48,10 @@ def against_params(study: Study) -> Figure | None:
     space = {name: dim for name, dim in study.plan.space.items() if any(name in trial.params for trial in trials)}
     if not space or all(reached(trial) is None for trial in trials):
         return None
-    columns = len(space) if len(space) <= 4 else max(3, math.ceil(len(space) / math.ceil(len(space) / 4)))
+    columns = columns_for(len(space))
     width = NARROW if columns == 1 else WIDE
     figure, axes = panels(len(space), width=width, height=2.2, columns=columns, share_y=True)
+    axes[0].margins(y=0.12)  # room for the star
     entries: dict[str, Artist] = {}
     for place, (ax, (name, dimension)) in enumerate(zip(axes, space.items(), strict=True)):
         own = [trial for trial in trials if name in trial.params]
@@ -56,7 +59,9 @@ def against_params(study: Study) -> Figure | None:
         entries |= _points(ax, name, dimension, own, study) | _summary(ax, name, dimension, own)
         name_axes(ax, name, "val accuracy, %" if place % columns == 0 else "")
     order = ("complete", "chosen", "pruned, as far as it came", "under way", "failed", "median", "hull")
-    return finish(figure, f"search of {study.plan.key}", {word: entries[word] for word in order if word in entries})
+    return finish(
+        figure, f"search: {study_title(study.plan)}", {word: entries[word] for word in order if word in entries}
+    )
 
 
 def reached(trial: TrialResult) -> float | None:
@@ -202,10 +207,9 @@ def choice_grid(study: Study) -> Figure | None:
                 )
     name_axes(axes[0], "" if cost else count, "best val accuracy, %")
     if cost:
-        axes[1].set_yscale("log")
-        axes[1].tick_params(which="both", labelsize=SMALL)
+        log_y(axes[1], [*cost.values()])
         name_axes(axes[1], count, "building, s")
-    return finish(figure, f"{word} by {count}: {study.plan.key}", entries, of=word)
+    return finish(figure, f"{word} by {count}: {study_title(study.plan)}", entries, of=word)
 
 
 def _in_order(values: Sequence[str | int | float]) -> list[str | int | float]:

@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.lines import Line2D
 
 from orchestrator.figures.params import reached, text
-from orchestrator.figures.style import NARROW, SMALL, TEXT, WIDE, finish, method_look, name_axes, number, panels, plain
+from orchestrator.figures.style import (
+    NARROW,
+    SMALL,
+    TEXT,
+    WIDE,
+    finish,
+    method_look,
+    name_axes,
+    number,
+    panels,
+    plain,
+    study_title,
+)
 from orchestrator.results import TrialState
 from orchestrator.spec import Choice
 
@@ -41,7 +54,9 @@ def parallel_coordinates(study: Study) -> Figure | None:
     figure, (ax,) = panels(1, width=WIDE if len(space) > 2 else NARROW, height=2.8)
     values = [100 * (reached(trial) or 0.0) for trial in trials]
     low, high = min(values), max(values)
-    shade = matplotlib.colormaps["viridis_r"]
+    # Without the lightest tenth, which white paper swallows.
+    viridis = matplotlib.colormaps["viridis_r"]
+    shade = LinearSegmentedColormap.from_list("accuracy", [viridis(0.1 + 0.9 * step / 63) for step in range(64)])
     norm = _norm([100 * (trial.score or 0.0) for trial in complete] or values)
     entries: dict[str, Artist] = {}
     best = study.best
@@ -60,17 +75,19 @@ def parallel_coordinates(study: Study) -> Figure | None:
             zorder=3 if trial == best else 2.5 if trial.score is not None else 2,
         )
         entries.setdefault(word, line)
+    if "complete" in entries:  # any of their colours
+        entries["complete"] = Line2D([], [], color=shade(0.5), linewidth=0.9)
     names = [*space, "val accuracy, %"]
     _draw_axes(ax, space, names, [(0.0, number(low)), (1.0, number(high))] if high > low else [(0.5, number(low))])
     if any(name not in trial.params for trial in trials for name in space):
         ax.text(-0.05, UNUSED, "not\nused", fontsize=SMALL, ha="right", va="center", color="0.4")
-    if complete:
+    if len({trial.score for trial in complete}) > 1:
         bar = figure.colorbar(ScalarMappable(norm, shade), ax=ax, pad=0.02, aspect=30)
         bar.set_label("val accuracy, %", fontsize=SMALL)
         bar.ax.tick_params(labelsize=SMALL, width=0.6, length=2.5)
         bar.outline.set_linewidth(0.6)
     order = [word for word in ("chosen", "complete", "pruned", "under way") if word in entries]
-    return finish(figure, f"search of {study.plan.key}", {word: entries[word] for word in order})
+    return finish(figure, f"search: {study_title(study.plan)}", {word: entries[word] for word in order})
 
 
 def _word(trial: TrialResult) -> str:
@@ -162,4 +179,4 @@ def importances(study: Study, shares: Mapping[str, float]) -> Figure | None:
     ax.grid(visible=False, axis="y")
     ax.set_xlim(0, 1.12 * 100 * max(known.values()) or 1.0)
     name_axes(ax, "importance, %")
-    return finish(figure, f"search of {study.plan.key}")
+    return finish(figure, f"search: {study_title(study.plan)}")

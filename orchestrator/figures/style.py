@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,7 +19,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from orchestrator.plan import size_text
 from trainer.catalog import METHODS
+
+if TYPE_CHECKING:
+    from orchestrator.plan import StudyPlan
 
 NARROW, WIDE = 3.3, 6.8
 """Width of one column and of two, in inches."""
@@ -78,6 +82,11 @@ def panels(
     return figure, axes
 
 
+def columns_for(count: int, most: int = 4) -> int:
+    """How many columns so many panels stand in: rows as even as can be."""
+    return math.ceil(count / math.ceil(count / most))
+
+
 def name_axes(ax: Axes, x: str = "", y: str = "") -> None:
     """Label both axes."""
     ax.set_xlabel(plain(x), fontsize=TEXT)
@@ -95,14 +104,16 @@ def finish(
         columns: of the legend; as many as there is room for, if not said.
     """
     points = figure.get_figwidth() * 72
-    figure.suptitle(plain(textwrap.fill(title, int(points / (0.58 * TEXT)), break_long_words=True)), fontsize=TEXT)
+    lines = [textwrap.fill(line, int(points / (0.56 * TEXT))) for line in title.splitlines()]
+    figure.suptitle(plain("\n".join(lines)), fontsize=TEXT)
     if entries:
-        room = max(len(word) for word in entries) * 0.6 * SMALL + 34
+        room = max(len(word) for word in entries) * 0.56 * SMALL + 31
+        rows = math.ceil(len(entries) / (columns or max(1, int(points / room))))
         figure.legend(
             [*entries.values()],
             [plain(word) for word in entries],
             loc="outside lower center",
-            ncols=min(len(entries), columns or max(1, int(points / room))),
+            ncols=math.ceil(len(entries) / rows),
             fontsize=SMALL,
             title=plain(of) or None,
             title_fontsize=SMALL,
@@ -142,6 +153,24 @@ def log_x(ax: Axes, ticks: Iterable[float], *, share: float = 0.06) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def log_y(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic y axis around these values, with at least two ticks of 1, 2 and 5 times a power of ten."""
+    low, high = min(values) / 1.3, max(values) * 1.3
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 5), (1, 2, 5)):
+        marks = [float(f"{step}e{power}") for power in powers for step in steps]
+        inside = [mark for mark in marks if low <= mark <= high]
+        if len(inside) > 1:
+            break
+    marks = inside if len(inside) > 1 else [min(values), max(values)]
+    marks = marks[:: math.ceil(len(marks) / 6)]
+    ax.set_yscale("log")
+    ax.set_ylim(low, high)
+    ax.set_yticks(marks, [number(mark) for mark in marks])
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def decades(low: float, high: float, most: int = 4) -> list[float]:
     """The powers of ten in a range, at most so many; its ends if there are fewer than two."""
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
@@ -153,6 +182,11 @@ def decades(low: float, high: float, most: int = 4) -> list[float]:
 def number(value: float) -> str:
     """A number on an axis: 1,000 and 0.05, 1e-05."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def study_title(plan: StudyPlan) -> str:
+    """A study in a title."""
+    return f"{plan.task}, {plan.method}, {plan.backbone}, train size {size_text(plan.train_size)}"
 
 
 def plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -35,28 +36,52 @@ def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float
     methods = [m for m in dict.fromkeys(m for m, _ in scores) if any(scores.get((m, task)) for task in tasks)]
     if not tasks:
         return None
+    rows = math.ceil(len(tasks) * len(methods) / 84)  # narrower bars than that nobody can tell apart
+    columns = math.ceil(len(tasks) / rows)
     width = NARROW if len(tasks) * len(methods) <= 10 else WIDE
-    figure, (ax,) = panels(1, width=width, height=2.6 if len(tasks) <= 10 else 3.0)
-    step = 0.8 / len(methods)
+    figure, axes = panels(rows, width=width, height=2.6 if rows == 1 else 2.3)
+    entries: dict[str, Artist] = {}
+    for row, ax in enumerate(axes):
+        own = tasks[row * columns :][:columns]
+        entries |= _bars(ax, own, methods, scores, published)
+        _names(ax, own, [groups[task] for task in own], columns, width)
+        ax.set_ylim(0, 104)
+        name_axes(ax, "", "test accuracy, %")
+    if "published" in entries:
+        entries["published"] = entries.pop("published")  # last in the legend
+    return finish(figure, f"test accuracy by task, mean ± std over seeds\n{place}", entries)
+
+
+def _bars(
+    ax: Axes,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    scores: Mapping[tuple[str, str], list[float]],
+    published: Mapping[tuple[str, str], float],
+) -> dict[str, Artist]:
+    """The bars of some tasks, and what each word of the legend stands for."""
+    step = min(0.35, 0.8 / len(methods))
     entries: dict[str, Artist] = {}
     for row, method in enumerate(methods):
         style = method_look(method)
-        left = -0.4 + step * (row + 0.5)
-        own = {x: scores.get((method, task), []) for x, task in enumerate(tasks)}
+        left = step * (row + 0.5 - len(methods) / 2)
+        own = {x + left: scores.get((method, task), []) for x, task in enumerate(tasks)}
         there = {x: values for x, values in own.items() if values}
-        entries[method] = ax.bar(
-            [x + left for x in there],
-            [statistics.mean(values) for values in there.values()],
-            step * 0.92,
-            color=style.color,
-            hatch=style.hatch,
-            edgecolor="white",
-            linewidth=0,
-            hatch_linewidth=0.5,
-        )[0]
+        if there:
+            entries[method] = ax.bar(
+                [*there],
+                [statistics.mean(values) for values in there.values()],
+                step * 0.92,
+                color=style.color,
+                hatch=style.hatch,
+                edgecolor="white",
+                linewidth=0,
+                hatch_linewidth=0.5,
+                label=method,
+            )[0]
         if bars := {x: values for x, values in there.items() if len(values) > 1}:
             ax.errorbar(
-                [x + left for x in bars],
+                [*bars],
                 [statistics.mean(values) for values in bars.values()],
                 yerr=[statistics.stdev(values) for values in bars.values()],
                 fmt="none",
@@ -66,7 +91,7 @@ def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float
                 capthick=0.7,
             )
         for x in own.keys() - there.keys():
-            ax.text(x + left, 0.5, "–", ha="center", fontsize=SMALL, color=style.color)
+            ax.text(x, 0.5, "–", ha="center", fontsize=SMALL, color=style.color)
         if known := {x + left: published[method, task] for x, task in enumerate(tasks) if (method, task) in published}:
             (entries["published"],) = ax.plot(
                 [*known],
@@ -79,16 +104,16 @@ def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float
                 markeredgewidth=0.7,
                 zorder=4,
             )
-    _names(ax, tasks, [groups[task] for task in tasks], width)
-    ax.set_ylim(0, 104)
-    name_axes(ax, "", "test accuracy, %")
-    if "published" in entries:
-        entries["published"] = entries.pop("published")  # last in the legend
-    return finish(figure, f"test accuracy by task, mean ± std over seeds: {place}", entries)
+    return entries
 
 
-def _names(ax: Axes, tasks: Sequence[str], groups: Sequence[str], width: float) -> None:
-    """Tasks below the bars, without what all their names begin with; lines between groups."""
+def _names(ax: Axes, tasks: Sequence[str], groups: Sequence[str], places: int, width: float) -> None:
+    """Tasks below the bars, without what all their names begin with; lines between groups.
+
+    Args:
+        places: tasks that there is room for, so that all rows have bars of one width.
+        width: of the figure, in inches.
+    """
     short = [task.rpartition("/")[2] for task in tasks]
     names = short if len(set(short)) == len(short) else list(tasks)
     turned = sum(len(name) + 1 for name in names) * 0.62 * SMALL > 0.85 * width * 72
@@ -99,12 +124,12 @@ def _names(ax: Axes, tasks: Sequence[str], groups: Sequence[str], width: float) 
         ha="right" if turned else "center",
         rotation_mode="anchor",
     )
-    ax.set_xlim(-0.6, len(tasks) - 0.4)
+    ax.set_xlim(-0.6, places - 0.4)
     ax.grid(visible=False, axis="x")
     for group in dict.fromkeys(groups):
-        places = [x for x, own in enumerate(groups) if own == group]
-        if places[0] > 0:
-            ax.axvline(places[0] - 0.5, color="0.8", linewidth=0.6)
-        if len(places) > 2:
-            ax.text(statistics.mean(places), 1.0, group, ha="center", va="bottom", fontsize=SMALL,
+        found = [x for x, own in enumerate(groups) if own == group]
+        if found[0] > 0:
+            ax.axvline(found[0] - 0.5, color="0.8", linewidth=0.6)
+        if len(found) > 2:
+            ax.text(statistics.mean(found), 1.0, group, ha="center", va="bottom", fontsize=SMALL,
                     transform=ax.get_xaxis_transform(), color="0.35")  # fmt: skip
