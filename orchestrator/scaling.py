@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 IMAGES = "train/images"
 """The metric that counts the images a trial was trained on."""
+STEEPEST = 5.0
+"""The largest exponent, either way, that a fit may have; measured ones lie below 1 (Hestness et al., 2017)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -224,11 +226,13 @@ def fit_power_law(points: Sequence[Point]) -> PowerLaw | None:
         return (np.exp(law[0] - law[1] * ratio_N) + (law[2] if len(law) > 2 else 0.0) - wrong_N) / sigma_N
 
     slope, level = np.polyfit(ratio_N, np.log(np.maximum(wrong_N, 1e-6)), 1)
-    fitted = least_squares(residuals, [level, -slope])
-    if len(set(images_N)) > 3:
-        least = float(wrong_N.min())
-        start = [math.log(max(float(wrong_N.mean()) - least / 2, 1e-6)), max(-slope, 0.1), least / 2]
-        bounds = ([-np.inf, 1e-3, 0.0], [np.inf, np.inf, least + 1e-9])
+    start = [level, float(np.clip(-slope, 1 - STEEPEST, STEEPEST - 1))]
+    # The ends of `a` are those of an error of practically nothing and of more than all.
+    fitted = least_squares(residuals, start, bounds=([-30.0, -STEEPEST], [10.0, STEEPEST]))
+    least = float(wrong_N.min())
+    if len(set(images_N)) > 3 and least > 0:
+        start = [math.log(max(float(wrong_N.mean()) - least / 2, 1e-6)), max(start[1], 0.1), least / 2]
+        bounds = ([-30.0, 1e-3, 0.0], [10.0, STEEPEST, least])
         floored = least_squares(residuals, start, bounds=bounds, x_scale=[1.0, 1.0, max(least, 1e-3)])
         if floored.success and floored.cost < fitted.cost and floored.x[2] > 1e-6:
             fitted = floored

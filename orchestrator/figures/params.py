@@ -105,7 +105,7 @@ def _points(ax: Axes, name: str, dimension: Space, trials: Sequence[TrialResult]
             continue
         x += jitter(trial.number) if isinstance(dimension, Choice) else 0.0
         if trial.state is TrialState.FAILED:
-            groups.setdefault("failed", []).append((x, 0.02))
+            groups.setdefault("failed", []).append((x, 0.04))
         elif y is not None:
             words = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned, as far as it came"}
             word = "chosen" if trial == best else words.get(trial.state, "under way")

@@ -311,6 +311,9 @@ def test_tuning_size_has_a_line_a_band_and_a_law_a_method(simple: dict[str, Any]
     plain = only(figures_of(one, each_study=False), "tuning_size")
     assert words(plain) == ["linear"], "two sizes have no law"
     assert not plain.axes[0].collections, "and one seed no band"
+    stopped = [study for study in opened if (study.plan.task, study.plan.train_size) != ("demo/digits", 200)]
+    less = driven(simple, tmp_path, tasks=["demo/digits"], train_sizes=[200], until=1.0)
+    assert "demo/shapes_loc, 1 left out (not scored" in title(only(figures_of([*stopped, *less]), "tuning_size"))
     assert "tuning_size" not in dict(figures_of(driven(simple, tmp_path), each_study=False))
 
 

@@ -223,6 +223,17 @@ def test_awkward_curves_have_a_finite_law(means: list[float]) -> None:
         assert all(one >= other - 1e-9 for one, other in pairwise(errors)), "more images do no harm"
 
 
+def test_no_curve_is_too_wild_for_a_law() -> None:
+    draw = random.Random(1)
+    for _ in range(200):
+        sizes = sorted(draw.uniform(10, 20_000) for _ in range(draw.randint(3, 7)))
+        means = [draw.choice([draw.random(), 0.0, 1.0]) for _ in sizes]
+        law = fit_power_law([Point(images=n, mean=mean) for n, mean in zip(sizes, means, strict=True)])
+        assert law is not None
+        assert all(math.isfinite(value) for value in (law.a, law.b, law.c, law.a_error, law.b_error))
+        assert all(math.isfinite(law.error(n)) for n in sizes)
+
+
 def test_a_law_reads_as_its_formula() -> None:
     law = PowerLaw(a=1.9, b=0.31, c=0.05, a_error=0.2, b_error=0.04, c_error=0.01)
     assert str(law) == "error = 1.9 n^-0.31 (±0.04) + 0.05"
