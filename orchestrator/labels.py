@@ -27,6 +27,17 @@ def params_text(params: Mapping[str, Any]) -> str:
     )
 
 
+def setting_text(value: Any) -> str:
+    """A setting as YAML would say it."""
+    if isinstance(value, dict):
+        return (
+            "{"
+            + ", ".join(f"{name}: {setting_text(entry)}" for name, entry in value.items() if entry not in ({}, None))
+            + "}"
+        )
+    return str(value)
+
+
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss, or m:ss."""
     minutes, rest = divmod(round(seconds), 60)

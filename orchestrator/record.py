@@ -183,6 +183,15 @@ class StudyRecord:
         """Remember the study's parent run."""
         self._save("mlflow_run", run_id)
 
+    @property
+    def shown(self) -> str | None:
+        """What the study had come to when MLflow was last told."""
+        return self._attributes.get("shown")
+
+    def save_shown(self, mark: str) -> None:
+        """Remember what MLflow was told that the study has come to."""
+        self._save("shown", mark)
+
     def tracked(self, number: int) -> tuple[str | None, str | None]:
         """A trial's run id in MLflow, and the finished state that MLflow was told of, if it was."""
         run_id, state = self._attributes.get(f"mlflow/{number}", (None, None))

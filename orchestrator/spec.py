@@ -205,6 +205,14 @@ class Budget(_Part):
     max_gpu_hours: float | None = Field(default=None, gt=0)
     """Hours of trials, times their share of a GPU."""
 
+    def used_up(self, hours: float, gpu_hours: float) -> str | None:
+        """Which of its hours are over, if any."""
+        if self.max_hours is not None and hours >= self.max_hours:
+            return f"budget: max_hours {self.max_hours:g} are over"
+        if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
+            return f"budget: max_gpu_hours {self.max_gpu_hours:g} are used"
+        return None
+
 
 class Grid(_Part):
     """The part of a spec that decides which configs there are."""

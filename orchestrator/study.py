@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import ConflictError
+from orchestrator.labels import setting_text
 from orchestrator.plan import StudyPlan, studies
 from orchestrator.record import Record, StudyRecord
 from orchestrator.results import TrialResult, TrialState
@@ -73,7 +74,7 @@ class Study:
             return []
         differ = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
         return [
-            f"{name} was {_shown(theirs.get(name))}, is {_shown(ours.get(name))}"
+            f"{name} was {setting_text(theirs.get(name))}, is {setting_text(ours.get(name))}"
             for name in differ
             if name not in self._widened()
         ]
@@ -142,6 +143,11 @@ class Study:
     def over(self) -> bool:
         """Whether no trial of it is started any more."""
         return self.search.stopped is not None or self.done
+
+    @property
+    def at_a_stop(self) -> bool:
+        """Whether it has come to something that its page should say: its search is done, or it is over."""
+        return self.over or (self.search_done and not self.finals)
 
     def unfinished(self) -> list[tuple[StudyRecord, int]]:
         """Trials to go on with: left by an earlier driver, or to be run again."""
@@ -237,6 +243,12 @@ class Study:
         record.add(trial)
         return trial
 
+    @property
+    def mark(self) -> str:
+        """Twelve hex digits that change when it has come to something else."""
+        trials = [(trial.trial_id, trial.state.value, trial.score) for trial in [*self.searched, *self.finals]]
+        return hashlib.sha256(repr((trials, self.spec.final, self.search.stopped)).encode()).hexdigest()[:12]
+
     def summary(self) -> StudySummary:
         """How far it has come."""
         finals = self.finals
@@ -265,36 +277,3 @@ def open_studies(spec: SweepSpec, record: Record, *, epochs: bool = True) -> lis
         found.append(Study(spec, plan, search, final, sources))
         family.append(found[-1])
     return found
-
-
-def refuse_contradictions(spec: SweepSpec, opened: Iterable[Study]) -> None:
-    """See that a spec fits the trials that are there.
-
-    Raises:
-        ConflictError: with every difference.
-    """
-    places: dict[str, list[StudyPlan]] = {}
-    for study in opened:
-        for difference in study.contradictions():
-            places.setdefault(difference, []).append(study.plan)
-    if places:
-        told = [
-            f"  {difference} (in {plans[0].key}{f' and {len(plans) - 1} more' if len(plans) > 1 else ''})"
-            for difference, plans in places.items()
-        ]
-        raise ConflictError(
-            f"sweep {spec.name} already has trials made under other settings:\n" + "\n".join(told) + "\n"
-            "Undo the edit, or give the spec another name. More trials, tasks, methods, seeds and sizes, and wider "
-            "ranges, are no contradiction."
-        )
-
-
-def _shown(value: Any) -> str:
-    """A setting as YAML would say it."""
-    if isinstance(value, dict):
-        return (
-            "{"
-            + ", ".join(f"{name}: {_shown(entry)}" for name, entry in value.items() if entry not in ({}, None))
-            + "}"
-        )
-    return str(value)

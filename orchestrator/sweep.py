@@ -16,12 +16,13 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from orchestrator.contradictions import refuse_contradictions
 from orchestrator.failures import Row, settled
 from orchestrator.lease import Lease
 from orchestrator.record import Record, StudyRecord
 from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
-from orchestrator.study import Study, StudySummary, open_studies, refuse_contradictions
+from orchestrator.study import Study, StudySummary, open_studies
 from orchestrator.tracking import Tracker
 
 
@@ -90,7 +91,7 @@ class Sweep:
             if study.search.trials:
                 study.open()
             study.settle()
-            tracker.open_study(study.plan, study.search)
+            tracker.open_study(study)
             for trial_record in (study.search, study.final):
                 for trial in list(trial_record.trials):
                     if trial.state is TrialState.RUNNING:  # its driver is dead
@@ -98,6 +99,8 @@ class Sweep:
                     elif trial.duplicate_of is None:
                         tracker.sync(trial, trial_record)
             self._waiting += [(study, *place) for place in study.unfinished()]
+            if study.at_a_stop:
+                tracker.sync_study(study)
         self._open = [study for study in self.studies if not study.over]
         every = [trial for study in self.studies for trial in study.trials]
         self.started = len(every)
@@ -155,7 +158,7 @@ class Sweep:
         """
         if self._lease is not None:
             self._lease.verify()
-        if self._open and self.halt is None and (reason := self._out_of_hours()):
+        if self._open and self.halt is None and (reason := self.spec.budget.used_up(self.hours, self.gpu_hours)):
             self.halt = Halt(reason)
         if self.halt is not None:
             return None
@@ -280,6 +283,8 @@ class Sweep:
                 study.advisor.forget(trial.number)
             study.settle()
             self._on_finish(study)
+            if study.at_a_stop:
+                self._tracker.sync_study(study)
             self._blocked = set() if self.spec.search.transfer else self._blocked - {study.plan.key}
             if study.over:
                 self._close(study)
@@ -289,11 +294,3 @@ class Sweep:
     def _close(self, study: Study) -> None:
         if study in self._open:
             self._open.remove(study)
-
-    def _out_of_hours(self) -> str | None:
-        budget = self.spec.budget
-        if budget.max_hours is not None and self.hours >= budget.max_hours:
-            return f"budget: max_hours {budget.max_hours:g} are over"
-        if budget.max_gpu_hours is not None and self.gpu_hours >= budget.max_gpu_hours:
-            return f"budget: max_gpu_hours {budget.max_gpu_hours:g} are used"
-        return None

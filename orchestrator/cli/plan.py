@@ -134,7 +134,8 @@ def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, floa
     """Of each study, how many trials are done and what the rest costs; whether anything is known of costs."""
     if not (home.record_file.exists() or Path(home.throughput_file).exists()):
         return {}, {}, False
-    from orchestrator.study import open_studies, refuse_contradictions
+    from orchestrator.contradictions import refuse_contradictions
+    from orchestrator.study import open_studies
     from orchestrator.throughput import Throughput
 
     throughput = Throughput.of(home.throughput_file)

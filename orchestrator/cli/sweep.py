@@ -38,10 +38,10 @@ from orchestrator.where import chosen
 from trainer.storage import delete_folder
 
 if TYPE_CHECKING:
+    from orchestrator.mlflow_tracker import MlflowTracker
     from orchestrator.record import Record
     from orchestrator.study import Study
     from orchestrator.sweep import Sweep
-    from orchestrator.tracking import MlflowTracker
 
 
 def launch(
@@ -163,7 +163,7 @@ def _forget(
     studies_too: bool,
 ) -> None:
     """First in MLflow and on disk, last in the record: interrupted, it can be said again."""
-    from orchestrator.tracking import forget_runs
+    from orchestrator.mlflow_runs import forget_runs
 
     trials = [trial for study in studies for trial in study.trials if fits(trial)]
     runs = [
@@ -197,10 +197,11 @@ def _run(
 ) -> None:
     from orchestrator.checkpoints import Checkpoints
     from orchestrator.live import LiveView
+    from orchestrator.mlflow_runs import Runs
+    from orchestrator.mlflow_tracker import MlflowTracker
     from orchestrator.study import open_studies
     from orchestrator.sweep import Sweep
     from orchestrator.throughput import Throughput
-    from orchestrator.tracking import MlflowTracker
 
     trials = home.trials(spec.name)
     with contextlib.ExitStack() as ends:
@@ -214,7 +215,7 @@ def _run(
                     f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
                 )
             console.print(f"{len(found)} failed trials of {spec.name} are run again.", highlight=False)
-        tracker = MlflowTracker(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts)
+        tracker = MlflowTracker(Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root))
         ends.callback(_tell_the_rest, tracker)
         sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
         ends.callback(sweep.close)
@@ -251,7 +252,9 @@ def _drive(sweep: Sweep, workplace: Workplace, update: Callable[[], None], inlin
 
 def _tell_the_rest(tracker: MlflowTracker) -> None:
     if untold := tracker.close():
-        console.print(f"MLflow did not answer ({tracker.problem}): {untold} trials are told at the next launch.")
+        console.print(
+            f"MLflow did not answer ({tracker.problem}): {untold} trials and studies are told at the next launch."
+        )
 
 
 def _short(folder: Path) -> str:

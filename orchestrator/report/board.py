@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -110,11 +110,17 @@ def board_of(studies: Sequence[Study]) -> Board:
     return Board(tasks=tasks, groups=groups, rows=rows)
 
 
-def published_by_task(studies: Sequence[Study]) -> dict[tuple[str, str], float]:
-    """Published accuracies by method and task, of the first backbone that the studies have."""
-    backbone = studies[0].plan.backbone if studies else ""
-    known = [row for row in published_rows(backbone) if row.method in METHODS]
-    return {(row.method, task): value for row in known for task, value in row.tasks.items()}
+def published_by_task(backbones: Iterable[str]) -> dict[str, dict[tuple[str, str], float]]:
+    """Published accuracies of our methods, by backbone, then by method and task."""
+    return {
+        backbone: {
+            (row.method, task): value
+            for row in published_rows(backbone)
+            if row.method in METHODS
+            for task, value in row.tasks.items()
+        }
+        for backbone in backbones
+    }
 
 
 def _names(plan: StudyPlan) -> tuple[str, str, str]:

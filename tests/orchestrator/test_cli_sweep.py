@@ -18,6 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from orchestrator.home import Home
+from orchestrator.mlflow_runs import Runs
+from orchestrator.mlflow_tracker import MlflowTracker
 from orchestrator.record import Record
 from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
@@ -25,7 +27,7 @@ from orchestrator.spec_file import parse_spec
 from orchestrator.study import Study, open_studies
 from orchestrator.sweep import Sweep
 from orchestrator.throughput import Throughput
-from orchestrator.tracking import MemoryTracker, MlflowTracker
+from orchestrator.tracking import MemoryTracker
 from tests.orchestrator.conftest import Sptune, drive
 from trainer.storage import write_bytes
 
@@ -69,7 +71,8 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
         error = "OSError: [Errno 5] no disk\n\nTraceback (most recent call last):\n  in [here]"
         return Failure(cause=Cause.ERROR, error=error) if broken else None
 
-    tracker = MlflowTracker(home.mlflow_uri, spec.name, home.trials(spec.name), home.mlflow_artifacts, patience_s=5)
+    runs = Runs(home.mlflow_uri, spec.name, home.trials(spec.name), home.mlflow_artifacts, home.data_root)
+    tracker = MlflowTracker(runs, patience_s=5)
     sweep = Sweep(spec, record_of(home), tracker)
     drive(sweep, fail=fail, events=events)
     sweep.close()
@@ -208,7 +211,9 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     assert "no estimate: nothing like it was run in this home; --calibrate times a short trial of each." in said
     assert not home.record_file.exists(), "and nothing is made"
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
-    sweep = Sweep(spec, record_of(home), MlflowTracker("sqlite:////dev/null/x.db", "small", "", None, patience_s=0))
+    sweep = Sweep(
+        spec, record_of(home), MlflowTracker(Runs("sqlite:////dev/null/x.db", "small", "", None, ""), patience_s=0)
+    )
     trial = sweep.next_trial()
     assert trial is not None
     told = {

@@ -12,13 +12,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from orchestrator.mlflow_runs import Runs
+from orchestrator.mlflow_tracker import MlflowTracker
 from orchestrator.plan import studies
 from orchestrator.record import Record
 from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep
-from orchestrator.tracking import MemoryTracker, MlflowTracker, Tracker
+from orchestrator.tracking import MemoryTracker, Tracker
 from tests.orchestrator.conftest import RAW_SPEC, drive
 from trainer.storage import write_bytes
 
@@ -84,7 +86,7 @@ class TrackerContract:
         before = (tracker.close(), seen())
         again, _ = self.make(small, tmp_path, mlflow_uri)
         for study in sweep.studies:
-            again.open_study(study.plan, study.search)
+            again.open_study(study)
             for record in (study.search, study.final):
                 for trial in record.trials:
                     if trial.duplicate_of is None:
@@ -103,7 +105,8 @@ class TestMemoryTracker(TrackerContract):
 
 class TestMlflowTracker(TrackerContract):
     def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
-        tracker = MlflowTracker(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), patience_s=5)
+        runs = Runs(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"))
+        tracker = MlflowTracker(runs, patience_s=5)
 
         def seen() -> dict[str, tuple[str, dict[str, str], int]]:
             children = [run for run in mlflow_runs(uri, spec.name) if "trial_id" in run.data.tags]
@@ -206,16 +209,18 @@ def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_pat
         "a test",
     )
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    nowhere = MlflowTracker("sqlite:////dev/null/mlflow.db", spec.name, str(tmp_path), None, patience_s=0)
+    away = Runs("sqlite:////dev/null/mlflow.db", spec.name, str(tmp_path), None, str(tmp_path))
+    nowhere = MlflowTracker(away, patience_s=0)
     sweep = Sweep(spec, Record(url), nowhere)
     drive(sweep)
     untold = nowhere.close()
-    assert untold == len({t.trial_id for s in sweep.studies for t in (*s.search.trials, *s.final.trials)})
+    trials = {t.trial_id for s in sweep.studies for t in (*s.search.trials, *s.final.trials)}
+    assert untold == len(trials) + len(sweep.studies)
     assert nowhere.problem, "and it says why"
     tracker, seen = TestMlflowTracker().make(spec, tmp_path, mlflow_uri)
     again = Sweep(spec, Record(url), tracker)
     assert again.done
-    assert (tracker.close(), len(seen())) == (0, untold)
+    assert (tracker.close(), len(seen())) == (0, len(trials))
 
 
 def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> None:
