@@ -52,11 +52,12 @@ def against_params(study: Study) -> Figure | None:
     width = NARROW if columns == 1 else WIDE
     figure, axes = panels(len(space), width=width, height=2.2, columns=columns, share_y=True)
     axes[0].margins(y=0.12)  # room for the star
+    best, color = study.best, method_look(study.plan.method).color
     entries: dict[str, Artist] = {}
     for place, (ax, (name, dimension)) in enumerate(zip(axes, space.items(), strict=True)):
         own = [trial for trial in trials if name in trial.params]
         _scale(ax, dimension, width / columns)
-        entries |= _points(ax, name, dimension, own, study) | _summary(ax, name, dimension, own)
+        entries |= _points(ax, name, dimension, own, best, color) | _summary(ax, name, dimension, own)
         name_axes(ax, name, "val accuracy, %" if place % columns == 0 else "")
     order = ("complete", "chosen", "pruned, as far as it came", "under way", "failed", "median", "hull")
     return finish(
@@ -96,8 +97,9 @@ def _x(dimension: Space, value: object) -> float | None:
     return float(value)  # type: ignore[arg-type]
 
 
-def _points(ax: Axes, name: str, dimension: Space, trials: Sequence[TrialResult], study: Study) -> dict[str, Artist]:
-    color, best = method_look(study.plan.method).color, study.best
+def _points(
+    ax: Axes, name: str, dimension: Space, trials: Sequence[TrialResult], best: TrialResult | None, color: str
+) -> dict[str, Artist]:
     groups: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
         x, y = _x(dimension, trial.params[name]), reached(trial)
