@@ -15,7 +15,7 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ from trainer.config import TrainConfig
 from trainer.data.store import TaskMissing
 from trainer.loop import EpochMetrics, TrainingDiverged, train
 from trainer.memory import used_gb
+from trainer.pictures import draw
 from trainer.storage import read_bytes, write_bytes
 
 DISK_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
@@ -48,15 +49,18 @@ def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | 
     log = _Log()
     since = time.monotonic()
     folder = None
+    epochs: list[dict[str, float]] = []
     try:
         train_config = TrainConfig(**config)
         folder = f"{workplace.trials}/{train_config.fingerprint()}"
         for epoch in _train_while_disk_is_full(train_config, workplace, folder):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
+            epochs.append(epoch.metrics)
             facts = {**software(), **machine(log.device)}
             if epoch.epoch == train_config.epochs:
                 facts |= _scored(folder, train_config)
+                _draw(train_config, epochs, workplace, folder)
             peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
             told = {"epoch/seconds": now - since, "memory/peak_gb": peak_gb, "memory/device_gb": device_gb}
             yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, facts=facts)
@@ -93,6 +97,18 @@ def _scored(folder: str, config: TrainConfig) -> dict[str, str]:
     if config.eval_split == "val":
         told["correct"] = pack(pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy())
     return told
+
+
+def _draw(config: TrainConfig, epochs: Sequence[dict[str, float]], workplace: Workplace, folder: str) -> None:
+    draw(
+        config,
+        epochs,
+        folder,
+        data_root=workplace.data_root,
+        weights=workplace.weights,
+        bank=workplace.bank,
+        device="cuda" if workplace.gpus else "cpu",
+    )
 
 
 def _train_while_disk_is_full(config: TrainConfig, workplace: Workplace, folder: str) -> Iterator[EpochMetrics]:

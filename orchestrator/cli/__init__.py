@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import data, model, results, sweep
+from orchestrator.cli import data, model, outputs, results, sweep
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
 
@@ -17,11 +17,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Sweeps of Self-Prompt Tuning on frozen ViTs. Start with **sptune launch demo**.",
 )
-BEFORE, RUNNING, RESULTS, TOOLS = "Before a sweep", "Running it", "Its results", "Tasks and networks"
+BEFORE, RUNNING, RESULTS = "Before a sweep", "Running it", "Its results"
+OUTPUTS, TOOLS = "For other tools", "Tasks and networks"
 for panel, commands in (
     (BEFORE, (plan, replay)),
     (RUNNING, (sweep.launch, sweep.resume, sweep.stop, sweep.rm)),
-    (RESULTS, (results.status, results.failures, results.report, results.ui)),
+    (RESULTS, (results.status, results.failures, results.report, outputs.figures, results.ui)),
+    (OUTPUTS, (outputs.export, outputs.register)),
     (TOOLS, (model.backbones, model.predict)),
 ):
     for command in commands:

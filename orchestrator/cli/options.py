@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,10 +20,14 @@ from trainer.weights import WeightsError, find_weights
 
 if TYPE_CHECKING:
     from orchestrator.record import Record
+    from orchestrator.study import Study
 
 console = Console()
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships: demo.")]
+SweepsArgument = Annotated[
+    list[str], typer.Argument(metavar="SWEEP...", help="The `name` in its spec; of several, they are taken together.")
+]
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec.")]
 HomeOption = Annotated[
     Path, typer.Option("--home", envvar="SPTUNE_HOME", help="Folder of records, MLflow database, tasks, checkpoints.")
@@ -72,6 +77,21 @@ def recorded(home: Home, name: str) -> tuple[Record, SweepSpec]:
     if name not in specs:
         raise UserError(f"{name}: {no_such(name, specs, f'a sweep in {home.folder}')}")
     return record, parse_spec(specs[name], f"the recorded spec of {name}")
+
+
+def opened(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """The studies of sweeps by name.
+
+    Raises:
+        UserError: if one is not there.
+    """
+    from orchestrator.study import open_studies
+
+    found = []
+    for name in dict.fromkeys(sweeps):
+        record, spec = recorded(home, name)
+        found += open_studies(spec, record, epochs=epochs)
+    return found
 
 
 def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:

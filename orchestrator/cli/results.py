@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, console, recorded
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, opened, recorded
 from orchestrator.errors import UserError
-from orchestrator.home import DEFAULT_HOME, Home, home_at
+from orchestrator.home import DEFAULT_HOME, home_at
 from orchestrator.results import TrialState
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
 
 
 def report(
-    sweeps: Annotated[list[str], typer.Argument(metavar="SWEEP...", help="Names in specs; several make one table.")],
+    sweeps: SweepsArgument,
     home: HomeOption = DEFAULT_HOME,
     form: Annotated[Form, typer.Option("--format", help="To standard output; csv has the main table's numbers.")] = (
         Form.terminal
@@ -135,21 +135,6 @@ def print_report(studies: Sequence[Study]) -> None:
     from orchestrator.report import contents, print_blocks
 
     print_blocks(contents(studies), console)
-
-
-def opened(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
-    """The studies of sweeps by name.
-
-    Raises:
-        UserError: if one is not there.
-    """
-    from orchestrator.study import open_studies
-
-    found = []
-    for name in dict.fromkeys(sweeps):
-        record, spec = recorded(home, name)
-        found += open_studies(spec, record, epochs=epochs)
-    return found
 
 
 def _row(summary: StudySummary) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""The commands that make something of a sweep's results: `figures`, `export` and `register`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console, opened
+from orchestrator.errors import UserError
+from orchestrator.home import DEFAULT_HOME, home_at
+from orchestrator.results import TrialState
+from orchestrator.where import chosen
+
+OutOption = Annotated[Path | None, typer.Option(help="Folder to write into; default: one named after the sweep, here.")]
+
+
+def figures(
+    sweeps: SweepsArgument,
+    home: HomeOption = DEFAULT_HOME,
+    out: OutOption = None,
+    each_study: Annotated[
+        bool, typer.Option("--each-study", help="Those of every study, too; MLflow has them with its parent run.")
+    ] = False,
+) -> None:
+    """Draw what the sweeps have data for, as PNG and PDF.
+
+    Test accuracy by task beside published numbers, tuning-set size, model size, NMI; of each study learning curves,
+    accuracy against each parameter, init strategy by images used, parallel coordinates, importances.
+    """
+    from orchestrator.figures import figures_of, save
+    from orchestrator.report.board import published_by_task
+    from orchestrator.search import importances
+
+    studies = opened(home_at(home), sweeps, epochs=True)
+    alone = len(studies) == 1  # then its own figures are the sweep's
+    published = published_by_task({study.plan.backbone for study in studies})
+    folder = out or Path(f"{sweeps[0]}-figures")
+    count = 0
+    with console.status("drawing"):
+        found = figures_of(studies, published=published, importances=importances, each_study=each_study or alone)
+        for stem, figure in found:
+            png, _ = save(figure, folder, stem)
+            console.print(f"{png}", highlight=False, soft_wrap=True)
+            count += 1
+    if not count:
+        raise UserError(f"{', '.join(sweeps)}: no trial is finished, so there is nothing to draw.")
+    console.print(f"{count} figures, each as .png and .pdf", highlight=False)
+
+
+def export(sweeps: SweepsArgument, home: HomeOption = DEFAULT_HOME, out: OutOption = None) -> None:
+    """Write trials.parquet, epochs.parquet and predictions.parquet for other tools; the schema tells each column."""
+    from orchestrator.export import export as write
+
+    place = home_at(home)
+    studies = opened(place, sweeps, epochs=True)
+    with console.status("writing"):
+        try:
+            files = write(studies, place.trials, out or Path(f"{sweeps[0]}-export"))
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}.") from None
+    for file in files:
+        console.print(f"{file}", highlight=False, soft_wrap=True)
+
+
+def register(
+    sweep: SweepArgument,
+    where: WhereOption = None,
+    name: Annotated[str | None, typer.Option(help="Of the model; default: made of sweep, task and method.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Put a study's model into MLflow's registry: its final trial of the first seed, or of `--where seed=44`.
+
+    Which seed is best on test is not asked: that would be choosing on test.
+    """
+    from orchestrator.mlflow_runs import register as put
+
+    place = home_at(home)
+    fits = chosen(where, [])
+    picked = []
+    for study in opened(place, [sweep], epochs=False):
+        done = [trial for trial in study.finals if trial.state is TrialState.COMPLETE and fits(trial)]
+        if done:
+            picked.append((study, min(done, key=lambda trial: study.spec.final.seeds.index(trial.config["seed"]))))
+    if not picked:
+        raise UserError(
+            f"no complete final trial of {sweep} is like that; `sptune status {sweep}` shows what there is."
+        )
+    if name is not None and len(picked) > 1:
+        keys = ", ".join(study.plan.key for study, _ in picked[:4])
+        raise UserError(f"--name is for one study, and {len(picked)} are chosen: {keys}; choose one with --where.")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for study, trial in picked:
+        run_id, told = study.final.tracked(trial.number)
+        if run_id is None or told is None:
+            raise UserError(f"MLflow was not told of {trial.trial_id} yet; `sptune resume {sweep}` tells it.")
+        plan = study.plan
+        own = name or re.sub(r"[^\w.-]+", "-", f"{sweep}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}")
+        version = put(place.mlflow_uri, run_id, own)
+        console.print(f"models:/{own}/{version}  {plan.key}, seed {trial.config['seed']}", highlight=False)
