@@ -1,23 +1,24 @@
-"""The one door to MLflow: what runs of trials and studies are made of; models registered, runs forgotten."""
+"""The door to MLflow's runs: what those of trials and studies are made of, and how they are forgotten."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import served
-from orchestrator.plan import StudyPlan, size_text
+from orchestrator.labels import label, varying
+from orchestrator.mlflow_models import save_model
+from orchestrator.plan import StudyPlan, size_text, studies
 from orchestrator.report.study_page import study_metrics, study_page
 from orchestrator.results import TrialResult, TrialState
+from orchestrator.served import FILES
 from orchestrator.study import Study
 from trainer.data.store import find_card
 from trainer.storage import read_bytes
@@ -34,8 +35,6 @@ ARTIFACTS = (
     "confusion.png",
     "prototypes.png",
 )
-MODEL = "model"
-"""Folder of a final trial's model among its artifacts."""
 RUN_STATUS = {
     TrialState.WAITING: "SCHEDULED",
     TrialState.RUNNING: "RUNNING",
@@ -43,6 +42,8 @@ RUN_STATUS = {
     TrialState.PRUNED: "KILLED",
     TrialState.FAILED: "FAILED",
 }
+SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "sptune"
+"""The tag with which MLflow keeps a view that was shared, and the key of ours."""
 PAGE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 
@@ -56,14 +57,18 @@ class Runs:
         trials: folder (path or URI) with a folder a trial, where its artifacts are.
         artifacts: where MLflow keeps artifacts, if it is no server that decides this itself.
         data_root: the task store, whose cards say what a study learns from.
+        params: what is searched, for the columns of the experiment's table.
     """
 
-    def __init__(self, uri: str, sweep: str, trials: str, artifacts: str | None, data_root: str) -> None:
+    def __init__(
+        self, uri: str, sweep: str, trials: str, artifacts: str | None, data_root: str, params: Sequence[str] = ()
+    ) -> None:
         self._uri = uri
         self._sweep = sweep
         self._trials = trials
         self._artifacts = artifacts
         self._data_root = data_root
+        self._params = params
 
     def find(self, tag: str, value: str) -> str | None:
         """A run by a tag."""
@@ -73,7 +78,9 @@ class Runs:
     def create_study(self, study: Study) -> str:
         """The parent run of a study."""
         tags = self._tags(study.plan) | {"phase": "study", "study": study.plan.key, PAGE: study_page(study)}
-        run = self._client.create_run(self._experiment, tags=tags, run_name=study.plan.key)
+        named, _ = varying(studies(study.spec), ("backbone", "train_size"))
+        name = " ".join(label(study.plan, ["task", "method", *named]))
+        run = self._client.create_run(self._experiment, tags=tags, run_name=name)
         self._client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 
@@ -122,8 +129,8 @@ class Runs:
             for name in ARTIFACTS:
                 if (data := read_bytes(f"{folder}/{name}")) is not None:
                     Path(scratch, name).write_bytes(data)
-            if trial.phase == "final" and all(Path(scratch, name).exists() for name in served.FILES):
-                _save_model(Path(scratch))
+            if trial.phase == "final" and all(Path(scratch, name).exists() for name in FILES):
+                save_model(Path(scratch))
             self._client.log_artifacts(run_id, scratch)
         self._client.set_terminated(run_id, RUN_STATUS[trial.state])
 
@@ -190,9 +197,13 @@ class Runs:
     def _experiment(self) -> str:
         """Id of the sweep's experiment, made where it is missing."""
         if (experiment := self._client.get_experiment_by_name(self._sweep)) is not None:
-            return str(experiment.experiment_id)
-        place = self._artifacts and f"{self._artifacts}/{self._sweep}"
-        return str(self._client.create_experiment(self._sweep, artifact_location=place))
+            found = str(experiment.experiment_id)
+        else:
+            place = self._artifacts and f"{self._artifacts}/{self._sweep}"
+            found = str(self._client.create_experiment(self._sweep, artifact_location=place))
+        self._client.set_experiment_tag(found, "mlflow.experimentKind", "custom_model_development")
+        self._client.set_experiment_tag(found, f"{SHARED_VIEW}{VIEW}", json.dumps(_view(self._params)))
+        return found
 
 
 def outcome(trial: TrialResult) -> dict[str, float]:
@@ -209,19 +220,34 @@ def outcome(trial: TrialResult) -> dict[str, float]:
     return found
 
 
-def register(uri: str, run_id: str, name: str) -> str:
-    """Put a final trial's model into the registry; the version that it has there, the same when asked again."""
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+def _view(params: Sequence[str]) -> dict[str, Any]:
+    """The state of MLflow's table of runs that "Share view" would save: which columns it has."""
+    columns = ["tags.`state`", "metrics.`best/val/accuracy`", "metrics.`final/test/accuracy`"]
+    return {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [*columns, *(f"params.`{name}`" for name in params)],
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+    }
 
-    client = MlflowClient(tracking_uri=uri)
-    with contextlib.suppress(MlflowException):  # it is there already
-        client.create_registered_model(name)
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.run_id == run_id:
-            return str(version.version)
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
-    return str(client.create_model_version(name, source, run_id).version)
+
+def views(uri: str) -> dict[str, str]:
+    """Of each sweep's experiment, what follows a server's address to see its table with our columns."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(tracking_uri=uri).search_experiments()
+    return {
+        experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}"
+        for experiment in reversed(found)
+        if f"{SHARED_VIEW}{VIEW}" in experiment.tags
+    }
 
 
 def forget_runs(uri: str, run_ids: list[str]) -> None:
@@ -241,24 +267,3 @@ def forget_runs(uri: str, run_ids: list[str]) -> None:
         with contextlib.suppress(MlflowException, FileNotFoundError):  # it may have no artifacts
             get_artifact_repository(run.info.artifact_uri, tracking_uri=uri).delete_artifacts()
         client.delete_run(run_id)
-
-
-def _save_model(folder: Path) -> None:
-    """Beside a trial's artifacts, the folder that `mlflow.pyfunc.load_model` and `mlflow models serve` understand."""
-    from mlflow import pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in served.FILES:
-            Path(scratch, name).write_bytes((folder / name).read_bytes())
-        pyfunc.save_model(
-            str(folder / MODEL),
-            loader_module=served.__name__,
-            data_path=scratch,
-            pip_requirements=[f"sptune=={importlib.metadata.version('sptune')}"],
-            signature=ModelSignature(
-                inputs=Schema([ColSpec(DataType.binary, "image")]),
-                outputs=Schema([ColSpec(DataType.string, "class_name"), ColSpec(DataType.double, "confidence")]),
-            ),
-        )

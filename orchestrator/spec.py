@@ -115,6 +115,15 @@ class Choice(_Dimension):
     type: Literal["choice"]
     values: list[str | int | float] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _distinct(self) -> Choice:
+        """Samplers tell values apart by ==, for which 1 is 1.0."""
+        for place, value in enumerate(self.values):
+            if value in self.values[:place]:
+                twin = self.values[self.values.index(value)]
+                raise ValueError(f"samplers cannot tell {value!r} from {twin!r}: leave one of them out.")
+        return self
+
 
 Space = FloatRange | IntRange | Choice
 Select = Literal["last_val", "simplest_tied"]

@@ -29,7 +29,7 @@ def imports(path: Path) -> set[str]:
     [
         ("ray", {"ray_driver"}),
         ("optuna", {"search", "record", "rows", "lease", "frozen", "patience"}),  # it decides; it remembers
-        ("mlflow", {"mlflow_runs"}),
+        ("mlflow", {"mlflow_runs", "mlflow_models"}),
     ],
 )
 def test_each_big_library_has_its_doors(library: str, doors: set[str]) -> None:
@@ -50,7 +50,21 @@ def test_no_hyper_parameter_is_known_to_the_orchestrator() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["spec", "plan", "cli", "sweep", "search", "report", "live", "ray_driver", "mlflow_tracker", "figures", "replay", "throughput"],
+    [
+        "spec",
+        "plan",
+        "cli",
+        "sweep",
+        "search",
+        "report",
+        "live",
+        "ray_driver",
+        "mlflow_tracker",
+        "figures",
+        "replay",
+        "throughput",
+        "scaling",
+    ],
 )
 def test_nothing_above_the_worker_imports_torch(module: str) -> None:
     code = f"import sys, orchestrator.{module}; sys.exit('torch' in sys.modules)"

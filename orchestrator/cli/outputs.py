@@ -76,7 +76,7 @@ def register(
 
     Which seed is best on test is not asked: that would be choosing on test.
     """
-    from orchestrator.mlflow_runs import register as put
+    from orchestrator.mlflow_models import register as put
 
     place = home_at(home)
     fits = chosen(where, [])

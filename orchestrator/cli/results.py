@@ -116,7 +116,9 @@ def ui(
     home: HomeOption = DEFAULT_HOME,
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
 ) -> None:
-    """Open the MLflow server of a home on this machine, at 127.0.0.1; Ctrl-C ends it."""
+    """Serve the MLflow of a home on this machine, at 127.0.0.1, and say each sweep's address; Ctrl-C ends it."""
+    from orchestrator.mlflow_runs import views
+
     place = home_at(home)
     if "MLFLOW_TRACKING_URI" in os.environ:
         raise UserError(f"MLflow is served at MLFLOW_TRACKING_URI={place.mlflow_uri}: open that address.")
@@ -126,6 +128,8 @@ def ui(
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
     console.print(f"MLflow at http://127.0.0.1:{port} for {place.folder}; Ctrl-C ends it.", highlight=False)
+    for name, path in views(place.mlflow_uri).items():
+        console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 

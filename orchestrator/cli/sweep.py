@@ -215,7 +215,8 @@ def _run(
                     f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
                 )
             console.print(f"{len(found)} failed trials of {spec.name} are run again.", highlight=False)
-        tracker = MlflowTracker(Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root))
+        runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root, [*spec.space])
+        tracker = MlflowTracker(runs)
         ends.callback(_tell_the_rest, tracker)
         sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
         ends.callback(sweep.close)

@@ -28,14 +28,15 @@ def study_page(study: Study) -> str:
     plan, best = study.plan, study.best
     counts = study.summary().states
     told = ", ".join(f"{counts[state]} {state.value}" for state in TrialState if counts[state])
-    parts: list[Block] = [Lines(lines=(f"trials: {told or 'none yet'}",))]
-    if study.search.stopped is not None:
-        parts.append(Lines(lines=(f"stopped: {study.search.stopped}",)))
+    lines = [] if best is None else [_finals(study)]
+    lines += [] if best is None else [f"chosen on val: trial {best.number}, {params_text(best.params)}"]
+    lines += [] if study.search.stopped is None else [f"stopped: {study.search.stopped}"]
+    lines.append(f"trials: {told or 'none yet'}")
+    lines.append(f"{plan.task}, {plan.method}, {plan.backbone}, train size {size_text(plan.train_size)}")
+    parts: list[Block] = [Lines(lines=tuple(lines))]
     if best is not None:
-        parts += [_finals(study), Lines(lines=(f"chosen on val: trial {best.number}, {params_text(best.params)}",))]
         parts += [_leaderboard(study), stamp([study])]
-    title = f"### {plan.task}, {plan.method}\n\n{plan.backbone}, train size {size_text(plan.train_size)}\n\n"
-    return title + markdown(parts) + "\n" + _again(study, best)
+    return markdown(parts) + "\n" + _again(study, best)
 
 
 def study_metrics(study: Study) -> dict[str, float]:
@@ -51,13 +52,13 @@ def study_metrics(study: Study) -> dict[str, float]:
     return found
 
 
-def _finals(study: Study) -> Lines:
+def _finals(study: Study) -> str:
     scores = [trial.score for trial in study.finals if trial.score is not None]
     if not scores:
-        return Lines(lines=("test accuracy: no final trial is finished",))
+        return "test accuracy: no final trial is finished"
     spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     seeds = ", ".join(f"{t.config['seed']}: {100 * t.score:.1f}" for t in study.finals if t.score is not None)
-    return Lines(lines=(f"test accuracy: {100 * statistics.mean(scores):.1f}{spread} % (by seed {seeds})",))
+    return f"test accuracy: {100 * statistics.mean(scores):.1f}{spread} % (by seed {seeds})"
 
 
 def _leaderboard(study: Study) -> Grid:
