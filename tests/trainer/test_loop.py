@@ -526,3 +526,43 @@ def test_a_batch_larger_than_the_data_is_refused(data_root: str, tiny: Callable[
     assert str(caught.value) == (
         "batch_size=24 exceeds the 23 images of demo/digits train at train_size=0.03; use a smaller batch_size."
     )
+
+
+@pytest.mark.parametrize(("method", "changes"), [("spt_deep", {}), ("linear", {}), ("vpt_deep", {"ema_decay": 0.9})])
+def test_peeking_tells_what_it_would_have_gained_and_changes_no_bit_of_the_run(
+    method: str, changes: dict[str, Any], store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    honest = tiny(method, eval_split="test", epochs=4, lr=3.0, **changes)  # so high that accuracy goes up and down
+    peeking = dataclasses.replace(honest, measure_peeking=True)
+    assert honest.fingerprint() != peeking.fingerprint(), "a trial that tells more is another trial"
+    runs = {
+        name: list(train(config, data_root=store, folder=str(tmp_path / name)))
+        for name, config in (("honest", honest), ("peeking", peeking))
+    }
+    assert results_in(tmp_path / "honest") == results_in(tmp_path / "peeking"), "learnt tensors and predictions"
+    for plain, peeked in zip(runs["honest"], runs["peeking"], strict=True):
+        own = {name for name in peeked.metrics if name.startswith("peeking/")}
+        assert own == {"peeking/accuracy", "peeking/gain"}, "after every epoch"
+        rest = dataclasses.replace(peeked, metrics={k: v for k, v in peeked.metrics.items() if k not in own})
+        assert without_clocks([rest]) == without_clocks([plain]), "test/accuracy too, and only at the last epoch"
+    scored = [epoch.metrics["peeking/accuracy"] for epoch in runs["peeking"]]
+    assert scored[-1] == runs["peeking"][-1].metrics["test/accuracy"], "the weights, not their average"
+    gains = [epoch.metrics["peeking/gain"] for epoch in runs["peeking"]]
+    assert gains == [max(scored[: place + 1]) - scored[place] for place in range(4)]
+    assert min(gains) == gains[0] == 0 < max(gains)
+
+
+def test_an_interrupted_run_has_peeked_as_much_as_an_uninterrupted_one(
+    store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    config = tiny("linear", eval_split="test", epochs=4, lr=0.2, measure_peeking=True)
+    whole = list(train(config, data_root=store, folder=str(tmp_path / "whole")))
+    assert without_clocks(interrupted(config, store, tmp_path / "parts")) == without_clocks(whole)
+
+
+def test_peeking_is_refused_for_runs_that_are_not_scored_on_test(tiny: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        tiny(measure_peeking=True)
+    assert str(caught.value) == (
+        "measure_peeking: is for runs that are scored on test: leave it out, or set eval_split: test."
+    )
