@@ -3,31 +3,39 @@
 python -m tests.benchmarks.scale            10,000 trials in 500 studies, on synthetic curves
 python -m tests.benchmarks.scale --ray      1,000 trials that do nothing, through Ray on two cores
 python -m tests.benchmarks.scale --queue    64 workers that report twice a second, for a minute
+python -m tests.benchmarks.scale --report   `sptune report` over 5,000 trials of 100 epochs, from start to prompt
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
 import queue
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from orchestrator import ray_driver
 from orchestrator.home import Workplace
-from orchestrator.plan import studies
+from orchestrator.plan import draw_params, studies
 from orchestrator.record import Record
 from orchestrator.replay import Clock, Synthetic, drive
-from orchestrator.results import Epoch, Failure
-from orchestrator.spec import SweepSpec
+from orchestrator.results import Epoch, Failure, TrialResult, TrialState
+from orchestrator.significance import pack
+from orchestrator.spec import Choice, Space, SweepSpec
 from orchestrator.spec_file import parse_spec
+from orchestrator.study import open_studies
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
 from trainer.catalog import TASKS
@@ -191,11 +199,74 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
     }
 
 
+def reported(num_studies: int, trials: int) -> dict[str, float]:
+    """The command over a record of complete trials, each with what a real one tells."""
+    spec = spec_of(num_studies, trials - 2, 2, 100)
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        record = Record(f"sqlite:///{folder}/studies.db")
+        record.save_sweep(spec.name, spec.model_dump(mode="json"))
+        for study in open_studies(spec, record):
+            study.open()
+            for number in range(trials):
+                searched = number < trials - 2
+                rows = study.search if searched else study.final
+                params: dict[str, Any] = {"seed": number - trials + 2}
+                if searched:
+                    params = draw_params(study.plan, _drawn_by(draw))
+                asked = params if searched or study.best is None else study.best.params
+                config = (study.plan.search_config if searched else study.plan.final_config)(
+                    asked, params.get("seed", 0)
+                )
+                split = "val" if searched else "test"
+                right = draw.random(200) < draw.uniform(0.4, 0.9)
+                epoch = {f"{split}/accuracy": float(right.mean())} | {
+                    f"train/{name}": 0.123456789 for name in "abcdefgh"
+                }
+                facts = {"correct": pack(right.tolist())} if searched else {}
+                facts |= {"scored_on": "0123456789abcdef/test", "protocol": "published", "software": "torch " * 20}
+                rows.add(
+                    TrialResult(
+                        trial_id=config.fingerprint(),
+                        study=study.plan.key,
+                        phase=rows.phase,
+                        number=len(rows.trials),
+                        params=params,
+                        config=dataclasses.asdict(config),
+                        state=TrialState.COMPLETE,
+                        epochs=(epoch,) * 100,
+                        last=epoch | {"learnable/share": 0.01, "learnable/parameters": float(number)},
+                        facts=facts,
+                        score=epoch[f"{split}/accuracy"],
+                    )
+                )
+        command = [str(Path(sys.executable).with_name("sptune")), "report", spec.name, "--home", folder]
+        taken = []
+        for _ in range(3):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            taken.append(time.perf_counter() - started)
+        size = Path(folder, "studies.db").stat().st_size / 1e6
+    return {"trials": num_studies * trials, "record, MB": size, "s, median of 3": sorted(taken)[1]}
+
+
+def _drawn_by(draw: np.random.Generator) -> Callable[[str, Space], Any]:
+    """A value of each dimension, at random."""
+
+    def drawn(_: str, dimension: Space) -> Any:
+        if isinstance(dimension, Choice):
+            return dimension.values[int(draw.integers(len(dimension.values)))]
+        return float(np.exp(draw.uniform(np.log(dimension.low), np.log(dimension.high))))
+
+    return drawn
+
+
 def main() -> None:
     """Measure what is asked for, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--queue", action="store_true")
+    parser.add_argument("--report", action="store_true")
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--trials", type=int, default=20, help="of a study, two of them final")
     parser.add_argument("--json", type=Path)
@@ -204,6 +275,8 @@ def main() -> None:
         found = through_ray(1000)
     elif options.queue:
         found = queued(64, 60.0)
+    elif options.report:
+        found = reported(240, 21)
     else:
         found = replayed(options.studies, options.trials - 2, 2, 10)
     print(f"{os.cpu_count()} cores")
