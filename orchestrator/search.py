@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
@@ -161,6 +160,8 @@ def importances(study: Study) -> dict[str, float]:
     Optuna's PED-ANOVA (Watanabe et al., IJCAI 2023); empty with fewer than four complete trials, or where all came
     to the same.
     """
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: a second
+
     complete = [trial for trial in study.searched if trial.state is TrialState.COMPLETE]
     if len(complete) < FEWEST_FOR_IMPORTANCES or len({trial.score for trial in complete}) == 1:
         return {}
@@ -168,4 +169,4 @@ def importances(study: Study) -> dict[str, float]:
     held = optuna.create_study(direction="maximize")
     held.add_trials([frozen(trial, space, metrics=False) for trial in complete])
     with warnings.catch_warnings(action="ignore"):
-        return dict(optuna.importance.get_param_importances(held, evaluator=PedAnovaImportanceEvaluator()))
+        return dict(get_param_importances(held, evaluator=PedAnovaImportanceEvaluator()))

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 console = Console()
 
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships: demo.")]
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")
+]
 SweepsArgument = Annotated[
     list[str], typer.Argument(metavar="SWEEP...", help="The `name` in its spec; of several, they are taken together.")
 ]

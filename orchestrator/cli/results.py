@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,6 +104,8 @@ def report(
     from orchestrator.report import FORMATS, board_of, contents, csv_of
 
     studies = opened(home_at(home), sweeps, epochs=False)
+    if twice := [key for key, count in Counter(study.plan.key for study in studies).items() if count > 1]:
+        raise UserError(f"{twice[0]} is in several of these sweeps and has one cell in a table: report them apart.")
     match form:
         case Form.terminal:
             print_report(studies)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from orchestrator.labels import label, params_text, varying
+from orchestrator.published import published_rows
 from orchestrator.report.board import NAMES, Board, BoardRow, Score, board_of
 from orchestrator.report.document import Block, Cell, Grid, Lines, cells
 from orchestrator.report.stamp import stamp
@@ -42,7 +43,7 @@ def result_grid(board: Board, studies: Sequence[Study]) -> Grid:
     rows = []
     for row in board.rows:
         entries = [Cell(_named(row, row.names[place]) if place == 0 else row.names[place]) for place in kept]
-        entries.append(Cell(NOTHING if row.tuned is None else f"{row.tuned:.2g}"))
+        entries.append(Cell(NOTHING if row.tuned is None else f"{row.tuned:.3g}"))
         for column in columns:
             score = row.scores.get(column)
             best = row.kind == "ours" and score is not None and round(score.mean, 1) == board.best(column)
@@ -139,8 +140,8 @@ def _sources(board: Board) -> Iterator[str]:
             sources.setdefault(row.source, []).append(f"{row.names[0]} on {row.names[1]}")
     if sources:
         yield "published: " + "; ".join(f"{', '.join(rows)}: {source}" for source, rows in sources.items()) + "."
-    known = {row.names[1] for row in board.rows if row.kind == "published"}
-    if absent := [backbone for backbone in dict.fromkeys(row.names[1] for row in board.rows) if backbone not in known]:
+    backbones = dict.fromkeys(row.names[1] for row in board.rows)
+    if absent := [backbone for backbone in backbones if not published_rows(backbone)]:
         yield f"No published results are known for {', '.join(absent)}."
 
 
@@ -238,4 +239,5 @@ def _peeking(studies: Sequence[Study]) -> Grid:
         header=(*NAMES, *tasks, "mean"),
         rows=rows,
         names=len(NAMES),
+        spans=(len(tasks), 1),
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import html
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -52,33 +54,40 @@ def print_blocks(blocks: Sequence[Block], console: Console) -> None:
 
 
 def _rich(grid: Grid) -> Table:
+    """A table in which nothing is cut: with spans no entry is broken either, for `_parted` sees to the width."""
     table = Table(title=grid.title)
     for place, name in enumerate(grid.header):
-        text = grid.last_is_text and place == len(grid.header) - 1
-        words = place < grid.names or text
-        table.add_column(name, justify="left" if words else "right", no_wrap=words and not text)
+        justify: Literal["left", "right"] = "left" if _is_text(grid, place) else "right"
+        table.add_column(name, justify=justify, no_wrap=bool(grid.spans), overflow="fold")
     for row in grid.rows:
         table.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
     return table
 
 
 def _parted(grid: Grid, console: Console) -> list[Grid]:
-    """The grid, or one for each of its spans where all of them are too wide."""
-    options = console.options
-    table = _rich(grid)
-    for column in table.columns:
-        column.no_wrap = True
-    if not grid.spans or Measurement.get(console, options, table).maximum <= options.max_width:
-        return [grid]
-    parts, start = [], grid.names
-    for span in grid.spans:
-        kept = [*range(grid.names), *range(start, start + span)]
+    """The grid, or where it is too wide as few as fit: parted between its spans, within those that are too wide."""
+    unlimited = console.options.update(width=1_000_000)
+
+    def part(columns: Sequence[int]) -> Grid:
+        kept = [*range(grid.names), *columns]
         rows = [tuple(row[place] for place in kept) for row in grid.rows]
         header = tuple(grid.header[place] for place in kept)
-        if span:
-            parts.append(Grid(title=grid.title, header=header, rows=rows, names=grid.names))
-        start += span
-    return parts
+        return dataclasses.replace(grid, header=header, rows=rows, spans=(len(columns),))
+
+    def fits(columns: Sequence[int]) -> bool:
+        return Measurement.get(console, unlimited, _rich(part(columns))).maximum <= console.options.max_width
+
+    numbers = [*range(grid.names, len(grid.header))]
+    if not grid.spans or fits(numbers):
+        return [grid]
+    parts: list[list[int]] = [[]]
+    for span in grid.spans:
+        own, numbers = numbers[:span], numbers[span:]
+        for together in [own] if fits(own) else [[place] for place in own]:
+            if parts[-1] and not fits([*parts[-1], *together]):
+                parts.append([])
+            parts[-1] += together
+    return [part(columns) for columns in parts]
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -88,7 +97,7 @@ def markdown(blocks: Sequence[Block]) -> str:
         match block:
             case Grid():
                 rule = ["---" if _is_text(block, place) else "---:" for place in range(len(block.header))]
-                rows = [block.header, rule, *([_marked(cell) for cell in row] for row in block.rows)]
+                rows = [[*map(_escaped, block.header)], rule, *([_marked(cell) for cell in row] for row in block.rows)]
                 table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
                 parts.append(f"**{_escaped(_one_line(block.title))}**\n\n{table}")
             case Lines():
@@ -174,7 +183,7 @@ def _one_line(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Text that Markdown takes for nothing else."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", text)
+    return re.sub(r"([\\`*_|<>\[\]&~])", r"\\\1", text)
 
 
 def _marked(cell: Cell) -> str:
