@@ -86,7 +86,8 @@ def test_images_come_back_as_they_were_packed(count: int) -> None:
         packed = pack(correct)
         assert unpack(packed).tolist() == correct
         assert unpack(packed).dtype == np.bool_, "so that ~ negates and does not subtract"
-        assert pack(np.asarray(correct, dtype=bool)) == packed, "Parquet's arrays are packed as lists are"
+        array = np.asarray(correct, dtype=bool)
+        assert pack(array) == packed, "as a worker has it from Parquet"  # type: ignore[arg-type]
         assert packed.isascii() and len(packed) < 16 + count / 5, "it is an attribute of each search trial"
 
 
