@@ -43,7 +43,10 @@ def figures(
     with console.status("drawing"):
         found = figures_of(studies, published=published, importances=importances, each_study=each_study or alone)
         for stem, figure in found:
-            png, _ = save(figure, folder, stem)
+            try:
+                png, _ = save(figure, folder, stem)
+            except OSError as error:
+                raise _not_written(error) from None
             console.print(f"{png}", highlight=False, soft_wrap=True)
             count += 1
     if not count:
@@ -61,7 +64,7 @@ def export(sweeps: SweepsArgument, home: HomeOption = DEFAULT_HOME, out: OutOpti
         try:
             files = write(studies, place.trials, out or Path(f"{sweeps[0]}-export"))
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}.") from None
+            raise _not_written(error) from None
     for file in files:
         console.print(f"{file}", highlight=False, soft_wrap=True)
 
@@ -101,3 +104,9 @@ def register(
         own = name or re.sub(r"[^\w.-]+", "-", f"{sweep}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}")
         version = put(place.mlflow_uri, run_id, own)
         console.print(f"models:/{own}/{version}  {plan.key}, seed {trial.config['seed']}", highlight=False)
+
+
+def _not_written(error: OSError) -> UserError:
+    """In one sentence; pyarrow's errors have the file in the reason."""
+    reason = str(error.strerror or error).rstrip(".")
+    return UserError(f"{error.filename}: {reason}." if error.filename else f"{reason}.")
