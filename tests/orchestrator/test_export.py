@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import re
@@ -20,7 +21,7 @@ from orchestrator.significance import pack, tied
 from orchestrator.spec_file import parse_spec
 from orchestrator.study import Study
 from orchestrator.sweep import Sweep
-from tests.orchestrator.conftest import Sptune, curve, new_sweep
+from tests.orchestrator.conftest import RAW_SPEC, Sptune, curve, new_sweep
 from trainer.config import TrainConfig, field_types
 
 FILES = {"trials": TRIALS, "epochs": EPOCHS, "predictions": PREDICTIONS}
@@ -78,20 +79,26 @@ def raw(raw_spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return raw_spec | {"fixed": fixed, "space": space, "search": search, "methods": ["spt_deep"]} | changes
 
 
-@pytest.fixture
-def studies(raw_spec: dict[str, Any], record_url: str, tmp_path: Path) -> list[Study]:
-    sweep = new_sweep(parse_spec(raw(raw_spec), "a test"), record_url)
-    run(sweep, tmp_path / "small")
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trials of the sweep `small`."""
+    return tmp_path_factory.mktemp("sweeps")
+
+
+@pytest.fixture(scope="module")
+def studies(place: Path) -> list[Study]:
+    sweep = new_sweep(parse_spec(raw(copy.deepcopy(RAW_SPEC)), "a test"), f"sqlite:///{place / 'studies.db'}")
+    run(sweep, place / "small")
     assert sweep.done
     return sweep.studies
 
 
 @pytest.fixture
-def write(studies: list[Study], tmp_path: Path) -> Callable[..., dict[str, list[dict[str, Any]]]]:
+def write(studies: list[Study], place: Path, tmp_path: Path) -> Callable[..., dict[str, list[dict[str, Any]]]]:
     """The rows of the three files."""
 
     def written(own: list[Study] | None = None) -> dict[str, list[dict[str, Any]]]:
-        files = export(own or studies, lambda sweep: str(tmp_path / sweep), tmp_path / "out")
+        files = export(own or studies, lambda sweep: str(place / sweep), tmp_path / "out")
         assert [file.name for file in files] == [f"{name}.parquet" for name in FILES]
         return {name: pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist() for name in FILES}
 
@@ -102,8 +109,10 @@ def every(studies: list[Study]) -> list[TrialResult]:
     return [trial for study in studies for trial in (*study.search.trials, *study.final.trials)]
 
 
-def test_each_column_has_its_description_and_stands_in_the_module(studies: list[Study], tmp_path: Path) -> None:
-    export(studies, lambda sweep: str(tmp_path / sweep), tmp_path / "out")
+def test_each_column_has_its_description_and_stands_in_the_module(
+    studies: list[Study], place: Path, tmp_path: Path
+) -> None:
+    export(studies, lambda sweep: str(place / sweep), tmp_path / "out")
     for name, schema in FILES.items():
         read = pq.read_schema(tmp_path / "out" / f"{name}.parquet")
         assert read.equals(schema, check_metadata=True)
@@ -181,20 +190,23 @@ def test_predictions_are_those_of_complete_trials_each_once(
 
 
 def test_predictions_that_are_gone_are_left_out(
-    studies: list[Study], write: Callable[..., dict[str, Any]], tmp_path: Path
+    studies: list[Study], write: Callable[..., dict[str, Any]], place: Path
 ) -> None:
     gone = studies[0].finals[0].trial_id
     whole = write()["predictions"]
-    (tmp_path / f"small/{gone}/predictions.parquet").unlink()
-    assert write()["predictions"] == [row for row in whole if row["trial_id"] != gone]
+    file = place / f"small/{gone}/predictions.parquet"
+    file.rename(place / "kept")
+    left = write()["predictions"]
+    (place / "kept").rename(file)
+    assert left == [row for row in whole if row["trial_id"] != gone]
 
 
 def test_a_sweep_of_which_nothing_ran_has_empty_files_of_the_same_schema(
-    raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], tmp_path: Path
+    raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], place: Path, tmp_path: Path
 ) -> None:
     sweep = new_sweep(parse_spec(raw(raw_spec, name="unborn"), "a test"), f"sqlite:///{tmp_path / 'other.db'}")
     assert write(sweep.studies) == {name: [] for name in FILES}
-    run(sweep, tmp_path / "unborn", events=1)
+    run(sweep, place / "unborn", events=1)
     sweep.close()
     rows = write(sweep.studies)
     assert [row["state"] for row in rows["trials"]] == ["waiting"]
@@ -202,11 +214,11 @@ def test_a_sweep_of_which_nothing_ran_has_empty_files_of_the_same_schema(
 
 
 def test_several_sweeps_go_into_one_file_by_name(
-    raw_spec: dict[str, Any], studies: list[Study], write: Callable[..., dict[str, Any]], tmp_path: Path
+    raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], studies: list[Study], place: Path, tmp_path: Path
 ) -> None:
     other = new_sweep(parse_spec(raw(raw_spec, name="other", train_sizes=["5 per class"]), "a test"),
                       f"sqlite:///{tmp_path / 'other.db'}")  # fmt: skip
-    run(other, tmp_path / "other")
+    run(other, place / "other")
     alone = write()
     both = write([*studies, *other.studies])
     for name in FILES:
@@ -225,9 +237,9 @@ def test_exported_twice_it_is_the_same_bytes_and_nothing_else_is_left(
     assert {*first} == {f"{name}.parquet" for name in FILES}
 
 
-def test_progress_is_told_study_by_study(studies: list[Study], tmp_path: Path) -> None:
+def test_progress_is_told_study_by_study(studies: list[Study], place: Path, tmp_path: Path) -> None:
     calls: list[None] = []
-    export(studies, lambda sweep: str(tmp_path / sweep), tmp_path / "out", progress=lambda: calls.append(None))
+    export(studies, lambda sweep: str(place / sweep), tmp_path / "out", progress=lambda: calls.append(None))
     assert len(calls) >= len(studies)
 
 
