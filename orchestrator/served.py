@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trainer.classifier import Classifier
@@ -17,7 +17,7 @@ class Served:
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
-    def predict(self, images, params=None):  # type: ignore[no-untyped-def]  # MLflow would make a schema of hints
+    def predict(self, images: Any, params: dict[str, Any] | None = None) -> Any:
         """The likeliest class of each image.
 
         Args:

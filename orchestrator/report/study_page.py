@@ -85,7 +85,7 @@ def _again(study: Study, best: TrialResult | None) -> str:
         "methods": [plan.method],
         "train_sizes": [plan.train_size],
     }
-    text = yaml.safe_dump(alone, sort_keys=False)
+    text = yaml.safe_dump(alone, sort_keys=False, default_flow_style=None, width=110)
     text = f"**Again**, this study alone (`sptune launch study.yaml`):\n\n```yaml\n{text}```\n"
     if best is not None:
         config = plan.final_config(best.params, spec.final.seeds[0], spec.final.measure_peeking)

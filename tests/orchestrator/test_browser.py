@@ -114,9 +114,7 @@ def page(served: tuple[str, str]) -> Iterator[Any]:
         page = browser.new_page(viewport={"width": 1500, "height": 860})
         page.set_default_timeout(60_000)
         page.goto(served[0])
-        assistant = page.get_by_role("button", name="Close", exact=True)
-        if assistant.count():
-            assistant.first.click()
+        page.get_by_role("button", name="Model training", exact=True).click()
         yield page
         browser.close()
 
@@ -129,6 +127,10 @@ def keep(page: Any, name: str) -> None:
     """A picture for the README, if asked for."""
     if folder := os.environ.get("SPTUNE_PICTURES"):
         page.wait_for_timeout(1500)  # for what fades in
+        for name_of in ("Close", "Hide banner"):
+            if (button := page.get_by_role("button", name=name_of, exact=True)).count():
+                button.first.click()
+        page.wait_for_timeout(1000)
         page.screenshot(path=str(Path(folder, f"{name}.png")))
 
 
@@ -208,7 +210,9 @@ def test_what_mlflow_loads_and_serves_answers_as_the_classifier_does(home: Path,
         assert [*found["confidence"]] == pytest.approx([one.confidence for one in expected], rel=1e-6)
         port = free_port()
         command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits/1"]
-        process = subprocess.Popen([*command, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)])
+        command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+        paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
+        process = subprocess.Popen(command, env={**os.environ, "PATH": paths})
     finally:
         del os.environ["MLFLOW_TRACKING_URI"]
     try:

@@ -56,9 +56,11 @@ def test_a_trial_leaves_its_files_in_a_folder_of_its_own_and_its_prototypes_in_t
         assert run(config, workplace) == ([1, 2], None)
     folders = {path.name: path for path in Path(workplace.trials).iterdir()}
     assert folders.keys() == {first.fingerprint(), second.fingerprint()}
-    (kept,) = Path(workplace.bank).iterdir()
+    (kept,) = Path(workplace.bank).glob("*.safetensors")
+    assert len([*Path(workplace.bank).glob("*.png")]) == 1, "and what they are is shown in one picture for both"
     for folder in folders.values():
         assert (folder / "card.json").exists() and (folder / "checkpoint.pt").exists()
+        assert all((folder / f"{name}.png").exists() for name in ("learning_curve", "confusion", "prototypes"))
         assert load_file(folder / "prototypes.safetensors")["prompt"].equal(load_file(kept)["prompt"])
 
 
