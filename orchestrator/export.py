@@ -115,10 +115,13 @@ def export(
 
 def _write(place: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
     draft = place.with_name(f".{place.name}.part")
-    with pq.ParquetWriter(draft, schema) as writer:
-        for table in tables:
-            writer.write_table(table)
-    draft.replace(place)
+    try:
+        with pq.ParquetWriter(draft, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        draft.replace(place)
+    finally:
+        draft.unlink(missing_ok=True)
     return place
 
 

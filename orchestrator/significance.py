@@ -20,7 +20,7 @@ FEWEST_TASKS = 6
 """Below this many tasks no outcome of a signed-rank test has p < 0.05."""
 
 
-def pack(correct_N: Sequence[bool]) -> str:
+def pack(correct_N: Sequence[bool] | NDArray[np.bool_]) -> str:
     """Which images were classified right, in text: their number, then a bit an image."""
     bits = np.packbits(np.asarray(correct_N, dtype=bool)).tobytes()
     return f"{len(correct_N)}:{base64.b64encode(bits).decode()}"

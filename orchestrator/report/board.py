@@ -73,7 +73,9 @@ class Board:
         told = []
         ours = [row for row in self.rows if row.kind == "ours"]
         for row in (one for one in ours if one.names[0] != "full"):
-            full = [one for one in self.rows if one.names[0] == "full" and one.names[1:] == row.names[1:]]
+            full = [
+                one for one in self.rows if one.names[0] == "full" and one.names[1:] == row.names[1:] and one.scores
+            ]
             for reference in sorted((one for one in full if one.kind != "difference"), key=lambda one: one.kind)[:1]:
                 both = [task for task in self.tasks if task in row.scores and task in reference.scores]
                 won = sum(row.scores[task].mean > reference.scores[task].mean for task in both)

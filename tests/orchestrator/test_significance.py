@@ -87,7 +87,7 @@ def test_images_come_back_as_they_were_packed(count: int) -> None:
         assert unpack(packed).tolist() == correct
         assert unpack(packed).dtype == np.bool_, "so that ~ negates and does not subtract"
         array = np.asarray(correct, dtype=bool)
-        assert pack(array) == packed, "as a worker has it from Parquet"  # type: ignore[arg-type]
+        assert pack(array) == packed, "as a worker has it from Parquet"
         assert packed.isascii() and len(packed) < 16 + count / 5, "it is an attribute of each search trial"
 
 
