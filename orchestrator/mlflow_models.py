@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import tempfile
+import warnings
 from pathlib import Path
 
 from orchestrator import served
@@ -20,6 +21,7 @@ def save_model(folder: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
+    warnings.filterwarnings("ignore", ".*input example was not provided")  # the schema says what an input is
     with tempfile.TemporaryDirectory() as scratch:
         for name in FILES:
             Path(scratch, name).write_bytes((folder / name).read_bytes())

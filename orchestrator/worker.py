@@ -49,18 +49,13 @@ def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | 
     log = _Log()
     since = time.monotonic()
     folder = None
-    epochs: list[dict[str, float]] = []
     try:
         train_config = TrainConfig(**config)
         folder = f"{workplace.trials}/{train_config.fingerprint()}"
-        for epoch in _train_while_disk_is_full(train_config, workplace, folder):
+        for epoch, scored in _train_while_disk_is_full(train_config, workplace, folder):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
-            epochs.append(epoch.metrics)
-            facts = {**software(), **machine(log.device)}
-            if epoch.epoch == train_config.epochs:
-                facts |= _scored(folder, train_config)
-                _draw(train_config, epochs, workplace, folder)
+            facts = software() | machine(log.device) | scored
             peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
             told = {"epoch/seconds": now - since, "memory/peak_gb": peak_gb, "memory/device_gb": device_gb}
             yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, facts=facts)
@@ -99,21 +94,34 @@ def _scored(folder: str, config: TrainConfig) -> dict[str, str]:
     return told
 
 
-def _draw(config: TrainConfig, epochs: Sequence[dict[str, float]], workplace: Workplace, folder: str) -> None:
-    draw(
-        config,
-        epochs,
-        folder,
-        data_root=workplace.data_root,
-        weights=workplace.weights,
-        bank=workplace.bank,
-        device="cuda" if workplace.gpus else "cpu",
-    )
+def _draw(config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: Workplace, folder: str) -> dict[str, str]:
+    """Draw a finished trial's pictures, or tell as a fact why not: no result is lost for a picture."""
+    try:
+        draw(
+            config,
+            [epoch.metrics for epoch in epochs],
+            folder,
+            data_root=workplace.data_root,
+            weights=workplace.weights,
+            bank=workplace.bank,
+            device="cuda" if workplace.gpus else "cpu",
+        )
+    except OSError:
+        raise
+    except Exception as error:
+        return {"pictures": f"not drawn: {type(error).__name__}: {error}"}
+    return {}
 
 
-def _train_while_disk_is_full(config: TrainConfig, workplace: Workplace, folder: str) -> Iterator[EpochMetrics]:
-    """Train, waiting for space where there is none: the trial goes on from its last checkpoint."""
-    told = 0
+def _train_while_disk_is_full(
+    config: TrainConfig, workplace: Workplace, folder: str
+) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
+    """Train, waiting for space where there is none: the trial goes on from its last checkpoint.
+
+    Yields:
+        Each epoch, with the last what it was scored on.
+    """
+    told: list[EpochMetrics] = []
     for wait_s in (*DISK_WAITS_S, None):
         try:
             for epoch in train(
@@ -124,9 +132,11 @@ def _train_while_disk_is_full(config: TrainConfig, workplace: Workplace, folder:
                 bank=workplace.bank,
                 folder=folder,
             ):
-                if epoch.epoch > told:
-                    yield epoch
-                    told = epoch.epoch
+                if epoch.epoch > len(told):
+                    last = epoch.epoch == config.epochs
+                    facts = _scored(folder, config) | _draw(config, [*told, epoch], workplace, folder) if last else {}
+                    yield epoch, facts
+                    told.append(epoch)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or wait_s is None:
                 raise

@@ -93,7 +93,7 @@ def chosen_grid(studies: Sequence[Study]) -> Grid:
             rows.append(cells(*place, f"{100 * best.score:.1f}", str(best.number), shown, params_text(best.params)))
     return Grid(
         title=f"chosen on val\n{same}",
-        header=("task", "method", *names, "val %", "trial", "tied with it", "params"),
+        header=("task", "method", *names, "val %", "trial", "tied", "params"),
         rows=rows,
         names=2 + len(names),
         last_is_text=True,

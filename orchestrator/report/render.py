@@ -58,7 +58,10 @@ def _rich(grid: Grid) -> Table:
     table = Table(title=grid.title)
     for place, name in enumerate(grid.header):
         justify: Literal["left", "right"] = "left" if _is_text(grid, place) else "right"
-        table.add_column(name, justify=justify, no_wrap=bool(grid.spans), overflow="fold")
+        broken = grid.last_is_text and place == len(grid.header) - 1
+        longest = max((len(word) for row in grid.rows for word in row[place].text.split()), default=0)
+        whole = bool(grid.spans) or (grid.last_is_text and not broken)
+        table.add_column(name, justify=justify, no_wrap=whole, overflow="fold", min_width=longest if broken else None)
     for row in grid.rows:
         table.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
     return table

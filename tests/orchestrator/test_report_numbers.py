@@ -156,7 +156,7 @@ def test_tied_is_what_the_predictions_say(home: Home, studies: list[Study], repo
             p_values.append(stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0)
         among = [trial.number for trial, p in zip(own, holm(p_values), strict=True) if p > LEVEL]
         assert [trial.number for trial in tied(study.searched)] == [best.number, *among]
-        assert rows[study.plan.method]["tied with it"] == (", ".join(map(str, among)) or "none")
+        assert rows[study.plan.method]["tied"] == (", ".join(map(str, among)) or "none")
     assert any(len(tied(study.searched)) < len(study.searched) for study in studies), "a rate of 1e-6 learns nothing"
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from orchestrator.home import Workplace, home_at
 from orchestrator.results import Cause, Epoch, Failure
+from orchestrator.significance import unpack
 from orchestrator.worker import run_trial
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
@@ -62,6 +63,27 @@ def test_a_trial_leaves_its_files_in_a_folder_of_its_own_and_its_prototypes_in_t
         assert (folder / "card.json").exists() and (folder / "checkpoint.pt").exists()
         assert all((folder / f"{name}.png").exists() for name in ("learning_curve", "confusion", "prototypes"))
         assert load_file(folder / "prototypes.safetensors")["prompt"].equal(load_file(kept)["prompt"])
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_result(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("no font")
+
+    monkeypatch.setattr("orchestrator.worker.draw", broken)
+    *_, last = run_trial(dataclasses.asdict(config_of()), workplace)
+    assert isinstance(last, Epoch) and last.epoch == 2
+    assert last.facts["pictures"] == "not drawn: ValueError: no font"
+
+
+def test_a_worker_tells_where_it_ran_and_which_images_were_right(workplace: Workplace) -> None:
+    config = config_of()
+    first, last = run_trial(dataclasses.asdict(config), workplace)
+    assert isinstance(first, Epoch) and isinstance(last, Epoch)
+    assert first.facts.keys() >= {"host", "device", "software"}
+    assert "correct" not in first.facts, "it is known at the end"
+    right = unpack(last.facts["correct"])
+    assert right.mean() == last.metrics["val/accuracy"]
+    assert last.facts["scored_on"].split("/")[1] == "val" and last.facts["learnt_from"].split("/")[1] == "train"
 
 
 def test_a_trial_goes_on_from_its_checkpoint_unless_its_weights_have_changed(
