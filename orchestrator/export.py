@@ -56,7 +56,11 @@ TRIALS = _schema(
         ("attempt", pa.int64(), "how often it was handed out"),
         ("seconds", pa.float64(), "how long workers were busy with it"),
         ("score", pa.float64(), "accuracy at its last epoch, 0..1: of search trials on val, of final ones on test"),
-        ("chosen", pa.bool_(), "whether the study's final trials repeat its params"),
+        (
+            "chosen",
+            pa.bool_(),
+            "whether it is its study's choice: of search trials the one, of final trials those of it",
+        ),
         ("tied", pa.bool_(), "whether val cannot tell it from its study's best"),
         ("duplicate_of", pa.int64(), "number of the trial with the same config whose outcome it has"),
         *((name, pa.string(), f"told by its worker: {name}") for name in FACTS),
@@ -85,15 +89,15 @@ PREDICTIONS = _schema(
 )
 
 
-def export(
-    studies: Sequence[Study], trials: Callable[[str], str], folder: Path, progress: Callable[[], None] = lambda: None
-) -> list[Path]:
-    """Write the three files; each appears when it is whole.
+def export(studies: Sequence[Study], trials: Callable[[str], str], folder: Path) -> tuple[list[Path], int]:
+    """Write the three files; each appears when it is whole. Final trials of an earlier choice are there, not chosen.
 
     Args:
         studies: with the epochs of their trials.
         trials: of a sweep's name, the folder (path or URI) with a folder a trial.
-        progress: called after each study, and after each with its predictions.
+
+    Returns:
+        The files, and how many complete trials have no predictions in their folder.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -103,14 +107,15 @@ def export(
     def rows(of: Callable[[Study], list[dict[str, Any]]], schema: pa.Schema) -> Iterator[pa.Table]:
         for study in studies:
             yield pa.Table.from_pylist(of(study), schema)
-            progress()
 
-    predictions = (table for study in studies for table in _predictions(study, trials(study.spec.name)))
-    return [
+    absent: list[str] = []
+    predictions = (table for study in studies for table in _predictions(study, trials(study.spec.name), absent))
+    files = [
         _write(folder / "trials.parquet", TRIALS, rows(_trials, TRIALS)),
         _write(folder / "epochs.parquet", EPOCHS, rows(_epochs, EPOCHS)),
         _write(folder / "predictions.parquet", PREDICTIONS, predictions),
     ]
+    return files, len(absent)
 
 
 def _write(place: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
@@ -131,6 +136,7 @@ def _every(study: Study) -> list[TrialResult]:
 
 def _trials(study: Study) -> list[dict[str, Any]]:
     best, among = study.best, {trial.trial_id for trial in tied(study.searched)}
+    chosen = ({best.trial_id} if best is not None else set()) | {trial.trial_id for trial in study.finals}
     return [
         {
             "sweep": study.spec.name,
@@ -145,7 +151,7 @@ def _trials(study: Study) -> list[dict[str, Any]]:
             "attempt": trial.attempt,
             "seconds": trial.seconds,
             "score": trial.score,
-            "chosen": best is not None and trial.trial_id == best.trial_id,
+            "chosen": trial.trial_id in chosen,
             "tied": trial.trial_id in among,
             "duplicate_of": trial.duplicate_of,
             **{name: trial.facts.get(name) for name in FACTS},
@@ -169,12 +175,14 @@ def _epochs(study: Study) -> list[dict[str, Any]]:
     ]
 
 
-def _predictions(study: Study, trials: str) -> Iterator[pa.Table]:
+def _predictions(study: Study, trials: str, absent: list[str]) -> Iterator[pa.Table]:
     for trial in _every(study):
-        data = None
-        if trial.score is not None and trial.duplicate_of is None:
-            data = read_bytes(f"{trials}/{trial.trial_id}/predictions.parquet")
-        if data is not None:
+        if trial.score is None or trial.duplicate_of is not None:
+            continue
+        data = read_bytes(f"{trials}/{trial.trial_id}/predictions.parquet")
+        if data is None:
+            absent.append(trial.trial_id)
+        else:
             table = pq.read_table(io.BytesIO(data))
             for place, name in enumerate(("sweep", "trial_id")):
                 value = study.spec.name if name == "sweep" else trial.trial_id

@@ -69,8 +69,8 @@ def came_of(result: TrialResult) -> dict[str, Any]:
     """What came of its epochs, as user attributes: all metrics together, for a row each would be slow to write and
     to read, and their last values apart, for who needs no more."""
     return {
+        "came": {"last": result.last, "facts": result.facts},  # first: an epoch that is known is not told again
         HISTORY: {"epochs": result.epochs, "notes": result.notes},
-        "came": {"last": result.last, "facts": result.facts},
     }
 
 

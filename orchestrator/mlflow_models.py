@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import tempfile
 import warnings
 from pathlib import Path
 
 from orchestrator import served
+from orchestrator.errors import UserError
 from orchestrator.served import FILES
 
 MODEL = "model"
@@ -38,15 +38,27 @@ def save_model(folder: Path) -> None:
 
 
 def register(uri: str, run_id: str, name: str) -> str:
-    """Put a final trial's model into the registry; the version that it has there, the same when asked again."""
+    """Put a final trial's model into the registry; the version that it has there, the same when asked again.
+
+    Raises:
+        UserError: if the run has no model, or MLflow refuses, with its reason.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient(tracking_uri=uri)
-    with contextlib.suppress(MlflowException):  # it is there already
-        client.create_registered_model(name)
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.run_id == run_id:
-            return str(version.version)
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
-    return str(client.create_model_version(name, source, run_id).version)
+    try:
+        if not client.list_artifacts(run_id, MODEL):
+            raise UserError(f"run {run_id} has no model among its artifacts.")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for version in client.search_model_versions(f"name = '{name}'"):
+            if version.run_id == run_id:
+                return str(version.version)
+        source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+        return str(client.create_model_version(name, source, run_id).version)
+    except MlflowException as error:
+        raise UserError(f"MLflow does not register {name}: {error.message}") from None

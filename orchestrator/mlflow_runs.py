@@ -44,6 +44,8 @@ RUN_STATUS = {
 }
 SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "sptune"
 """The tag with which MLflow keeps a view that was shared, and the key of ours."""
+MOST_METRICS = 1000
+"""What MLflow takes at once."""
 PAGE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 
@@ -111,8 +113,8 @@ class Runs:
         by_epoch = {epoch: values for epoch, values in enumerate(trial.epochs, start=1) if epoch > told}
         tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
         tags |= {name: text for name, text in trial.facts.items() if name != "correct"}
-        if trial.cause is not None:
-            tags |= {"error": trial.sentence, "cause": trial.cause.value}
+        if trial.cause is not None or trial.attempt > 1:  # an attempt that goes well takes back what failed before
+            tags |= {"error": trial.sentence, "cause": trial.cause.value if trial.cause else ""}
         self._log(run_id, by_epoch, tags)
 
     def tell_status(self, run_id: str, state: TrialState) -> None:
@@ -121,7 +123,8 @@ class Runs:
 
     def tell_end(self, run_id: str, trial: TrialResult) -> None:
         """What a finished trial came to: its last and best values by name, its artifacts, a final trial's model."""
-        self._log(run_id, {len(trial.epochs): outcome(trial)}, {})
+        if trial.state is not TrialState.FAILED:
+            self._log(run_id, {len(trial.epochs): outcome(trial)}, {})
         if trial.state is TrialState.FAILED:
             self._client.log_text(run_id, str(trial.error), "error.txt")
         folder = f"{self._trials}/{trial.trial_id}"
@@ -174,17 +177,20 @@ class Runs:
         from mlflow.entities import Metric, RunTag
 
         now_ms = int(time.time() * 1000)
-        metrics = [
-            Metric(name, value, now_ms, step) for step, values in by_step.items() for name, value in values.items()
-        ]
-        for start in range(0, len(metrics), 1000):
-            self._client.log_batch(run_id, metrics[start : start + 1000])
+        batch: list[Metric] = []
+        for step, values in by_step.items():
+            epoch = [Metric(name, value, now_ms, step) for name, value in values.items()]
+            if len(batch) + len(epoch) > MOST_METRICS:  # an epoch is told whole: train/loss says how many are
+                self._client.log_batch(run_id, batch)
+                batch = []
+            batch += epoch
+        if batch:
+            self._client.log_batch(run_id, batch)
         if tags:
             self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
     @functools.cached_property
     def _client(self) -> MlflowClient:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # trying again is the tracker's business
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
@@ -222,7 +228,7 @@ def outcome(trial: TrialResult) -> dict[str, float]:
 
 def _view(params: Sequence[str]) -> dict[str, Any]:
     """The state of MLflow's table of runs that "Share view" would save: which columns it has."""
-    columns = ["tags.`state`", "metrics.`best/val/accuracy`", "metrics.`final/test/accuracy`"]
+    columns = ["tags.`state`", "metrics.`final/val/accuracy`", "metrics.`final/test/accuracy`"]
     return {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",

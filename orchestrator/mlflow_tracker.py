@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from orchestrator.mlflow_runs import RUN_STATUS, Runs
-from orchestrator.results import TrialResult
+from orchestrator.results import TrialResult, TrialState
 from orchestrator.study import Study
 from orchestrator.tracking import Ledger
 
@@ -35,7 +35,7 @@ class MlflowTracker:
         self._closing_since: float | None = None
         self._thread: threading.Thread | None = None
         self.problem: str | None = None
-        """Why MLflow does not answer at present."""
+        """What MLflow last had against something that is still to be told."""
 
     def open_study(self, study: Study) -> None:
         """The parent run is made with the study's first trial."""
@@ -84,9 +84,12 @@ class MlflowTracker:
             except Exception as error:  # whatever a server, a proxy or a disk can answer: said, and tried again
                 self.problem = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 with self._changed:
+                    if self._pending[key] is work:  # the others get their turn: it may be this one's fault
+                        self._pending[key] = self._pending.pop(key)
                     if self._closing_since and time.monotonic() - self._closing_since > self._patience_s:
                         return
-                    self._changed.wait(delay_s)
+                    self._changed.wait_for(lambda: self._closing_since is not None, delay_s)
+                    time.sleep(min(delay_s, 0.5))
                 delay_s = min(2 * delay_s, 15.0)
                 continue
             self.problem, delay_s = None, 0.5
@@ -116,7 +119,7 @@ class MlflowTracker:
         run_id, _ = ledger.tracked(trial.number)
         if run_id is None:
             study = self._studies[trial.study]
-            may_have_one = trial.attempt > 1 or trial.state.is_finished
+            may_have_one = trial.attempt > 1 or trial.state is not TrialState.RUNNING
             run_id = self._runs.find("trial_id", trial.trial_id) if may_have_one else None
             if run_id is None:
                 run_id = self._runs.create_trial(study, trial, self._parent(study))

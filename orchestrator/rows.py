@@ -50,14 +50,18 @@ def read_rows(storage: RDBStorage, study_ids: Sequence[int], *, without: str = "
         for study_id, trial_id, number, state in ask("study_id, trial_id, number, state", "trials", "number"):
             rows[trial_id] = StoredTrial(trial_id, number, OptunaState[state])
             found[study_id].append(rows[trial_id])
+        # A driver at work may have added trials since the first query: they are seen the next time.
         for trial_id, value in ask("trial_id, value", "trial_values", "trial_id"):
-            rows[trial_id].value = value
+            if trial_id in rows:
+                rows[trial_id].value = value
         drawn = "trial_id, param_name, param_value, distribution_json"
         for trial_id, name, value, kind in ask(drawn, "trial_params", "param_id"):
-            rows[trial_id].params[name] = distribution_of(kind).to_external_repr(value)
+            if trial_id in rows:
+                rows[trial_id].params[name] = distribution_of(kind).to_external_repr(value)
         for kind, table in ATTRIBUTES.items():
             for trial_id, name, value in ask("trial_id, key, value_json", table, "trial_id", f"key != '{without}'"):
-                getattr(rows[trial_id], kind)[name] = json.loads(value)
+                if trial_id in rows:
+                    getattr(rows[trial_id], kind)[name] = json.loads(value)
     return found
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +38,13 @@ def tied(trials: Sequence[TrialResult], level: float = LEVEL) -> list[TrialResul
 
     Each is compared with the best image by image: McNemar's exact test (two-sided) on the images that only one of the
     two classifies right, with Holm's correction (Scandinavian Journal of Statistics 6, 1979) for the number of
-    candidates. A trial of which it is not known which images it got right counts as different.
+    candidates. A trial of which it is not known which images it got right, or that was scored on other images, counts
+    as different.
     """
     by_val = ranked(trials)
     if not by_val or "correct" not in by_val[0].facts:
         return by_val[:1]
-    best, *others = [trial for trial in by_val if "correct" in trial.facts]
+    best, *others = [trial for trial in by_val if "correct" in trial.facts and _images(trial) == _images(by_val[0])]
     best_N = unpack(best.facts["correct"])
     p_values = [mcnemar(best_N, unpack(trial.facts["correct"])) for trial in others]
     return [best, *(trial for trial, p in zip(others, holm(p_values), strict=True) if p > level)]
@@ -64,8 +66,14 @@ def ranked(trials: Sequence[TrialResult]) -> list[TrialResult]:
 def simplest(trials: Sequence[TrialResult]) -> TrialResult:
     """The trial that learns the fewest parameters; of equals the one of the higher val accuracy, then the earliest."""
     return min(
-        trials, key=lambda trial: (trial.last.get("learnable/parameters", 0), -(trial.score or 0.0), trial.number)
+        trials,
+        key=lambda trial: (trial.last.get("learnable/parameters", math.inf), -(trial.score or 0.0), trial.number),
     )
+
+
+def _images(trial: TrialResult) -> tuple[str, ...]:
+    """The images that a trial was scored on: the task's fingerprint, the split, the part; crops may vary."""
+    return tuple(trial.facts.get("scored_on", "").split("/")[:3])
 
 
 def mcnemar(one_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:
@@ -103,7 +111,7 @@ class Comparison:
     (Demšar, JMLR 7, 2006); None with fewer than six tasks."""
     p_seeds: float | None
     """Whether it would hold with other seeds on these tasks: paired t-test over seeds of the mean over tasks; None
-    with fewer than two seeds."""
+    with fewer than two seeds, or where all differ by the same."""
 
 
 Scores = Mapping[tuple[str, int], float]
@@ -134,19 +142,24 @@ def _compared(one: str, other: str, ours: Scores, theirs: Scores) -> Comparison 
     if not tasks:
         return None
     seeds_of = {task: {seed for own, seed in both if own == task} for task in tasks}
-    by_task = [statistics.mean(ours[task, s] - theirs[task, s] for s in sorted(seeds_of[task])) for task in tasks]
+    by_task = [_mean(ours[task, s] - theirs[task, s] for s in sorted(seeds_of[task])) for task in tasks]
     common = sorted(set.intersection(*seeds_of.values()))
-    by_seed = [statistics.mean(ours[task, seed] - theirs[task, seed] for task in tasks) for seed in common]
+    by_seed = [_mean(ours[task, seed] - theirs[task, seed] for task in tasks) for seed in common]
     return Comparison(
         one=one,
         other=other,
         tasks=len(tasks),
         seeds=len(common),
-        difference=statistics.mean(by_task),
+        difference=_mean(by_task),
         better_on=sum(difference > 0 for difference in by_task),
         p_tasks=_signed_rank(by_task) if len(tasks) >= FEWEST_TASKS else None,
         p_seeds=_paired_t(by_seed) if len(by_seed) > 1 else None,
     )
+
+
+def _mean(differences: Iterable[float]) -> float:
+    """Without the last bits, in which equal accuracies may differ."""
+    return round(statistics.mean(differences), 12)
 
 
 def _signed_rank(differences: Sequence[float]) -> float:
@@ -155,11 +168,11 @@ def _signed_rank(differences: Sequence[float]) -> float:
     return float(wilcoxon(differences).pvalue) if any(differences) else 1.0
 
 
-def _paired_t(differences: Sequence[float]) -> float:
+def _paired_t(differences: Sequence[float]) -> float | None:
     from scipy.special import stdtr
 
     mean, spread = statistics.mean(differences), statistics.stdev(differences)
-    if spread == 0.0:
-        return 1.0 if mean == 0.0 else 0.0
+    if spread == 0.0:  # seeds that all differ by the same say nothing of how seeds vary
+        return 1.0 if mean == 0.0 else None
     t = mean / (spread / len(differences) ** 0.5)
     return float(2.0 * stdtr(len(differences) - 1, -abs(t)))

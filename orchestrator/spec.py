@@ -196,6 +196,14 @@ class Final(_Part):
     measure_peeking: bool = False
     """Score test after every epoch of a final trial too, to report apart what choosing an epoch on it would gain."""
 
+    @model_validator(mode="after")
+    def _distinct(self) -> Final:
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError(
+                f"seeds must differ, got {', '.join(map(str, self.seeds))}: the same seed is the same trial."
+            )
+        return self
+
 
 class Resources(_Part):
     """What one trial occupies."""

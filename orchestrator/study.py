@@ -189,7 +189,7 @@ class Study:
                     self.search.replace(dataclasses.replace(twin, wasted_s=0.0, **own))
 
     def again(
-        self, chosen: Callable[[TrialResult], bool], *, forget: bool = False
+        self, fits: Callable[[TrialResult], bool], *, forget: bool = False
     ) -> list[tuple[TrialResult, str | None]]:
         """Have trials run again: from their last epochs, or, to `forget`, as if they had never been run.
 
@@ -201,7 +201,7 @@ class Study:
             picked = {
                 trial.number if trial.duplicate_of is None else trial.duplicate_of
                 for trial in record.trials
-                if chosen(trial)
+                if fits(trial)
             }
             if not picked:
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -33,6 +34,7 @@ app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
 
 def main() -> None:
     """Entry point: a user's mistake is its text on standard error and exit status 2, not a stack trace."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # for the servers that are started, too
     try:
         app()
     except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,6 +94,18 @@ def opened(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
     for name in dict.fromkeys(sweeps):
         record, spec = recorded(home, name)
         found += open_studies(spec, record, epochs=epochs)
+    return found
+
+
+def together(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """The studies of sweeps by name, for one table or figure.
+
+    Raises:
+        UserError: if a sweep is not there, or two have the same study.
+    """
+    found = opened(home, sweeps, epochs=epochs)
+    if twice := [key for key, count in Counter(study.plan.key for study in found).items() if count > 1]:
+        raise UserError(f"{twice[0]} is in several of these sweeps and has one cell in a table: take them apart.")
     return found
 
 

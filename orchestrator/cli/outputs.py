@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console, opened
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console, opened, together
 from orchestrator.errors import UserError
 from orchestrator.home import DEFAULT_HOME, home_at
 from orchestrator.results import TrialState
@@ -35,7 +34,7 @@ def figures(
     from orchestrator.report.board import published_by_task
     from orchestrator.search import importances
 
-    studies = opened(home_at(home), sweeps, epochs=True)
+    studies = together(home_at(home), sweeps, epochs=True)
     alone = len(studies) == 1  # then its own figures are the sweep's
     published = published_by_task({study.plan.backbone for study in studies})
     folder = out or Path(f"{sweeps[0]}-figures")
@@ -62,11 +61,14 @@ def export(sweeps: SweepsArgument, home: HomeOption = DEFAULT_HOME, out: OutOpti
     studies = opened(place, sweeps, epochs=True)
     with console.status("writing"):
         try:
-            files = write(studies, place.trials, out or Path(f"{sweeps[0]}-export"))
+            files, absent = write(studies, place.trials, out or Path(f"{sweeps[0]}-export"))
         except OSError as error:
             raise _not_written(error) from None
     for file in files:
         console.print(f"{file}", highlight=False, soft_wrap=True)
+    if absent:
+        where = f"in {place.trials(sweeps[0])}" if len(sweeps) == 1 else "with their sweeps"
+        console.print(f"{absent} complete trials have no predictions {where}", highlight=False, soft_wrap=True)
 
 
 def register(
@@ -95,7 +97,6 @@ def register(
     if name is not None and len(picked) > 1:
         keys = ", ".join(study.plan.key for study, _ in picked[:4])
         raise UserError(f"--name is for one study, and {len(picked)} are chosen: {keys}; choose one with --where.")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     for study, trial in picked:
         run_id, told = study.final.tracked(trial.number)
         if run_id is None or told is None:

@@ -7,13 +7,12 @@ import json
 import os
 import socket
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, opened, recorded
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, opened, recorded, together
 from orchestrator.errors import UserError
 from orchestrator.home import DEFAULT_HOME, home_at
 from orchestrator.results import TrialState
@@ -103,9 +102,7 @@ def report(
     """Print the table of test accuracies, published numbers beside it, and how far to trust it."""
     from orchestrator.report import FORMATS, board_of, contents, csv_of
 
-    studies = opened(home_at(home), sweeps, epochs=False)
-    if twice := [key for key, count in Counter(study.plan.key for study in studies).items() if count > 1]:
-        raise UserError(f"{twice[0]} is in several of these sweeps and has one cell in a table: report them apart.")
+    studies = together(home_at(home), sweeps, epochs=False)
     match form:
         case Form.terminal:
             print_report(studies)

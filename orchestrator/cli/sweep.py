@@ -252,10 +252,11 @@ def _drive(sweep: Sweep, workplace: Workplace, update: Callable[[], None], inlin
 
 
 def _tell_the_rest(tracker: MlflowTracker) -> None:
-    if untold := tracker.close():
-        console.print(
-            f"MLflow did not answer ({tracker.problem}): {untold} trials and studies are told at the next launch."
-        )
+    with console.status("telling MLflow the rest"):
+        untold = tracker.close()
+    if untold:
+        told = f"MLflow lacks {untold} trials and studies ({tracker.problem}): they are told at the next launch."
+        console.print(told, highlight=False, soft_wrap=True)
 
 
 def _short(folder: Path) -> str:

@@ -146,8 +146,12 @@ def _scores(studies: Sequence[Study]) -> dict[str, Score]:
 
 
 def _tuned(studies: Sequence[Study]) -> float | None:
-    shares = [t.last["learnable/share"] for study in studies for t in study.finals if "learnable/share" in t.last]
-    return 100 * statistics.mean(shares) if shares else None
+    by_task = [
+        [trial.last["learnable/share"] for trial in study.finals if "learnable/share" in trial.last]
+        for study in studies
+    ]
+    means = [statistics.mean(shares) for shares in by_task if shares]
+    return 100 * statistics.mean(means) if means else None
 
 
 def _with_means(

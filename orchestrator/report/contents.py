@@ -88,7 +88,7 @@ def chosen_grid(studies: Sequence[Study]) -> Grid:
             among = tied(study.searched)
             others = [str(trial.number) for trial in among if trial.trial_id != best.trial_id]
             more = f" and {len(others) - 6} more" if len(others) > 6 else ""
-            shown = f"{', '.join(others[:6])}{more}" if others else "none"
+            shown = f"{', '.join(others[:6])}{more}" if others else "none" if "correct" in best.facts else NOTHING
             place = label(study.plan, ["task", "method", *names])
             rows.append(cells(*place, f"{100 * best.score:.1f}", str(best.number), shown, params_text(best.params)))
     return Grid(
@@ -106,9 +106,14 @@ def _named(row: BoardRow, method: str) -> str:
 
 def _reading(board: Board, studies: Sequence[Study]) -> Iterator[str]:
     seeds = sorted({seed for study in studies for seed in study.spec.final.seeds})
+    peeked = any(study.spec.final.measure_peeking for study in studies)
     yield (
-        f"mean ± std over seeds {', '.join(map(str, seeds))}; trained on train + val, scored on test once, "
-        "at the last epoch."
+        f"mean ± std over seeds {', '.join(map(str, seeds))}; trained on train + val, scored on test "
+        + (
+            "at the last epoch; what it showed before was measured and not used."
+            if peeked
+            else "once, at the last epoch."
+        )
     )
     if board.groups:
         sizes = ", ".join(f"{group} {len(members)}" for group, members in board.groups.items())
@@ -164,12 +169,12 @@ def _comparisons(studies: Sequence[Study]) -> Grid:
                     f"{100 * found.difference:+.1f}",
                     f"{found.better_on} of {found.tasks}",
                     _p(found.p_tasks) if found.tasks >= FEWEST_TASKS else f"needs {FEWEST_TASKS} tasks",
-                    _p(found.p_seeds),
+                    NOTHING if found.p_seeds is None else f"{_p(found.p_seeds)} ({found.seeds})",
                 )
             )
     return Grid(
         title="between methods, % points; p corrected for the number of pairs (Holm)",
-        header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds"),
+        header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds (n)"),
         rows=rows,
         names=1 + len(named),
     )

@@ -43,7 +43,7 @@ def study_metrics(study: Study) -> dict[str, float]:
     """Its numbers, for the columns of MLflow's table."""
     found: dict[str, float] = {}
     if study.best is not None and study.best.score is not None:
-        found["best/val/accuracy"] = study.best.score
+        found["final/val/accuracy"] = study.best.score
     scores = [trial.score for trial in study.finals if trial.score is not None]
     if scores:
         found["final/test/accuracy"] = statistics.mean(scores)
@@ -79,7 +79,12 @@ def _leaderboard(study: Study) -> Grid:
 def _again(study: Study, best: TrialResult | None) -> str:
     """The commands that repeat it."""
     plan, spec = study.plan, study.spec
-    alone = spec.model_dump(mode="json", exclude_defaults=True) | {
+    whole = spec.model_dump(mode="json", exclude_defaults=True)
+    fixed, space = spec.params_of(plan.method)
+    alone = whole | {
+        "name": f"{spec.name}-again",
+        "fixed": fixed,
+        "space": {name: entry for name, entry in whole["space"].items() if name in space} if space else {},
         "tasks": [plan.task],
         "backbones": [plan.backbone],
         "methods": [plan.method],
@@ -87,6 +92,8 @@ def _again(study: Study, best: TrialResult | None) -> str:
     }
     text = yaml.safe_dump(alone, sort_keys=False, default_flow_style=None, width=110)
     text = f"**Again**, this study alone (`sptune launch study.yaml`):\n\n```yaml\n{text}```\n"
+    if spec.search.transfer:
+        text += "\n(`transfer`: in the sweep it began with other studies' params; alone it searches otherwise.)\n"
     if best is not None:
         config = plan.final_config(best.params, spec.final.seeds[0], spec.final.measure_peeking)
         text += f"\nits first final trial by hand:\n\n```\n{command(_fields(config))}\n```\n"

@@ -98,7 +98,7 @@ def write(studies: list[Study], place: Path, tmp_path: Path) -> Callable[..., di
     """The rows of the three files."""
 
     def written(own: list[Study] | None = None) -> dict[str, list[dict[str, Any]]]:
-        files = export(own or studies, lambda sweep: str(place / sweep), tmp_path / "out")
+        files, _ = export(own or studies, lambda sweep: str(place / sweep), tmp_path / "out")
         assert [file.name for file in files] == [f"{name}.parquet" for name in FILES]
         return {name: pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist() for name in FILES}
 
@@ -157,9 +157,23 @@ def test_chosen_and_tied_are_what_the_study_says(studies: list[Study], write: Ca
     for study in studies:
         own = [row for row in rows if row["study"] == study.plan.key]
         assert study.best is not None
-        assert {row["trial_id"] for row in own if row["chosen"]} == {study.best.trial_id}
+        chosen = {row["trial_id"] for row in own if row["chosen"]}
+        assert chosen == {study.best.trial_id, *(trial.trial_id for trial in study.finals)}
         assert {row["trial_id"] for row in own if row["tied"]} == {t.trial_id for t in tied(study.searched)}
-        assert not any(row["chosen"] or row["tied"] for row in own if row["phase"] == "final")
+        assert not any(row["tied"] for row in own if row["phase"] == "final")
+
+
+def test_final_trials_of_an_earlier_choice_are_not_chosen(
+    raw_spec: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    run(new_sweep(parse_spec(raw(raw_spec, tasks=["demo/digits"]), "before"), url), tmp_path / "trials")
+    raw_spec["final"] = {"seeds": [42, 44], "measure_peeking": True}
+    sweep = new_sweep(parse_spec(raw(raw_spec, tasks=["demo/digits"]), "after"), url)
+    run(sweep, tmp_path / "trials")
+    files, _ = export(sweep.studies, lambda _: str(tmp_path / "trials"), tmp_path / "out")
+    finals = [row for row in pq.read_table(files[0]).to_pylist() if row["phase"] == "final"]
+    assert {row["measure_peeking"]: row["chosen"] for row in finals} == {False: False, True: True}
 
 
 def test_epochs_are_those_of_the_record_each_trial_once(
@@ -235,12 +249,6 @@ def test_exported_twice_it_is_the_same_bytes_and_nothing_else_is_left(
     write()
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == first
     assert {*first} == {f"{name}.parquet" for name in FILES}
-
-
-def test_progress_is_told_study_by_study(studies: list[Study], place: Path, tmp_path: Path) -> None:
-    calls: list[None] = []
-    export(studies, lambda sweep: str(place / sweep), tmp_path / "out", progress=lambda: calls.append(None))
-    assert len(calls) >= len(studies)
 
 
 # The command

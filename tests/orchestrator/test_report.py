@@ -512,7 +512,7 @@ def test_every_two_methods_are_compared_with_their_p(natural: list[Study]) -> No
         f"{100 * found.difference:+.1f}",
         f"{found.better_on} of 7",
         f"{found.p_tasks:.3f}",
-        f"{found.p_seeds:.3f}",
+        f"{found.p_seeds:.3f} ({found.seeds})",
     ]
 
 

@@ -43,6 +43,7 @@ def trial(
     score: float | None = None,
     parameters: int | None = None,
     duplicate_of: int | None = None,
+    scored_on: str | None = None,
 ) -> TrialResult:
     """A search trial that got these images right."""
     if score is None and state is TrialState.COMPLETE:
@@ -57,7 +58,8 @@ def trial(
         config={},
         state=state,
         last={} if parameters is None else {"learnable/parameters": float(parameters)},
-        facts={} if correct is None else {"correct": pack(correct)},
+        facts=({} if correct is None else {"correct": pack(correct)})
+        | ({} if scored_on is None else {"scored_on": scored_on}),
         score=score,
         error="it failed" if failed else None,
         cause=Cause.ERROR if failed else None,
@@ -357,11 +359,29 @@ def test_a_method_does_not_differ_from_itself() -> None:
     assert (found.difference, found.better_on, found.p_tasks, found.p_seeds) == (0.0, 0, 1.0, 1.0)
 
 
-def test_a_difference_that_is_the_same_with_every_seed_is_no_chance_of_seeds() -> None:
+def test_a_difference_that_is_the_same_with_every_seed_tells_nothing_of_how_seeds_vary() -> None:
     scores = {(f"task {task}", seed): 0.25 for task in range(6) for seed in (1, 2)}
     (found,) = compare({"one": {key: value + 0.5 for key, value in scores.items()}, "other": scores})
-    assert (found.difference, found.better_on, found.p_seeds) == (0.5, 6, 0.0)
+    assert (found.difference, found.better_on, found.p_seeds) == (0.5, 6, None)
     assert found.p_tasks == pytest.approx(2 / 2**6)
+
+
+def test_the_last_bits_of_a_sum_are_no_difference() -> None:
+    one = {("x", 1): 0.1 + 0.2, ("x", 2): 0.1 + 0.2, ("y", 1): 0.5, ("y", 2): 0.5}
+    other = {("x", 1): 0.3, ("x", 2): 0.3, ("y", 1): 0.5, ("y", 2): 0.5}
+    (found,) = compare({"one": one, "other": other})
+    assert (found.difference, found.better_on, found.p_seeds) == (0.0, 0, 1.0)
+
+
+def test_trials_that_were_scored_on_other_images_are_never_tied() -> None:
+    right = [True] * 30 + [False] * 10
+    same, longer, shorter = (
+        trial(number, [*right, *more], scored_on=f"{images}/val/1.0/spt")
+        for number, (more, images) in enumerate([([], "a"), ([True] * 5, "b"), ([], "c")])
+    )
+    cropped = trial(3, right, scored_on="a/val/1.0/vpt")
+    assert tied([same, longer, shorter, cropped]) == [longer], "the best of all is among its like alone"
+    assert tied([same, shorter, cropped]) == [same, cropped]
 
 
 def test_equal_tasks_among_unequal_ones_are_no_obstacle() -> None:

@@ -16,11 +16,13 @@ from mlflow import MlflowClient
 
 from orchestrator.mlflow_runs import PAGE, Runs, outcome, views
 from orchestrator.mlflow_tracker import MlflowTracker
+from orchestrator.plan import studies
 from orchestrator.record import Record
 from orchestrator.report.study_page import study_metrics, study_page
 from orchestrator.results import Cause, Failure, TrialResult
 from orchestrator.spec import SweepSpec
-from orchestrator.spec_file import parse_spec
+from orchestrator.spec_file import find_spec, load_spec, parse_spec
+from orchestrator.study import open_studies
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
 from tests.orchestrator.conftest import drive, new_sweep
@@ -66,6 +68,16 @@ def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, re
     assert [program, *words[:2]] == ["python", "-m", "trainer"]
     fields, _ = parse(words[2:])
     assert TrainConfig.from_params(fields).fingerprint() == study.finals[0].trial_id
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_data_efficiency", "nmi", "vtab_mae_vpt", "ablation_backbone_size"])
+def test_the_page_of_every_study_holds_a_spec_of_it_alone_under_a_name_of_its_own(name: str, record_url: str) -> None:
+    spec = load_spec(find_spec(name))
+    for study in {study.plan.method: study for study in open_studies(spec, Record(record_url))}.values():
+        (text,) = code_blocks(study_page(study))
+        alone = parse_spec(yaml.safe_load(text), "the page")
+        assert alone.name == f"{spec.name}-again", "so that the sweep's own record is not touched"
+        assert studies(alone) == [study.plan]
 
 
 def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(

@@ -139,7 +139,8 @@ def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
     tracker.close()
     runs = mlflow_runs(mlflow_uri, small.name)
     parents = {run.info.run_id: run for run in runs if run.data.tags["phase"] == "study"}
-    assert {run.info.run_name for run in parents.values()} == {plan.key for plan in studies(small)}
+    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in studies(small)}
+    assert {run.info.run_name for run in parents.values()} == {"demo/digits spt_deep", "demo/digits linear"}
     children = [run for run in runs if run.info.run_id not in parents]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
     status = Counter((run.data.tags["state"], run.info.status) for run in children)
