@@ -173,8 +173,8 @@ def _comparisons(studies: Sequence[Study]) -> Grid:
                 )
             )
     return Grid(
-        title="between methods, % points; p corrected for the number of pairs (Holm)",
-        header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds (n)"),
+        title="between methods, % points; p corrected for the number of pairs (Holm), (n) seeds",
+        header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds"),
         rows=rows,
         names=1 + len(named),
     )
