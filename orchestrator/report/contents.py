@@ -173,7 +173,7 @@ def _comparisons(studies: Sequence[Study]) -> Grid:
                 )
             )
     return Grid(
-        title="between methods, % points; p corrected for the number of pairs (Holm), (n) seeds",
+        title="between methods, % points; p with Holm over the pairs; (n) seeds",
         header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds"),
         rows=rows,
         names=1 + len(named),

@@ -160,10 +160,8 @@ def test_a_study_says_what_it_came_to_and_how_to_repeat_it(page: Any, served: tu
     page.get_by_text("python -m trainer --task demo/digits").wait_for()
     assert page.locator("table", has_text="val %").locator("tr").count() == 1 + 4, "the leaderboard is a table"
     keep(page, "mlflow_study")
-    page.goto(
-        f"{served[0]}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/figures/learning_curves.png"
-    )
-    _see_picture(page)
+    place = f"{served[0]}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
+    _see_picture(page, place, "figures/learning_curves.png")
 
 
 def test_a_trial_shows_its_params_curves_and_pictures(page: Any, served: tuple[str, str], runs: list[Run]) -> None:
@@ -177,14 +175,16 @@ def test_a_trial_shows_its_params_curves_and_pictures(page: Any, served: tuple[s
     page.goto(f"{place}/model-metrics")
     page.locator(".js-plotly-plot, canvas").first.wait_for()
     for name in ("learning_curve.png", "confusion.png", "prototypes.png"):
-        page.goto(f"{place}/artifacts/{name}")
-        _see_picture(page)
+        _see_picture(page, place, name)
         if name == "prototypes.png":
             keep(page, "mlflow_prototypes")
 
 
-def _see_picture(page: Any) -> None:
-    """A picture of the artifact view is there, and has pixels."""
+def _see_picture(page: Any, run: str, name: str) -> None:
+    """Open an artifact, and wait until its picture is there and has pixels."""
+    page.goto("about:blank")  # another address behind the # alone would leave the page as it is
+    page.goto(f"{run}/artifacts/{name}")
+    page.get_by_role("heading", name=name.rpartition("/")[2]).or_(page.get_by_text(name, exact=True)).first.wait_for()
     page.wait_for_function(
         "[...document.images].some(i => i.complete && i.naturalWidth > 300 && i.getClientRects().length > 0)"
     )
