@@ -88,8 +88,10 @@ class MlflowTracker:
                         self._pending[key] = self._pending.pop(key)
                     if self._closing_since and time.monotonic() - self._closing_since > self._patience_s:
                         return
-                    self._changed.wait_for(lambda: self._closing_since is not None, delay_s)
-                    time.sleep(min(delay_s, 0.5))
+                    if self._closing_since is None:
+                        self._changed.wait_for(lambda: self._closing_since is not None, delay_s)
+                    else:
+                        self._changed.wait_for(lambda: False, min(delay_s, 0.5))
                 delay_s = min(2 * delay_s, 15.0)
                 continue
             self.problem, delay_s = None, 0.5
