@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol
@@ -243,3 +244,39 @@ def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> Non
     ):
         with pytest.raises(ValueError, match=text):
             dataclasses.replace(running, **impossible)
+
+
+def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    runs = Runs(mlflow_uri, small.name, str(tmp_path / "trials"), (tmp_path / "artifacts").as_uri(), str(tmp_path))
+    tracker = MlflowTracker(runs, patience_s=2)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    first, second = sweep.next_trial(), sweep.next_trial()
+    assert first is not None and second is not None
+    search = sweep.studies[0].search
+    end = time.monotonic() + 30
+    while None in (search.tracked(0)[0], search.tracked(1)[0]) and time.monotonic() < end:
+        time.sleep(0.05)
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    client.delete_run(str(search.tracked(0)[0]))
+    for trial in (first, second):
+        sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5})
+    assert tracker.close() == 1
+    assert tracker.problem is not None and "active" in tracker.problem, "it says what MLflow has against it"
+    assert len(client.get_metric_history(str(search.tracked(1)[0]), "train/loss")) == 1
+
+
+def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(url), tracker)
+    trial = sweep.next_trial()
+    assert trial is not None
+    tracker.close()
+    sweep.studies[0].search._save("mlflow/0", [None, None])
+    again, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    Sweep(small, Record(url), again)
+    assert again.close() == 0
+    runs = mlflow_runs(mlflow_uri, small.name)
+    assert sum(run.data.tags.get("trial_id") == trial.trial_id for run in runs) == 1
