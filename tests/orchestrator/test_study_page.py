@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 import shlex
 from pathlib import Path
@@ -29,15 +28,6 @@ from tests.orchestrator.conftest import drive, new_sweep
 from trainer.__main__ import parse
 from trainer.config import TrainConfig
 from trainer.data.store import read_card
-
-
-@pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with MLflow's tables, which take seconds to make."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(tracking_uri=uri).search_experiments()
-    return uri
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,15 +23,6 @@ from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker, Tracker
 from tests.orchestrator.conftest import RAW_SPEC, drive
 from trainer.storage import write_bytes
-
-
-@pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with MLflow's tables, which take seconds to make."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(tracking_uri=uri).search_experiments()
-    return uri
 
 
 @pytest.fixture
