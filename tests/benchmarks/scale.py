@@ -220,9 +220,8 @@ def reported(num_studies: int, trials: int) -> dict[str, float]:
                 )
                 split = "val" if searched else "test"
                 right = draw.random(200) < draw.uniform(0.4, 0.9)
-                epoch = {f"{split}/accuracy": float(right.mean())} | {
-                    f"train/{name}": 0.123456789 for name in "abcdefgh"
-                }
+                losses = {f"train/{name}": 0.123456789 for name in "abcdefgh"}
+                epoch = losses | {f"{split}/accuracy": float(right.mean())}
                 facts = {"correct": pack(right.tolist())} if searched else {}
                 facts |= {"scored_on": "0123456789abcdef/test", "protocol": "published", "software": "torch " * 20}
                 rows.add(
@@ -234,7 +233,7 @@ def reported(num_studies: int, trials: int) -> dict[str, float]:
                         params=params,
                         config=dataclasses.asdict(config),
                         state=TrialState.COMPLETE,
-                        epochs=(epoch,) * 100,
+                        epochs=(*[losses] * 99, epoch),
                         last=epoch | {"learnable/share": 0.01, "learnable/parameters": float(number)},
                         facts=facts,
                         score=epoch[f"{split}/accuracy"],
