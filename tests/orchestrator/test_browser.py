@@ -131,7 +131,8 @@ def keep(page: Any, name: str) -> None:
             if (button := page.get_by_role("button", name=name_of, exact=True)).count():
                 button.first.click()
         page.wait_for_timeout(1000)
-        page.screenshot(path=str(Path(folder, f"{name}.png")))
+        own = page.get_by_text("Path: file:")  # of this machine
+        page.screenshot(path=str(Path(folder, f"{name}.png")), mask=[own], mask_color="white")
 
 
 def test_the_table_of_a_sweep_shows_parents_children_and_our_columns(page: Any, served: tuple[str, str]) -> None:

@@ -177,6 +177,7 @@ def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str
     assert told["COMPLETE"] > 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_costs_nothing_but_time(
     spec: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_every_value_of_a_wrong_type_is_reported_at_once() -> None:
         "init_task": 3, "train_size": [1.0], "eval_split": "validation", "transform": "SPT", "normalize": 0.5,
         "image_size": 32.0, "epochs": 2.5, "warmup_epochs": None, "batch_size": True, "optimizer": "adam", "lr": "1e-4",
         "weight_decay": "0", "head_weight_decay": {}, "drop_path": False, "ema_decay": "0.999", "precision": "fp16",
-        "nmi": 1, "seed": 1.0,
+        "nmi": 1, "measure_peeking": "yes", "seed": 1.0,
     }  # fmt: skip
     assert broken.keys() == field_types().keys()  # a new field needs a value here
     assert problems_of(VALID | broken).keys() == broken.keys()
@@ -329,11 +329,13 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
         "prompt_init": "random", "init_images": 1, "init_task": "demo/digits", "train_size": 0.5, "eval_split": "test",
         "transform": "vpt", "normalize": "imagenet", "image_size": 64, "epochs": 99, "warmup_epochs": 9,
         "batch_size": 31, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.0, "head_weight_decay": 0.4,
-        "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "seed": 43,
+        "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "measure_peeking": True, "seed": 43,
     }  # fmt: skip
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)
-    prints = {config.fingerprint()} | {dataclasses.replace(config, **{n: v}).fingerprint() for n, v in other.items()}
+    needs: dict[str, dict[str, Any]] = {"measure_peeking": {"eval_split": "test"}}
+    changed = [dataclasses.replace(config, **needs.get(n, {}), **{n: v}) for n, v in other.items()]
+    prints = {config.fingerprint()} | {each.fingerprint() for each in changed}
     assert len(prints) == 1 + len(other)
     assert all(re.fullmatch("[0-9a-f]{12}", fingerprint) for fingerprint in prints)
     assert TrainConfig.from_params(dict(reversed(VALID.items()))).fingerprint() == config.fingerprint()

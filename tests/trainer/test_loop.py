@@ -257,7 +257,7 @@ EFFECTS: dict[str, Any] = {
 """A value of each field that must change the result of two epochs of spt_shallow at the defaults."""
 MEASURES = {"ema_decay": 0.9, "nmi": True}
 """Fields that only add metrics."""
-ELSEWHERE = {"task", "backbone", "method", "eval_split"}
+ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking"}
 
 
 def test_every_option_has_an_effect_or_only_measures(
