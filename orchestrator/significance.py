@@ -163,9 +163,18 @@ def _mean(differences: Iterable[float]) -> float:
 
 
 def _signed_rank(differences: Sequence[float]) -> float:
-    from scipy.stats import wilcoxon
+    """Exact two-sided p of Wilcoxon's signed-rank test: zeros left out, equal ranks shared, all 2^n signs counted.
 
-    return float(wilcoxon(differences).pvalue) if any(differences) else 1.0
+    scipy.stats counts them one by one where ranks are shared: a second for twelve tasks.
+    """
+    nonzero = np.asarray([difference for difference in differences if difference])
+    _, place, count = np.unique(np.abs(nonzero), return_inverse=True, return_counts=True)
+    twice_rank = (2 * np.cumsum(count) - count + 1)[place]
+    ways = np.ones(1)  # of each sum of ranks, as signs are added
+    for rank in twice_rank:
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    found = int(twice_rank[nonzero > 0].sum())
+    return min(1.0, 2.0 * float(min(ways[: found + 1].sum(), ways[found:].sum()) / ways.sum()))
 
 
 def _paired_t(differences: Sequence[float]) -> float | None:
