@@ -112,7 +112,8 @@ class Runs:
         """The metrics of the epochs after those that were told, and what is known of the trial beside them."""
         by_epoch = {epoch: values for epoch, values in enumerate(trial.epochs, start=1) if epoch > told}
         tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
-        tags |= {name: text for name, text in trial.facts.items() if name != "correct"}
+        if told == 0 or trial.state is not TrialState.RUNNING:  # they do not change from epoch to epoch
+            tags |= {name: text for name, text in trial.facts.items() if name != "correct"}
         if trial.cause is not None or trial.attempt > 1:  # an attempt that goes well takes back what failed before
             tags |= {"error": trial.sentence, "cause": trial.cause.value if trial.cause else ""}
         self._log(run_id, by_epoch, tags)

@@ -54,13 +54,22 @@ def chosen(trials: Sequence[TrialResult], select: Select) -> TrialResult | None:
     """The trial whose params a study's final trials repeat, by a spec's `final.select`; None while there is none."""
     if select == "simplest_tied":
         return simplest(found) if (found := tied(trials)) else None
-    return next(iter(ranked(trials)), None)
+    return min(_complete(trials), key=_place, default=None)
 
 
 def ranked(trials: Sequence[TrialResult]) -> list[TrialResult]:
     """The complete trials by val accuracy at their last epoch, of equals the earliest first; a config once."""
-    complete = [trial for trial in trials if trial.score is not None and trial.duplicate_of is None]
-    return sorted(complete, key=lambda trial: (-(trial.score or 0.0), trial.number))
+    return sorted(_complete(trials), key=_place)
+
+
+def _complete(trials: Sequence[TrialResult]) -> list[TrialResult]:
+    return [trial for trial in trials if trial.score is not None and trial.duplicate_of is None]
+
+
+def _place(trial: TrialResult) -> tuple[float, int]:
+    """Better ones sort first, of equals the earlier."""
+    assert trial.score is not None, "it is complete"
+    return -trial.score, trial.number
 
 
 def simplest(trials: Sequence[TrialResult]) -> TrialResult:
