@@ -25,3 +25,15 @@ def load_state(place: str | Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
+
+
+def random_state() -> list[torch.Tensor]:
+    """Where torch's own random numbers are, on the CPU and on the GPU that is in use."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def set_random_state(states: list[torch.Tensor]) -> None:
+    """Go on from there; a GPU that was not there before starts as `torch.manual_seed` left it."""
+    torch.set_rng_state(states[0])
+    if torch.cuda.is_available() and len(states) > 1:
+        torch.cuda.set_rng_state(states[1])

@@ -10,17 +10,18 @@ import functools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from trainer.backbone import load_backbone
 from trainer.bank import first_prompt, token_stream
 from trainer.catalog import METHODS, is_augmented
-from trainer.checkpoint import load_state, save_state
+from trainer.checkpoint import load_state, random_state, save_state, set_random_state
 from trainer.config import TrainConfig
 from trainer.data.load import Split, load_split
 from trainer.data.store import read_card
@@ -38,6 +39,10 @@ NMI_TOKENS = 256
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite; the same config would diverge again."""
+
+
+class TrainingInterrupted(RuntimeError):
+    """It was asked to stop; with a folder, all that it had done is saved."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +66,7 @@ def train(
     weights: str | None = None,
     bank: str | None = None,
     cache: str | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochMetrics]:
     """Train what the method lets learn, yielding each epoch's metrics after they are safe.
 
@@ -73,9 +79,11 @@ def train(
         weights: a file, or a folder of files, in which the backbone's weights are looked for first.
         bank: folder (path or URI) of prototypes that are shared between runs.
         cache: folder on a local disk for decoded images; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
+        stop: asked before every step and before scoring; at yes, the epoch under way is saved as far as it is.
 
     Raises:
         TrainingDiverged: if the loss is NaN or infinite, with epoch, loss and lr.
+        TrainingInterrupted: if `stop` said yes.
         ValueError: if the images are too few for a batch, the checkpoint is of another config or network, or the
             weights do not fit (WeightsError).
         OSError: if data, bank or folder cannot be read or written.
@@ -144,8 +152,31 @@ def train(
     average = MovingAverage(learnable, config.ema_decay) if config.ema_decay else None
     part = config.batch_size  # images at once; less where memory is short
 
+    def save(under_way: dict[str, Any] | None) -> None:
+        """All that an attempt needs to go on, after an epoch or within one."""
+        state = {
+            "config": config.fingerprint(),
+            "backbone": frozen.sha256,
+            "learnable": {name: parameter.detach().cpu() for name, parameter in learnable.items()},
+            "average": average.values if average is not None else {},
+            "optimizer": optimizer.state_dict(),
+            "part": part,
+            "epochs": [dataclasses.asdict(epoch) for epoch in finished],
+            "under_way": under_way,
+        }
+        save_state(f"{folder}/checkpoint.pt", state)
+
+    def give_way(epoch: int, done: int, loss: Tensor, crops: torch.Generator, started: float) -> None:
+        """Save the epoch after some of its steps, and end, if asked to."""
+        if stop():
+            if folder is not None:
+                drawn = {"crops": crops.get_state(), "dropout": random_state()}
+                save({"done": done, "loss": loss.cpu(), "seconds": time.perf_counter() - started} | drawn)
+            raise TrainingInterrupted(f"asked to stop in epoch {epoch}, after {done} of {steps_per_epoch} steps.")
+
     # Where an earlier attempt left off.
     finished: list[EpochMetrics] = []
+    under_way: dict[str, Any] | None = None  # of an epoch that was interrupted
     if folder is not None and (state := load_state(f"{folder}/checkpoint.pt")) is not None:
         for what, known, own in (
             ("config", state["config"], config.fingerprint()),
@@ -160,8 +191,9 @@ def train(
                     average.values[name].copy_(state["average"][name])
         optimizer.load_state_dict(state["optimizer"])
         finished, part = [EpochMetrics(**epoch) for epoch in state["epochs"]], state["part"]
+        under_way = state["under_way"]
     if folder is not None and config.prompt_length:
-        write_bytes(f"{folder}/prototypes.safetensors", save({"prompt": first.prompt_LPD.contiguous()}))
+        write_bytes(f"{folder}/prototypes.safetensors", to_bytes({"prompt": first.prompt_LPD.contiguous()}))
     yield from finished
 
     for epoch in range(len(finished) + 1, config.epochs + 1):
@@ -170,12 +202,19 @@ def train(
         order, crops = (torch.Generator().manual_seed(config.stream_seed(what, epoch)) for what in ("order", "crops"))
         torch.manual_seed(config.stream_seed("dropout", epoch))
         model.train()
-        total_loss = torch.zeros((), device=device)
-        batches = torch.randperm(num_images, generator=order).split(config.batch_size)
-        for step, rows_B in enumerate(batches[:steps_per_epoch]):
+        batches = torch.randperm(num_images, generator=order).split(config.batch_size)[:steps_per_epoch]
+        done, total_loss = 0, torch.zeros((), device=device)
+        if under_way is not None:
+            done, total_loss, started = under_way["done"], under_way["loss"].to(device), started - under_way["seconds"]
+            crops.set_state(under_way["crops"])
+            set_random_state(under_way["dropout"])
+            under_way = None
+        for step in range(done, steps_per_epoch):
+            give_way(epoch, step, total_loss, crops, started)
             lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            rows_B = batches[step]
             inputs_B, labels_B = inputs_of(learnt_from, rows_B), learnt_from.labels_N[rows_B.to(device)]
             if learnt_from.view == "whole":
                 inputs_B = random_views(inputs_B, learnt_from.aspect_N[rows_B], config.pixels, config.transform, crops)
@@ -184,6 +223,7 @@ def train(
             if average is not None:
                 average.update()
             total_loss += loss
+        give_way(epoch, steps_per_epoch, total_loss, crops, started)
         train_loss = total_loss.item() / steps_per_epoch
         if not (math.isfinite(train_loss) and all(p.isfinite().all() for p in learnable.values())):
             raise TrainingDiverged(
@@ -191,7 +231,11 @@ def train(
                 f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
             )
         seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
-        metrics = {"train/loss": train_loss, "train/lr": lr, "train/images_per_s": seen / seconds}
+        metrics = {
+            "train/loss": train_loss,
+            "train/lr": optimizer.param_groups[0]["lr"],
+            "train/images_per_s": seen / seconds,
+        }
         if part < config.batch_size:
             metrics["train/images_at_once"] = part
         if epoch == 1:
@@ -224,16 +268,6 @@ def train(
 
         # Bytes first, then the word that they exist.
         if folder is not None:
-            tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
-            state = {
-                "config": config.fingerprint(),
-                "backbone": frozen.sha256,
-                "learnable": tensors,
-                "average": average.values if average is not None else {},
-                "optimizer": optimizer.state_dict(),
-                "part": part,
-                "epochs": [dataclasses.asdict(metrics) for metrics in finished],
-            }
             if last:
                 kept = {
                     "config": dataclasses.asdict(config),
@@ -247,7 +281,8 @@ def train(
                     "metrics": metrics,
                 }
                 write_bytes(f"{folder}/predictions.parquet", predictions(logits_NK, scored_on))
-                write_bytes(f"{folder}/prompt.safetensors", save(tensors))
+                tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
+                write_bytes(f"{folder}/prompt.safetensors", to_bytes(tensors))
                 write_bytes(f"{folder}/card.json", json.dumps(kept, indent=2).encode())
-            save_state(f"{folder}/checkpoint.pt", state)
+            save(under_way=None)
         yield finished[-1]

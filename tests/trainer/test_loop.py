@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -24,7 +25,7 @@ from trainer.catalog import BACKBONES, BUNDLED, METHODS, TASKS
 from trainer.checkpoint import load_state
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.data.load import load_split
-from trainer.loop import EpochMetrics, TrainingDiverged, train
+from trainer.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 from trainer.weights import find_weights
 
 Whole = tuple[TrainConfig, list[EpochMetrics], Path]
@@ -346,6 +347,38 @@ def test_a_task_without_augmentation_is_learnt_from_views_that_stay(
 ) -> None:
     epochs = train(tiny("spt_shallow", batch_size=40, lr=1e-30), data_root=store)
     assert len({round(epoch.metrics["train/loss"], 5) for epoch in epochs}) == 1
+
+
+def preempted(config: TrainConfig, root: str, folder: Path) -> list[EpochMetrics]:
+    """The epochs of a run that is asked to stop after every third question, and is started again."""
+    for attempt in itertools.count():
+        questions = itertools.count()
+        torch.manual_seed(attempt)  # another process would have drawn other numbers
+        try:
+            return list(train(config, data_root=root, folder=str(folder), stop=lambda: next(questions) == 3))
+        except TrainingInterrupted as told:
+            assert re.search(r"asked to stop in epoch \d, after \d+ of \d+ steps", str(told))
+    raise AssertionError
+
+
+def test_a_run_interrupted_within_its_epochs_ends_with_the_same_bits(whole: Whole, store: str, tmp_path: Path) -> None:
+    config, epochs, folder = whole
+    assert without_clocks(preempted(config, store, tmp_path)) == without_clocks(epochs)
+    assert results_in(tmp_path) == results_in(folder)
+
+
+def test_a_run_with_crops_interrupted_within_its_epochs_ends_with_the_same_bits(
+    augmented: None, tiny: Callable[..., TrainConfig], store: str, tmp_path: Path
+) -> None:
+    config = tiny("vpt_deep", epochs=2)
+    epochs = list(train(config, data_root=store, folder=str(tmp_path / "whole")))
+    assert without_clocks(preempted(config, store, tmp_path / "parts")) == without_clocks(epochs)
+    assert results_in(tmp_path / "parts") == results_in(tmp_path / "whole")
+
+
+def test_an_interruption_without_a_folder_leaves_nothing(tiny: Callable[..., TrainConfig], store: str) -> None:
+    with pytest.raises(TrainingInterrupted):
+        next(train(tiny("linear"), data_root=store, stop=lambda: True))
 
 
 @pytest.mark.parametrize("method", ["spt_deep", "linear"])
