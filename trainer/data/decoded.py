@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.cache import cache_folder
 from trainer.catalog import is_augmented
 from trainer.data.store import Card, Example, count_examples, read_examples
 from trainer.data.transforms import TransformName, View, aspect, decode, side_of
@@ -61,7 +62,7 @@ def decoded(
     side, count = side_of(image_size, view), sum(count_examples(root, card.task, split) for split in splits)
     how = f"{transform}-{'augmented-' if is_augmented(card.task) else ''}{view}"
     name = f"{card.fingerprint}-{'-'.join(splits)}-{count}-{how}-{side}-v{VERSION}"
-    folder = Path(cache or os.environ.get("SPTUNE_CACHE") or "~/.cache/sptune").expanduser()
+    folder = cache_folder(cache)
     folder.mkdir(parents=True, exist_ok=True)
     whole, aspects = folder / f"{name}.u8", folder / f"{name}.aspect"
     if not whole.exists():
