@@ -50,6 +50,7 @@ export SPTUNE_HOME=${SPTUNE_HOME:-$PWD/sptune-home} SPTUNE_CACHE=${SPTUNE_CACHE:
 # shellcheck disable=SC2016 # each node fills in its own values
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$CPUS" --kill-on-bad-exit=0 bash -c '
     trap "rm -rf \"$RAY_FOLDER-$SLURM_NODEID\"" EXIT
+    trap exit TERM # after Ray
     options=(--block --num-cpus="$CPUS" --object-store-memory=500000000 --temp-dir="$RAY_FOLDER-$SLURM_NODEID")
     if ((SLURM_NODEID == 0)); then
         ray start --head --port="${HEAD##*:}" --ray-client-server-port="$CLIENT_PORT" --include-dashboard=false "${options[@]}"
@@ -84,7 +85,8 @@ fi
 status=130
 [[ ! $driver ]] || { status=0 && wait "$driver" || status=$?; }
 driver=''
-kill "$nodes" && wait "$nodes" || true
+scancel --signal=TERM "$SLURM_JOB_ID.0" || true
+timeout 60 tail --pid="$nodes" -f /dev/null || true
 
 # Above 128: interrupted, by us or at once.
 if [[ $again ]] && ((status > 128)); then
