@@ -5,6 +5,7 @@ UserError
 ├── HomeError      the home folder cannot be used
 ├── ConflictError  the spec contradicts trials that the record already holds
 ├── LeaseError     another driver is at work on the sweep
+├── ServiceError   a database, a server or a bucket does not answer, or refuses
 └── ClusterError   Ray cannot give what the spec asks for
 """
 
@@ -36,6 +37,18 @@ class ConflictError(UserError):
 
 class LeaseError(UserError):
     """A sweep has one driver, and it is another one."""
+
+
+class ServiceError(UserError):
+    """Something on the network is away, or refuses these credentials.
+
+    Args:
+        away: whether it does not answer at all, which may pass.
+    """
+
+    def __init__(self, text: str, *, away: bool = False) -> None:
+        super().__init__(text)
+        self.away = away
 
 
 class ClusterError(UserError):

@@ -1,19 +1,33 @@
-"""Where everything is: the home folder and what is found from it."""
+"""Where everything is: files, record, MLflow, task store; on this machine, or at addresses that machines share."""
 
 from __future__ import annotations
 
-import glob
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from orchestrator.errors import HomeError, UserError
+from orchestrator.machines import SECRETS, Cluster, shown
+from trainer.storage import delete_file, list_folders, read_bytes, write_bytes
+
+DEFAULT_HOME = "sptune-home"
+SQLITE = "sqlite:///"
+POSTGRESQL = "postgresql+psycopg://"
+NETWORK_FILE_SYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs", "orangefs"}
+    | {"panfs", "wekafs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs", "fuse.mount-s3"}
+    | {"fuse.glusterfs", "fuse.ceph", "fuse.cephfs"}
+)
+"""File systems that several machines see, by the names the kernel has for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workplace:
-    """Where trials of a sweep run: the same for all of them."""
+    """Where trials of a sweep run: the same for all of them, but for what each occupies."""
 
     data_root: str
     """The task store."""
@@ -27,45 +41,49 @@ class Workplace:
     gpus: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Home:
-    """One folder that holds the record, MLflow's database, tasks and trials."""
+    """What belongs together: the files in one folder or bucket, and the record and the MLflow beside them."""
 
-    folder: Path
+    place: str
+    """Absolute path, or URI such as s3://bucket/folder."""
+    studies: str
+    """The record's database, as SQLAlchemy names it."""
+    mlflow_uri: str
+    """Tracking server, or database."""
+    data_root: str
+    """The task store."""
 
     @property
-    def record_file(self) -> Path:
-        """The record's SQLite database."""
-        return self.folder / "studies.db"
+    def record_file(self) -> Path | None:
+        """The record's SQLite database; None where it is on a server."""
+        return Path(self.studies.removeprefix(SQLITE)) if self.studies.startswith(SQLITE) else None
 
     @property
-    def mlflow_uri(self) -> str:
-        """`MLFLOW_TRACKING_URI`, or a database in the home."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder / 'mlflow.db'}"
+    def mlflow_file(self) -> Path | None:
+        """MLflow's SQLite database; None where there is a server."""
+        return Path(self.mlflow_uri.removeprefix(SQLITE)) if self.mlflow_uri.startswith(SQLITE) else None
 
     @property
     def mlflow_artifacts(self) -> str | None:
-        """Where MLflow keeps artifacts; None where a server of its own decides."""
-        return None if "MLFLOW_TRACKING_URI" in os.environ else (self.folder / "mlartifacts").as_uri()
-
-    @property
-    def data_root(self) -> str:
-        """The task store: `SPTUNE_DATA`, or a folder in the home."""
-        return os.environ.get("SPTUNE_DATA") or str(self.folder / "data")
+        """Where MLflow keeps artifacts; None where a server decides."""
+        if self.mlflow_uri.startswith(("http://", "https://")):
+            return None
+        return f"{self.place if '://' in self.place else Path(self.place).as_uri()}/mlartifacts"
 
     @property
     def bank(self) -> str:
         """Prototypes, built once and shared by all sweeps."""
-        return str(self.folder / "prototypes")
+        return f"{self.place}/prototypes"
 
     @property
     def throughput_file(self) -> str:
         """How fast trials were here, for estimates."""
-        return str(self.folder / "throughput.json")
+        return f"{self.place}/throughput.json"
 
     def trials(self, sweep: str) -> str:
         """The folder with a folder a trial."""
-        return str(self.folder / "sweeps" / sweep / "trials")
+        return f"{self.place}/sweeps/{sweep}/trials"
 
     def trial_folder(self, trial: str) -> str:
         """The folder of a finished trial, by the first letters of its id or by its place.
@@ -76,48 +94,98 @@ class Home:
         if "://" in trial or (Path(trial) / "card.json").is_file():
             return trial
         found = {
-            card.parent.name: card.parent
-            for card in self.folder.glob(f"sweeps/*/trials/{glob.escape(trial)}*/card.json")
+            name: f"{self.trials(sweep)}/{name}"
+            for sweep in list_folders(f"{self.place}/sweeps")
+            for name in list_folders(self.trials(sweep))
+            if name.startswith(trial) and read_bytes(f"{self.trials(sweep)}/{name}/card.json") is not None
         }
         if not found:
-            raise UserError(f"{self.folder} holds no finished trial {trial!r}; give its id, or the folder it is in.")
+            raise UserError(f"{self.place} holds no finished trial {trial!r}; give its id, or the folder it is in.")
         if len(found) > 1:
             raise UserError(f"{trial!r} is the beginning of {len(found)} trials: {', '.join(sorted(found)[:4])}...")
         return str(*found.values())
 
-    def check(self) -> None:
-        """See whether the folder can be made and written, without doing so.
-
-        Raises:
-            HomeError: if it cannot, with the reason.
-        """
-        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-        if not there.is_dir():
-            raise HomeError(self._unusable(f"{there} is a file"))
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise HomeError(self._unusable(f"no permission in {there}"))
+    def problems(self) -> Iterator[str]:
+        """A sentence for each address that cannot be right, and why the home cannot be written; nothing is made."""
+        for name, value, variable in (("home", self.place, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
+            if shown(value) != value:
+                yield f"{variable} {shown(value)}: keep keys out of the address; put them into {SECRETS[name]}."
+        if "://" in self.place and not self.studies:
+            yield (
+                f"home {self.place} holds files only, and the record needs a database: set SPTUNE_STUDIES or "
+                f"`cluster.studies` to {POSTGRESQL}USER@HOST/DATABASE."
+            )
+        elif self.record_file is None and not self.studies.startswith(POSTGRESQL):
+            yield f"studies {shown(self.studies)}: must be {POSTGRESQL}USER@HOST/DATABASE or {SQLITE}/FILE."
+        if "://" in self.place and not self.mlflow_uri:
+            yield (
+                f"home {self.place} holds files only, and MLflow needs a server: set MLFLOW_TRACKING_URI or "
+                "`cluster.mlflow` to http://HOST:PORT."
+            )
+        for file, what, way_out in (
+            (self.record_file, "the record", f"set SPTUNE_STUDIES to {POSTGRESQL}USER@HOST/DATABASE"),
+            (self.mlflow_file, "MLflow's database", "set MLFLOW_TRACKING_URI to a server"),
+        ):
+            if file is not None and (kind := network_file_system(file)):
+                yield (
+                    f"{what} {file} is SQLite on {kind}, a network file system, whose locks do not keep it whole: "
+                    f"{way_out}, or choose a home on a local disk."
+                )
+        if "://" not in self.place and (reason := _unwritable(Path(self.place))):
+            yield self._unusable(reason)
 
     def make(self) -> None:
-        """Create the folder where it is missing.
+        """Create the folder where it is missing, and see that files can be written and read there.
 
         Raises:
-            HomeError: if files cannot be written there.
+            HomeError: if they cannot.
         """
-        probe = self.folder / f".probe-{uuid.uuid4().hex}"
+        probe = f"{self.place}/.probe-{uuid.uuid4().hex}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"")
-            probe.unlink()
+            write_bytes(probe, b"sptune")
+            delete_file(probe)
         except OSError as error:
-            raise HomeError(self._unusable(str(error.strerror))) from None
+            raise HomeError(self._unusable(error.strerror or str(error))) from None
 
     def _unusable(self, reason: str) -> str:
-        return f"home {self.folder} cannot be written: {reason}. Choose another with --home or SPTUNE_HOME."
+        return f"home {self.place} cannot be written: {reason.rstrip('.')}. Choose another with --home or SPTUNE_HOME."
 
 
-DEFAULT_HOME = Path("sptune-home")
+def home_at(place: str | None = None, cluster: Cluster | None = None) -> Home:
+    """The home at a folder or URI: what is not given is taken from the environment, then from a spec's `cluster`."""
+    named = cluster or Cluster()
+    folder = place or os.environ.get("SPTUNE_HOME") or named.home or DEFAULT_HOME
+    folder = folder.removeprefix("file://").rstrip("/") or "/"
+    local = "://" not in folder
+    if local:
+        folder = str(Path(folder).expanduser().absolute())
+    return Home(
+        place=folder,
+        studies=os.environ.get("SPTUNE_STUDIES") or named.studies or (f"{SQLITE}{folder}/studies.db" if local else ""),
+        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI")
+        or named.mlflow
+        or (f"{SQLITE}{folder}/mlflow.db" if local else ""),
+        data_root=os.environ.get("SPTUNE_DATA") or named.data or f"{folder}/data",
+    )
 
 
-def home_at(folder: Path | None = None) -> Home:
-    """The home in a folder, by its absolute path; `SPTUNE_HOME`, or ./sptune-home, where none is given."""
-    return Home((folder or Path(os.environ.get("SPTUNE_HOME") or DEFAULT_HOME)).absolute())
+def network_file_system(file: Path) -> str | None:
+    """The kind of the network file system that a file is on, or will be; None on a disk of this machine."""
+    return network_kind(file, {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)})
+
+
+def network_kind(file: Path, mounts: dict[str, str]) -> str | None:
+    """As `network_file_system`, by a table of mount points and the kinds of their file systems."""
+    place = Path(os.path.realpath(file))
+    kind = next((mounts[str(folder)] for folder in (place, *place.parents) if str(folder) in mounts), "")
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why a folder cannot be made or written, without doing so."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if not there.is_dir():
+        return f"{there} is a file"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"no permission in {there}"
+    return None

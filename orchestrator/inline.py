@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from orchestrator.home import Workplace
@@ -16,7 +17,9 @@ def drive(sweep: Sweep, workplace: Workplace, on_change: Callable[[], None]) -> 
     with stop_on_signal(sweep):
         while (trial := sweep.next_trial()) is not None:
             on_change()
-            for event in run_trial(trial.config, workplace):
+            share = sweep.sharing.of(trial)
+            place = dataclasses.replace(workplace, cpus=share.cpus, gpus=share.most_gpus)
+            for event in run_trial(trial.config, place):
                 sweep.tick()
                 if isinstance(event, Failure):
                     sweep.on_failure(trial.trial_id, event)

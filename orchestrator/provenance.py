@@ -14,11 +14,25 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("sptune", "torch", "timm", "torchvision", "ray", "optuna", "mlflow")
 
 
+def versions() -> dict[str, str]:
+    """Python's and of each package that decides what a number is."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@functools.cache
+def code() -> str:
+    """Hash of this package's own files, wherever they are installed."""
+    digest = hashlib.sha256()
+    for package in ("orchestrator", "trainer"):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 @functools.cache
 def software() -> dict[str, str]:
     """Versions, and where this is a checkout its commit (with + where files differ from it) and its lock's hash."""
-    found = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    told = {"software": " ".join(f"{name} {number}" for name, number in found.items())}
+    told = {"software": " ".join(f"{name} {number}" for name, number in versions().items())}
     if (lock := ROOT / "requirements.lock").is_file():
         told["lock"] = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
     if (ROOT / ".git").exists():

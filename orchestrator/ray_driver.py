@@ -1,4 +1,4 @@
-"""The one door to Ray: drives a `Sweep` through a single Tune run.
+"""The door to Ray Tune: drives a `Sweep` through a single run.
 
 Tune schedules, places and restarts; it decides nothing. Our `Searcher` hands it the sweep's next trial of any study,
 our scheduler passes each epoch to the sweep and stops what the sweep gives up.
@@ -6,22 +6,19 @@ our scheduler passes each epoch to the sweep and stops what the sweep gives up.
 
 from __future__ import annotations
 
-import logging
+import math
 import os
-import re
-import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to answer
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nor is Tune's snapshot ever read
 os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the record tells them
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
@@ -31,107 +28,92 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.errors import ClusterError
 from orchestrator.home import Workplace
 from orchestrator.interrupt import stop_on_signal
-from orchestrator.results import Cause, Epoch, Failure
+from orchestrator.machines import Share
+from orchestrator.ray_nodes import capacity, nodes, refuse_what_never_fits, resources_of
+from orchestrator.ray_worker import RunTrial, TrialWorker
+from orchestrator.results import Cause, Failure
 from orchestrator.sweep import Sweep
 
-RunTrial = Callable[[dict[str, Any], Workplace], Iterable[Epoch | Failure]]
+LOOK_EVERY_S = 5.0
+"""How often it is asked which nodes there are."""
 
 
 def drive(
     sweep: Sweep,
     workplace: Workplace,
     on_change: Callable[[], None],
-    address: str | None,
     run_trial: RunTrial | None = None,
 ) -> None:
-    """Run until the sweep has ended, on the cluster at `address` or on a Ray of this machine that ends with it.
+    """Run until the sweep has ended, on the Ray that this process is connected to.
 
     Args:
         run_trial: what a worker does with a config; by default it trains (`worker.run_trial`).
 
     Raises:
-        ClusterError: if there is no cluster at the address, or it has not what one trial needs.
+        ClusterError: if no node has what a trial needs, and the cluster is not said to grow.
         KeyboardInterrupt: if it was told twice to stop.
     """
-    _connect(address)
-    try:
-        slots = _slots(workplace)
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots)
-        bridge = _Bridge(sweep, on_change)
-        trainable = tune.with_resources(
-            tune.with_parameters(_trainable, workplace=workplace, run_trial=run_trial),
-            lambda config: tune.PlacementGroupFactory([{"CPU": workplace.cpus, "GPU": config["gpus"]}]),
+    shares = {backbone: sweep.spec.resources.of(backbone) for backbone in sweep.spec.backbones}
+    if sweep.spec.cluster.workers is None:
+        refuse_what_never_fits(shares)
+    slots = _Slots([*shares.values()], sweep.spec.cluster.workers)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count())
+    bridge = _Bridge(sweep, on_change, slots)
+    trainable = tune.with_resources(
+        tune.with_parameters(TrialWorker, workplace=workplace, run_trial=run_trial),
+        lambda config: tune.PlacementGroupFactory([config["resources"]]),
+    )
+    with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch, stop_on_signal(sweep):
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=_SweepSearcher(bridge),
+                scheduler=_SweepScheduler(bridge),
+                num_samples=-1,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=sweep.spec.name,
+                storage_path=scratch,
+                verbose=0,
+                callbacks=[_Watch(bridge)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trainer keeps its own
+            ),
         )
-        with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch, stop_on_signal(sweep):
-            tuner = tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=_SweepSearcher(bridge),
-                    scheduler=_SweepScheduler(bridge),
-                    num_samples=-1,
-                    max_concurrent_trials=slots,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name=sweep.spec.name, storage_path=scratch, verbose=0, callbacks=[_Watch(bridge)]
-                ),
-            )
-            try:
-                tuner.fit()
-            except TuneError:
-                if bridge.error is not None:
-                    raise bridge.error from None
-                raise
-    finally:
-        ray.shutdown()
+        try:
+            tuner.fit()
+        except TuneError:
+            if bridge.error is not None:
+                raise bridge.error from None
+            raise
 
 
-def _connect(address: str | None) -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are the record's to tell
-    try:
-        if address is not None and (place := re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)):
-            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
-        # "local": without it Ray joins whatever cluster someone has started on this machine.
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {error}. Start one, or leave --address out.") from None
+class _Slots:
+    """How many trials may be with Tune at once: as many as fit the nodes that are there, or come to be."""
 
+    def __init__(self, shares: Sequence[Share], workers: int | None) -> None:
+        self._shares = shares
+        self._workers = workers
+        self._count = 0
+        self._looked = -math.inf
 
-def _slots(workplace: Workplace) -> int:
-    """How many trials fit the cluster at once."""
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0), have.get("GPU", 0)
-    if cpus < workplace.cpus or gpus < workplace.gpus:
-        raise ClusterError(
-            f"a trial asks for {workplace.cpus} CPUs and {workplace.gpus:g} GPUs, and Ray has {cpus:g} and {gpus:g}. "
-            "Lower `resources` in the spec, or give --address of a larger cluster."
-        )
-    return int(min(cpus // workplace.cpus, gpus // workplace.gpus if workplace.gpus else cpus))
-
-
-def _trainable(config: dict[str, Any], workplace: Workplace, run_trial: RunTrial | None) -> None:
-    """Runs in a worker process, for one trial after another."""
-    if run_trial is None:
-        from orchestrator import worker  # torch is a worker's business
-
-        run_trial = worker.run_trial
-    for event in run_trial(config["config"], workplace):
-        if isinstance(event, Failure):
-            tune.report({"failure": event.error, "cause": event.cause.value, "seconds": event.seconds})
-        else:
-            told = {"metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}  # Tune flattens dicts
-            tune.report({"epoch": event.epoch} | told)
+    def count(self) -> int:
+        """Of the smallest trials; of larger ones some wait for their turn."""
+        if time.monotonic() - self._looked > LOOK_EVERY_S:
+            there = nodes()
+            self._count = max(1, self._workers or max(capacity(share, there) for share in self._shares))
+            self._looked = time.monotonic()
+        return self._count
 
 
 class _Bridge:
     """The sweep, and which of its trials each of Tune's trials is."""
 
-    def __init__(self, sweep: Sweep, on_change: Callable[[], None]) -> None:
+    def __init__(self, sweep: Sweep, on_change: Callable[[], None], slots: _Slots) -> None:
         self.sweep = sweep
+        self._slots = slots
         self.on_change = on_change
         self.ours: dict[str, str] = {}
         self.theirs: dict[str, Trial] = {}
@@ -144,12 +126,13 @@ class _Bridge:
 
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """The config of the next trial; None to be asked again, FINISHED when no more will come."""
-        trial = self.sweep.next_trial()
+        trial = self.sweep.next_trial() if len(self.ours) < self._slots.count() else None
         if trial is None:
             return str(Searcher.FINISHED) if self.sweep.ended else None
         self.ours[tune_id] = trial.trial_id
         self.on_change()
-        return {"config": trial.config, "gpus": self.sweep.gpus_of(trial)}
+        share = self.sweep.sharing.of(trial)
+        return {"config": trial.config, "cpus": share.cpus, "gpus": share.gpus, "resources": resources_of(share)}
 
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Pass on what a worker reported; whether it goes on."""

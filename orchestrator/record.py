@@ -51,10 +51,12 @@ class Record:
 
     def __init__(self, url: str) -> None:
         # The tracker's thread writes too: wait for the other's turn instead of failing.
-        options = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
+        sqlite = url.startswith("sqlite")
+        options: dict[str, Any] = {"connect_args": {"timeout": 60} if sqlite else {"connect_timeout": 10}}
+        options["pool_pre_ping"] = not sqlite  # a server may have ended what was open
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             self._storage = RDBStorage(url, engine_kwargs=options, heartbeat_interval=BEAT_S, grace_period=GRACE_S)
-        if options:
+        if sqlite:
             sqlalchemy.event.listen(self._storage.engine, "connect", _write_ahead)
             self._storage.engine.dispose()
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
+from orchestrator.machines import Cluster, Resources
 from trainer.catalog import BACKBONES, METHODS, OWN, TASKS
 from trainer.config import unused_fields
 from trainer.rules import no_such, number_problem
@@ -205,13 +206,6 @@ class Final(_Part):
         return self
 
 
-class Resources(_Part):
-    """What one trial occupies."""
-
-    cpus: int = Field(default=1, ge=1)
-    gpus: float = Field(default=0, ge=0)
-
-
 class Budget(_Part):
     """Where a sweep stops starting trials; those under way are finished."""
 
@@ -256,6 +250,7 @@ class SweepSpec(Grid):
     search: Search
     final: Final
     resources: Resources = Resources()
+    cluster: Cluster = Cluster()
     budget: Budget = Budget()
     retries: int = Field(default=2, ge=0)
     """How often a trial that failed for a reason that may pass is run again."""

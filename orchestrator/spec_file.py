@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 import search_spaces
 from orchestrator.errors import SpecError
-from orchestrator.spec import Asha, Budget, Final, FloatRange, Grid, Resources, Search, SweepSpec
+from orchestrator.machines import Cluster, Differs, Resources, resource_problems
+from orchestrator.spec import Asha, Budget, Final, FloatRange, Grid, Search, SweepSpec
 from orchestrator.spec_rules import config_problems, search_problems
 from trainer.rules import no_such, number_problem
 
@@ -56,6 +57,14 @@ def load_spec(path: Path, needs: Needs = lambda _: ()) -> SweepSpec:
     return parse_spec(raw, str(path), needs)
 
 
+def cluster_of(path: Path) -> Cluster:
+    """Where a spec says that everything is; nothing where it says so wrongly, which `load_spec` tells."""
+    try:
+        return Cluster.model_validate(yaml.load(path.read_text(), _UniqueKeyLoader)["cluster"])
+    except (yaml.YAMLError, UnicodeDecodeError, ValidationError, LookupError, TypeError):
+        return Cluster()
+
+
 def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) -> SweepSpec:
     """Check a spec that is already a mapping.
 
@@ -68,6 +77,7 @@ def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) ->
     left: dict[str, Any] = {}
     try:
         grid = spec = SweepSpec.model_validate(raw)
+        problems |= dict.fromkeys(resource_problems(spec.resources, spec.backbones))
     except ValidationError as error:
         places = []
         for detail in error.errors():
@@ -114,9 +124,11 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
             ("search", "pruner"): Asha,
             ("final",): Final,
             ("resources",): Resources,
+            ("cluster",): Cluster,
             ("budget",): Budget,
         }
-        return no_such(str(place[-1]), owners.get(place[:-1], FloatRange).model_fields, "a key here")
+        other = Differs if place[:2] == ("resources", "backbones") else FloatRange
+        return no_such(str(place[-1]), owners.get(place[:-1], other).model_fields, "a key here")
     if kind == "missing":
         return "is missing."
     if kind in ("union_tag_not_found", "model_attributes_type"):

@@ -21,6 +21,7 @@ from orchestrator.failures import Row, settled
 from orchestrator.lease import Lease
 from orchestrator.record import Record, StudyRecord
 from orchestrator.results import Cause, Failure, TrialResult, TrialState
+from orchestrator.sharing import Sharing
 from orchestrator.spec import SweepSpec
 from orchestrator.study import Study, StudySummary, open_studies
 from orchestrator.tracking import Tracker
@@ -72,6 +73,8 @@ class Sweep:
         self.studies = open_studies(spec, record)
         self._open = list(self.studies)
         self.halt: Halt | None = None
+        self.sharing = Sharing(spec.resources)
+        """What each trial is given of a machine."""
         self._record = record
         self._tracker = tracker
         self._lease = lease
@@ -103,9 +106,11 @@ class Sweep:
                 tracker.sync_study(study)
         self._open = [study for study in self.studies if not study.over]
         every = [trial for study in self.studies for trial in study.trials]
+        for trial in every:
+            self.sharing.learn(trial.config, trial.last)
         self.started = len(every)
         """Trials that were ever started."""
-        self.gpu_hours = sum(trial.seconds * self.gpus_of(trial) for trial in every) / 3600
+        self.gpu_hours = sum(trial.seconds * self.sharing.gpus(trial) for trial in every) / 3600
         """Hours of all trials, times their share of a GPU."""
 
     @property
@@ -185,11 +190,6 @@ class Sweep:
                 self._close(study)
         return None
 
-    def gpus_of(self, trial: TrialResult) -> float:
-        """The share of a GPU that a trial is given: after it ran out of memory a larger one, up to a whole GPU."""
-        asked = self.spec.resources.gpus
-        return asked if asked >= 1 else min(1.0, asked * trial.share)
-
     def on_start(self, trial_id: str) -> None:
         """Take in that a worker begins with a trial, which may have waited for it."""
         self._handed[trial_id].heard = self._clock()
@@ -211,7 +211,8 @@ class Sweep:
         if epoch > len(known.epochs):
             self._row.end()
             trial = known.after(metrics, facts or {})
-            self.gpu_hours += metrics.get("epoch/seconds", 0.0) * self.gpus_of(trial) / 3600
+            self.sharing.learn(trial.config, metrics)
+            self.gpu_hours += metrics.get("epoch/seconds", 0.0) * self.sharing.gpus(trial) / 3600
         if len(trial.epochs) == trial.config["epochs"]:
             score = trial.epochs[-1][f"{trial.config['eval_split']}/accuracy"]
             trial = dataclasses.replace(trial, state=TrialState.COMPLETE, score=score)
@@ -231,8 +232,8 @@ class Sweep:
         handed = self._handed[trial_id]
         study, record = handed.study, handed.record
         trial = record.trials[handed.number]
-        self.gpu_hours += failure.seconds * self.gpus_of(trial) / 3600
-        trial = settled(trial, failure, retries=self.spec.retries, gpus=self.gpus_of(trial))
+        self.gpu_hours += failure.seconds * self.sharing.gpus(trial) / 3600
+        trial = settled(trial, failure, retries=self.spec.retries, gpus=self.sharing.gpus(trial))
         self._update(study, record, trial)
         if trial.state is TrialState.WAITING:
             self._waiting.append((study, record, trial.number))

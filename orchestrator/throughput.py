@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.machines import Share
 from orchestrator.plan import StudyPlan, draw_params
 from orchestrator.results import Epoch, Failure, TrialResult
-from orchestrator.spec import Choice, FloatRange, IntRange, Space, SweepSpec
+from orchestrator.sharing import on_one_gpu
+from orchestrator.spec import Choice, FloatRange, IntRange, Space
 from orchestrator.study import Study
 from trainer.catalog import TASKS
 from trainer.data.store import find_card
@@ -67,7 +69,7 @@ class Throughput:
         before = dict(self.rates)
         trials: dict[str, list[tuple[TrialResult, float]]] = {}
         for study in studies:
-            found = trials.setdefault(_key(study.plan, study.spec.resources.gpus), [])
+            found = trials.setdefault(_key(study.plan, study.spec.resources.of(study.plan.backbone).most_gpus), [])
             for record, splits in ((study.search, ("train",)), (study.final, ("train", "val"))):
                 images = num_images(study.plan, splits, data_root) if record.trials else 0.0
                 found += [(trial, images) for trial in record.trials if trial.duplicate_of is None]
@@ -104,7 +106,7 @@ class Throughput:
     def estimate(self, study: Study, data_root: str) -> Estimate:
         """What is left to do in a study: every trial with all its epochs, those begun without what they have."""
         plan, spec = study.plan, study.spec
-        rate = self.rate(plan, spec.resources.gpus)
+        rate = self.rate(plan, spec.resources.of(plan.backbone).most_gpus)
         begun = {"search": study.searched, "final": study.finals}
         wanted = {"search": spec.search.trials, "final": len(spec.final.seeds)}
         seconds, count = 0.0, 0
@@ -150,9 +152,12 @@ def largest(plan: StudyPlan, seed: int) -> dict[str, Any]:
     return dataclasses.asdict(plan.search_config(params | {"epochs": 2, "warmup_epochs": 0}, seed))
 
 
-def device_share(spec: SweepSpec, rate: Rate, workers: int) -> float:
+def device_share(share: Share, rate: Rate, workers: int) -> float:
     """How much of a device's memory is used by the trials that share it: above 1 they do not fit."""
-    together = max(1, int(1 / spec.resources.gpus)) if spec.resources.gpus else workers
+    if share.gpus == "auto":
+        together = on_one_gpu(rate.peak_gb / rate.device_gb)
+    else:
+        together = max(1, int(1 / share.gpus)) if share.gpus else workers
     return together * rate.peak_gb / rate.device_gb
 
 

@@ -15,7 +15,7 @@ import platform
 import socket
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,8 +28,8 @@ from orchestrator.results import Cause, Epoch, Failure
 from orchestrator.significance import pack
 from trainer.config import TrainConfig
 from trainer.data.store import TaskMissing
-from trainer.loop import EpochMetrics, TrainingDiverged, train
-from trainer.memory import used_gb
+from trainer.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
+from trainer.memory import forget_used, used_gb
 from trainer.pictures import draw
 from trainer.storage import read_bytes, write_bytes
 
@@ -37,22 +37,28 @@ DISK_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
 """Pauses of a trial that finds the disk full, before it gives up."""
 
 
-def run_trial(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | Failure]:
+def run_trial(
+    config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Epoch | Failure]:
     """Train one config, from its checkpoint if it has one.
 
     Its folder gets a `log.txt` of this attempt, once it ended.
+
+    Args:
+        stop: asked between training steps; at yes all that was done is saved, and the attempt ends as lost.
 
     Yields:
         Each epoch, earlier attempts' first; a `Failure` as the last item if the trial did not come to its end.
     """
     torch.set_num_threads(workplace.cpus)
+    forget_used("cuda" if workplace.gpus else "cpu")
     log = _Log()
     since = time.monotonic()
     folder = None
     try:
         train_config = TrainConfig(**config)
         folder = f"{workplace.trials}/{train_config.fingerprint()}"
-        for epoch, scored in _train_while_disk_is_full(train_config, workplace, folder):
+        for epoch, scored in _train_while_disk_is_full(train_config, workplace, folder, stop):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
             facts = software() | machine(log.device) | scored
@@ -75,6 +81,8 @@ def cause_of(error: Exception) -> Cause:
     match error:
         case TrainingDiverged():
             return Cause.DIVERGED
+        case TrainingInterrupted():
+            return Cause.LOST
         case torch.OutOfMemoryError() | MemoryError():
             return Cause.MEMORY
         case ValueError() | TaskMissing():
@@ -114,7 +122,7 @@ def _draw(config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: Workpl
 
 
 def _train_while_disk_is_full(
-    config: TrainConfig, workplace: Workplace, folder: str
+    config: TrainConfig, workplace: Workplace, folder: str, stop: Callable[[], bool]
 ) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
     """Train, waiting for space where there is none: the trial goes on from its last checkpoint.
 
@@ -131,6 +139,7 @@ def _train_while_disk_is_full(
                 weights=workplace.weights,
                 bank=workplace.bank,
                 folder=folder,
+                stop=stop,
             ):
                 if epoch.epoch > len(told):
                     last = epoch.epoch == config.epochs

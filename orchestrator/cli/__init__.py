@@ -8,6 +8,7 @@ import sys
 import typer
 
 from orchestrator.cli import data, model, outputs, results, sweep
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 BEFORE, RUNNING, RESULTS = "Before a sweep", "Running it", "Its results"
 OUTPUTS, TOOLS = "For other tools", "Tasks and networks"
 for panel, commands in (
-    (BEFORE, (plan, replay)),
+    (BEFORE, (plan, replay, doctor)),
     (RUNNING, (sweep.launch, sweep.resume, sweep.stop, sweep.rm)),
     (RESULTS, (results.status, results.failures, results.report, outputs.figures, results.ui)),
     (OUTPUTS, (outputs.export, outputs.register)),
@@ -39,4 +40,11 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        from orchestrator.services import told
+
+        if (sentence := told(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)

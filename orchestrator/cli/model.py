@@ -10,14 +10,14 @@ from rich.table import Table
 
 from orchestrator.cli.options import HomeOption, WeightsOption, console
 from orchestrator.errors import UserError
-from orchestrator.home import DEFAULT_HOME, home_at
+from orchestrator.home import home_at
 from trainer.catalog import BACKBONES
 from trainer.weights import WeightsError, find_weights
 
 
 def backbones(weights: WeightsOption = None) -> None:
     """List the backbones and where each one's weights would come from."""
-    if weights and not Path(weights).expanduser().exists():
+    if weights and "://" not in weights and not Path(weights).expanduser().exists():
         raise UserError(f"weights {weights}: there is no such file or folder.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("backbone", no_wrap=True)
@@ -36,7 +36,7 @@ def backbones(weights: WeightsOption = None) -> None:
 def predict(
     trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Its id or the first letters of it, or its folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     weights: WeightsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Classes shown of each image.")] = 3,
 ) -> None:

@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 
 from orchestrator.errors import UserError
-from orchestrator.home import Home, Workplace
+from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
+from orchestrator.machines import shown
+from orchestrator.services import open_record
 from orchestrator.spec import Grid, SweepSpec, task_names
-from orchestrator.spec_file import parse_spec
+from orchestrator.spec_file import cluster_of, find_spec, load_spec, parse_spec
 from trainer.catalog import BACKBONES
 from trainer.data.store import find_card
 from trainer.rules import no_such
@@ -29,15 +31,29 @@ SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")
 ]
 SweepsArgument = Annotated[
-    list[str], typer.Argument(metavar="SWEEP...", help="The `name` in its spec; of several, they are taken together.")
+    list[str],
+    typer.Argument(
+        metavar="SWEEP...", help="The `name` in its spec, or the spec's file; of several, they are taken together."
+    ),
 ]
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.")]
 HomeOption = Annotated[
-    Path, typer.Option("--home", envvar="SPTUNE_HOME", help="Folder of records, MLflow database, tasks, checkpoints.")
+    str | None,
+    typer.Option(
+        "--home",
+        envvar="SPTUNE_HOME",
+        show_default=DEFAULT_HOME,
+        help="Folder, or bucket (s3://bucket/folder), of tasks, checkpoints and, on one machine, the databases.",
+    ),
 ]
 InlineOption = Annotated[bool, typer.Option("--inline", help="One trial at a time in this process, without Ray.")]
 AddressOption = Annotated[
-    str | None, typer.Option(help="A running Ray cluster; default: a Ray of this machine.", envvar="RAY_ADDRESS")
+    str | None,
+    typer.Option(
+        help="A running Ray cluster, HOST:PORT, or auto for the one that this machine is a node of; default: a Ray of "
+        "this machine alone.",
+        envvar="RAY_ADDRESS",
+    ),
 ]
 WeightsOption = Annotated[
     str | None,
@@ -58,63 +74,81 @@ WhereOption = Annotated[
 ]
 
 
-def open_record(home: Home) -> Record:
-    """The record of a home, which must be there or be made."""
-    from orchestrator.record import Record
-
-    return Record(f"sqlite:///{home.record_file}")
-
-
 def recorded(home: Home, name: str) -> tuple[Record, SweepSpec]:
     """The record, and the spec in it of a sweep.
 
     Raises:
-        UserError: if there is no such sweep, with those there are.
+        UserError: if there is no such sweep, with those there are, or the record cannot be opened.
     """
-    if not home.record_file.exists():
-        raise UserError(f"{home.folder} holds no sweep; start one with `sptune launch demo`, or give its --home.")
+    where = home.place if home.record_file else f"the record {shown(home.studies)}"
+    if home.record_file is not None and not home.record_file.exists():
+        raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or give its --home.")
+    if not home.studies:
+        raise UserError("\n".join(home.problems()))
     record = open_record(home)
     specs = record.sweeps()
     if not specs:
-        raise UserError(f"{home.folder} holds no sweep yet; start one with `sptune launch demo`.")
+        raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
     if name not in specs:
-        raise UserError(f"{name}: {no_such(name, specs, f'a sweep in {home.folder}')}")
+        raise UserError(f"{name}: {no_such(name, specs, f'a sweep in {where}')}")
     return record, parse_spec(specs[name], f"the recorded spec of {name}")
 
 
-def opened(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
-    """The studies of sweeps by name.
+def found(home: str | None, sweep: str) -> tuple[Home, Record, SweepSpec]:
+    """Where a sweep is, its record, and the spec in it.
+
+    Args:
+        sweep: its name, or its spec's file, whose `cluster` then says where to look.
+
+    Raises:
+        UserError: if there is no such sweep.
+    """
+    if sweep.endswith((".yaml", ".yml")):
+        path = find_spec(sweep)
+        record, spec = recorded(home_at(home, cluster_of(path)), load_spec(path).name)
+    else:
+        record, spec = recorded(home_at(home), sweep)
+    return home_at(home, spec.cluster), record, spec
+
+
+def opened(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """The studies of sweeps.
 
     Raises:
         UserError: if one is not there.
     """
     from orchestrator.study import open_studies
 
-    found = []
+    studies = []
     for name in dict.fromkeys(sweeps):
-        record, spec = recorded(home, name)
-        found += open_studies(spec, record, epochs=epochs)
-    return found
+        _, record, spec = found(home, name)
+        studies += open_studies(spec, record, epochs=epochs)
+    return studies
 
 
-def together(home: Home, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
-    """The studies of sweeps by name, for one table or figure.
+def together(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """The studies of sweeps, for one table or figure.
 
     Raises:
         UserError: if a sweep is not there, or two have the same study.
     """
-    found = opened(home, sweeps, epochs=epochs)
-    if twice := [key for key, count in Counter(study.plan.key for study in found).items() if count > 1]:
+    studies = opened(home, sweeps, epochs=epochs)
+    if twice := [key for key, count in Counter(study.plan.key for study in studies).items() if count > 1]:
         raise UserError(f"{twice[0]} is in several of these sweeps and has one cell in a table: take them apart.")
-    return found
+    return studies
 
 
 def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
     """A sentence for each task that is not in the store, and each backbone whose weights are nowhere."""
+    problems = []
     tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name) if not task.startswith("demo/"))
-    absent = ", ".join(task for task in tasks if find_card(home.data_root, task) is None)
-    where = f"not in the task store {home.data_root}; `sptune data list` says where to get what is missing."
-    problems = [f"tasks: {absent}: {where}"] if absent else []
+    try:
+        absent = ", ".join(task for task in tasks if find_card(home.data_root, task) is None)
+    except OSError as error:
+        problems.append(f"data: {error}")
+    else:
+        where = f"not in the task store {home.data_root}; `sptune data list` says where to get what is missing."
+        problems += [f"tasks: {absent}: {where}"] if absent else []
     for name in spec.backbones:
         try:
             find_weights(BACKBONES[name], weights)
@@ -129,7 +163,7 @@ def place_for(spec: SweepSpec, home: Home, weights: str | None, trials: str) -> 
         data_root=home.data_root,
         trials=trials,
         bank=home.bank,
-        weights=weights and str(Path(weights).expanduser().absolute()),
+        weights=weights and (weights if "://" in weights else str(Path(weights).expanduser().absolute())),
         cpus=spec.resources.cpus,
-        gpus=spec.resources.gpus,
+        gpus=spec.resources.most_gpus,
     )

@@ -8,9 +8,17 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console, opened, together
+from orchestrator.cli.options import (
+    HomeOption,
+    SweepArgument,
+    SweepsArgument,
+    WhereOption,
+    console,
+    found,
+    opened,
+    together,
+)
 from orchestrator.errors import UserError
-from orchestrator.home import DEFAULT_HOME, home_at
 from orchestrator.results import TrialState
 from orchestrator.where import chosen
 
@@ -19,7 +27,7 @@ OutOption = Annotated[Path | None, typer.Option(help="Folder to write into; defa
 
 def figures(
     sweeps: SweepsArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     out: OutOption = None,
     each_study: Annotated[
         bool, typer.Option("--each-study", help="Those of every study, too; MLflow has them with its parent run.")
@@ -34,14 +42,14 @@ def figures(
     from orchestrator.report.board import published_by_task
     from orchestrator.search import importances
 
-    studies = together(home_at(home), sweeps, epochs=True)
+    studies = together(home, sweeps, epochs=True)
     alone = len(studies) == 1  # then its own figures are the sweep's
     published = published_by_task({study.plan.backbone for study in studies})
-    folder = out or Path(f"{sweeps[0]}-figures")
+    folder = out or Path(f"{studies[0].spec.name}-figures")
     count = 0
     with console.status("drawing"):
-        found = figures_of(studies, published=published, importances=importances, each_study=each_study or alone)
-        for stem, figure in found:
+        drawn = figures_of(studies, published=published, importances=importances, each_study=each_study or alone)
+        for stem, figure in drawn:
             try:
                 png, _ = save(figure, folder, stem)
             except OSError as error:
@@ -53,21 +61,21 @@ def figures(
     console.print(f"{count} figures, each as .png and .pdf", highlight=False)
 
 
-def export(sweeps: SweepsArgument, home: HomeOption = DEFAULT_HOME, out: OutOption = None) -> None:
+def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = None) -> None:
     """Write trials.parquet, epochs.parquet and predictions.parquet for other tools; the schema tells each column."""
     from orchestrator.export import export as write
 
-    place = home_at(home)
-    studies = opened(place, sweeps, epochs=True)
+    place, _, first = found(home, sweeps[0])
+    studies = opened(home, sweeps, epochs=True)
     with console.status("writing"):
         try:
-            files, absent = write(studies, place.trials, out or Path(f"{sweeps[0]}-export"))
+            files, absent = write(studies, place.trials, out or Path(f"{first.name}-export"))
         except OSError as error:
             raise _not_written(error) from None
     for file in files:
         console.print(f"{file}", highlight=False, soft_wrap=True)
     if absent:
-        where = f"in {place.trials(sweeps[0])}" if len(sweeps) == 1 else "with their sweeps"
+        where = f"in {place.trials(first.name)}" if len(sweeps) == 1 else "with their sweeps"
         console.print(f"{absent} complete trials have no predictions {where}", highlight=False, soft_wrap=True)
 
 
@@ -75,24 +83,25 @@ def register(
     sweep: SweepArgument,
     where: WhereOption = None,
     name: Annotated[str | None, typer.Option(help="Of the model; default: made of sweep, task and method.")] = None,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
 ) -> None:
     """Put a study's model into MLflow's registry: its final trial of the first seed, or of `--where seed=44`.
 
     Which seed is best on test is not asked: that would be choosing on test.
     """
     from orchestrator.mlflow_models import register as put
+    from orchestrator.study import open_studies
 
-    place = home_at(home)
+    place, record, spec = found(home, sweep)
     fits = chosen(where, [])
     picked = []
-    for study in opened(place, [sweep], epochs=False):
+    for study in open_studies(spec, record, epochs=False):
         done = [trial for trial in study.finals if trial.state is TrialState.COMPLETE and fits(trial)]
         if done:
             picked.append((study, min(done, key=lambda trial: study.spec.final.seeds.index(trial.config["seed"]))))
     if not picked:
         raise UserError(
-            f"no complete final trial of {sweep} is like that; `sptune status {sweep}` shows what there is."
+            f"no complete final trial of {spec.name} is like that; `sptune status {sweep}` shows what there is."
         )
     if name is not None and len(picked) > 1:
         keys = ", ".join(study.plan.key for study, _ in picked[:4])
@@ -102,7 +111,9 @@ def register(
         if run_id is None or told is None:
             raise UserError(f"MLflow was not told of {trial.trial_id} yet; `sptune resume {sweep}` tells it.")
         plan = study.plan
-        own = name or re.sub(r"[^\w.-]+", "-", f"{sweep}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}")
+        own = name or re.sub(
+            r"[^\w.-]+", "-", f"{spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}"
+        )
         version = put(place.mlflow_uri, run_id, own)
         console.print(f"models:/{own}/{version}  {plan.key}, seed {trial.config['seed']}", highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -15,15 +16,15 @@ from orchestrator.cli.options import (
     SpecArgument,
     WeightsOption,
     console,
+    found,
     missing,
-    open_record,
     place_for,
-    recorded,
 )
 from orchestrator.errors import SpecError, UserError
-from orchestrator.home import DEFAULT_HOME, Home, home_at
+from orchestrator.home import Home, home_at
 from orchestrator.labels import clock, label, varying
 from orchestrator.plan import studies
+from orchestrator.services import open_record
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import find_spec, load_spec
 
@@ -34,7 +35,7 @@ WorkersOption = Annotated[
 
 def plan(
     spec: SpecArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="First time a short trial of each method and backbone, on this machine.")
     ] = False,
@@ -45,8 +46,8 @@ def plan(
 
     The estimate comes from trials of this home, or from `--calibrate`, and assumes that none is pruned.
     """
-    place = home_at(home)
     sweep = load_spec(find_spec(spec))
+    place = home_at(home, sweep.cluster)
     if calibrate:
         _calibrate(sweep, place, weights)
     plans = studies(sweep)
@@ -68,7 +69,7 @@ def plan(
     trials, finals = len(plans) * sweep.search.trials, len(plans) * len(sweep.final.seeds)
     console.print(
         f"{len(plans)} studies, {trials} search trials, {finals} final trials, "
-        f"each on {sweep.resources.cpus} CPU and {sweep.resources.gpus:g} GPU; {sum(done.values())} are done",
+        f"{_occupied(sweep)}; {sum(done.values())} are done",
         highlight=False,
     )
     slots = workers or _slots(sweep)
@@ -77,9 +78,11 @@ def plan(
     else:
         seconds = sum(cost for cost in costs.values() if cost is not None)
         unknown = sum(cost is None for cost in costs.values())
+        gpus = {study.key: sweep.resources.of(study.backbone).most_gpus for study in plans}
+        gpu_seconds = sum(cost * gpus[key] for key, cost in costs.items() if cost is not None)
         console.print(
             f"at most {clock(seconds)} of work, {clock(seconds / slots)} on {slots} workers"
-            + (f", {seconds * sweep.resources.gpus / 3600:.1f} GPU-hours" if sweep.resources.gpus else "")
+            + (f", {gpu_seconds / 3600:.1f} GPU-hours" if gpu_seconds else "")
             + (f"; {unknown} studies not counted: nothing like them was run" if unknown else ""),
             highlight=False,
         )
@@ -88,7 +91,7 @@ def plan(
 
 def replay(
     spec: SpecArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     like: Annotated[
         str | None, typer.Option(metavar="SWEEP", help="A finished sweep whose curves to use; default: synthetic ones.")
     ] = None,
@@ -108,7 +111,7 @@ def replay(
     sweep_spec = load_spec(find_spec(spec))
     curves: Curves = Synthetic(studies(sweep_spec))
     if like is not None:
-        record, known = recorded(home_at(home), like)
+        _, record, known = found(home, like)
         curves = Recorded(open_studies(known, record))
     now = Clock()
     slots = workers or _slots(sweep_spec)
@@ -132,7 +135,8 @@ def replay(
 
 def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, float | None], bool]:
     """Of each study, how many trials are done and what the rest costs; whether anything is known of costs."""
-    if not (home.record_file.exists() or Path(home.throughput_file).exists()):
+    empty = home.record_file is not None and not home.record_file.exists()
+    if not home.studies or (empty and not Path(home.throughput_file).exists()):
         return {}, {}, False
     from orchestrator.contradictions import refuse_contradictions
     from orchestrator.study import open_studies
@@ -153,8 +157,9 @@ def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
     throughput = Throughput.of(home.throughput_file)
     for key in dict.fromkeys((study.method, study.backbone) for study in studies(sweep)):
         study = next(study for study in studies(sweep) if (study.method, study.backbone) == key)
-        if (rate := throughput.rate(study, sweep.resources.gpus)) is not None:
-            share = device_share(sweep, rate, slots)
+        own = sweep.resources.of(study.backbone)
+        if (rate := throughput.rate(study, own.most_gpus)) is not None:
+            share = device_share(own, rate, slots)
             verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
             console.print(
                 f"memory of {' '.join(key)}: {rate.peak_gb:.1f} GB a trial, "
@@ -175,11 +180,26 @@ def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
     throughput = Throughput.of(home.throughput_file)
     for study in {(study.method, study.backbone): study for study in reversed(studies(sweep))}.values():
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
-            workplace = place_for(sweep, home, weights, folder)
-            events = [*run_trial(largest(study, sweep.search.seed), workplace)]
-        throughput.learn_one(study, events, sweep.resources.gpus, home.data_root)
+            share = sweep.resources.of(study.backbone)
+            place = dataclasses.replace(place_for(sweep, home, weights, folder), cpus=share.cpus, gpus=share.most_gpus)
+            events = [*run_trial(largest(study, sweep.search.seed), place)]
+        throughput.learn_one(study, events, share.most_gpus, home.data_root)
+
+
+def _occupied(sweep: SweepSpec) -> str:
+    """What a trial occupies, of each backbone that differs."""
+    shares: dict[str, list[str]] = {}
+    for backbone in sweep.backbones:
+        share = sweep.resources.of(backbone)
+        gpus = share.gpus if share.gpus == "auto" else f"{share.gpus:g}"
+        kind = f" ({share.accelerator_type})" if share.accelerator_type else ""
+        shares.setdefault(f"{share.cpus} CPU and {gpus} GPU{kind}", []).append(backbone)
+    if len(shares) == 1:
+        return f"each on {next(iter(shares))}"
+    return ", ".join(f"of {' and '.join(names)} on {text}" for text, names in shares.items())
 
 
 def _slots(sweep: SweepSpec) -> int:
     """How many trials fit this machine's cores at once."""
-    return max(1, (os.cpu_count() or 1) // sweep.resources.cpus)
+    cpus = max(sweep.resources.of(backbone).cpus for backbone in sweep.backbones)
+    return max(1, (os.cpu_count() or 1) // cpus)

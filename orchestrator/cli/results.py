@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, opened, recorded, together
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, found, together
 from orchestrator.errors import UserError
-from orchestrator.home import DEFAULT_HOME, home_at
+from orchestrator.home import home_at
+from orchestrator.machines import shown
 from orchestrator.results import TrialState
 
 if TYPE_CHECKING:
@@ -33,22 +34,23 @@ class Form(enum.Enum):
 
 def status(
     sweep: SweepArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")] = False,
 ) -> None:
     """Show how far a sweep is and who works on it, from any terminal."""
     from orchestrator.checkpoints import Checkpoints
     from orchestrator.lease import told
     from orchestrator.live import busy, headline, progress_table
+    from orchestrator.study import open_studies
 
-    place = home_at(home)
-    record, spec = recorded(place, sweep)
-    summaries = [study.summary() for study in opened(place, [sweep], epochs=True)]
-    drivers, halt = record.lease(sweep).holders(), record.halt(sweep)
-    count, checkpoints, total = Checkpoints(place.trials(sweep), spec.keep).size()
+    place, record, spec = found(home, sweep)
+    name = spec.name
+    summaries = [study.summary() for study in open_studies(spec, record)]
+    drivers, halt = record.lease(name).holders(), record.halt(name)
+    count, checkpoints, total = Checkpoints(place.trials(name), spec.keep).size()
     if as_json:
         shown = {
-            "sweep": sweep,
+            "sweep": name,
             "driver": drivers[0] if drivers else None,
             "halted": halt,
             "checkpoint_bytes": checkpoints,
@@ -58,18 +60,19 @@ def status(
         print(json.dumps(shown, indent=2))
         return
     console.print(progress_table(summaries))
-    console.print(f"{sweep}: {headline(summaries, busy(summaries))}", highlight=False)
+    console.print(f"{name}: {headline(summaries, busy(summaries))}", highlight=False)
     driven = f"driven by {told(drivers[0])}" if drivers else "no driver is at work on it"
     console.print(f"{driven}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
     console.print(f"{count} checkpoints, {checkpoints / 1e6:.1f} MB, of {total / 1e6:.1f} MB in all", highlight=False)
 
 
-def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
+def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
     from orchestrator.failures import grouped
+    from orchestrator.study import open_studies
 
-    place = home_at(home)
-    studies = opened(place, [sweep], epochs=False)
+    place, record, spec = found(home, sweep)
+    studies = open_studies(spec, record, epochs=False)
     failed = [trial for study in studies for trial in study.trials if trial.state is TrialState.FAILED]
     for group in grouped(failed):
         console.print(
@@ -81,7 +84,7 @@ def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
         if len(group.trials) > 10:
             console.print(f"  and {len(group.trials) - 10} more", highlight=False)
-        log = f"{place.trials(sweep)}/{group.trials[-1].trial_id}/log.txt"
+        log = f"{place.trials(spec.name)}/{group.trials[-1].trial_id}/log.txt"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
         retry = f"sptune resume {sweep} --where '{group.condition}'"
         console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)
@@ -89,12 +92,12 @@ def failures(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
         if study.search.stopped:
             console.print(f"[red]stopped[/red] {study.plan.key}: {study.search.stopped}", highlight=False)
     if not failed:
-        console.print(f"no trial of {sweep} has failed.", highlight=False)
+        console.print(f"no trial of {spec.name} has failed.", highlight=False)
 
 
 def report(
     sweeps: SweepsArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     form: Annotated[Form, typer.Option("--format", help="To standard output; csv has the main table's numbers.")] = (
         Form.terminal
     ),
@@ -102,7 +105,7 @@ def report(
     """Print the table of test accuracies, published numbers beside it, and how far to trust it."""
     from orchestrator.report import FORMATS, board_of, contents, csv_of
 
-    studies = together(home_at(home), sweeps, epochs=False)
+    studies = together(home, sweeps, epochs=False)
     match form:
         case Form.terminal:
             print_report(studies)
@@ -113,21 +116,24 @@ def report(
 
 
 def ui(
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
 ) -> None:
     """Serve the MLflow of a home on this machine, at 127.0.0.1, and say each sweep's address; Ctrl-C ends it."""
     from orchestrator.mlflow_runs import views
 
     place = home_at(home)
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        raise UserError(f"MLflow is served at MLFLOW_TRACKING_URI={place.mlflow_uri}: open that address.")
-    if not (place.folder / "mlflow.db").exists():
-        raise UserError(f"{place.folder} has no MLflow database yet; run `sptune launch demo --home {home}` first.")
+    if place.mlflow_file is None:
+        where = shown(place.mlflow_uri) or "nowhere: set MLFLOW_TRACKING_URI"
+        raise UserError(f"MLflow is a server of its own, {where}: open that address.")
+    if not place.mlflow_file.exists():
+        raise UserError(
+            f"{place.place} has no MLflow database yet; run `sptune launch demo --home {place.place}` first."
+        )
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
-    console.print(f"MLflow at http://127.0.0.1:{port} for {place.folder}; Ctrl-C ends it.", highlight=False)
+    console.print(f"MLflow at http://127.0.0.1:{port} for {place.place}; Ctrl-C ends it.", highlight=False)
     for name, path in views(place.mlflow_uri).items():
         console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]

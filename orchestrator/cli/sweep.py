@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,30 +20,27 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
+    found,
     missing,
-    open_record,
-    place_for,
-    recorded,
 )
-from orchestrator.cli.results import print_report
-from orchestrator.errors import HomeError, SpecError, UserError
-from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
+from orchestrator.cli.run import run
+from orchestrator.errors import SpecError, UserError
+from orchestrator.home import Home, home_at
 from orchestrator.results import TrialResult, TrialState
+from orchestrator.services import open_record
 from orchestrator.spec import SweepSpec
-from orchestrator.spec_file import find_spec, load_spec
+from orchestrator.spec_file import cluster_of, find_spec, load_spec
 from orchestrator.where import chosen
 from trainer.storage import delete_folder
 
 if TYPE_CHECKING:
-    from orchestrator.mlflow_tracker import MlflowTracker
     from orchestrator.record import Record
     from orchestrator.study import Study
-    from orchestrator.sweep import Sweep
 
 
 def launch(
     spec: SpecArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     inline: InlineOption = False,
     address: AddressOption = None,
     weights: WeightsOption = None,
@@ -55,26 +49,24 @@ def launch(
 
     Ctrl-C once: running trials save at their next epoch; twice: at once. Both go on later.
     """
-    problems: list[str] = []
-    sweep = None
     path = find_spec(spec)
+    cluster = cluster_of(path)
+    place, weights = home_at(home, cluster), weights or cluster.weights
+    problems = [*place.problems()]
+    sweep = None
     try:
-        sweep = load_spec(path, functools.partial(missing, home=home_at(home), weights=weights))
+        sweep = load_spec(path, functools.partial(missing, home=place, weights=weights))
     except SpecError as error:
-        problems += error.problems
-    try:
-        home_at(home).check()
-    except HomeError as error:
-        problems.append(str(error))
+        problems = [*error.problems, *problems]
     if problems or sweep is None:
         raise SpecError(str(path), problems)
-    home_at(home).make()
-    _run(sweep, home_at(home), open_record(home_at(home)), inline, address, weights)
+    place.make()
+    run(sweep, place, open_record(place), inline, address or cluster.address, weights)
 
 
 def resume(
     sweep: SweepArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     failed: Annotated[bool, typer.Option("--failed", help="Run failed trials again, too.")] = False,
     trial: TrialOption = None,
     where: WhereOption = None,
@@ -86,30 +78,32 @@ def resume(
 
     `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` choose among them.
     """
-    place = home_at(home)
-    record, spec = recorded(place, sweep)
-    if problems := missing(spec, place, weights):
-        raise SpecError(f"the recorded spec of {sweep}", problems)
+    place, record, spec = found(home, sweep)
+    weights = weights or spec.cluster.weights
+    if problems := [*place.problems(), *missing(spec, place, weights)]:
+        raise SpecError(f"the recorded spec of {spec.name}", problems)
+    place.make()
     fits = chosen(where, trial or [])
     again = (lambda found: found.state is TrialState.FAILED and fits(found)) if failed or trial or where else None
-    _run(spec, place, record, inline, address, weights, again, bool(trial or where))
+    run(spec, place, record, inline, address or spec.cluster.address, weights, again, bool(trial or where))
 
 
-def stop(sweep: SweepArgument, home: HomeOption = DEFAULT_HOME) -> None:
+def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Stop a sweep that a driver is at work on elsewhere: its running trials save at their next epoch."""
-    record, _ = recorded(home_at(home), sweep)
-    lease = record.lease(sweep)
+    _, record, spec = found(home, sweep)
+    name = spec.name
+    lease = record.lease(name)
     if not lease.ask_to_stop():
-        raise UserError(f"no driver is at work on {sweep}: there is nothing to stop.")
-    with console.status(f"asked; waiting for the running trials of {sweep} to save"):
+        raise UserError(f"no driver is at work on {name}: there is nothing to stop.")
+    with console.status(f"asked; waiting for the running trials of {name} to save"):
         while lease.holders():
             time.sleep(0.5)
-    console.print(f"{sweep} has stopped; `sptune resume {sweep}` goes on.", highlight=False)
+    console.print(f"{name} has stopped; `sptune resume {sweep}` goes on.", highlight=False)
 
 
 def rm(
     sweep: SweepArgument,
-    home: HomeOption = DEFAULT_HOME,
+    home: HomeOption = None,
     trial: TrialOption = None,
     where: WhereOption = None,
     study: Annotated[
@@ -123,34 +117,34 @@ def rm(
     """
     from orchestrator.study import open_studies
 
-    place = home_at(home)
-    record, spec = recorded(place, sweep)
+    place, record, spec = found(home, sweep)
+    name = spec.name
     if study and (trial or where):
         raise UserError("--study forgets whole studies; give it without --trial and --where.")
     everything = open_studies(spec, record)
     studies = [one for one in everything if study is None or fnmatchcase(one.plan.key, study)]
     if not studies:
         raise UserError(
-            f"no study of {sweep} is like {study!r}; there are: {', '.join(s.plan.key for s in everything)}."
+            f"no study of {name} is like {study!r}; there are: {', '.join(s.plan.key for s in everything)}."
         )
     fits = chosen(where, trial or [])
     count = sum(fits(one) for each in studies for one in each.trials)
     whole = not (trial or where)
     if not count and not whole:
-        raise UserError(f"no trial of {sweep} is like that; `sptune status {sweep}` shows what there is.")
+        raise UserError(f"no trial of {name} is like that; `sptune status {sweep}` shows what there is.")
     what = f"{count} trials" + (f" of {len(studies)} studies, and these" if whole else "")
     if not yes:
-        typer.confirm(f"Forget {what} of {sweep}, for ever?", abort=True)
-    lease = record.lease(sweep)
-    lease.take(sweep)
+        typer.confirm(f"Forget {what} of {name}, for ever?", abort=True)
+    lease = record.lease(name)
+    lease.take(name)
     try:
         _forget(record, spec, place, studies, fits, studies_too=whole)
         if whole and study is None:
-            record.forget(sweep)
-            delete_folder(str(Path(place.trials(sweep)).parent))
+            record.forget(name)
+            delete_folder(place.trials(name).rpartition("/")[0])
     finally:
         lease.release()
-    console.print(f"forgot {what} of {sweep}.", highlight=False)
+    console.print(f"forgot {what} of {name}.", highlight=False)
 
 
 def _forget(
@@ -183,81 +177,3 @@ def _forget(
             study.final.remove()
         else:
             study.again(fits, forget=True)
-
-
-def _run(
-    spec: SweepSpec,
-    home: Home,
-    record: Record,
-    inline: bool,
-    address: str | None,
-    weights: str | None,
-    again: Callable[[TrialResult], bool] | None = None,
-    named: bool = False,
-) -> None:
-    from orchestrator.checkpoints import Checkpoints
-    from orchestrator.live import LiveView
-    from orchestrator.mlflow_runs import Runs
-    from orchestrator.mlflow_tracker import MlflowTracker
-    from orchestrator.study import open_studies
-    from orchestrator.sweep import Sweep
-    from orchestrator.throughput import Throughput
-
-    trials = home.trials(spec.name)
-    with contextlib.ExitStack() as ends:
-        lease = record.lease(spec.name)
-        lease.take(spec.name)
-        ends.callback(lease.release)
-        if again is not None:
-            found = [entry for study in open_studies(spec, record) for entry in study.again(again)]
-            if named and not found:
-                raise UserError(
-                    f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
-                )
-            console.print(f"{len(found)} failed trials of {spec.name} are run again.", highlight=False)
-        runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root, [*spec.space])
-        tracker = MlflowTracker(runs)
-        ends.callback(_tell_the_rest, tracker)
-        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
-        ends.callback(sweep.close)
-        if sweep.done:
-            console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
-        else:
-            try:
-                with LiveView(sweep, console) as update:
-                    _drive(sweep, place_for(spec, home, weights, trials), update, inline, address)
-            except KeyboardInterrupt:
-                told = f"stopped; `sptune resume {spec.name}` goes on from the last finished epochs."
-                console.print(told, highlight=False)
-                raise typer.Exit(130) from None
-    Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
-    print_report(sweep.studies)
-    console.print(f"\nEvery trial in MLflow: sptune ui --home {_short(home.folder)}", highlight=False, soft_wrap=True)
-    if sweep.halt is not None:
-        console.print(f"\n{sweep.halt.reason}; `sptune resume {spec.name}` goes on.", highlight=False, soft_wrap=True)
-        raise typer.Exit(130 if sweep.halt.at_once else 3)
-    if any(not summary.finals for summary in sweep.summaries()):
-        raise typer.Exit(1)
-
-
-def _drive(sweep: Sweep, workplace: Workplace, update: Callable[[], None], inline: bool, address: str | None) -> None:
-    if inline:
-        from orchestrator import inline as inline_driver
-
-        inline_driver.drive(sweep, workplace, update)
-    else:
-        from orchestrator import ray_driver
-
-        ray_driver.drive(sweep, workplace, update, address)
-
-
-def _tell_the_rest(tracker: MlflowTracker) -> None:
-    with console.status("telling MLflow the rest"):
-        untold = tracker.close()
-    if untold:
-        told = f"MLflow lacks {untold} trials and studies ({tracker.problem}): they are told at the next launch."
-        console.print(told, highlight=False, soft_wrap=True)
-
-
-def _short(folder: Path) -> str:
-    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -29,6 +29,7 @@ import numpy as np
 from orchestrator import ray_driver
 from orchestrator.home import Workplace
 from orchestrator.plan import draw_params, studies
+from orchestrator.ray_nodes import connected
 from orchestrator.record import Record
 from orchestrator.replay import Clock, Synthetic, drive
 from orchestrator.results import Epoch, Failure, TrialResult, TrialState
@@ -69,7 +70,7 @@ def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpe
             "prompt_length": {"type": "choice", "values": [5, 10, 20, 50]},
             "prompt_init": {"type": "choice", "values": ["random", "mean_pool", "max_pool", "kmeans"]},
         },
-        "search": {"trials": trials, "pruner": {"type": "asha", "min_epochs": 1}},
+        "search": {"trials": trials, "pruner": {"type": "asha", "min_epochs": 1} if epochs > 1 else {"type": "none"}},
         "final": {"seeds": [*range(finals)]},
     }
     spec = parse_spec(raw, "the benchmark")
@@ -126,7 +127,7 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
     }
 
 
-def nothing(config: dict[str, Any], workplace: Workplace) -> Iterator[Epoch | Failure]:
+def nothing(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
     """A trial that does nothing, in one epoch."""
     yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 0.0})
 
@@ -144,7 +145,8 @@ def through_ray(trials: int) -> dict[str, float]:
             if not first and sweep.finished:
                 first.append(time.perf_counter())
 
-        ray_driver.drive(sweep, workplace, note, None, nothing)
+        with connected(None):
+            ray_driver.drive(sweep, workplace, note, nothing)
         ended = time.perf_counter()
     count = sum(summary.finished for summary in sweep.summaries())
     return {"trials": count, "s in all": ended - started, "s a trial": (ended - first[0]) / (count - 1)}

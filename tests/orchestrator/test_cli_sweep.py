@@ -17,7 +17,7 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from orchestrator.home import Home
+from orchestrator.home import Home, home_at
 from orchestrator.mlflow_runs import Runs
 from orchestrator.mlflow_tracker import MlflowTracker
 from orchestrator.record import Record
@@ -54,7 +54,7 @@ def spec(raw_spec: dict[str, Any]) -> SweepSpec:
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
     (tmp_path / "home").mkdir()
-    return Home(tmp_path / "home")
+    return home_at(str(tmp_path / "home"))
 
 
 def record_of(home: Home) -> Record:
@@ -83,7 +83,7 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
 @pytest.fixture
 def finished(spec: SweepSpec, home: Home, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(mlflow_db, home.folder / "mlflow.db")
+    shutil.copy(mlflow_db, Path(home.place) / "mlflow.db")
     return run(spec, home)
 
 
@@ -99,12 +99,12 @@ def studies_of(spec: SweepSpec, home: Home) -> list[Study]:
 
 
 def test_status_is_the_same_for_people_and_for_scripts(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("status", "small", "--home", home.folder)
+    code, said, _ = sptune("status", "small", "--home", Path(home.place))
     assert code == 0
     assert "small: 8 of 8 trials finished" in said
     assert "no driver is at work on it" in said
     assert re.search(r"digits +spt_deep +4/4 +1 ", said.replace("demo/", "")), "one of them failed"
-    code, said, _ = sptune("status", "small", "--home", home.folder, "--json")
+    code, said, _ = sptune("status", "small", "--home", Path(home.place), "--json")
     shown = json.loads(said)
     assert (shown["sweep"], shown["driver"], shown["halted"]) == ("small", None, None)
     assert (shown["checkpoint_bytes"], shown["trial_bytes"]) == (8 * 1000, 8 * 1500)
@@ -121,16 +121,16 @@ def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, h
     record = record_of(home)
     record.save_sweep("small", spec.model_dump(mode="json"))
     record.save_halt("small", "paused: failures in a row")
-    code, said, _ = sptune("status", "small", "--home", home.folder)
+    code, said, _ = sptune("status", "small", "--home", Path(home.place))
     assert "no driver is at work on it; paused: failures in a row" in said
     assert "small: 0 of 8 trials finished" in said
     lease = record.lease("small")
     lease.take("small")
-    code, said, _ = sptune("status", "small", "--home", home.folder)
+    code, said, _ = sptune("status", "small", "--home", Path(home.place))
     assert code == 0
     assert f"driven by process {os.getpid()} on {socket.gethostname()} since 20" in said
     for command in (("rm", "small", "--yes"), ("resume", "small", "--inline")):
-        code, _, complaint = sptune(*command, "--home", home.folder)
+        code, _, complaint = sptune(*command, "--home", Path(home.place))
         assert (code, "is driven by process" in complaint) == (2, True), f"{command[0]} waits for no one"
     lease.release()
 
@@ -139,21 +139,21 @@ def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, h
 def test_a_sweep_that_is_not_there_is_told_with_the_nearest(
     spec: SweepSpec, home: Home, sptune: Sptune, command: str
 ) -> None:
-    code, _, complaint = sptune(command, "smal", "--home", home.folder)
+    code, _, complaint = sptune(command, "smal", "--home", Path(home.place))
     assert (code, "holds no sweep; start one with `sptune launch demo`" in complaint) == (2, True)
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
-    code, _, complaint = sptune(command, "smal", "--home", home.folder)
+    code, _, complaint = sptune(command, "smal", "--home", Path(home.place))
     assert (code, "did you mean 'small'?" in complaint) == (2, True)
 
 
 def test_there_is_nothing_to_stop_without_a_driver(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, _, complaint = sptune("stop", "small", "--home", home.folder)
+    code, _, complaint = sptune("stop", "small", "--home", Path(home.place))
     assert (code, complaint) == (2, "error: no driver is at work on small: there is nothing to stop.\n")
 
 
 def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptune: Sptune) -> None:
     failed = finished.studies[0].search.trials[1]
-    code, said, _ = sptune("failures", "small", "--home", home.folder)
+    code, said, _ = sptune("failures", "small", "--home", Path(home.place))
     assert code == 0
     for line in (
         "1 × error: OSError: [Errno 5] no disk",
@@ -166,9 +166,9 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
         assert line in said.splitlines()
     (deep, _) = studies_of(finished.spec, home)
     deep.again(lambda trial: trial.state is TrialState.FAILED)
-    assert sptune("failures", "small", "--home", home.folder)[1] == "no trial of small has failed.\n"
+    assert sptune("failures", "small", "--home", Path(home.place))[1] == "no trial of small has failed.\n"
     deep.search.save_stopped("ValueError: no such image")
-    said = sptune("failures", "small", "--home", home.folder)[1]
+    said = sptune("failures", "small", "--home", Path(home.place))[1]
     assert f"stopped {DEEP}: ValueError: no such image" in said
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_resumed_that_was_not_meant(
     finished: Sweep, home: Home, sptune: Sptune, choice: tuple[str, str], problem: str
 ) -> None:
     before = [study.trials for study in studies_of(finished.spec, home)]
-    code, _, complaint = sptune("resume", "small", *choice, "--home", home.folder, "--inline")
+    code, _, complaint = sptune("resume", "small", *choice, "--home", Path(home.place), "--inline")
     assert (code, problem in complaint) == (2, True)
     assert [study.trials for study in studies_of(finished.spec, home)] == before
     assert record_of(home).lease("small").holders() == [], "and nobody holds it"
@@ -193,9 +193,9 @@ def test_nothing_is_resumed_that_was_not_meant(
 def test_resume_failed_goes_on_where_nothing_has_failed(
     spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
 ) -> None:
-    shutil.copy(mlflow_db, home.folder / "mlflow.db")
+    shutil.copy(mlflow_db, Path(home.place) / "mlflow.db")
     drive(Sweep(spec, record_of(home), MemoryTracker()))
-    code, said, complaint = sptune("resume", "small", "--failed", "--home", home.folder, "--inline")
+    code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.place), "--inline")
     assert (code, complaint) == (0, "")
     assert "0 failed trials of small are run again.\nsmall is finished; nothing to run." in said
 
@@ -204,11 +204,12 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     spec: SweepSpec, home: Home, tmp_path: Path, sptune: Sptune, raw_spec: dict[str, Any]
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw_spec))
-    plan = ("plan", tmp_path / "small.yaml", "--home", home.folder, "--workers", "2")
+    plan = ("plan", tmp_path / "small.yaml", "--home", Path(home.place), "--workers", "2")
     code, said, _ = sptune(*plan)
     assert code == 0
     assert "2 studies, 6 search trials, 2 final trials, each on 1 CPU and 0 GPU; 0 are done" in said
     assert "no estimate: nothing like it was run in this home; --calibrate times a short trial of each." in said
+    assert home.record_file is not None
     assert not home.record_file.exists(), "and nothing is made"
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
     sweep = Sweep(
@@ -244,7 +245,7 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
 def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep, home: Home, sptune: Sptune) -> None:
     gone = finished.studies[0].search.trials[2]
     runs = shown_runs(home)
-    code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", home.folder)
+    code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", Path(home.place))
     assert (code, said) == (0, "forgot 1 trials of small.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.search.trials[2] == gone.again(forget=True)
@@ -262,22 +263,22 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
 
 
 def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", home.folder)
+    code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.place))
     assert (code, said) == (0, "forgot 4 trials of 1 studies, and these of small.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
     assert linear.trials == []
     assert {run.data.tags["method"] for run in shown_runs(home)} == {"spt_deep"}
     assert len([*Path(home.trials("small")).iterdir()]) == 4
-    assert sptune("status", "small", "--home", home.folder)[1].count("4 of 8 trials finished") == 1
+    assert sptune("status", "small", "--home", Path(home.place))[1].count("4 of 8 trials finished") == 1
 
 
 def test_rm_forgets_a_whole_sweep(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("rm", "small", "--yes", "--home", home.folder)
+    code, said, _ = sptune("rm", "small", "--yes", "--home", Path(home.place))
     assert (code, said) == (0, "forgot 8 trials of 2 studies, and these of small.\n")
     assert shown_runs(home) == []
-    assert not (home.folder / "sweeps" / "small").exists()
-    assert sptune("status", "small", "--home", home.folder)[2].endswith("start one with `sptune launch demo`.\n")
+    assert not (Path(home.place) / "sweeps" / "small").exists()
+    assert sptune("status", "small", "--home", Path(home.place))[2].endswith("start one with `sptune launch demo`.\n")
     assert record_of(home)._storage.get_all_studies() == []
 
 
@@ -287,7 +288,7 @@ def test_rm_that_was_interrupted_can_be_said_again(finished: Sweep, home: Home, 
         client.delete_run(shown.info.run_id)  # so far it came
     (deep, _) = studies_of(finished.spec, home)
     deep.search.save_tracked(0, "f" * 32, TrialState.COMPLETE)  # a run that `mlflow gc` has removed for good
-    assert sptune("rm", "small", "--yes", "--home", home.folder)[0] == 0
+    assert sptune("rm", "small", "--yes", "--home", Path(home.place))[0] == 0
     assert len(shown_runs(home)) <= 1, "but the one whose number the record has lost"
 
 
@@ -296,7 +297,7 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
 ) -> None:
     before = [study.trials for study in studies_of(finished.spec, home)]
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
-    code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", home.folder)
+    code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.place))
     assert (code, "Forget 2 trials of small, for ever? [y/N]" in said) == (1, True)
     for choice, problem in [
         (("--study", "vtab*"), f"no study of small is like 'vtab*'; there are: {DEEP}, {LINEAR}."),
@@ -304,6 +305,6 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
         (("--trial", "ffff"), "no trial of small is like that; `sptune status small` shows what there is."),
         (("--where", "stat=x"), "did you mean 'state'?"),
     ]:
-        code, _, complaint = sptune("rm", "small", *choice, "--yes", "--home", home.folder)
+        code, _, complaint = sptune("rm", "small", *choice, "--yes", "--home", Path(home.place))
         assert (code, problem in complaint) == (2, True)
     assert [study.trials for study in studies_of(finished.spec, home)] == before

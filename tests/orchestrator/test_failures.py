@@ -71,7 +71,7 @@ def test_a_failure_is_answered_by_its_cause(
     tries = {Cause.LOST: MAX_LOSSES, Cause.DIVERGED: 1, Cause.INVALID: 1}.get(cause, 1 + 2 + doublings)
     assert trial.attempt == min(attempts + 1, tries)
     assert trial.wasted_s == 2.0 * min(attempts, tries), "the time of bad attempts is not forgotten"
-    assert sweep.gpus_of(trial) == min(gpus * share, max(1, gpus)), "never more than a whole GPU, unless asked for"
+    assert sweep.sharing.gpus(trial) == min(gpus * share, max(1, gpus)), "never more than a whole GPU, unless asked for"
     if state is TrialState.FAILED:
         assert (trial.cause, trial.sentence) == (cause, "OSError: broken")
     else:

@@ -43,7 +43,7 @@ MOCO_PROBLEM = (
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the trials of two sweeps, five of them finished, one of them in both, and one under way."""
-    home = home_at(tmp_path_factory.mktemp("home"))
+    home = home_at(str(tmp_path_factory.mktemp("home")))
     read_card(home.data_root, "demo/digits")
     val = Path(home.data_root, "demo/digits/val.parquet")
     pq.write_table(pq.read_table(val)[:20], val)
@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(
         f"{home.trials('two')}/{config_of(0).fingerprint()}", f"{home.trials('one')}/{config_of(0).fingerprint()}"
     )
-    return home.folder
+    return Path(home.place)
 
 
 def config_of(seed: int) -> TrainConfig:

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from orchestrator.cli import main
-from orchestrator.home import Home
+from orchestrator.home import Home, home_at
 from orchestrator.record import Record
 from orchestrator.report import board_of, contents
 from orchestrator.report.document import Block, Grid, Lines
@@ -61,7 +61,7 @@ def home(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code
-        yield Home(folder)
+        yield home_at(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def percent(home: Home, trial: TrialResult) -> float:
 def test_cells_are_computed_from_the_predictions_to_the_last_digit(
     home: Home, studies: list[Study], report: list[Block], sptune: Sptune
 ) -> None:
-    status, out, error = sptune("report", "real_1", "--home", home.folder, "--format", "csv")
+    status, out, error = sptune("report", "real_1", "--home", Path(home.place), "--format", "csv")
     assert (status, error) == (0, "")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(out))}
     rows = {row["method"]: row for row in grid_of(report, "test accuracy")}
@@ -205,7 +205,7 @@ def exported(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """The rows of the three files."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["sptune", "export", "real_1", "--home", str(home.folder), "--out", str(out)])
+        patch.setattr(sys, "argv", ["sptune", "export", "real_1", "--home", str(Path(home.place)), "--out", str(out)])
         with pytest.raises(SystemExit):
             main()
     return {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("trials", "epochs", "predictions")}
@@ -257,7 +257,7 @@ def test_the_table_can_be_made_of_the_exported_files(
 
 
 def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path: Path) -> None:
-    status, out, error = sptune("figures", "real_1", "--home", home.folder, "--out", tmp_path / "figures")
+    status, out, error = sptune("figures", "real_1", "--home", Path(home.place), "--out", tmp_path / "figures")
     assert (status, error) == (0, "")
     files = sorted((tmp_path / "figures").iterdir())
     stems = {file.stem for file in files}
@@ -277,7 +277,7 @@ def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "latex", "html"])
 def test_every_format_has_every_number(form: str, home: Home, report: list[Block], sptune: Sptune) -> None:
-    status, out, error = sptune("report", "real_1", "--home", home.folder, "--format", form)
+    status, out, error = sptune("report", "real_1", "--home", Path(home.place), "--format", form)
     assert (status, error) == (0, "")
     for row in grid_of(report, "test accuracy"):
         cell = row["demo/digits"]

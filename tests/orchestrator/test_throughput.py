@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import UserError
+from orchestrator.machines import Share
 from orchestrator.plan import StudyPlan, studies
 from orchestrator.results import Cause, Epoch, Failure
 from orchestrator.spec import SweepSpec
@@ -143,11 +144,8 @@ def test_the_short_trial_costs_as_much_as_any(raw_study: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(
     ("gpus", "workers", "share"),
-    [(0, 2, 0.5), (0, 6, 1.5), (1, 8, 0.25), (0.5, 8, 0.5), (0.2, 8, 1.25), (2, 8, 0.25)],
+    [(0, 2, 0.5), (0, 6, 1.5), (1, 8, 0.25), (0.5, 8, 0.5), (0.2, 8, 1.25), (2, 8, 0.25), ("auto", 8, 0.75)],
 )
-def test_trials_that_share_a_device_share_its_memory(
-    raw_study: dict[str, Any], gpus: float, workers: int, share: float
-) -> None:
-    spec = parse_spec(raw_study | {"resources": {"gpus": gpus}}, "a test")
+def test_trials_that_share_a_device_share_its_memory(gpus: Any, workers: int, share: float) -> None:
     rate = Rate(seconds_per_image=1.0, trials=1, peak_gb=1.5, device_gb=6.0)
-    assert device_share(spec, rate, workers) == share
+    assert device_share(Share(gpus=gpus), rate, workers) == share

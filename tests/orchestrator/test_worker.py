@@ -32,7 +32,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def workplace(data_root: str, tmp_path: Path) -> Workplace:
-    home = home_at(tmp_path)
+    home = home_at(str(tmp_path))
     return Workplace(data_root=data_root, trials=home.trials("tiny"), bank=home.bank, weights=None, cpus=1, gpus=0)
 
 

@@ -1,0 +1,141 @@
+"""From a spec to its table: what `launch` and `resume` have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from orchestrator.cli.options import console, place_for
+from orchestrator.cli.results import print_report
+from orchestrator.doctor import examine_machines, examine_services, refuse
+from orchestrator.errors import ServiceError, UserError
+from orchestrator.home import Home, Workplace
+from orchestrator.machines import shown
+from orchestrator.results import TrialResult
+from orchestrator.spec import SweepSpec
+
+if TYPE_CHECKING:
+    from orchestrator.mlflow_tracker import MlflowTracker
+    from orchestrator.record import Record
+    from orchestrator.sweep import Sweep
+
+
+def run(
+    spec: SweepSpec,
+    home: Home,
+    record: Record,
+    inline: bool,
+    address: str | None,
+    weights: str | None,
+    again: Callable[[TrialResult], bool] | None = None,
+    named: bool = False,
+) -> None:
+    """Drive a sweep to its end, and print its table.
+
+    Args:
+        address: of a Ray cluster, which is examined before anything is started on it.
+        again: finished trials that are run again.
+        named: whether `again` must fit some trial.
+
+    Raises:
+        UserError: if it cannot be started; nothing is.
+        typer.Exit: with the status that README tells, unless all went well.
+    """
+    from orchestrator.checkpoints import Checkpoints
+    from orchestrator.mlflow_runs import Runs
+    from orchestrator.mlflow_tracker import MlflowTracker
+    from orchestrator.study import open_studies
+    from orchestrator.sweep import Sweep
+    from orchestrator.throughput import Throughput
+
+    if address is not None and not inline:
+        with console.status("looking at the servers"):
+            refuse(examine_services(home))
+    else:
+        _see_mlflow(home)
+    trials = home.trials(spec.name)
+    with contextlib.ExitStack() as ends:
+        lease = record.lease(spec.name)
+        lease.take(spec.name)
+        ends.callback(lease.release)
+        if again is not None:
+            found = [entry for study in open_studies(spec, record) for entry in study.again(again)]
+            if named and not found:
+                raise UserError(
+                    f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
+                )
+            console.print(f"{len(found)} failed trials of {spec.name} are run again.", highlight=False)
+        runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root, [*spec.space])
+        tracker = MlflowTracker(runs)
+        ends.callback(_tell_the_rest, tracker)
+        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
+        ends.callback(sweep.close)
+        if sweep.done:
+            console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
+        else:
+            _drive(sweep, place_for(spec, home, weights, trials), home, inline, address)
+    Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
+    print_report(sweep.studies)
+    console.print(f"\nEvery trial in MLflow: {_where_to_look(home)}", highlight=False, soft_wrap=True)
+    if sweep.halt is not None:
+        console.print(f"\n{sweep.halt.reason}; `sptune resume {spec.name}` goes on.", highlight=False, soft_wrap=True)
+        raise typer.Exit(130 if sweep.halt.at_once else 3)
+    if any(not summary.finals for summary in sweep.summaries()):
+        raise typer.Exit(1)
+
+
+def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address: str | None) -> None:
+    from orchestrator.live import LiveView
+
+    try:
+        if inline:
+            from orchestrator import inline as inline_driver
+
+            with LiveView(sweep, console) as update:
+                inline_driver.drive(sweep, workplace, update)
+        else:
+            from orchestrator import ray_driver, ray_nodes
+
+            with ray_nodes.connected(address):
+                if address is not None:
+                    with console.status("looking at the nodes"):
+                        refuse(examine_machines(home, sweep.spec, workplace.weights, cluster=True))
+                with LiveView(sweep, console) as update:
+                    ray_driver.drive(sweep, workplace, update)
+    except KeyboardInterrupt:
+        told = f"stopped; `sptune resume {sweep.spec.name}` goes on from the last finished epochs."
+        console.print(told, highlight=False)
+        raise typer.Exit(130) from None
+
+
+def _see_mlflow(home: Home) -> None:
+    """Refuse wrong credentials before they cost a sweep its runs; a server that is away is told later."""
+    if home.mlflow_file is None:
+        from orchestrator.mlflow_server import reach
+
+        try:
+            reach(home.mlflow_uri)
+        except ServiceError as error:
+            if not error.away:
+                raise
+            console.print(f"{error} It is told later.", highlight=False, soft_wrap=True)
+
+
+def _tell_the_rest(tracker: MlflowTracker) -> None:
+    with console.status("telling MLflow the rest"):
+        untold = tracker.close()
+    if untold:
+        told = f"MLflow lacks {untold} trials and studies ({tracker.problem}): they are told at the next launch."
+        console.print(told, highlight=False, soft_wrap=True)
+
+
+def _where_to_look(home: Home) -> str:
+    if home.mlflow_file is None:
+        return shown(home.mlflow_uri)
+    folder = Path(home.place)
+    return f"sptune ui --home {os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder}"

@@ -1,0 +1,68 @@
+"""The door to Ray on a worker's side: one process, one trial after another, an event a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.home import Workplace
+from orchestrator.results import Epoch, Failure
+
+RunTrial = Callable[[dict[str, Any], Workplace, Callable[[], bool]], Iterable[Epoch | Failure]]
+"""What a worker does with a config, at a place, until it is asked to stop."""
+
+
+class TrialWorker(tune.Trainable):
+    """Runs trials of a sweep; a SIGTERM, as a machine gets that is taken away, has the one under way saved."""
+
+    def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
+        self, config: dict[str, Any], workplace: Workplace, run_trial: RunTrial | None
+    ) -> None:
+        """Begin the first trial.
+
+        Args:
+            run_trial: by default it trains (`worker.run_trial`).
+        """
+        if run_trial is None:
+            from orchestrator import worker  # torch is a worker's business
+
+            run_trial = worker.run_trial
+        self._workplace = workplace
+        self._run_trial = run_trial
+        self._terminated = False
+        signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's, which ends the process on the spot
+        self._events = self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next trial in the same process."""
+        self.cleanup()
+        self._events = self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train until there is something to tell."""
+        event = next(self._events)
+        if self._terminated:
+            ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
+        if isinstance(event, Failure):
+            return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
+        # Tune flattens dicts.
+        return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}
+
+    def cleanup(self) -> None:
+        """End the trial: its log is written."""
+        if isinstance(self._events, Iterator) and hasattr(self._events, "close"):
+            self._events.close()
+
+    def _begin(self, config: dict[str, Any]) -> Iterator[Epoch | Failure]:
+        workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
+        return iter(self._run_trial(config["config"], workplace, lambda: self._terminated))
+
+    def _terminate(self, number: int, _: FrameType | None) -> None:
+        self._terminated = True
