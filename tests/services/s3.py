@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import urllib.request
 from typing import Any
 
+import pytest
+
 from tests.services.service import HOST, Service, free_port, ready
+
+
+def use_aws(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    """Have these AWS_ variables and no other, and no key of this machine's own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    for name, value in {"AWS_EC2_METADATA_DISABLED": "true", **variables}.items():
+        patch.setenv(name, value)
 
 
 class S3Server(Service):

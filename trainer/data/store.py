@@ -10,14 +10,16 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from trainer.buckets import shown
 from trainer.catalog import TASKS
-from trainer.storage import open_place, read_bytes, write_bytes
+from trainer.storage import delete_file, has_folders, open_place, read_bytes, telling, write_bytes
 
 SPLITS = ("train", "val", "test")
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
@@ -93,34 +95,38 @@ def write_task(
         OSError: if the store cannot be written; nothing of the new task is left.
     """
     filesystem, folder = open_place(f"{root}/{task}")
-    filesystem.create_dir(folder, recursive=True)
     digest, counts = hashlib.sha256(), {}
     parts = {split: f"{folder}/{split}.{uuid.uuid4().hex}.part" for split in SPLITS}
-    try:
-        for split in SPLITS:
-            with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
-                counts[split] = 0
-                for group in _groups(splits[split]):
-                    for one in group:
-                        digest.update(one.content(split))
-                    writer.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in group], SCHEMA))
-                    counts[split] += len(group)
-        # From here to the card the task is absent, so that an end in between is seen.
-        if filesystem.get_file_info(f"{folder}/card.json").type == fs.FileType.File:
-            filesystem.delete_file(f"{folder}/card.json")
-        for split in SPLITS:
-            filesystem.move(parts[split], f"{folder}/{split}.parquet")
-    finally:
-        for part in parts.values():
-            if filesystem.get_file_info(part).type == fs.FileType.File:
-                filesystem.delete_file(part)
+    with telling(f"{root}/{task}", "written"):
+        if has_folders(filesystem):
+            filesystem.create_dir(folder, recursive=True)
+        try:
+            for split in SPLITS:
+                with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
+                    counts[split] = 0
+                    for group in _groups(splits[split]):
+                        for one in group:
+                            digest.update(one.content(split))
+                        writer.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in group], SCHEMA))
+                        counts[split] += len(group)
+            fingerprint = digest.hexdigest()[:16]
+            # From here to the card another task of that name is absent, so that an end in between is seen. The same
+            # task stays: who writes it at the same time, or reads it, never misses it.
+            if f'"{fingerprint}"'.encode() not in (read_bytes(f"{root}/{task}/card.json") or b""):
+                delete_file(f"{root}/{task}/card.json")
+            for split in SPLITS:
+                filesystem.move(parts[split], f"{folder}/{split}.parquet")
+        finally:
+            for part in parts.values():
+                if filesystem.get_file_info(part).type == fs.FileType.File:
+                    filesystem.delete_file(part)
     card = Card(
         task=task,
         source=source,
         protocol=protocol,
         class_names=class_names,
         counts=counts,
-        fingerprint=digest.hexdigest()[:16],
+        fingerprint=fingerprint,
         importer=importer,
         licence=licence,
         repairs=repairs or [],
@@ -152,7 +158,7 @@ def read_card(root: str, task: str) -> Card:
     if (data := read_bytes(f"{root}/{task}/card.json")) is None:
         if not task.startswith("demo/"):
             raise TaskMissing(
-                f"{task} is not in the task store {root}. Import it: sptune data import PATH --task {task} "
+                f"{task} is not in the task store {shown(root)}. Import it: sptune data import PATH --task {task} "
                 "(`sptune data list` says where to get it)."
             )
         from trainer.data.rendered import render  # rendered.py writes with this module
@@ -194,8 +200,16 @@ def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[
             passed += size
 
 
-def _open(root: str, task: str, split: str) -> pa.NativeFile:
-    filesystem, path = open_place(f"{root}/{task}/{split}.parquet")
-    if filesystem.get_file_info(path).type == fs.FileType.NotFound:
-        raise FileNotFoundError(f"{root}/{task} has a card and no {split}.parquet; import the task again.")
-    return filesystem.open_input_file(path)
+@contextmanager
+def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
+    place = f"{root}/{task}/{split}.parquet"
+    filesystem, path = open_place(place)
+    with telling(place, "read"):
+        try:
+            file = filesystem.open_input_file(path)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{shown(root)}/{task} has a card and no {split}.parquet; import the task again."
+            ) from None
+        with file:
+            yield file
