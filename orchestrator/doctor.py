@@ -6,7 +6,6 @@ are wrong.
 
 from __future__ import annotations
 
-import functools
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -64,11 +63,11 @@ def examine_machines(home: Home, spec: SweepSpec | None, weights: str | None, *,
             return [*judge(question, HERE, look(question), asked_gpus=float(question.gpus))]
         from orchestrator import ray_nodes
 
-        answers = ray_nodes.on_each_node(functools.partial(look, question))
+        answers = ray_nodes.on_each_node(look, question)
     finally:
         delete_file(question.probe)
     findings = [*_several(home, len(answers))]
-    for node, answer in answers.items():
+    for node, answer in answers:
         if isinstance(answer, str):
             cure = "Install sptune there, from the same lock, for the same Python."
             findings.append(Finding(where=node.name, what="answer", found=answer, verdict="wrong", cure=cure))

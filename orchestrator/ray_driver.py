@@ -14,12 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is the command line's to answer
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1e9")  # nor is Tune's snapshot ever read
-os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # the record tells them
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner ignores verbose=0
-
 import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,11 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError
@@ -25,6 +21,7 @@ KIND = "accelerator_type:"
 """How Ray's resources name a kind of GPU."""
 ANSWER_S = 120.0
 """How long a node may take to answer: it imports torch for it."""
+Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
@@ -56,13 +53,17 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         if address is not None and (place := re.fullmatch(r"([^:/]+):(\d+)", address)):
             socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}. Start one, or leave --address out.") from None
+    try:
         # "local": without it Ray joins whatever cluster someone has started on this machine.
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        if isinstance(error, AuthenticationError):
-            reason = "it refuses the token; set RAY_AUTH_TOKEN to the cluster's"
-        raise ClusterError(f"no Ray cluster at {address}: {reason}. Start one, or leave --address out.") from None
+        raise ClusterError(
+            f"no Ray cluster at {address}: {reason}. See that one runs, of this version of Ray, that this machine is a "
+            "node of it, and that RAY_AUTH_TOKEN is its token; or leave --address out."
+        ) from None
     try:
         yield
     finally:
@@ -116,15 +117,16 @@ def refuse_what_never_fits(shares: Mapping[str, Share]) -> None:
         )
 
 
-def on_each_node(question: Callable[[], Answer]) -> dict[Node, Answer | str]:
-    """The answers of all nodes, asked at once; in place of one that fails, why."""
-    task = ray.remote(num_cpus=0, max_retries=0)(question)
-    asked = {
-        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote()
-        for node in nodes()
-    }
-    ray.wait([*asked.values()], num_returns=len(asked), timeout=ANSWER_S)
-    return {node: _answer(reference) for node, reference in asked.items()}
+def on_each_node(answer: Callable[[Question], Answer], question: Question) -> list[tuple[Node, Answer | str]]:
+    """What a function answers on each node, all asked at once; in place of an answer that fails, why."""
+    task = ray.remote(num_cpus=0, max_retries=0)(answer)
+    there = nodes()
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(question)
+        for node in there
+    ]
+    ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+    return [(node, _answer(reference)) for node, reference in zip(there, asked, strict=True)]
 
 
 def _answer(reference: Any) -> Any:

@@ -22,13 +22,13 @@ CLOCKS = ("train/images_per_s", "prototypes/seconds", "epoch/seconds", "memory/p
 """Metrics that no two runs have in common."""
 
 
-def sptune(*arguments: str | Path, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def sptune(*arguments: str | Path, home: Path | str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     command = [SPTUNE, *map(str, arguments), "--home", str(home)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, env={**os.environ, **env})
 
 
-def started(*arguments: str | Path, home: Path, out: Any = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
+def started(*arguments: str | Path, home: Path | str, out: Any = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
     """Start the command, deaf to nothing, in a group of its own."""
     # A shell starts background jobs deaf to Ctrl-C, and a child inherits that: let it hear.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -62,8 +62,13 @@ def _title(process: psutil.Process) -> str:
 
 
 def outcome(home: Path, sweep: str) -> list[tuple[object, ...]]:
+    """As `outcome_in`, of the record in a home."""
+    return outcome_in(f"sqlite:///{home / 'studies.db'}", sweep)
+
+
+def outcome_in(url: str, sweep: str) -> list[tuple[object, ...]]:
     """All that a sweep decided and found, without what depends on interruptions."""
-    record = Record(f"sqlite:///{home / 'studies.db'}")
+    record = Record(url)
     spec = parse_spec(record.sweeps()[sweep], "the record")
     return [
         (
@@ -98,9 +103,14 @@ def trials_told(uri: str, sweep: str) -> Mapping[str, tuple[str, str, int]]:
 
 
 def assert_mlflow_agrees(uri: str, home: Path, sweep: str) -> None:
+    """As `assert_told`, of the record in a home."""
+    assert_told(uri, outcome(home, sweep), sweep)
+
+
+def assert_told(uri: str, came: list[tuple[object, ...]], sweep: str) -> None:
     """Every trial that was trained has one run, ended as it ended, with all its epochs."""
     status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-    trained = [entry for entry in outcome(home, sweep) if entry[6] is None]
+    trained = [entry for entry in came if entry[6] is None]
     expected = {
         str(trial_id): (status[state.value], state.value, len(epochs))  # type: ignore[attr-defined,arg-type]
         for _, _, _, trial_id, _, state, _, _, epochs in trained

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.cluster_utils import Cluster
 
 from tests.orchestrator.processes import assert_mlflow_agrees, outcome, sptune, started, workers_of
 
@@ -98,26 +97,6 @@ def test_twenty_kills_at_random_moments_change_nothing(
     assert outcome(tmp_path, "crash") == expected
     assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
     assert kills == 20, "the sweep was over too soon to be disturbed"
-
-
-def test_a_node_that_dies_costs_nothing_but_time(
-    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
-) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        doomed = cluster.add_node(num_cpus=1)
-        with started("launch", spec, "--address", cluster.address, home=tmp_path) as driver:
-            wait_for(driver, 4)
-            cluster.remove_node(doomed, allow_graceful=False)
-            wait_for(driver, 8)
-            cluster.add_node(num_cpus=1)
-            assert driver.stdout is not None
-            rest = driver.stdout.read()
-        assert driver.returncode == 0, rest
-    finally:
-        cluster.shutdown()
-    assert outcome(tmp_path, "crash") == expected
-    assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
 
 
 class Server:
@@ -205,6 +184,24 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_a_worker_that_is_told_to_go_saves_and_its_trial_goes_on_elsewhere(
+    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
+) -> None:
+    chance = random.Random(7)
+    with started("launch", spec, home=tmp_path) as driver:
+        wait_for(driver, 2)
+        for _ in range(6):
+            for worker in workers_of(driver.pid):
+                worker.terminate()
+                worker.wait(timeout=20)  # well within the grace time of any cluster
+            time.sleep(chance.uniform(5, 9))
+        assert driver.stdout is not None
+        rest = driver.stdout.read()
+    assert driver.returncode == 0, rest
+    assert outcome(tmp_path, "crash") == expected
+    assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
 
 
 def fill(file: Path) -> None:

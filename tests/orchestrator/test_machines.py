@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.machines import Cluster, Resources, Share, shown
+from orchestrator.machines import Cluster, Differs, Resources, Share, shown
 from orchestrator.ray_nodes import Node, capacity, resources_of
 from orchestrator.results import Phase, TrialResult, TrialState
 from orchestrator.sharing import Sharing
@@ -31,12 +31,8 @@ def trial(backbone: str = NANO, method: str = "linear", share: int = 1) -> Trial
 
 
 def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> None:
-    resources = Resources(
-        cpus=4,
-        gpus=0.5,
-        accelerator_type="A100",
-        backbones={"large": {"gpus": 1}, "small": {"cpus": 1, "gpus": "auto"}},
-    )
+    own = {"large": Differs(gpus=1), "small": Differs(cpus=1, gpus="auto")}
+    resources = Resources(cpus=4, gpus=0.5, accelerator_type="A100", backbones=own)
     assert resources.of("any") == Share(cpus=4, gpus=0.5, accelerator_type="A100")
     assert resources.of("large") == Share(cpus=4, gpus=1, accelerator_type="A100")
     assert resources.of("small") == Share(cpus=1, gpus="auto", accelerator_type="A100")
@@ -45,14 +41,20 @@ def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> 
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ({"resources": {"gpus": "many"}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got 'many'."),
+        ({"resources": {"gpus": "x"}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got 'x'."),
         ({"resources": {"gpus": -1}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got -1."),
-        ({"resources": {"backbones": {"vit_nano": {}}}}, f"resources.backbones.vit_nano: 'vit_nano' is not a backbone of this spec; there are {NANO}."),
-        ({"resources": {"backbones": {NANO: {"gpu": 1}}}}, f"resources.backbones.{NANO}.gpu: 'gpu' is not a key here; did you mean 'gpus'?"),
+        (
+            {"resources": {"backbones": {"vit": {}}}},
+            f"resources.backbones.vit: 'vit' is not a backbone of this spec; there are {NANO}.",
+        ),
+        (
+            {"resources": {"backbones": {NANO: {"gpu": 1}}}},
+            f"resources.backbones.{NANO}.gpu: 'gpu' is not a key here; did you mean 'gpus'?",
+        ),
         ({"cluster": {"adress": "auto"}}, "cluster.adress: 'adress' is not a key here; did you mean 'address'?"),
         ({"cluster": {"workers": 0}}, "cluster.workers: input should be greater than or equal to 1, got 0."),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_about_machines_is_told_with_its_place(
     raw_spec: dict[str, Any], part: dict[str, Any], sentence: str
 ) -> None:
@@ -118,7 +120,7 @@ def test_a_trial_that_ran_out_of_memory_has_twice_the_automatic_share() -> None:
 
 
 def test_memory_of_a_trial_without_a_gpu_says_nothing_of_gpus() -> None:
-    sharing = Sharing(Resources(backbones={"large": {"gpus": "auto"}}))
+    sharing = Sharing(Resources(backbones={"large": Differs(gpus="auto")}))
     sharing.learn(trial().config, {"memory/peak_gb": 1.0, "memory/device_gb": 80.0})
     assert sharing.gpus(trial()) == 0
 
