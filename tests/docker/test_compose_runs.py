@@ -64,8 +64,8 @@ def start_postgres(container: Container) -> None:
     who = f"--username={env['POSTGRES_USER']}"
     how = ["--no-sync", "--auth=scram-sha-256", f"--pwfile={password}", "--locale=C.UTF-8", who, str(data)]
     succeed(container, "initdb", *how, user="postgres")
-    with (data / "pg_hba.conf").open("a") as file:
-        file.write("host all all all scram-sha-256\n")
+    with (data / "pg_hba.conf").open("a") as rules:
+        rules.write("host all all all scram-sha-256\n")
     settings = ["-c", "listen_addresses=*", "-c", f"unix_socket_directories={data}"]
     container.open("postgres", "-D", str(data), *settings, user="postgres")
     container.await_health()
