@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import requests
-
 from orchestrator.errors import ServiceError
 from orchestrator.machines import shown
 from orchestrator.services import mlflow_reason
@@ -24,12 +22,14 @@ def reach(uri: str) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
 
     name = f"MLflow {shown(uri)}"
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/version", timeout=10)
         MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except (MlflowException, requests.RequestException) as error:
+        answer = http_request(get_default_host_creds(uri), "/version", "GET")
+    except MlflowException as error:
         reason = mlflow_reason(error)
         raise ServiceError(f"{name} {reason}.", away=reason.startswith("does not answer")) from None
     version = answer.text.strip() if answer.ok else ""

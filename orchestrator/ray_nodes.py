@@ -30,7 +30,7 @@ class Node:
     """A machine of a cluster, or a part of one that Ray takes for a machine."""
 
     name: str
-    """Host name and address."""
+    """Host name, address, and the first letters of Ray's id: of one host there may be several."""
     node_id: str
     resources: Mapping[str, float]
 
@@ -73,7 +73,11 @@ def connected(address: str | None) -> Iterator[None]:
 def nodes() -> list[Node]:
     """The nodes that are alive, the head first."""
     found = [
-        Node(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})", node["NodeID"], node["Resources"])
+        Node(
+            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})",
+            node["NodeID"],
+            node["Resources"],
+        )
         for node in ray.nodes()
         if node["Alive"]
     ]

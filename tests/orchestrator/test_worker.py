@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,18 @@ def test_a_failure_says_what_kind_it_is(workplace: Workplace, tmp_path: Path) ->
         assert failure.cause is cause
         assert re.fullmatch(told, failure.error.splitlines()[0]), failure.error
         assert "Traceback" in failure.error, "the record keeps where it happened"
+
+
+def test_a_trial_that_is_asked_to_stop_saves_is_lost_and_goes_on_with_the_same_numbers(workplace: Workplace) -> None:
+    config = config_of(seed=1)
+    undisturbed = [event.metrics["train/loss"] for event in run_trial(dataclasses.asdict(config), workplace)
+                   if isinstance(event, Epoch)]  # fmt: skip
+    shutil.rmtree(f"{workplace.trials}/{config.fingerprint()}")
+    questions = itertools.count()
+    *told, lost = run_trial(dataclasses.asdict(config), workplace, lambda: next(questions) == 1)
+    assert isinstance(lost, Failure)
+    assert (told, lost.cause) == ([], Cause.LOST)
+    log = Path(workplace.trials, config.fingerprint(), "log.txt").read_text()
+    assert re.search(r"asked to stop in epoch 1, after 1 of \d+ steps", log)
+    again = [*run_trial(dataclasses.asdict(config), workplace)]
+    assert [event.metrics["train/loss"] for event in again if isinstance(event, Epoch)] == undisturbed
