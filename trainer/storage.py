@@ -20,10 +20,12 @@ __all__ = [
     "delete_file",
     "delete_folder",
     "file_sizes",
+    "file_stamps",
     "has_folders",
     "list_folders",
     "open_place",
     "read_bytes",
+    "read_chunks",
     "telling",
     "write_bytes",
 ]
@@ -106,6 +108,18 @@ def read_bytes(place: str | Path) -> bytes | None:
         return None
 
 
+def read_chunks(place: str | Path, size: int = 8 * 2**20) -> Iterator[bytes]:
+    """The bytes of a large file, a part at a time.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be read.
+    """
+    filesystem, path = open_place(place)
+    with telling(place, "read"), filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(size):
+            yield bytes(chunk)
+
+
 def list_folders(place: str | Path) -> list[str]:
     """The names of the folders in a folder, sorted; none where there is no such place."""
     return sorted(info.base_name for info in _listed(place) if info.type == fs.FileType.Directory)
@@ -114,6 +128,21 @@ def list_folders(place: str | Path) -> list[str]:
 def file_sizes(place: str | Path) -> dict[str, int]:
     """The bytes of every file in a folder and the folders in it, by path; none where there is no such place."""
     return {info.path: info.size for info in _listed(place, recursive=True) if info.type == fs.FileType.File}
+
+
+def file_stamps(place: str | Path) -> dict[str, tuple[int, int]] | None:
+    """Size and time of change (ns) of the files in a folder, by name; a file has its own under the name "".
+
+    None where there is no such place.
+    """
+    filesystem, path = open_place(place)
+    with telling(place, "read"):
+        info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.NotFound:
+        _see_bucket(place, "read")
+        return None
+    found = {"": info} if info.type == fs.FileType.File else {one.base_name: one for one in _listed(place)}
+    return {name: (one.size, one.mtime_ns) for name, one in found.items() if one.type == fs.FileType.File}
 
 
 def delete_file(place: str | Path) -> None:

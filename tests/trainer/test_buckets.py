@@ -150,6 +150,14 @@ def test_what_an_endpoint_refuses_is_told_in_a_sentence(
         assert_told("s3://bucket/file", number, reason, *(("listed", "deleted") if status in {403, 503} else ()))
 
 
+def test_who_has_no_key_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with refusing(403, "AccessDenied") as url:
+        use_aws(monkeypatch, {"AWS_ENDPOINT_URL": url, "AWS_REGION": "eu-west-1"})
+        reason = "one without a key (AWS_ACCESS_KEY_ID is not set) may not do that. It needs s3:ListBucket, "
+        reason += "s3:GetObject, s3:PutObject and s3:DeleteObject."
+        assert_told("s3://bucket/file", errno.EACCES, reason)
+
+
 @pytest.mark.slow
 def test_an_endpoint_that_is_away_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
