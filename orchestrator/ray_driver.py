@@ -59,6 +59,7 @@ def drive(
         tune.with_parameters(TrialWorker, workplace=workplace, run_trial=run_trial),
         lambda config: tune.PlacementGroupFactory([config["resources"]]),
     )
+    trainable.__qualname__ = TrialWorker.__name__  # what `ps` shows of a worker, for who wants to end it
     with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch, stop_on_signal(sweep):
         tuner = tune.Tuner(
             trainable,

@@ -51,7 +51,7 @@ def workers_of(pid: int) -> list[psutil.Process]:
         below = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return [process for process in below if "ResourceTrainable" in _title(process)]
+    return [process for process in below if "TrialWorker" in _title(process)]
 
 
 def _title(process: psutil.Process) -> str:
