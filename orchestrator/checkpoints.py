@@ -26,7 +26,7 @@ class Checkpoints:
         self._dropped: set[str] = set()
 
     def tidy(self, study: Study) -> None:
-        """Drop what a study's finished trials have no use for."""
+        """Drop what a study's finished trials have no use for, as far as storage lets it."""
         if self._keep == "all":
             return
         best = study.best if self._keep == "best" else None
@@ -36,7 +36,10 @@ class Checkpoints:
             )
             is_best = best is not None and trial.trial_id == best.trial_id
             if not (may_go_on or is_best or trial.trial_id in self._dropped):
-                delete_file(f"{self._trials}/{trial.trial_id}/{CHECKPOINT}")
+                try:
+                    delete_file(f"{self._trials}/{trial.trial_id}/{CHECKPOINT}")
+                except OSError:
+                    return  # storage is away: they are dropped when the study's next trial is finished
                 self._dropped.add(trial.trial_id)
 
     def size(self) -> tuple[int, int, int]:

@@ -33,8 +33,10 @@ from trainer.memory import forget_used, used_gb
 from trainer.pictures import draw
 from trainer.storage import read_bytes, write_bytes
 
-DISK_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
-"""Pauses of a trial that finds the disk full, before it gives up."""
+STORAGE_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
+"""Pauses of a trial that finds the disk full or the bucket away, before it gives up."""
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, errno.EBUSY})
+"""Errors of storage that may pass: full, away, overloaded."""
 
 
 def run_trial(
@@ -58,7 +60,7 @@ def run_trial(
     try:
         train_config = TrainConfig(**config)
         folder = f"{workplace.trials}/{train_config.fingerprint()}"
-        for epoch, scored in _train_while_disk_is_full(train_config, workplace, folder, stop):
+        for epoch, scored in _train_patiently(train_config, workplace, folder, stop):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
             facts = software() | machine(log.device) | scored
@@ -121,16 +123,16 @@ def _draw(config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: Workpl
     return {}
 
 
-def _train_while_disk_is_full(
+def _train_patiently(
     config: TrainConfig, workplace: Workplace, folder: str, stop: Callable[[], bool]
 ) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
-    """Train, waiting for space where there is none: the trial goes on from its last checkpoint.
+    """Train, waiting for storage that is full or away: the trial goes on from its last checkpoint.
 
     Yields:
         Each epoch, with the last what it was scored on.
     """
     told: list[EpochMetrics] = []
-    for wait_s in (*DISK_WAITS_S, None):
+    for wait_s in (*STORAGE_WAITS_S, None):
         try:
             for epoch in train(
                 config,
@@ -147,7 +149,7 @@ def _train_while_disk_is_full(
                     yield epoch, facts
                     told.append(epoch)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or wait_s is None:
+            if error.errno not in PASSING or wait_s is None:
                 raise
             logging.getLogger("trainer").warning("%s; trying again in %g s", error, wait_s)
         else:

@@ -37,8 +37,15 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
             if hasattr(parsed, "commands"):
                 name, *rest = rest
         parsed.make_context(name, [*rest])
-        if name in ("plan", "launch"):
+        if name in ("plan", "launch", "doctor"):
             find_spec(rest[0])
+    elif program in ("docker", "sbatch", "kubectl", "ray"):  # what is in these files runs in tests/docker
+        (file,) = [word for word in arguments if word.startswith("docker/")]
+        assert (ROOT / file).is_file()
+        if program == "docker":
+            assert arguments[arguments.index("run") : arguments.index("sptune") + 1] == ["run", "--rm", "sptune"]
+            known = {command.callback.__name__ for command in app.registered_commands if command.callback}
+            assert arguments[arguments.index("sptune") + 1] in known
     elif program == "optuna-dashboard":
         assert arguments == ["sqlite:///sptune-home/studies.db"], "the record of the default home"
     else:

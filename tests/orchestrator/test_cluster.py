@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from orchestrator.home import Workplace
+from orchestrator.results import Epoch
+from orchestrator.worker import run_trial
 from tests.orchestrator.processes import assert_told, outcome_in, sptune, started
 from tests.services.mlflow_server import MlflowServer
 from tests.services.postgres import Postgres
 from tests.services.ray_nodes import RayNodes
 from tests.services.s3 import S3Server
+from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 README = Path(__file__).parent.parent.parent / "README.md"
@@ -126,6 +132,33 @@ def test_the_demo_on_real_servers_and_two_nodes_survives_the_death_of_one(
     for secret in secrets:
         assert secret not in said + rows + report.stdout + examined.stdout
         assert secret.encode() not in kept + logs
+
+
+def test_a_bucket_that_is_away_for_a_while_costs_a_trial_nothing_but_time(
+    servers: dict[str, str], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    params = {"task": "demo/digits", "method": "linear", "epochs": 4, "warmup_epochs": 0, "train_size": 0.1}
+    config = dataclasses.asdict(TrainConfig.from_params({"backbone": "vit_nano_patch4_32.mae", **params}))
+
+    def losses(home: str, before: Callable[[int], object] = lambda _: None) -> list[float]:
+        place = Workplace(
+            data_root=str(tmp_path / "data"), trials=f"{home}/trials", bank=f"{home}/bank", weights=None, cpus=1, gpus=0
+        )
+        found = []
+        for event in run_trial(config, place):
+            assert isinstance(event, Epoch), event
+            found.append(event.metrics["train/loss"])
+            before(event.epoch)
+        return found
+
+    def away(epoch: int) -> None:
+        if epoch == 2:
+            s3.pause()
+            threading.Timer(45, s3.resume).start()  # longer than the client itself tries
+
+    assert losses(f"{servers['SPTUNE_HOME']}/away", away) == losses(str(tmp_path))
 
 
 def test_sqlite_on_several_nodes_is_refused_with_the_way_out(tmp_path: Path) -> None:
