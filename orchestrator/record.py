@@ -60,6 +60,10 @@ class Record:
             sqlalchemy.event.listen(self._storage.engine, "connect", _write_ahead)
             self._storage.engine.dispose()
 
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self._storage.engine.dispose()
+
     def sweeps(self) -> dict[str, dict[str, Any]]:
         """The spec of every sweep, by its name."""
         studies = self._storage.get_all_studies()

@@ -75,7 +75,7 @@ def record_server(home: Home) -> str:
         raise ServiceError(
             f"the record {shown(home.studies)} is PostgreSQL {version}; it must be {OLDEST_POSTGRESQL} or later."
         )
-    open_record(home)
+    open_record(home).close()
     return f"PostgreSQL {version.partition(' ')[0]} at {shown(home.studies)}"
 
 

@@ -16,15 +16,17 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from tests.docker.files import BIN, instructions
 from tests.services.service import MARK, Service
 
 APART = """
 set -e
-folder=$1 name=$2
-hostname "$name"
-mount --bind "$folder/hosts" /etc/hosts
-shift 2
+hostname "$1"
+mount --bind "$2" /etc/hosts
+cd "$3"
+shift 3
 exec "$@"
 """
 
@@ -61,13 +63,11 @@ class Network:
 
     def __init__(self, services: dict[str, Any]) -> None:
         self._prefix = f"sptune-{secrets.token_hex(3)}"
-        self._addresses = {name: f"10.9.8.{place}" for place, name in enumerate(services, start=1)}
-        self._services = services
+        self.addresses = {name: f"10.9.8.{place}" for place, name in enumerate(services, start=1)}
+        self.services = dict(services)
         self.folder = Path(tempfile.mkdtemp(prefix="sptune-"))
         self._namespaces: list[str] = []
-        self._containers: list[Container] = []
-        self.started: list[str] = []
-        """The names of the services that have, or had, a container."""
+        self._containers: dict[str, Container] = {}
 
     def __enter__(self) -> Self:
         self._switch = self._namespace("switch")
@@ -76,33 +76,36 @@ class Network:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for container in reversed(self._containers):
+        for container in reversed(self._containers.values()):
             container.close()
         for namespace in reversed(self._namespaces):
             self._ip("netns", "del", namespace)
         shutil.rmtree(self.folder)
 
+    def add(self, name: str, service: dict[str, Any]) -> Container:
+        """The container of a service that is not in the file."""
+        self.services[name] = service
+        self.addresses[name] = f"10.9.8.{len(self.services)}"
+        return self.container(name)
+
     def container(self, name: str) -> Container:
-        """A service's container, not started."""
-        if name in self.started:
-            return next(container for container in self._containers if container.name == name)
-        self.started.append(name)
+        """A service's container; at first it is not started."""
+        if name not in self._containers:
+            self._containers[name] = self._made(name)
+        return self._containers[name]
+
+    def _made(self, name: str) -> Container:
         namespace = self._namespace(name)
-        place = self._addresses[name].rpartition(".")[2]
-        port = f"port{place}"
-        self._ip(
-            "-n", namespace, "link", "add", "name", "eth0", "type", "veth", "peer", "name", port, "netns", self._switch
-        )
+        port = f"port{self.addresses[name].rpartition('.')[2]}"
+        pair = ["name", "eth0", "type", "veth", "peer", "name", port, "netns", self._switch]
+        self._ip("-n", namespace, "link", "add", *pair)
         self._ip("-n", self._switch, "link", "set", port, "master", "sw0", "up")
-        self._ip("-n", namespace, "addr", "add", f"{self._addresses[name]}/24", "dev", "eth0")
+        self._ip("-n", namespace, "addr", "add", f"{self.addresses[name]}/24", "dev", "eth0")
         for link in ("eth0", "lo"):
             self._ip("-n", namespace, "link", "set", link, "up")
-        hosts = "".join(
-            f"{address} {host}\n" for host, address in {"localhost": "127.0.0.1", **self._addresses}.items()
-        )
-        container = Container(name, self._services[name], namespace, hosts, self.folder)
-        self._containers.append(container)
-        return container
+        hosts = {"localhost": "127.0.0.1", **self.addresses}
+        lines = "".join(f"{address} {host}\n" for host, address in hosts.items())
+        return Container(name, self.services[name], namespace, lines, self.folder)
 
     def _namespace(self, name: str) -> str:
         self._ip("netns", "add", f"{self._prefix}-{name}")
@@ -131,7 +134,8 @@ class Container(Service):
                 self._places[target].mkdir(exist_ok=True)
         for folder in ("home", "tmp", "cache"):
             (self.folder / folder).mkdir()
-        image = dict(re.findall(r"(\w+)=(\S+)", next(rest for word, rest in instructions() if word == "ENV")))
+        self._working_dir = self.inside(service.get("working_dir", "/home/sptune"))
+        image = dict(re.findall(r"(\w+)=(\S+)", dict(instructions())["ENV"]))  # of the last stage
         environment = {**image, **service.get("environment", {})} if "build" in service else service["environment"]
         self.env = {
             "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -160,14 +164,26 @@ class Container(Service):
         self.open(*self.command())
 
     def open(self, *command: str, user: str | None = None) -> subprocess.Popen[bytes]:
-        """Start a process in the container."""
-        return self._open(*self._apart(user), *command)
+        """Start a process in the container, apart from its others."""
+        return self._open(*self._apart(), *self._as(user), *command)
 
     def run(self, *command: str, user: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a process in the container to its end."""
+        """Run a process in the container, apart from its others, to its end."""
+        return self._ran([*self._apart(), *self._as(user), *command])
+
+    def run_among(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a process among those of the service's command, as `docker exec` does."""
+        [first] = psutil.Process(self._children[0].pid).children()
+        return self._ran(["nsenter", f"--target={first.pid}", "--all", *self._as(None), *command])
+
+    def wait(self) -> None:
+        """Wait until the service's command has ended."""
+        self._children[0].wait(timeout=60)
+
+    def _ran(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self._apart(user), *command],
-            cwd=self.inside(self.service.get("working_dir", "/home/sptune")),
+            command,
+            cwd=self._working_dir,
             env={**os.environ, MARK: self._mark},
             capture_output=True,
             text=True,
@@ -191,11 +207,13 @@ class Container(Service):
             time.sleep(0.5)
         raise RuntimeError(f"{self.name}: {' '.join(command)}: {done.stderr}\n{self.log}")
 
-    def _apart(self, user: str | None) -> list[str]:
+    def _apart(self) -> list[str]:
         namespaces = ["--mount", "--pid", "--mount-proc", "--uts", "--fork", "--kill-child", "--propagation=private"]
-        who = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
         return [
             *("ip", "netns", "exec", self._namespace, "unshare", *namespaces),
-            *("bash", "-c", APART, "bash", str(self.folder), self.name, *who),
-            *("env", "--ignore-environment", *(f"{key}={value}" for key, value in self.env.items())),
+            *("bash", "-c", APART, "bash", self.name, str(self.folder / "hosts"), str(self._working_dir)),
         ]
+
+    def _as(self, user: str | None) -> list[str]:
+        who = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        return [*who, "env", "--ignore-environment", *(f"{key}={value}" for key, value in self.env.items())]

@@ -100,7 +100,7 @@ def test_each_service_has_the_secrets_that_it_needs_and_no_other(secret_file: Pa
         "s3": {"S3_PASSWORD"},
         "buckets": {"S3_PASSWORD"},
         "mlflow": {"POSTGRES_PASSWORD", "S3_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY"},
-        "ray-head": {"RAY_AUTH_TOKEN"},
+        "ray-head": {"S3_PASSWORD", "RAY_AUTH_TOKEN"},
         "worker": {"S3_PASSWORD", "RAY_AUTH_TOKEN"},
         "sptune": {"POSTGRES_PASSWORD", "S3_PASSWORD", "MLFLOW_PASSWORD", "RAY_AUTH_TOKEN"},
     }

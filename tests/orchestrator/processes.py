@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from orchestrator.record import Record
 from orchestrator.spec_file import parse_spec
-from orchestrator.study import open_studies
+from orchestrator.study import Study, open_studies
 
 SPTUNE = str(Path(sys.executable).with_name("sptune"))
 CLOCKS = ("train/images_per_s", "prototypes/seconds", "epoch/seconds", "memory/peak_gb")
@@ -69,7 +69,14 @@ def outcome(home: Path, sweep: str) -> list[tuple[object, ...]]:
 def outcome_in(url: str, sweep: str) -> list[tuple[object, ...]]:
     """All that a sweep decided and found, without what depends on interruptions."""
     record = Record(url)
-    spec = parse_spec(record.sweeps()[sweep], "the record")
+    try:
+        return came(open_studies(parse_spec(record.sweeps()[sweep], "the record"), record))
+    finally:
+        record.close()
+
+
+def came(studies: list[Study]) -> list[tuple[object, ...]]:
+    """As `outcome_in`, of studies."""
     return [
         (
             trial.study,
@@ -82,7 +89,7 @@ def outcome_in(url: str, sweep: str) -> list[tuple[object, ...]]:
             trial.score,
             tuple(tuple(sorted((k, v) for k, v in epoch.items() if k not in CLOCKS)) for epoch in trial.epochs),
         )
-        for study in open_studies(spec, record)
+        for study in studies
         for trial in (*study.search.trials, *study.final.trials)
     ]
 

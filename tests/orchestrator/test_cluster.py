@@ -116,7 +116,7 @@ def test_the_demo_on_real_servers_and_two_nodes_survives_the_death_of_one(
     cells = readme_cells()
     assert {*cells} >= {"spt_deep", "vpt_deep", "linear"}
     for row in csv.DictReader(io.StringIO(report.stdout)):
-        shown = f"{100 * float(row['mean']):.1f} ± {100 * float(row['std']):.1f}"
+        shown = f"{float(row['mean']):.1f} ± {float(row['std']):.1f}"
         assert shown in cells[row["method"]], "the numbers are those of one machine, whatever died"
 
     # What is secret stands nowhere.
