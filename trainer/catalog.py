@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +117,12 @@ def _fgvc(name: str, num_classes: int, num_train: int, num_val: int, num_test: i
 
 OWN = "own/"
 """What the names of users' own tasks begin with; their sizes stand in their cards."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a name may be that of a user's own task: a folder of the store has it."""
+    return re.fullmatch(rf"{OWN}[^\W_][\w.-]*", name) is not None
+
 
 TASKS = {
     task.name: task

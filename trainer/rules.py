@@ -9,7 +9,7 @@ import typing
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from trainer.catalog import BACKBONES, METHODS, OWN, TASKS, Task
+from trainer.catalog import BACKBONES, METHODS, TASKS, Task, is_own
 
 Problem = tuple[str, str]
 """A field and its sentence."""
@@ -86,7 +86,7 @@ def _train_size_problem(task: Task | None, config: Any) -> str | None:
 
 def rule_problems(config: Any) -> Iterator[Problem]:
     """Each rule that the config's values break; every value has its field's type."""
-    if config.task not in TASKS and not config.task.startswith(OWN):
+    if config.task not in TASKS and not is_own(config.task):
         yield "task", no_such(config.task, TASKS, "a task")
     for field, table, what in (
         ("backbone", BACKBONES, "a backbone"),
@@ -175,5 +175,5 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
     if config.init_task is not None:
         if len(method.prompt_inits) == 1:
             yield "init_task", f"{method.name} starts without prototypes: leave it out."
-        elif config.init_task not in TASKS and not config.init_task.startswith(OWN):
+        elif config.init_task not in TASKS and not is_own(config.init_task):
             yield "init_task", no_such(config.init_task, TASKS, "a task")

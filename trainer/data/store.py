@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def read_card(root: str, task: str) -> Card:
     """The card of a task; the demo tasks are made at first sight.
 
     Raises:
-        TaskMissing: if the task is not in the store.
+        TaskMissing: if the task is not in the store, or its card is damaged.
         OSError: if the store cannot be read or written.
     """
     if (data := read_bytes(f"{root}/{task}/card.json")) is None:
@@ -166,13 +167,29 @@ def read_card(root: str, task: str) -> Card:
         render(root, task)
         data = read_bytes(f"{root}/{task}/card.json")
         assert data is not None, f"render left no card of {task}"
-    return Card(**json.loads(data))
+    return _card(data, root, task)
 
 
 def find_card(root: str, task: str) -> Card | None:
-    """The card of a task that is in the store, or None."""
+    """The card of a task that is in the store, or None.
+
+    Raises:
+        TaskMissing: if its card is damaged.
+        OSError: if the store cannot be read.
+    """
     data = read_bytes(f"{root}/{task}/card.json")
-    return None if data is None else Card(**json.loads(data))
+    return None if data is None else _card(data, root, task)
+
+
+def _card(data: bytes, root: str, task: str) -> Card:
+    try:
+        card = Card(**json.loads(data))
+        # Files are named by both.
+        if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
+            raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
+    except (ValueError, TypeError) as error:
+        raise TaskMissing(f"{shown(root)}/{task}/card.json is damaged ({error}); import the task again.") from error
+    return card
 
 
 def read_column(root: str, task: str, split: str, column: str) -> pa.ChunkedArray:

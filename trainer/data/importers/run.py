@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from trainer.catalog import OWN, TASKS
+from trainer.catalog import OWN, TASKS, is_own
 from trainer.data.images import check
 from trainer.data.importers.folders import own_row
 from trainer.data.importers.listing import Listed, Source, divide
@@ -48,8 +48,11 @@ def find(path: Path, task: str | None = None, form: str | None = None) -> list[F
     Raises:
         ImportRefused: if nothing recognises it, or several forms do, with the choices.
     """
-    if task is not None and task not in TASKS and not task.startswith(OWN):
-        raise ImportRefused(f"{task!r} is not a task; see `sptune data list`, or name one of your own {OWN}NAME.")
+    if task is not None and task not in TASKS and not is_own(task):
+        raise ImportRefused(
+            f"{task!r} is not a task; see `sptune data list`, or name one of your own {OWN}NAME, "
+            "in letters, digits and ._- alone."
+        )
     known = [source for source in sources() if form in (None, source.form)]
     if not known:
         raise ImportRefused(f"{form!r} is no form; there are {', '.join(sorted({s.form for s in sources()}))}.")
@@ -74,7 +77,7 @@ def _recognised(known: list[Source], tree: Tree, task: str | None) -> list[Found
     """Official forms first: a user's own task is taken only where its name is given."""
     found = []
     for source in known:
-        names = source.tasks or ((task,) if task is not None and task.startswith(OWN) else ())
+        names = source.tasks or ((task,) if task is not None and is_own(task) else ())
         wanted = [name for name in names if task in (None, name)]
         if wanted and source.recognise(tree):
             found += [Found(source=source, tree=tree, task=name) for name in wanted]
