@@ -42,6 +42,7 @@ class RayNode(Service):
         command = [RAY, "start", "--node-ip-address", HOST, "--temp-dir", str(self.folder / "ray")]
         command += [f"--{name}-port={free_port()}" for name in ports]
         command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats", *self._options]
+        command += ["--min-worker-port=0", "--max-worker-port=0"]  # any that are free
         if self._hidden is not None:
             apart = ["unshare", "--mount", "--propagation", "private", "sh", "-c", IN_A_NAMESPACE, "sh"]
             command = [*apart, str(self._hidden), *command]
