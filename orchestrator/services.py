@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import ServiceError
 from orchestrator.home import Home
 from orchestrator.machines import SECRETS, shown
+from trainer.storage import StorageError
 
 if TYPE_CHECKING:
     from orchestrator.record import Record
@@ -115,6 +116,8 @@ def mlflow_reason(error: BaseException) -> str:
 def told(error: BaseException) -> str | None:
     """The sentence for an error that comes from a server; None for one of ours."""
     for one in _chain(error):
+        if isinstance(one, StorageError):
+            return str(one)
         module = type(one).__module__.partition(".")[0]
         if module in ("sqlalchemy", "psycopg", "sqlite3"):
             return f"the record's database {database_reason(error)}."

@@ -173,12 +173,17 @@ class Container(Service):
 
     def run_among(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a process among those of the service's command, as `docker exec` does."""
-        [first] = psutil.Process(self._children[0].pid).children()
-        return self._ran(["nsenter", f"--target={first.pid}", "--all", *self._as(None), *command])
+        return self._ran(["nsenter", f"--target={self._first().pid}", "--all", *self._as(None), *command])
 
-    def wait(self) -> None:
-        """Wait until the service's command has ended."""
+    def terminate(self) -> None:
+        """Ask the service's command to end, and wait until it has."""
+        self._first().terminate()
         self._children[0].wait(timeout=60)
+
+    def _first(self) -> psutil.Process:
+        """The service's command."""
+        [first] = psutil.Process(self._children[0].pid).children()
+        return first
 
     def _ran(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -45,6 +45,9 @@ print(json.dumps(sorted({run.data.tags["host"] for run in runs if "trial_id" in 
 """
 STAND_INS = {"s3": ["moto_server", "--host=0.0.0.0", "--port=9000"]}
 """For what is not to be had here: MinIO."""
+LAUNCHER = documents("ray-cluster.yaml")[0]
+TYPED = re.findall(r"^#   ray exec docker/ray-cluster.yaml '(.+)'$", (DOCKER / "ray-cluster.yaml").read_text(), re.M)
+"""The commands that a user has the head run."""
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def test_a_sweep_whose_worker_has_to_go_comes_to_what_it_comes_to_on_one_machine
     assert worker.run_among("pgrep", "--full", trial).returncode == 0, "no trial goes by this name"
     gone = worker.run_among(*PRE_STOP)
     assert gone.returncode == 0, gone.stderr
-    worker.wait()
+    worker.terminate()
     other = network.add("other-worker", worker.service)
     other.start()
     await_words(launch, driver, "9 of 9 trials finished")
@@ -161,3 +164,39 @@ def test_whoever_has_not_the_token_is_not_let_in(network: Network) -> None:
     stranger.env["RAY_AUTH_TOKEN"] = "0" * 48
     refused = stranger.run("ray", "job", "list", "--address=http://ray-head:8265")
     assert refused.returncode != 0 and "token" in refused.stderr
+
+
+def machine(network: Network, name: str, **environment: str) -> Container:
+    """A machine as Ray's launcher leaves it: the image with the options of the file, and the files that it brings."""
+    options = dict(re.findall(r"^--env=(\w+)=(\w+)$", "\n".join(LAUNCHER["docker"]["run_options"]), flags=re.MULTILINE))
+    keys = network.container("worker").service["environment"]
+    role = {key: value for key, value in keys.items() if key.startswith("AWS_")}
+    container = network.add(name, {"build": {}, "environment": {**options, **role, **environment}})
+    container.open("sleep", "infinity")
+    home = Path(container.env["HOME"])
+    [token_folder] = LAUNCHER["file_mounts"]
+    (home / token_folder.removeprefix("~/")).mkdir()
+    (home / token_folder.removeprefix("~/") / "auth_token").write_text("5" * 64)
+    return container
+
+
+def test_the_clusters_of_rays_launcher_run_a_sweep_by_the_commands_of_the_file(network: Network, alone: str) -> None:
+    head = machine(network, "launched-head")
+    home = Path(head.env["HOME"])
+    (home / "ray_bootstrap_config.yaml").write_text(json.dumps(prepare_config(LAUNCHER)))
+    (home / "my_spec.yaml").write_text(json.dumps({"name": "launched", **SPEC}))
+    settings = {**network.container("sptune").service["environment"], "SPTUNE_HOME": "s3://sptune/launched"}
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        settings.pop(name)
+    (home / "driver.env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+    for command in LAUNCHER["head_start_ray_commands"]:
+        assert (done := head.run_among("bash", "-c", command)).returncode == 0, done.stderr
+    worker = machine(network, "launched-worker", RAY_HEAD_IP=network.addresses["launched-head"])
+    for command in LAUNCHER["worker_start_ray_commands"]:
+        assert (done := worker.run_among("bash", "-c", command)).returncode == 0, done.stderr
+    submit, follow = TYPED
+    assert (done := head.run_among("bash", "-c", submit)).returncode == 0, done.stderr
+    followed = head.run_among("bash", "-c", follow)
+    assert "9 of 9 trials finished" in followed.stdout, followed.stdout + followed.stderr
+    read = "set -a; . ~/driver.env; exec sptune report launched --format csv"
+    assert head.run_among("bash", "-c", read).stdout == alone

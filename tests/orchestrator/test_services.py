@@ -59,4 +59,5 @@ def test_what_an_mlflow_server_says_is_one_sentence(
 
 def test_an_error_of_our_own_is_no_servers() -> None:
     assert told(ValueError("ours")) is None
+    assert told(OSError(28, "No space left on device")) is None
     assert told(KeyError("ours")) is None
