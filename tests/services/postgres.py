@@ -71,7 +71,8 @@ class Postgres(Service):
             self._run(str(programs / "initdb"), "--no-sync", *how, str(data), user=self._user)
             password.unlink()
         options = {"listen_addresses": HOST, "port": str(self.port), "unix_socket_directories": str(self.folder)}
-        settings = [f"--{name}={value}" for name, value in {**options, "fsync": "off"}.items()]
+        options |= {"fsync": "off", "dynamic_shared_memory_type": "mmap"}  # the latter: in files of its folder
+        settings = [f"--{name}={value}" for name, value in options.items()]
         self._server = self._open(str(programs / "postgres"), "-D", str(data), *settings, user=self._user)
         self._await(self._server, self._answers)
 
@@ -96,4 +97,7 @@ class Postgres(Service):
             self._server.send_signal(signal.SIGQUIT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._server.wait(timeout=30)
+        self.kill()
+        if (left := self.folder / "data/postmaster.pid").exists():  # it was killed, and its shared memory outlives it
+            subprocess.run(["ipcrm", "-m", left.read_text().splitlines()[6].split()[1]], check=False)
         super().close()
