@@ -20,7 +20,7 @@ ui: install
 	$(BIN)/sptune ui
 
 test: install
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow
