@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from orchestrator.errors import UserError
 from orchestrator.plan import StudyPlan
 from orchestrator.results import Cause, Phase, TrialResult, TrialState
 from orchestrator.rows import StoredTrial
@@ -82,7 +83,13 @@ def told_value(result: TrialResult) -> float | None:
 
 
 def thawed(trial: StoredTrial, study: str, phase: Phase) -> TrialResult:
-    """The trial that `frozen` was given; without its epochs where its history was not read."""
+    """The trial that `frozen` was given; without its epochs where its history was not read.
+
+    Raises:
+        UserError: if its id could name another folder than its own.
+    """
+    if not (trial_id := str(trial.user["trial_id"])).isalnum():
+        raise UserError(f"the record has been tampered with: {trial_id!r} in {study} is no trial's id.")
     state = next(ours for ours, theirs in STATES.items() if theirs is trial.state)
     progress = PROGRESS | {name: value for name, value in trial.user.items() if name in PROGRESS}
     if progress["cause"] is not None:
@@ -90,7 +97,7 @@ def thawed(trial: StoredTrial, study: str, phase: Phase) -> TrialResult:
     history = trial.user.get(HISTORY, {"epochs": [], "notes": {}})
     came = trial.user.get("came", {"last": {}, "facts": {}})
     return TrialResult(
-        trial_id=trial.user["trial_id"],
+        trial_id=trial_id,
         study=study,
         phase=phase,
         number=trial.number,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from orchestrator.machines import Cluster, Resources
-from trainer.catalog import BACKBONES, METHODS, OWN, TASKS
+from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
 from trainer.config import unused_fields
 from trainer.rules import no_such, number_problem
 
@@ -31,7 +31,7 @@ def _in(table: Mapping[str, object], what: str) -> BeforeValidator:
 
 def task_names(name: str) -> list[str]:
     """The tasks that a name stands for: itself, or all of its group or benchmark; users' own stand for themselves."""
-    if name.startswith(OWN):
+    if is_own(name):
         return [name]
     return [task.name for task in TASKS.values() if name in (task.name, task.group, task.name.partition("/")[0])]
 

@@ -152,7 +152,7 @@ def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
     for name in spec.backbones:
         try:
             find_weights(BACKBONES[name], weights)
-        except WeightsError as error:
+        except (WeightsError, OSError) as error:
             problems.append(f"backbones: {error}")
     return list(dict.fromkeys(problems))
 

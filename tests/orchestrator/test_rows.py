@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from orchestrator.errors import UserError
 from orchestrator.frozen import HISTORY
 from orchestrator.record import Record
 from orchestrator.results import Cause, Failure, TrialResult, TrialState
@@ -270,3 +271,12 @@ def test_optunas_own_interface_makes_sense_of_the_record(conditional: SweepSpec,
             assert [(t.number, t.params) for t in theirs] == [(t.number, t.params) for t in record.trials]
             assert all(len(t.user_attrs[HISTORY]["epochs"]) == len(ours.epochs)
                        for t, ours in zip(theirs, record.trials, strict=True) if ours.epochs)  # fmt: skip
+
+
+def test_an_id_that_could_name_another_folder_is_refused(spec: SweepSpec, record_url: str) -> None:
+    sweep = new_sweep(spec, record_url)
+    drive(sweep, events=1)
+    with sqlite3.connect(record_url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE trial_user_attributes SET value_json = '\"../../x\"' WHERE key = 'trial_id'")
+    with pytest.raises(UserError, match=r"tampered with: '../../x' in demo/digits"):
+        new_sweep(spec, record_url)

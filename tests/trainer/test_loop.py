@@ -350,15 +350,16 @@ def test_a_task_without_augmentation_is_learnt_from_views_that_stay(
 
 
 def preempted(config: TrainConfig, root: str, folder: Path) -> list[EpochMetrics]:
-    """The epochs of a run that is asked to stop after every third question, and is started again."""
-    for attempt in itertools.count():
-        questions = itertools.count()
-        torch.manual_seed(attempt)  # another process would have drawn other numbers
+    """The epochs of a run that is asked to stop at every fourth question, and is started again."""
+    questions = itertools.count(1)
+    while True:
+        torch.manual_seed(next(questions))  # another process would have drawn other numbers
+        run = train(config, data_root=root, folder=str(folder), stop=lambda: next(questions) % 4 == 0)
         try:
-            return list(train(config, data_root=root, folder=str(folder), stop=lambda: next(questions) == 3))
-        except TrainingInterrupted as told:
-            assert re.search(r"asked to stop in epoch \d, after \d+ of \d+ steps", str(told))
-    raise AssertionError
+            return list(run)
+        except TrainingInterrupted as error:
+            told = str(error)
+        assert re.search(r"asked to stop in epoch \d, after \d+ of \d+ steps", told)
 
 
 def test_a_run_interrupted_within_its_epochs_ends_with_the_same_bits(whole: Whole, store: str, tmp_path: Path) -> None:
