@@ -1,0 +1,97 @@
+"""Trials on real Ray with GPUs that it only counts: how many at once, with which share, of which kind."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from orchestrator.errors import ClusterError
+from orchestrator.home import Workplace
+from orchestrator.ray_driver import drive
+from orchestrator.record import Record
+from orchestrator.results import Epoch
+from orchestrator.spec_file import parse_spec
+from orchestrator.sweep import Sweep
+from orchestrator.tracking import MemoryTracker
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _two_gpus() -> Iterator[None]:
+    """A Ray that believes in eight cores and two GPUs of a kind."""
+    ray.init(
+        address="local", num_cpus=8, num_gpus=2, resources={"accelerator_type:A100": 1}, include_dashboard=False,
+        log_to_driver=False,
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def thirty_percent(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """A trial that uses 30 % of its GPU's memory, and writes down what it was given and when."""
+    given = ray.get_runtime_context().get_assigned_resources()
+    began = time.time()
+    time.sleep(0.5)
+    told = {"gpus": given.get("GPU", 0), "workplace": workplace.gpus, "began": began, "ended": time.time()}
+    with Path(workplace.trials, f"{began}-{config['lr']}.json").open("w") as file:
+        json.dump(told, file)
+    yield Epoch(
+        epoch=1,
+        metrics={
+            f"{config['eval_split']}/accuracy": config["lr"],
+            "epoch/seconds": 0.5,
+            "memory/peak_gb": 24.0,
+            "memory/device_gb": 80.0,
+        },
+    )
+
+
+def run(raw_study: dict[str, Any], resources: dict[str, Any], folder: Path) -> list[dict[str, float]]:
+    """What each trial of a sweep of 11 was given, in the order in which they began."""
+    raw = raw_study | {
+        "fixed": {"epochs": 1, "warmup_epochs": 0},
+        "search": {"trials": 10, "max_concurrent": 8},
+        "final": {"seeds": [1]},
+        "resources": resources,
+    }
+    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+    place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
+    drive(sweep, place, lambda: None, thirty_percent)
+    told = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    assert len(told) == 11
+    return sorted(told, key=lambda one: one["began"])
+
+
+def most_at_once(told: list[dict[str, float]]) -> int:
+    """The largest number of trials that were under way together."""
+    return max(sum(one["began"] <= other["began"] < one["ended"] for one in told) for other in told)
+
+
+def test_trials_of_half_a_gpu_run_in_twos_on_each(raw_study: dict[str, Any], tmp_path: Path) -> None:
+    told = run(raw_study, {"gpus": 0.5}, tmp_path)
+    assert {one["gpus"] for one in told} == {0.5}
+    assert {one["workplace"] for one in told} == {0.5}
+    assert 3 <= most_at_once(told) <= 4
+
+
+def test_an_automatic_share_begins_with_whole_gpus_and_goes_on_as_measured(
+    raw_study: dict[str, Any], tmp_path: Path
+) -> None:
+    told = run(raw_study, {"gpus": "auto", "accelerator_type": "A100"}, tmp_path)
+    assert told[0]["gpus"] == 1.0, "nothing like it was measured"
+    assert told[-1]["gpus"] == pytest.approx(1 / 3, abs=1e-3), "three times 30 % fit in 90 %"
+
+
+def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ClusterError) as refused:
+        run(raw_study, {"gpus": 1, "accelerator_type": "H100"}, tmp_path)
+    assert "asks for 1 CPUs and 1 GPUs of type H100" in str(refused.value)
+    assert "8 CPUs and 2 GPUs (A100)" in str(refused.value)
+    assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
