@@ -23,13 +23,14 @@ if (($# == 0)); then
 fi
 
 # At the limit: once, and once more, at once, where an epoch takes longer than the time that is left.
-again='' driver=''
+again='' driver='' second=''
 # shellcheck disable=SC2329 # the trap calls it
 at_the_limit() {
     again=yes
     if [[ $driver ]]; then
         kill -INT "$driver" || true
         { sleep 120 && kill -INT "$driver"; } &
+        second=$!
     fi
 }
 trap at_the_limit USR1
@@ -47,17 +48,22 @@ export HEAD=$ip:$port CLIENT_PORT=$client_port CPUS=${SLURM_CPUS_PER_TASK:-$SLUR
 export RAY_FOLDER=/tmp/ray-$SLURM_JOB_ID
 export SPTUNE_HOME=${SPTUNE_HOME:-$PWD/sptune-home} SPTUNE_CACHE=${SPTUNE_CACHE:-/tmp/sptune-cache-$(id -u)}
 
-# shellcheck disable=SC2016 # each node fills in its own values
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$CPUS" --kill-on-bad-exit=0 bash -c '
-    trap "rm -rf \"$RAY_FOLDER-$SLURM_NODEID\"" EXIT
-    trap exit TERM # after Ray
-    options=(--block --num-cpus="$CPUS" --object-store-memory=500000000 --temp-dir="$RAY_FOLDER-$SLURM_NODEID")
-    if ((SLURM_NODEID == 0)); then
-        ray start --head --port="${HEAD##*:}" --ray-client-server-port="$CLIENT_PORT" --include-dashboard=false "${options[@]}"
-    else
-        until ray health-check --address="$HEAD"; do sleep 2; done 2> /dev/null
-        ray start --address="$HEAD" "${options[@]}"
-    fi' > "sptune-$SLURM_JOB_ID-ray.log" 2>&1 &
+# On each node.
+node=$(
+    cat << 'END'
+trap 'rm -rf "$RAY_FOLDER-$SLURM_NODEID"' EXIT
+trap exit TERM # after Ray
+options=(--block --num-cpus="$CPUS" --object-store-memory=500000000 --temp-dir="$RAY_FOLDER-$SLURM_NODEID")
+if ((SLURM_NODEID == 0)); then
+    ray start --head --port="${HEAD##*:}" --ray-client-server-port="$CLIENT_PORT" --include-dashboard=false "${options[@]}"
+else
+    until ray health-check --address="$HEAD"; do sleep 2; done 2> /dev/null
+    ray start --address="$HEAD" "${options[@]}"
+fi
+END
+)
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$CPUS" --kill-on-bad-exit=0 bash -c "$node" \
+    > "sptune-$SLURM_JOB_ID-ray.log" 2>&1 &
 nodes=$!
 
 # A node that is not there after five minutes is not waited for.
@@ -85,6 +91,7 @@ fi
 status=130
 [[ ! $driver ]] || { status=0 && wait "$driver" || status=$?; }
 driver=''
+[[ ! $second ]] || kill -- "-$second" 2> /dev/null || true
 scancel --signal=TERM "$SLURM_JOB_ID.0" || true
 timeout 60 tail --pid="$nodes" -f /dev/null || true
 
