@@ -48,10 +48,11 @@ class Row:
         self._trials = []
 
     def add(self, trial: TrialResult) -> None:
-        """One more failure; a diverged trial is a result."""
+        """One more failure. A diverged trial is a result; a first loss is a machine's, which may have held many."""
         assert trial.cause is not None, "a failure has a cause"
         kind = (trial.cause, kind_of(trial))
-        if trial.cause is not Cause.DIVERGED:
+        lost_once = trial.cause is Cause.LOST and trial.losses < 2
+        if trial.cause is not Cause.DIVERGED and not lost_once:
             self._trials = [*(self._trials if kind == self._kind else []), trial.trial_id]
             self._kind = kind
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich would keep to it whatever a test says later
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -189,14 +189,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_worker_that_is_told_to_go_saves_and_its_trial_goes_on_elsewhere(
     spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
-    chance = random.Random(7)
     with started("launch", spec, home=tmp_path) as driver:
-        wait_for(driver, 2)
-        for _ in range(6):
+        for finished in (2, 5, 8, 11):
+            wait_for(driver, finished)
             for worker in workers_of(driver.pid):
                 worker.terminate()
-                worker.wait(timeout=20)  # well within the grace time of any cluster
-            time.sleep(chance.uniform(5, 9))
+                worker.wait(timeout=30)  # within the grace time of a pod
         assert driver.stdout is not None
         rest = driver.stdout.read()
     assert driver.returncode == 0, rest

@@ -231,7 +231,7 @@ def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is(tmp_path: P
     path.write_text(yaml.safe_dump({**TINY, "resources": {"cpus": 1, "gpus": 1000}}))
     refused = sptune("launch", path, home=tmp_path)
     assert refused.returncode == 2
-    assert "a trial asks for 1 CPUs and 1000 GPUs, and Ray has" in refused.stderr
+    assert "a trial of vit_nano_patch4_32.mae asks for 1 CPUs and 1000 GPUs. Ray's nodes have: " in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
