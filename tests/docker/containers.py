@@ -141,6 +141,7 @@ class Container(Service):
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
             "RAY_TMPDIR": str(self.folder),
+            "TMPDIR": str(self.folder / "tmp"),
             MARK: self._mark,
             **{key: self.inside(str(value)) for key, value in environment.items()},
         }
@@ -182,8 +183,9 @@ class Container(Service):
 
     def _first(self) -> psutil.Process:
         """The service's command."""
-        [first] = psutil.Process(self._children[0].pid).children()
-        return first
+        while not (found := psutil.Process(self._children[0].pid).children()):
+            time.sleep(0.1)
+        return found[0]
 
     def _ran(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

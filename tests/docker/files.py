@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,27 @@ def need(program: str, package: str) -> str:
     if found is None:
         pytest.skip(f"there is no {program} here (Debian's package {package})")
     return found
+
+
+def stand_ins(folder: Path, programs: dict[str, str]) -> dict[str, str]:
+    """An environment where these programs are what a script calls, each a piece of shell; $CALLS is theirs to write."""
+    (folder / "bin").mkdir()
+    for name, text in programs.items():
+        (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / "bin" / name).chmod(0o755)
+    return {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "CALLS": str(folder / "calls")}
+
+
+def calls(env: dict[str, str]) -> list[str]:
+    """What the stand-ins wrote into $CALLS."""
+    file = Path(env["CALLS"])
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def await_true(what: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 250) -> None:
+    """Wait for it, and no longer than a process lives."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it does not come"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.2)

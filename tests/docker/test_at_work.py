@@ -186,7 +186,7 @@ def test_the_clusters_of_rays_launcher_run_a_sweep_by_the_commands_of_the_file(n
     (home / "ray_bootstrap_config.yaml").write_text(json.dumps(prepare_config(LAUNCHER)))
     (home / "my_spec.yaml").write_text(json.dumps({"name": "launched", **SPEC}))
     settings = {**network.container("sptune").service["environment"], "SPTUNE_HOME": "s3://sptune/launched"}
-    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+    for name in ("HEAD", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
         settings.pop(name)
     (home / "driver.env").write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     for command in LAUNCHER["head_start_ray_commands"]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.docker.files import DOCKER, ROOT, documents, need, shell
+from tests.docker.files import BIN, DOCKER, ROOT, await_true, calls, documents, need, shell, stand_ins
 
 SECRETS = re.findall(r"^([A-Z0-9_]+)=$", (DOCKER / "example.env").read_text(), flags=re.MULTILINE)
 
@@ -54,8 +56,7 @@ def test_the_command_of_the_example_fills_each_secret_with_another_and_nobody_el
     assert len(ignored.stdout.split()) == 3, "git sees none of the files with secrets"
 
 
-@pytest.mark.parametrize("missing", SECRETS)
-@pytest.mark.parametrize("how", ["empty", "absent"])
+@pytest.mark.parametrize(("missing", "how"), [*((name, "empty") for name in SECRETS), (SECRETS[0], "absent")])
 def test_nothing_starts_without_each_of_its_secrets(secret_file: Path, tmp_path: Path, missing: str, how: str) -> None:
     file = tmp_path / "cluster.env"
     instead = f"{missing}=" if how == "empty" else ""
@@ -142,3 +143,78 @@ def test_the_databases_of_the_addresses_are_made(secret_file: Path) -> None:
     named = {*re.findall(r"postgresql\+psycopg://sptune@postgres:5432/(\w+)", everything)}
     made = {*re.findall(r"CREATE DATABASE (\w+);", (DOCKER / "databases.sql").read_text())}
     assert named == made | {rendered["postgres"]["environment"]["POSTGRES_DB"]}
+
+
+JOIN = DOCKER / "join.sh"
+STAND_INS = {
+    "ray": """echo "ray $*" >> "$CALLS"; exit "$RAY_STATUS" """,
+    "sptune": """
+        echo "sptune $* ${RAY_ADDRESS-nowhere}" >> "$CALLS"
+        trap 'echo interrupted >> "$CALLS"; exit 130' INT
+        [[ ! $LONG ]] || for _ in {1..100}; do sleep 0.1; done
+        exit "$STATUS" """,
+}
+JOINED = "ray start --address=ray-head:6379 --num-cpus=0 --num-gpus=0"
+
+
+def join(folder: Path, *arguments: str, **told: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """The container's command with stand-ins for `ray` and `sptune`, and the environment of its calls."""
+    defaults = {"HEAD": "ray-head:6379", "TMPDIR": str(folder), "RAY_STATUS": "0", "LONG": "", "STATUS": "0"}
+    env = {**stand_ins(folder, STAND_INS), **defaults, **told}
+    env.pop("RAY_ADDRESS", None)
+    return subprocess.Popen(
+        ["bash", JOIN, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ), env
+
+
+def test_shellcheck_finds_nothing() -> None:
+    done = subprocess.run([BIN / "shellcheck", JOIN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("status", ["0", "1", "2", "3", "130"])
+def test_a_driver_joins_ray_and_leaves_it_and_its_status_is_the_containers(tmp_path: Path, status: str) -> None:
+    process, env = join(tmp_path, "launch", "a spec.yaml", STATUS=status)
+    process.communicate(timeout=60)
+    assert process.returncode == int(status)
+    assert calls(env) == [JOINED, "sptune launch a spec.yaml auto", "ray stop"]
+
+
+def test_what_needs_no_ray_does_not_wait_for_it(tmp_path: Path) -> None:
+    process, env = join(tmp_path, "status", "demo", STATUS="2")
+    process.communicate(timeout=60)
+    assert (process.returncode, calls(env)) == (2, ["sptune status demo nowhere"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_container_that_is_stopped_interrupts_the_sweep_once_and_waits_for_it(tmp_path: Path, number: int) -> None:
+    process, env = join(tmp_path, "launch", "demo", LONG="yes")
+    await_true(lambda: len(calls(env)) == 2, process)
+    time.sleep(0.3)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert calls(env) == [JOINED, "sptune launch demo auto", "interrupted", "ray stop"]
+
+
+def test_ctrl_c_in_a_terminal_interrupts_the_sweep_once(tmp_path: Path) -> None:
+    need("script", "bsdutils")
+    env = {**stand_ins(tmp_path, STAND_INS), "HEAD": "ray-head:6379", "TMPDIR": str(tmp_path)}
+    env |= {"RAY_STATUS": "0", "LONG": "yes", "STATUS": "0"}
+    in_a_terminal = ["script", "--quiet", "--return", f"--command=bash {JOIN} launch demo", "/dev/null"]
+    with subprocess.Popen(
+        in_a_terminal, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        await_true(lambda: len(calls(env)) == 2, process)
+        time.sleep(0.3)
+        assert process.stdin is not None
+        process.stdin.write("\x03")
+        process.stdin.flush()
+        assert process.wait(timeout=60) == 130
+    assert calls(env) == [JOINED, "sptune launch demo auto", "interrupted", "ray stop"]
+
+
+def test_where_ray_refuses_a_driver_it_is_told_why(tmp_path: Path) -> None:
+    process, env = join(tmp_path, "launch", "demo", RAY_STATUS="1")
+    process.communicate(timeout=60)
+    assert (process.returncode, calls(env)) == (1, [JOINED])

@@ -8,14 +8,13 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.docker.files import BIN, DOCKER
+from tests.docker.files import BIN, DOCKER, await_true, calls, stand_ins
 from tests.docker.slurm import Slurm
 from tests.orchestrator.processes import sptune
 from tests.services import MlflowServer, Postgres, S3Server
@@ -58,23 +57,16 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def alone(folder: Path, status: str, at_signal: str, arguments: tuple[str, ...]) -> tuple[subprocess.Popen[str], Path]:
-    """The script at work without Slurm, and the file of its calls."""
-    (folder / "bin").mkdir()
-    for name, text in STAND_INS.items():
-        (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (folder / "bin" / name).chmod(0o755)
+def alone(
+    folder: Path, status: str, at_signal: str, arguments: tuple[str, ...]
+) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """The script at work without Slurm, and the environment of its calls."""
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "2"}
-    told = {"STATUS": status, "AT_SIGNAL": at_signal, "CALLS": str(folder / "calls")}
-    env = {**os.environ, **job, **told, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    env = {**stand_ins(folder, STAND_INS), **job, "STATUS": status, "AT_SIGNAL": at_signal}
     process = subprocess.Popen(
         ["bash", SCRIPT, *arguments], cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    return process, folder / "calls"
-
-
-def calls(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
+    return process, env
 
 
 LAUNCH = "sptune launch --address=127.0.0.1:6379 spec.yaml"
@@ -82,10 +74,10 @@ LAUNCH = "sptune launch --address=127.0.0.1:6379 spec.yaml"
 
 @pytest.mark.parametrize("status", ["0", "1", "2", "3", "130"])
 def test_a_sweep_that_ends_by_itself_is_not_submitted_again(tmp_path: Path, status: str) -> None:
-    process, file = alone(tmp_path, status, "", ("spec.yaml",))
+    process, env = alone(tmp_path, status, "", ("spec.yaml",))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == int(status), said
-    assert calls(file) == [LAUNCH]
+    assert calls(env) == [LAUNCH]
 
 
 @pytest.mark.parametrize(
@@ -94,38 +86,29 @@ def test_a_sweep_that_ends_by_itself_is_not_submitted_again(tmp_path: Path, stat
 def test_one_that_is_interrupted_at_its_limit_is_submitted_again_unless_it_had_just_ended(
     tmp_path: Path, at_signal: str, again: bool
 ) -> None:
-    process, file = alone(tmp_path, "0", at_signal, ("spec.yaml",))
-    await_true(lambda: calls(file) == [LAUNCH], process)
+    process, env = alone(tmp_path, "0", at_signal, ("spec.yaml",))
+    await_true(lambda: calls(env) == [LAUNCH], process)
     time.sleep(0.3)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=60)
-    assert calls(file) == [LAUNCH, *(["requeue 7"] if again else [])], said
+    assert calls(env) == [LAUNCH, *(["requeue 7"] if again else [])], said
     assert process.returncode == int(at_signal)
 
 
 def test_one_that_is_cancelled_is_interrupted_and_not_submitted_again(tmp_path: Path) -> None:
-    process, file = alone(tmp_path, "0", "130", ("spec.yaml",))
-    await_true(lambda: calls(file) == [LAUNCH], process)
+    process, env = alone(tmp_path, "0", "130", ("spec.yaml",))
+    await_true(lambda: calls(env) == [LAUNCH], process)
     time.sleep(0.3)
     process.terminate()
     process.communicate(timeout=60)
-    assert (process.returncode, calls(file)) == (130, [LAUNCH])
+    assert (process.returncode, calls(env)) == (130, [LAUNCH])
 
 
 def test_without_a_spec_it_says_how_it_is_used(tmp_path: Path) -> None:
-    process, file = alone(tmp_path, "0", "", ())
+    process, env = alone(tmp_path, "0", "", ())
     said, _ = process.communicate(timeout=60)
-    assert (process.returncode, calls(file)) == (2, [])
+    assert (process.returncode, calls(env)) == (2, [])
     assert "SPEC" in said
-
-
-def await_true(what: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 250) -> None:
-    """Wait for it."""
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it does not come"
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.2)
 
 
 @pytest.mark.slow
