@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient, pyfunc
@@ -133,6 +134,12 @@ def keep(page: Any, name: str) -> None:
         page.wait_for_timeout(1000)
         own = page.get_by_text("Path: file:")  # of this machine
         page.screenshot(path=str(Path(folder, f"{name}.png")), mask=[own], mask_color="white")
+
+
+def test_the_pages_are_served_to_this_machine_alone(served: tuple[str, str]) -> None:
+    port = int(served[0].rpartition(":")[2].rstrip("/"))
+    listening = [one.laddr for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert {address.ip for address in listening if address.port == port} == {"127.0.0.1"}
 
 
 def test_the_table_of_a_sweep_shows_parents_children_and_our_columns(page: Any, served: tuple[str, str]) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -243,9 +242,3 @@ def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_sentence(tmp_
         assert refused.returncode == 2, refused.stderr
         assert "RAY_AUTH_TOKEN" in refused.stderr
         assert "Traceback" not in refused.stderr
-
-
-def test_servers_listen_on_this_machine_alone(servers: dict[str, str]) -> None:
-    """What `sptune ui` starts, by its own command line."""
-    source = (Path(sys.modules["orchestrator"].__path__[0]) / "cli" / "results.py").read_text()
-    assert '"--host", "127.0.0.1"' in source
