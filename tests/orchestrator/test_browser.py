@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient, pyfunc
@@ -138,8 +138,8 @@ def keep(page: Any, name: str) -> None:
 
 def test_the_pages_are_served_to_this_machine_alone(served: tuple[str, str]) -> None:
     port = int(served[0].rpartition(":")[2].rstrip("/"))
-    listening = [one.laddr for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-    assert {address.ip for address in listening if address.port == port} == {"127.0.0.1"}
+    listening = [tuple(one.laddr) for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert [address for address in listening if address[1] == port] == [("127.0.0.1", port)]
 
 
 def test_the_table_of_a_sweep_shows_parents_children_and_our_columns(page: Any, served: tuple[str, str]) -> None:
