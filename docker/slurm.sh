@@ -2,7 +2,8 @@
 # A sweep on a Slurm cluster, whatever its time limit: the job submits itself again until the sweep is done.
 #   sbatch --nodes=4 --gpus-per-node=4 --cpus-per-task=32 --time=24:00:00 docker/slurm.sh my_spec.yaml
 # What sbatch is told on its command line goes before the lines below; what follows the script is for `sptune launch`.
-# Do so where `sptune` is on the PATH, with SPTUNE_HOME in a folder that all nodes see (by default sptune-home, here).
+# Do so where `sptune` is on the PATH, with SPTUNE_HOME in a folder that all nodes see (by default sptune-home, here). On
+# several nodes, or with that folder on a network file system, SPTUNE_STUDIES and MLFLOW_TRACKING_URI name servers, too.
 # Some minutes before the limit the sweep is interrupted: nothing new is started, and what runs is saved at its next epoch.
 # It is not submitted again when it is done, or cannot go on by itself (a mistake, a budget, a pause, `sptune stop`).
 #SBATCH --job-name=sptune

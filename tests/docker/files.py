@@ -74,7 +74,7 @@ def calls(env: dict[str, str]) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def await_true(what: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 250) -> None:
+def await_true(what: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 500) -> None:
     """Wait for it, and no longer than a process lives."""
     deadline = time.monotonic() + seconds
     while not what():

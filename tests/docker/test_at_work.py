@@ -28,12 +28,12 @@ SPEC: dict[str, Any] = {
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep"],
     "train_sizes": [0.5],
-    "fixed": {"epochs": 6, "warmup_epochs": 1, "prompt_length": 4},
+    "fixed": {"epochs": 4, "warmup_epochs": 1, "prompt_length": 4},
     "space": {
         "lr": {"type": "float", "low": 0.01, "high": 0.05},
         "prompt_init": {"type": "choice", "values": ["mean_pool", "max_pool"]},
     },
-    "search": {"trials": 8, "max_concurrent": 2, "startup_trials": 2, "seed": 1},
+    "search": {"trials": 5, "max_concurrent": 2, "startup_trials": 2, "seed": 1},
     "final": {"seeds": [42]},
 }
 MACHINES_IN_MLFLOW = """
@@ -125,7 +125,7 @@ def test_a_sweep_whose_worker_has_to_go_comes_to_what_it_comes_to_on_one_machine
     """The worker goes as a pod of docker/kuberay.yaml does, and another comes."""
     driver, worker = network.container("sptune"), network.container("worker")
     launch = driver.open(*driver.command("launch", "composed.yaml"))
-    await_words(launch, driver, r"[1-9] of 9 trials finished")
+    await_words(launch, driver, r"[1-9] of 6 trials finished")
     trial = re.findall(r"'(\^ray::\w+)'", PRE_STOP[2])[0]
     assert worker.run_among("pgrep", "--full", trial).returncode == 0, "no trial goes by this name"
     gone = worker.run_among(*PRE_STOP)
@@ -133,7 +133,7 @@ def test_a_sweep_whose_worker_has_to_go_comes_to_what_it_comes_to_on_one_machine
     worker.terminate()
     other = network.add("other-worker", worker.service)
     other.start()
-    await_words(launch, driver, "9 of 9 trials finished")
+    await_words(launch, driver, "6 of 6 trials finished")
     assert launch.wait(timeout=60) == 0, driver.log
     assert succeed(driver, *driver.command("report", "composed", "--format", "csv")) == alone
     # Trials ran on the workers alone, and MLflow has them, behind its password.
@@ -197,6 +197,6 @@ def test_the_clusters_of_rays_launcher_run_a_sweep_by_the_commands_of_the_file(n
     submit, follow = TYPED
     assert (done := head.run_among("bash", "-c", submit)).returncode == 0, done.stderr
     followed = head.run_among("bash", "-c", follow)
-    assert "9 of 9 trials finished" in followed.stdout, followed.stdout + followed.stderr
+    assert "6 of 6 trials finished" in followed.stdout, followed.stdout + followed.stderr
     read = "set -a; . ~/driver.env; exec sptune report launched --format csv"
     assert head.run_among("bash", "-c", read).stdout == alone
