@@ -19,7 +19,7 @@ STYLES = {"well": "", "slow": "yellow", "wrong": "red"}
 def doctor(
     spec: Annotated[
         str | None,
-        typer.Argument(metavar="[SPEC]", help="A spec: its addresses, tasks, weights and GPUs are looked at, too."),
+        typer.Argument(metavar="SPEC", help="A spec: its addresses, tasks, weights and GPUs are looked at, too."),
     ] = None,
     home: HomeOption = None,
     address: AddressOption = None,
