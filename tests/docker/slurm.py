@@ -8,7 +8,10 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
+
+import psutil
 
 from tests.services.service import HOST, MARK, Service, free_port
 
@@ -52,6 +55,7 @@ class Slurm(Service):
     def __init__(self) -> None:
         super().__init__()
         self.work = self.folder / "work"
+        self._jobs: list[int] = []
         self.env = {"SLURM_CONF": str(self.folder / "slurm.conf"), MARK: self._mark}
 
     @classmethod
@@ -93,6 +97,26 @@ class Slurm(Service):
             self._daemon("slurmd", "-D", "-N", node)
         self._await(controller, lambda: self.ask("sinfo", "--noheader", "--format=%t %D") == "idle 2")
 
+    def processes(self) -> list[psutil.Process]:
+        """Those of a job's steps, too, which write their title over their environment."""
+        steps = rf"slurmstepd: \[({'|'.join(map(str, self._jobs))})\."
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if re.match(steps, " ".join(process.info["cmdline"] or []))
+        ]
+        return [*super().processes(), *(found if self._jobs else [])]
+
+    def close(self) -> None:
+        """Cancel what runs, so that it puts itself away, before the rest."""
+        for job in self._jobs:
+            self.ask("scancel", str(job))
+        for _ in range(60):
+            if not self.ask("squeue", "--noheader"):
+                break
+            time.sleep(0.5)
+        super().close()
+
     def ask(self, *command: str) -> str:
         """What a command of Slurm's prints."""
         done = subprocess.run(
@@ -111,7 +135,8 @@ class Slurm(Service):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return int(done.stdout)
+        self._jobs.append(int(done.stdout))
+        return self._jobs[-1]
 
     def job(self, number: int) -> dict[str, str]:
         """What Slurm says of a job."""
