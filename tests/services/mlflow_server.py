@@ -48,6 +48,6 @@ class MlflowServer(Service):
             f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {self._users}\n"
         )
         command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", HOST]
-        command += ["--port", str(self._port), "--workers", "2", "--backend-store-uri", self._record]
+        command += ["--port", str(self._port), "--workers", "1", "--backend-store-uri", self._record]
         server = self._open(*command, "--artifacts-destination", self._artifacts, env=self._server_env)
         self._await(server, lambda: ready(f"{self.uri}/health"))
