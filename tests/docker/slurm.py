@@ -19,6 +19,8 @@ SETTINGS = """
 ClusterName=throwaway
 SlurmctldHost={host}({address})
 SlurmctldPort={port}
+MessageTimeout=60
+TCPTimeout=20
 SlurmUser={user}
 FirstJobId={first}
 SlurmdUser={user}
@@ -141,6 +143,7 @@ class Slurm(Service):
     def job(self, number: int) -> dict[str, str]:
         """What Slurm says of a job."""
         told = self.ask("scontrol", "show", "job", str(number), "--oneliner")
+        assert told, (self.folder / "slurmctld.log").read_text()
         return dict(re.findall(r"(\S+?)=(\S*)", told))
 
     def _daemon(self, program: str, *options: str) -> subprocess.Popen[bytes]:
