@@ -194,7 +194,7 @@ def test_a_worker_that_is_told_to_go_saves_and_its_trial_goes_on_elsewhere(
             wait_for(driver, finished)
             for worker in workers_of(driver.pid):
                 worker.terminate()
-                worker.wait(timeout=30)  # within the grace time of a pod
+                worker.wait(timeout=60)  # within the grace time of a pod
         assert driver.stdout is not None
         rest = driver.stdout.read()
     assert driver.returncode == 0, rest
