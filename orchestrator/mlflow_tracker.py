@@ -102,7 +102,8 @@ class MlflowTracker:
     def _tell(self, trial: TrialResult, ledger: Ledger) -> None:
         """Make a trial's run equal the trial."""
         run_id = self._run_of(trial, ledger)
-        told = self._told[trial.trial_id]
+        # What fails may have been done in part: unless all goes well, the run is asked again what it has.
+        told = self._told.pop(trial.trial_id)
         self._runs.tell_epochs(run_id, trial, told)
         self._told[trial.trial_id] = max(told, len(trial.epochs))
         if trial.state.is_finished:

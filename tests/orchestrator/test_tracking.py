@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -253,6 +254,28 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_
     assert tracker.close() == 1
     assert tracker.problem is not None and "active" in tracker.problem, "it says what MLflow has against it"
     assert len(client.get_metric_history(str(search.tracked(1)[0]), "train/loss")) == 1
+
+
+def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    trial = sweep.next_trial()
+    assert trial is not None
+    end = time.monotonic() + 30
+    while tracker._pending and time.monotonic() < end:
+        time.sleep(0.05)
+    engine = sqlalchemy.create_engine(mlflow_uri)
+    with engine.begin() as database:  # epochs find their place, tags do not
+        database.execute(sqlalchemy.text("ALTER TABLE tags RENAME TO gone"))
+    sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}, {"gpu": "none"})
+    while tracker.problem is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert tracker.problem is not None and "no such table: tags" in tracker.problem
+    with engine.begin() as database:
+        database.execute(sqlalchemy.text("ALTER TABLE gone RENAME TO tags"))
+    assert tracker.close() == 0
+    [run] = [run for run in mlflow_runs(mlflow_uri, small.name) if "trial_id" in run.data.tags]
+    assert len(MlflowClient(tracking_uri=mlflow_uri).get_metric_history(run.info.run_id, "train/loss")) == 1
 
 
 def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
