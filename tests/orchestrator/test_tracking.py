@@ -260,7 +260,7 @@ def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, t
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
     sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
-    assert trial is not None
+    assert trial is not None and isinstance(tracker, MlflowTracker)
     end = time.monotonic() + 30
     while tracker._pending and time.monotonic() < end:
         time.sleep(0.05)
