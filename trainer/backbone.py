@@ -128,12 +128,21 @@ class Backbone(nn.Module):
 
 
 def run_block(
-    block: Block, tokens_BTD: Tensor, *, context_AXD: Tensor | None = None, leaving: int | None = None
+    block: Block,
+    tokens_BTD: Tensor,
+    *,
+    context_AXD: Tensor | None = None,
+    leaving: int | None = None,
+    context_leaves: bool = False,
 ) -> Tensor:
     """A block's output for the first `leaving` tokens (default: all), which also attend to a context.
 
     Equal to the block over tokens and context together, less the outputs that nobody reads: of those, neither the
-    queries nor the perceptron are computed. A context that is the same for all images (A = 1) is projected once.
+    queries nor the perceptron are computed. A context that is the same for several images (A < B: each for B / A of
+    them, in order) is projected once, and where only the context learns, no gradient reaches the tokens' projections.
+
+    Args:
+        context_leaves: whether its outputs are read too; they come behind the tokens'.
     """
     if context_AXD is None and leaving is None:
         out_BTD: Tensor = block(tokens_BTD)
@@ -152,17 +161,23 @@ def run_block(
         heads_BTHd: Tensor = flat_BTD.unflatten(2, (attention.num_heads, attention.head_dim))
         return heads_BTHd.transpose(1, 2)
 
-    normed_BTD = block.norm1(tokens_BTD)
-    query_BTD = project(normed_BTD[:, :leaving], slice(0, width))
-    joint_BTD = project(normed_BTD, slice(width, None))
+    def with_context(tokens_BTD: Tensor, context_AXD: Tensor) -> Tensor:
+        context_BXD = context_AXD.unsqueeze(1).expand(-1, len(tokens_BTD) // len(context_AXD), -1, -1).flatten(0, 1)
+        return torch.cat([tokens_BTD, context_BXD], dim=1)
+
+    normed_BTD, leaving_BTD = block.norm1(tokens_BTD), tokens_BTD[:, :leaving]
+    query_BTD, joint_BTD = project(normed_BTD[:, :leaving], slice(width)), project(normed_BTD, slice(width, None))
     if context_AXD is not None:
-        joint_AXD = project(block.norm1(context_AXD), slice(width, None))
-        joint_BTD = torch.cat([joint_BTD, joint_AXD.expand(len(joint_BTD), -1, -1)], dim=1)
+        normed_AXD = block.norm1(context_AXD)
+        joint_BTD = with_context(joint_BTD, project(normed_AXD, slice(width, None)))
+        if context_leaves:
+            query_BTD = with_context(query_BTD, project(normed_AXD, slice(0, width)))
+            leaving_BTD = with_context(leaving_BTD, context_AXD)
     key_BTD, value_BTD = joint_BTD.chunk(2, dim=2)
     query_BHTd, key_BHTd = attention.q_norm(heads(query_BTD)), attention.k_norm(heads(key_BTD))
     mixed_BHTd = F.scaled_dot_product_attention(query_BHTd, key_BHTd, heads(value_BTD))
     mixed_BTD = attention.proj(attention.norm(mixed_BHTd.transpose(1, 2).flatten(2)))
-    leaving_BTD = tokens_BTD[:, :leaving] + block.drop_path1(block.ls1(mixed_BTD))
+    leaving_BTD = leaving_BTD + block.drop_path1(block.ls1(mixed_BTD))
     left_BTD: Tensor = leaving_BTD + block.drop_path2(block.ls2(block.mlp(block.norm2(leaving_BTD))))
     return left_BTD
 

@@ -1,11 +1,12 @@
 """`PromptedViT`: learnable prompts and a linear head around the backbone.
 
-Shapes: B batch, L prompted layers, P prompt_length, N patch tokens, T tokens, D width, K classes.
+Shapes: B batch, A prompts in a batch, L prompted layers, P prompt_length, N patch tokens, T tokens, D width, K classes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,40 +62,39 @@ class PromptedViT(nn.Module):
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """uint8 images to what the head reads, ``[B, D]``."""
-        cls_B1D, patches_BND, _ = self.backbone.embed(images_BCHW)
-        tokens_BTD = torch.cat([cls_B1D, patches_BND], dim=1)
-        layers, _, _ = self.prompt_LPD.shape
-        reads_all = self.backbone.readout == "mean"
-        for i, block in enumerate(self.backbone.layers()):
-            last = i == self.backbone.num_layers - 1
-            leaving = 1 if last and not reads_all else None
-            if i >= layers:
-                tokens_BTD = run_block(block, tokens_BTD, leaving=leaving)
-            elif layers == 1 or (last and reads_all):
-                # These prompts are read behind the block: by the next one (shallow), or by the head.
-                tokens_BTD = torch.cat([tokens_BTD, self._prompt_of(i, len(tokens_BTD))], dim=1)
-                tokens_BTD = run_block(block, tokens_BTD, leaving=leaving)
-            else:
-                # The next layer has prompts of its own: what leaves this one's slots would be thrown away.
-                context_AXD = self._prompt_of(i, len(tokens_BTD) if self._drops else 1)
-                leaving = leaving or tokens_BTD.shape[1]
-                tokens_BTD = run_block(block, tokens_BTD, context_AXD=context_AXD, leaving=leaving)
-        return self.backbone.read_out(tokens_BTD)
-
-    @property
-    def _drops(self) -> bool:
-        return self.training and self.dropout.p > 0
-
-    def _prompt_of(self, layer: int, batch: int) -> Tensor:
-        """A layer's prompts ``[batch, P, D]``, each image's with dropout of its own."""
-        prompt_BPD: Tensor = self.dropout(self.prompt_LPD[layer].expand(batch, -1, -1))
-        return prompt_BPD
+        drops = self.training and self.dropout.p > 0
+        copies = len(images_BCHW) if drops else 1  # each image's prompts with dropout of their own
+        prompts = [self.dropout(prompt_PD.expand(copies, -1, -1)) for prompt_PD in self.prompt_LPD]
+        return prompted_features(self.backbone, images_BCHW, prompts)
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """What learns, by name: head.weight, head.bias; the prompt if there is one; the network if it does."""
         named = dict(self.named_parameters())
         named["prompt"] = named.pop("prompt_LPD")
         return {name: parameter for name, parameter in named.items() if parameter.requires_grad and parameter.numel()}
+
+
+def prompted_features(backbone: Backbone, images_BCHW: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+    """uint8 images to what the head reads, ``[B, D]``, with prompts at the first layers.
+
+    Args:
+        prompts: of each prompted layer ``[A, P, D]``: of every image (A = B), of all together (A = 1), or of as many
+            images each as there are, in order (A divides B). One layer's run through all layers; those of several
+            give way, behind their block, to the next layer's.
+    """
+    cls_B1D, patches_BND, _ = backbone.embed(images_BCHW)
+    tokens_BTD = torch.cat([cls_B1D, patches_BND], dim=1)
+    reads_all = backbone.readout == "mean"
+    for i, block in enumerate(backbone.layers()):
+        last = i == backbone.num_layers - 1
+        leaving = 1 if last and not reads_all else None
+        if i >= len(prompts):
+            tokens_BTD = run_block(block, tokens_BTD, leaving=leaving)
+        else:
+            # Who reads a prompt behind its block: the head, or the next block if it has none of its own.
+            read = reads_all if last else len(prompts) == 1
+            tokens_BTD = run_block(block, tokens_BTD, context_AXD=prompts[i], leaving=leaving, context_leaves=read)
+    return backbone.read_out(tokens_BTD)
 
 
 def uniform_prompt(backbone: Backbone, *, num_layers: int, prompt_length: int, generator: torch.Generator) -> Tensor:

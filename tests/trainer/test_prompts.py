@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer.backbone import MEAN_AND_STD, Backbone, build_vit, run_block
 from trainer.catalog import BACKBONES, METHODS, BackboneRow
-from trainer.prompts import PromptedViT, uniform_prompt
+from trainer.prompts import PromptedViT, prompted_features, uniform_prompt
 
 LABELS_B = torch.tensor([0, 3, 6])
 
@@ -216,14 +216,45 @@ def test_no_block_works_out_a_token_that_nobody_reads(
     assert [given.shape[:2] for given, _ in seen] == 2 * [(3, n) for n in (mean if exact.readout == "mean" else cls)]
 
 
-def test_deep_prompts_that_are_the_same_for_all_images_are_projected_once(exact: Backbone) -> None:
-    model = prompted(exact, 5, READ, dropout=0.1)
-    for mode, batch in ((True, 3), (False, 1)):
-        with watched(*(block.norm1 for block in model.backbone.layers())) as seen:
-            model.train(mode)(images())
-        apart, together = [(3, ROWS), (batch, READ)], [(3, ROWS + READ)]
-        last = together if exact.readout == "mean" else apart  # a mean reads the last prompts too
-        assert [tuple(given.shape[:2]) for given, _ in seen] == 4 * apart + last
+def test_prompts_that_are_the_same_for_all_images_are_projected_once(exact: Backbone) -> None:
+    for num_layers in (1, 5):
+        model = prompted(exact, num_layers, READ, dropout=0.1)
+        for mode, batch in ((True, 3), (False, 1)):
+            with watched(*(block.norm1 for block in model.backbone.layers())) as seen:
+                model.train(mode)(images())
+            prompted_layer, later = [(3, ROWS), (batch, READ)], [(3, ROWS + READ)]
+            expected = num_layers * prompted_layer + (5 - num_layers) * later
+            assert [tuple(given.shape[:2]) for given, _ in seen] == expected
+
+
+@pytest.mark.parametrize("num_layers", [1, 5], ids=["shallow", "deep"])
+def test_no_gradient_is_worked_out_for_the_patches_that_enter_the_first_block(exact: Backbone, num_layers: int) -> None:
+    model = prompted(exact, num_layers, READ)
+    first = next(iter(model.backbone.layers()))
+    need: list[tuple[int, bool]] = []
+    first.norm1.register_forward_hook(lambda _, __, made: need.append((made.shape[1], made.requires_grad)))
+    model(images())
+    assert need == [(ROWS, False), (READ, True)]
+
+
+@pytest.mark.parametrize("num_layers", [1, 5], ids=["shallow", "deep"])
+def test_prompts_of_several_runs_share_a_pass_and_each_has_the_numbers_of_a_pass_alone(
+    exact: Backbone, num_layers: int
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    runs = torch.randn(3, num_layers, READ, 96, generator=generator, dtype=torch.float64, requires_grad=True)
+    batches = images(6)
+    together_BD = prompted_features(exact, batches, [runs[:, i] for i in range(num_layers)])
+    alone_BD = torch.cat(
+        [
+            prompted_features(exact, images_BCHW, [prompt_PD.unsqueeze(0) for prompt_PD in prompt_LPD])
+            for images_BCHW, prompt_LPD in zip(batches.split(2), runs, strict=True)
+        ]
+    )
+    torch.testing.assert_close(together_BD, alone_BD, rtol=1e-10, atol=1e-12)
+    weights_BD = torch.randn(together_BD.shape, generator=generator, dtype=torch.float64)
+    mine, plain = (torch.autograd.grad((out_BD * weights_BD).sum(), runs)[0] for out_BD in (together_BD, alone_BD))
+    torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-12)
 
 
 def random_block(kind: str) -> Block:
@@ -237,24 +268,31 @@ def random_block(kind: str) -> Block:
     return block
 
 
-@pytest.mark.parametrize("context", [None, 1, 3], ids=["no context", "shared", "one per image"])
+@pytest.mark.parametrize(
+    ("context", "leaves"),
+    [(None, False), *((count, leaves) for count in (1, 2, 6) for leaves in (False, True))],
+    ids=lambda value: {None: "no context", 1: "shared", 2: "two", 6: "one per image"}.get(value, f"{value}"),
+)
 @pytest.mark.parametrize("kind", ["plain", "LayerScale", "normed"])
 def test_a_block_run_with_a_context_is_the_block_over_both_less_what_nobody_reads(
-    kind: str, context: int | None
+    kind: str, context: int | None, leaves: bool
 ) -> None:
     block = random_block(kind)
     cases = [(count, extra, leaving) for count in (1, 2, 17) for extra in (1, 40) for leaving in (None, 1, count)]
     for tokens, extra, leaving in cases:
         generator = torch.Generator().manual_seed(tokens)
-        tokens_BTD = torch.randn(3, tokens, 12, generator=generator, dtype=torch.float64, requires_grad=True)
+        tokens_BTD = torch.randn(6, tokens, 12, generator=generator, dtype=torch.float64, requires_grad=True)
         given, joint_BTD = [tokens_BTD, *block.parameters()], tokens_BTD
         context_AXD = None
         if context is not None:
             context_AXD = torch.randn(context, extra, 12, generator=generator, dtype=torch.float64, requires_grad=True)
             given.append(context_AXD)
-            joint_BTD = torch.cat([tokens_BTD, context_AXD.repeat(3 // context, 1, 1)], dim=1)
-        expected_BTD = block(joint_BTD)[:, :tokens][:, :leaving]
-        left_BTD = run_block(block, tokens_BTD, context_AXD=context_AXD, leaving=leaving)
+            joint_BTD = torch.cat([tokens_BTD, context_AXD.repeat_interleave(6 // context, dim=0)], dim=1)
+        out_BTD = block(joint_BTD)
+        expected_BTD = torch.cat(
+            [out_BTD[:, :tokens][:, :leaving], out_BTD[:, tokens:] if leaves else out_BTD[:, :0]], 1
+        )
+        left_BTD = run_block(block, tokens_BTD, context_AXD=context_AXD, leaving=leaving, context_leaves=leaves)
         torch.testing.assert_close(left_BTD, expected_BTD, rtol=1e-11, atol=1e-11)
         weights = torch.randn(expected_BTD.shape, generator=generator, dtype=torch.float64)
         gradients = (torch.autograd.grad((out * weights).sum(), given) for out in (left_BTD, expected_BTD))
