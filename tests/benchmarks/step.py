@@ -16,28 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.backbone import Backbone, build_vit, cls_and_positions
+from tests.benchmarks.published import plain_logits
+from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES
 from trainer.prompts import PromptedViT
 
 
-def plain_logits(model: PromptedViT, images_BCHW: Tensor) -> Tensor:
-    """The papers' forward pass with nothing but timm's own modules."""
-    vit, prompt_LPD = model.backbone.vit, model.prompt_LPD
-    pixels_BCHW = (images_BCHW.float() / 255 - model.backbone.mean_C11) / model.backbone.std_C11
-    patches_BND = vit.patch_embed(pixels_BCHW)
-    cls_11D, positions_1TD = cls_and_positions(vit)
-    tokens_BTD = torch.cat([cls_11D.expand(len(patches_BND), -1, -1), patches_BND], dim=1) + positions_1TD
-    layers, length, _ = prompt_LPD.shape
-    for i, block in enumerate(vit.blocks):
-        if i < layers:
-            rest_BND = tokens_BTD[:, 1 + (length if i else 0) :]
-            prompt_BPD = prompt_LPD[i].expand(len(tokens_BTD), -1, -1)
-            tokens_BTD = torch.cat([tokens_BTD[:, :1], prompt_BPD, rest_BND], dim=1)
-        tokens_BTD = block(tokens_BTD)
-    read_BD = tokens_BTD[:, 1:].mean(dim=1) if model.backbone.readout == "mean" else tokens_BTD[:, 0]
-    logits_BK: Tensor = model.head(vit.norm(read_BD))
-    return logits_BK
+def published_logits(model: PromptedViT, images_BCHW: Tensor) -> Tensor:
+    """The papers' forward pass from the same uint8 images."""
+    backbone = model.backbone
+    pixels_BCHW = (images_BCHW.float() / 255 - backbone.mean_C11) / backbone.std_C11
+    return plain_logits(backbone.vit, model.head, model.prompt_LPD, backbone.readout, pixels_BCHW)
 
 
 def main() -> None:
@@ -80,7 +69,7 @@ def main() -> None:
         ours_s, plain_s = [], []
         for _ in range(options.steps + 1):
             mine, my_loss = step(lambda model=model: model(images_BCHW), learnable)  # type: ignore[misc]
-            theirs, their_loss = step(lambda model=model: plain_logits(model, images_BCHW), learnable)  # type: ignore[misc]
+            theirs, their_loss = step(lambda model=model: published_logits(model, images_BCHW), learnable)  # type: ignore[misc]
             assert abs(my_loss - their_loss) < 1e-4, "both compute the same"
             ours_s.append(mine)
             plain_s.append(theirs)
