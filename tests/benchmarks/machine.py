@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.module_tracker import ModuleTracker
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -50,9 +51,21 @@ def matmul_gflops(device: str, precision: str, seconds: float = 1.0) -> float:
     return 2 * side**3 / best / 1e9
 
 
+class NoModules(ModuleTracker):
+    """Only sums are asked for; following modules fails on views of parameters that need no gradient."""
+
+    def __enter__(self) -> NoModules:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of what `run` executes, such as a whole training step or one pass of an evaluation."""
-    with FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = NoModules()
+    with counter:
         run()
     return int(counter.get_total_flops())
 

@@ -1,0 +1,435 @@
+"""Images a second, against the published recipe and against what the machine can multiply.
+
+python -m tests.benchmarks.throughput                              all defaults of this device
+python -m tests.benchmarks.throughput --backbones vit_base_patch16_224.mae --prompt-lengths 20 --out found.json
+python -m tests.benchmarks.throughput --prototypes                 also what each prototype strategy takes
+
+Three sides take turns in one process on one network with random weights: the published recipe (`published.py`), ours
+in fp32, ours in bf16. A training step is all that a step of an epoch does: images taken, forward, backward, optimizer,
+moving average; the published side's images come from its `DataLoader`, in the steady state (what workers take to start,
+each epoch anew, is left out). An evaluation is a pass over images kept as each side keeps them. The share of the
+ceiling is FLOPs as executed, by the fastest matrix product of that precision; a side that computes less may have a
+smaller share and be faster. Memory is what a side alone takes of a GPU; a CPU's is not measured: sides share it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import gc
+import io
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from timm.utils.model_ema import ModelEmaV2
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
+
+from tests.benchmarks.machine import count_flops, default_device, describe, wait_for
+from tests.benchmarks.published import (
+    EMA_DECAY,
+    EncodedImages,
+    PublishedModel,
+    accuracy_of,
+    optimizer_of,
+    save_whole,
+    train_step,
+    transform_of,
+)
+from trainer.backbone import Backbone, build_vit
+from trainer.catalog import BACKBONES, BUNDLED, PROTOTYPE_INITS
+from trainer.checkpoint import save_state
+from trainer.config import TrainConfig
+from trainer.data.transforms import decode
+from trainer.memory import backward, in_batches, in_precision
+from trainer.optimizer import MovingAverage, build_optimizer, lr_at
+from trainer.prompts import PromptedViT
+from trainer.prototypes import TokenStream, build_prototypes
+
+BY_SIZE = {
+    "nano": BUNDLED,
+    "tiny": "vit_tiny_patch16_224.augreg_in21k",
+    "small": "vit_small_patch16_224.augreg_in21k",
+    "base": "vit_base_patch16_224.mae",
+    "large": "vit_large_patch16_224.mae",
+}
+CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
+"""Images of a step where two cores compute it."""
+CLASSES = 100
+TURNS = 3
+
+
+@dataclass(kw_only=True)
+class Side:
+    """One way to do the same work, and what was found of it."""
+
+    name: str
+    precision: str
+    step: Callable[[], object]
+    """A training step."""
+    evaluate: Callable[[], object]
+    """A pass over `num_eval` images."""
+    save: Callable[[Path], object]
+    steps_ahead: int = 1
+    """Steps until a turn is in its steady state: batches that workers made while others had their turn."""
+    found: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@functools.cache
+def pictures(count: int, size: int) -> list[bytes]:
+    """JPEGs as large as photographs (noise, 500 x 375), or PNGs of the size itself for small networks."""
+    noise, encoded = np.random.default_rng(0), []
+    for _ in range(count):
+        coarse = Image.fromarray(noise.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+        file = io.BytesIO()
+        if size < 100:
+            coarse.resize((size, size), Image.Resampling.BICUBIC).save(file, "PNG")
+        else:
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        encoded.append(file.getvalue())
+    return encoded
+
+
+def published_side(
+    config: TrainConfig, first: PromptedViT, encoded: Sequence[bytes], num_eval: int, num_workers: int, device: str
+) -> Side:
+    """The published recipe over encoded images."""
+    model = PublishedModel(first.backbone, first.prompt_LPD, first.head).to(device)
+    optimizer, average = optimizer_of(config, model), ModelEmaV2(model, decay=EMA_DECAY)
+    transform = transform_of(first.backbone, config.pixels, augmented=False, train=True)
+    labels = [i % CLASSES for i in range(len(encoded))]
+    loading: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "num_workers": num_workers,
+        "pin_memory": torch.device(device).type == "cuda",
+    }
+    images = EncodedImages(encoded, labels, transform)
+    endless = RandomSampler(images, replacement=True, num_samples=10**9)
+    batches = iter(DataLoader(images, sampler=endless, **loading))
+    judged = DataLoader(
+        EncodedImages(encoded[:num_eval], labels[:num_eval], transform), **loading, persistent_workers=num_workers > 0
+    )
+    number = itertools.count()
+
+    def step() -> float:
+        model.train()
+        lr = lr_at(config.warmup_epochs + next(number) % 100 / 100, config)
+        return train_step(model, optimizer, average, next(batches), lr, device)
+
+    return Side(
+        name="published",
+        precision="fp32",
+        step=step,
+        evaluate=lambda: accuracy_of(model, judged, device),
+        save=lambda folder: save_whole(folder / "whole.pth", model, optimizer, average, 1),
+        steps_ahead=1 + 2 * num_workers,
+    )
+
+
+def our_side(
+    config: TrainConfig, first: PromptedViT, images_NCHW: Tensor, labels_N: Tensor, num_eval: int, device: str
+) -> Side:
+    """Ours over decoded images that stay on the device, as `trainer.loop` has it."""
+    model = copy.deepcopy(first).to(device)
+    learnable = model.learnable()
+    network = in_precision(model, config.precision, device)
+    optimizer, average = build_optimizer(config, learnable), MovingAverage(learnable, EMA_DECAY)
+    total = torch.zeros((), device=device)
+    number = itertools.count()
+
+    def step() -> None:
+        model.train()
+        lr = lr_at(config.warmup_epochs + next(number) % 100 / 100, config)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        rows_B = torch.randperm(len(images_NCHW))[: config.batch_size].to(device)
+        inputs_B, labels_B = images_NCHW.index_select(0, rows_B), labels_N[rows_B]
+        loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size)
+        optimizer.step()
+        average.update()
+        total.add_(loss)
+
+    def evaluate() -> int:
+        model.eval()
+        logits_NK = torch.cat([in_batches(network, part_BCHW) for part_BCHW in images_NCHW[:num_eval].split(256)])
+        return int((logits_NK.argmax(dim=1) == labels_N[:num_eval]).sum())
+
+    def save(folder: Path) -> None:
+        tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
+        state = {"learnable": tensors, "average": average.values, "optimizer": optimizer.state_dict()}
+        save_state(folder / "ours.pt", state)
+
+    return Side(name=f"ours {config.precision}", precision=config.precision, step=step, evaluate=evaluate, save=save)
+
+
+def first_values(backbone: Backbone, config: TrainConfig) -> PromptedViT:
+    """The model that all sides start from."""
+    layers = backbone.num_layers if config.method == "spt_deep" else 1
+    return PromptedViT(
+        backbone,
+        num_classes=CLASSES,
+        prompt_LPD=0.1 * torch.randn(layers, config.prompt_length or 0, backbone.embed_dim),
+        prompt_dropout=0.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+@torch.no_grad()
+def assert_same(first: PromptedViT, encoded: Sequence[bytes], images_BCHW: Tensor) -> None:
+    """Both forward passes make the same of the same images."""
+    transform = transform_of(first.backbone, images_BCHW.shape[-1], augmented=False, train=True)
+    pixels_BCHW = torch.stack(
+        [pixels for pixels, _ in map(EncodedImages(encoded, [0, 0], transform).__getitem__, (0, 1))]
+    )
+    published_BK = PublishedModel(first.backbone, first.prompt_LPD, first.head)(pixels_BCHW)
+    torch.testing.assert_close(first(images_BCHW), published_BK, rtol=1e-3, atol=1e-3)
+
+
+def in_turns(sides: Sequence[Side], what: str, seconds: float, device: str) -> None:
+    """Seconds of one call on each side: the median of its turns, each as long as a turn's share of the time."""
+    taken: dict[str, list[float]] = {side.name: [] for side in sides}
+    for turn in range(TURNS):
+        for side in sides if turn % 2 == 0 else reversed(sides):
+            run: Callable[[], object] = getattr(side, what)
+            for _ in range(side.steps_ahead - 1 if what == "step" else 0):
+                run()
+            calls = 0
+            wait_for(device)
+            started = time.perf_counter()
+            while calls == 0 or time.perf_counter() - started < seconds / TURNS:
+                run()
+                calls += 1
+                if calls % 8 == 0:
+                    wait_for(device)  # or a turn would end with much still to do
+            wait_for(device)
+            taken[side.name].append((time.perf_counter() - started) / calls)
+    for side in sides:
+        side.found[f"{what}_s"] = statistics.median(taken[side.name])
+
+
+def warm_up(build: Callable[[], Side], device: str) -> Side:
+    """A side after two steps and an evaluation, with the FLOPs of both and the memory that it alone took."""
+    on_gpu = torch.device(device).type == "cuda"
+    gc.collect()
+    before = torch.cuda.memory_allocated() if on_gpu else 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    side = build()
+    side.found["step_flops"] = count_flops(side.step)
+    side.step()
+    if on_gpu:
+        side.found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    side.found["evaluate_flops"] = count_flops(side.evaluate)
+    return side
+
+
+def checkpoint_of(side: Side, device: str) -> None:
+    """Bytes of what is saved each epoch, and the median of three times it took."""
+    taken = []
+    for _ in range(3):
+        with tempfile.TemporaryDirectory() as folder:
+            wait_for(device)
+            started = time.perf_counter()
+            side.save(Path(folder))
+            taken.append(time.perf_counter() - started)
+            side.found["checkpoint_bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())
+    side.found["checkpoint_s"] = statistics.median(taken)
+
+
+def measure(
+    config: TrainConfig, backbone: Backbone, num_eval: int, num_workers: int, seconds: float, device: str
+) -> list[Side]:
+    """The three sides of one cell."""
+    torch.manual_seed(0)
+    encoded = pictures(max(num_eval, 2 * config.batch_size), config.pixels)
+    images_NCHW = torch.stack([decode(one, config.pixels, "spt") for one in encoded]).to(device)
+    labels_N = torch.arange(len(encoded), device=device) % CLASSES
+    first = first_values(backbone, config)
+    assert_same(first, encoded[:2], images_NCHW[:2].cpu())
+    builds: list[Callable[[], Side]] = [lambda: published_side(config, first, encoded, num_eval, num_workers, device)]
+    for precision in ("fp32", "bf16"):
+        ours = dataclasses.replace(config, precision=precision)
+        builds.append(lambda ours=ours: our_side(ours, first, images_NCHW, labels_N, num_eval, device))  # type: ignore[misc]
+    sides = [warm_up(build, device) for build in builds]
+    in_turns(sides, "step", seconds, device)
+    in_turns(sides, "evaluate", seconds / 2, device)
+    for side in sides:
+        checkpoint_of(side, device)
+    return sides
+
+
+def cells_of(options: argparse.Namespace, device: str) -> Iterator[tuple[str, str, int, int, int]]:
+    """Backbone, method, prompt length, batch size and images of an evaluation of each cell."""
+    on_gpu = torch.device(device).type == "cuda"
+    for backbone in options.backbones or BY_SIZE.values():
+        size = BACKBONES[backbone].size
+        batch = options.batch_size or (32 if on_gpu else CPU_BATCH.get(size, 1))
+        num_eval = 512 if on_gpu else 128 if size == "nano" else 2 * batch
+        # All of a large network on a CPU would take an hour and tell nothing that its middle does not.
+        all_of_it = on_gpu or options.backbones or size in {"nano", "tiny"}
+        for method in options.methods or (("spt_deep", "spt_shallow") if all_of_it else ("spt_deep",)):
+            for length in options.prompt_lengths or ((10, 20, 100) if all_of_it else (20,)):
+                yield backbone, method, length, batch, num_eval
+
+
+def rows_of(
+    config: TrainConfig, sides: Sequence[Side], num_eval: int, ceilings: dict[str, float]
+) -> list[dict[str, Any]]:
+    """What was found of a cell, a row a side."""
+    published = sides[0].found
+    return [
+        {
+            "backbone": config.backbone,
+            "method": config.method,
+            "prompt_length": config.prompt_length,
+            "batch_size": config.batch_size,
+            "side": side.name,
+            "train_images_per_s": config.batch_size / side.found["step_s"],
+            "train_ratio": published["step_s"] / side.found["step_s"],
+            "train_gflop_per_image": side.found["step_flops"] / config.batch_size / 1e9,
+            "train_ceiling_share": side.found["step_flops"] / side.found["step_s"] / 1e9 / ceilings[side.precision],
+            "eval_images_per_s": num_eval / side.found["evaluate_s"],
+            "eval_ratio": published["evaluate_s"] / side.found["evaluate_s"],
+            "eval_gflop_per_image": side.found["evaluate_flops"] / num_eval / 1e9,
+            "eval_ceiling_share": side.found["evaluate_flops"]
+            / side.found["evaluate_s"]
+            / 1e9
+            / ceilings[side.precision],
+            "peak_gb": side.found["peak_bytes"] / 1e9 if "peak_bytes" in side.found else None,
+            "checkpoint_bytes": int(side.found["checkpoint_bytes"]),
+            "checkpoint_ms": 1000 * side.found["checkpoint_s"],
+        }
+        for side in sides
+    ]
+
+
+def table_of(cells: Sequence[dict[str, Any]], num_workers: int) -> Table:
+    """All cells, three lines each."""
+    heads = ("side", "train\nimages/s", "ratio", "GFLOP\nan image", "of\nceiling", "eval\nimages/s", "ratio")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"training and evaluation; DataLoader of the published side: {num_workers} workers",
+    )
+    table.add_column("backbone, method, prompts, batch")
+    for name in (*heads, "of\nceiling", "peak\nGB", "saved\nMB", "saved\nms"):
+        table.add_column(name, justify="left" if name == "side" else "right", no_wrap=True)
+    for i, row in enumerate(cells):
+        first = (row["backbone"], f"{row['method']}, {row['prompt_length']} prompts", f"batch {row['batch_size']}")[
+            i % 3
+        ]
+        table.add_row(
+            first,
+            row["side"],
+            f"{row['train_images_per_s']:,.1f}",
+            f"{row['train_ratio']:.2f}",
+            f"{row['train_gflop_per_image']:,.1f}",
+            f"{row['train_ceiling_share']:.0%}",
+            f"{row['eval_images_per_s']:,.1f}",
+            f"{row['eval_ratio']:.2f}",
+            f"{row['eval_ceiling_share']:.0%}",
+            "-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}",
+            f"{row['checkpoint_bytes'] / 1e6:,.1f}",
+            f"{row['checkpoint_ms']:,.0f}",
+            end_section=i % 3 == 2,
+        )
+    return table
+
+
+def prototypes_of(device: str) -> Iterator[dict[str, Any]]:
+    """Seconds of each strategy: CUB-200's training and validation images through ViT-B on a GPU, few on a CPU."""
+    on_gpu = torch.device(device).type == "cuda"
+    for size, images in (("base", 5994),) if on_gpu else (("nano", 100), ("tiny", 16)):
+        row = BACKBONES[BY_SIZE[size]]
+        torch.manual_seed(0)
+        backbone = Backbone(build_vit(row), readout=row.readout, sha256="").to(device)
+        shape = (images, 3, row.image_size, row.image_size)
+        images_NCHW = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        list(backbone.patch_tokens(images_NCHW[:2]))
+        for prompt_init in PROTOTYPE_INITS:
+            wait_for(device)
+            started = time.perf_counter()
+            stream = TokenStream(
+                backbone=backbone,
+                num_images=images,
+                images_of=lambda rows_B, of=images_NCHW: of[rows_B.to(device)],  # type: ignore[misc]
+                num_layers=row.num_layers,
+            )
+            build_prototypes(stream, prompt_init=prompt_init, prompt_length=20, seed=0)
+            wait_for(device)
+            cost = {"images": images, "layers": row.num_layers, "prompt_length": 20}
+            seconds = time.perf_counter() - started
+            yield {"backbone": row.name, "prompt_init": prompt_init, **cost, "seconds": seconds}
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES)
+    parser.add_argument("--methods", nargs="+", choices=("spt_deep", "spt_shallow"))
+    parser.add_argument("--prompt-lengths", nargs="+", type=int)
+    parser.add_argument("--batch-size", type=int, help="32 on a GPU; on a CPU less for larger networks")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of training that each side of a cell is timed for")
+    parser.add_argument("--num-workers", type=int, help="of the published DataLoader; on a CPU 0: all cores compute")
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--prototypes", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, console = options.device, Console(width=120)
+    on_gpu = torch.device(device).type == "cuda"
+    num_workers = options.num_workers
+    if num_workers is None:
+        num_workers = min(10, os.cpu_count() or 1) if on_gpu else 0
+    machine = describe(device)
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    ceilings = {precision: float(machine[f"matmul_gflops_{precision}"]) for precision in ("fp32", "bf16")}
+    cells: list[dict[str, Any]] = []
+    for name, method, length, batch, num_eval in cells_of(options, device):
+        row = BACKBONES[name]
+        params = {"task": "demo/digits", "backbone": name, "method": method, "prompt_length": length}
+        params |= {"prompt_init": "random", "batch_size": batch, "lr": 1e-3, "ema_decay": EMA_DECAY}
+        torch.manual_seed(0)
+        backbone = Backbone(build_vit(row), readout=row.readout, sha256="", mean_and_std=row.mean_and_std)
+        config = TrainConfig.from_params(params)
+        started = time.perf_counter()
+        sides = measure(config, backbone, num_eval, num_workers, options.seconds, device)
+        rows = rows_of(config, sides, num_eval, ceilings)
+        del sides  # with what they hold of the device, and their workers
+        cells += rows
+        rates = ", ".join(f"{found['side']} {found['train_images_per_s']:,.1f}" for found in rows)
+        spent = time.perf_counter() - started
+        console.print(f"{name} {method} {length} prompts: {rates} images/s  [{spent:.0f} s]", highlight=False)
+    console.print(table_of(cells, num_workers))
+    prototypes = []
+    if options.prototypes:
+        table = Table("backbone", "layers", "images", "strategy", "seconds", title="prototypes", box=box.SIMPLE_HEAD)
+        for found in prototypes_of(device):
+            prototypes.append(found)
+            values = (found["backbone"], found["layers"], f"{found['images']:,}", found["prompt_init"])
+            table.add_row(*map(str, values), f"{found['seconds']:.2f}")
+        console.print(table)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps({"machine": machine, "cells": cells, "prototypes": prototypes}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
