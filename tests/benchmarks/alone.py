@@ -1,0 +1,199 @@
+"""Trials in a process of its own, with the seconds of their stages: what `trials.py` and `sweeps.py` start and time.
+
+`python -m tests.benchmarks.alone` reads a JSON of `how` (cold, warm or published), `configs`, `started` (the clock when
+the process was started), `data`, `folder`, `device`, and perhaps `cpus`; it writes a line of JSON for each trial that
+ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+Found = dict[str, Any]
+STAGES = {
+    "load_backbone": "weights",
+    "read_card": "images",
+    "load_split": "images",
+    "first_prompt": "prototypes",
+    "PromptedViT": "model",
+    "build_optimizer": "model",
+    "MovingAverage": "model",
+    "write_bytes": "files",
+    "save_state": "files",
+    "load_state": "files",
+}
+"""Stages of a trial by the functions that `trainer.loop` calls for them."""
+
+
+class Stopwatch:
+    """Seconds of a trial's stages, in all and before its first training step.
+
+    It stands between the training loop and the functions that the loop calls, which do not know of it.
+    """
+
+    def __init__(self) -> None:
+        from trainer import loop
+
+        self._began = time.perf_counter()
+        self._spent: dict[str, float] = defaultdict(float)
+        self._first: tuple[float, dict[str, float]] | None = None
+        for function, stage in STAGES.items():
+            self.time(loop, function, stage)
+        step = vars(loop)["backward"]
+
+        def noted(*args: Any) -> Any:
+            if self._first is None:
+                self._first = self._since(), dict(self._spent)
+            return step(*args)
+
+        vars(loop)["backward"] = noted
+
+    def start(self) -> None:
+        """Begin with a trial."""
+        self._began, self._first = time.perf_counter(), None
+        self._spent.clear()
+
+    def read(self) -> Found:
+        """The seconds since then."""
+        assert self._first is not None, "a trial trains"
+        first_step_s, before = self._first
+        return {"first step": first_step_s, "before": before, "stages": dict(self._spent), "seconds": self._since()}
+
+    def time(self, module: ModuleType, name: str, stage: str) -> None:
+        """Count a function of a module as a stage."""
+        function: Callable[..., Any] = getattr(module, name)
+
+        @functools.wraps(function, updated=())
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = self._since()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._spent[stage] += self._since() - began
+
+        setattr(module, name, timed)
+
+    def _since(self) -> float:
+        import torch
+
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # what a stage has asked of the device is its own to wait for
+        return time.perf_counter() - self._began
+
+
+def cold(asked: Found) -> Iterator[Found]:
+    """One trial as `python -m trainer --out FOLDER` runs it, its seconds counted from the start of the process."""
+    import trainer.__main__  # noqa: F401  # what the command imports
+    from trainer.config import TrainConfig
+    from trainer.loop import train
+
+    imported_s = time.time() - asked["started"]
+    watch = Stopwatch()
+    (config,) = asked["configs"]
+    *_, last = train(
+        TrainConfig(**config), data_root=asked["data"], folder=f"{asked['folder']}/cold", device=asked["device"]
+    )
+    found = watch.read()
+    before = {"imports": imported_s} | found["before"]
+    seconds = {name: imported_s + found[name] for name in ("first step", "seconds")}
+    yield found | seconds | {"before": before, "metrics": last.metrics}
+
+
+def published(asked: Found) -> Iterator[Found]:
+    """One trial as the published scripts run it."""
+    from tests.benchmarks.published import train_as_published
+    from trainer.config import TrainConfig
+
+    (config,) = asked["configs"]
+    *_, last = train_as_published(
+        TrainConfig(**config),
+        data_root=asked["data"],
+        folder=Path(asked["folder"]) / "published",
+        device=asked["device"],
+        num_workers=os.cpu_count() or 1,
+    )
+    yield {"seconds": time.time() - asked["started"], "metrics": last}
+
+
+def warm(asked: Found) -> Iterator[Found]:
+    """Trials one after another as a worker of a sweep runs them; after each, what this process holds of the memory."""
+    import psutil
+
+    from orchestrator import worker
+    from orchestrator.home import Workplace
+    from orchestrator.results import Failure
+
+    folder, gpus = asked["folder"], float(asked["device"] != "cpu")
+    workplace = Workplace(
+        data_root=asked["data"],
+        trials=f"{folder}/trials",
+        bank=f"{folder}/bank",
+        weights=None,
+        cpus=asked.get("cpus") or os.cpu_count() or 1,
+        gpus=gpus,
+    )
+    watch, process = Stopwatch(), psutil.Process()
+    watch.time(worker, "draw", "pictures")
+    for config in asked["configs"]:
+        watch.start()
+        *_, last = worker.run_trial(config, workplace)
+        found = watch.read()
+        assert not isinstance(last, Failure), last.error
+        yield found | {"metrics": last.metrics, "resident MB": process.memory_info().rss / 1e6}
+
+
+WAYS = {"cold": cold, "published": published, "warm": warm}
+
+
+def environment_of(folder: Path, cache: str) -> dict[str, str]:
+    """Of a process that finds nothing of an earlier one but what is in the folder."""
+    foreign = ("SPTUNE_", "RAY_", "TUNE_", "MLFLOW_")
+    own = {"SPTUNE_CACHE": cache, "SPTUNE_DATA": f"{folder}/data", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    own |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | own
+
+
+def trials_alone(
+    how: str, configs: Sequence[Mapping[str, Any]], environment: dict[str, str], **more: Any
+) -> Iterator[Found]:
+    """Start such a process, and yield what it tells of each trial.
+
+    Raises:
+        RuntimeError: if it fails, with the end of what it said.
+    """
+    request = {"how": how, "configs": [dict(config) for config in configs], **more}
+    with Path(more["folder"], f"{how}.log").open("w+") as log:
+        command = [sys.executable, "-m", "tests.benchmarks.alone"]
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None, "both are pipes"
+            process.stdin.write(json.dumps(request | {"started": time.time()}))
+            process.stdin.close()
+            for line in process.stdout:
+                if line.startswith("{"):
+                    yield json.loads(line)
+        if process.returncode:
+            log.seek(0)
+            raise RuntimeError(f"{how} trials ended so:\n{log.read()[-4000:]}")
+
+
+def main() -> None:
+    """Do what is asked."""
+    asked = json.load(sys.stdin)
+    for found in WAYS[asked["how"]](asked):
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

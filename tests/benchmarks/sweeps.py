@@ -1,0 +1,295 @@
+"""Sweeps on one machine: 24 trials three ways, and how busy two Ray workers are. `trials.py` runs both parts."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.home import Workplace
+from orchestrator.results import Epoch, Failure, TrialResult
+from orchestrator.spec import SweepSpec
+from orchestrator.spec_file import load_spec, parse_spec
+from orchestrator.sweep import Sweep
+from tests.benchmarks.alone import Found, environment_of, trials_alone
+from trainer.catalog import BUNDLED
+
+WORKERS = 2
+SLEEP_S, EPOCHS = 0.5, 4
+"""Of a trial of `busy` that sleeps: of an epoch, and how many."""
+CONSOLE = Console(width=110)
+SPACE = """
+  lr:                {type: float, low: 5.0e-3, high: 5.0e-2, log: true}
+  weight_decay:      {type: float, low: 1.0e-4, high: 1.0e-2, log: true}
+  head_weight_decay: {type: float, low: 1.0e-2, high: 1.0, log: true}
+  prompt_init:       {type: choice, values: [random, mean_pool, max_pool, kmeans]}
+"""
+
+
+# 24 trials of one study.
+
+
+def spec_text(name: str, pruner: str, options: argparse.Namespace) -> str:
+    """The sweep, of one study with one final trial; every prompt has the same length, and every epoch its cost."""
+    epochs, gpus = options.sweep_epochs, "auto" if options.device != "cpu" else 0
+    return f"""
+name: {name}
+tasks: [demo/digits]
+backbones: [{options.backbones[0]}]
+methods: [spt_deep]
+fixed: {{epochs: {epochs}, warmup_epochs: {epochs // 10}, batch_size: 32, prompt_length: 10}}
+space: {SPACE}
+search: {{trials: {options.sweep_trials}, max_concurrent: {max(WORKERS, os.cpu_count() or 1)}, pruner: {pruner}}}
+final: {{seeds: [42]}}
+resources: {{cpus: 1, gpus: {gpus}}}
+"""
+
+
+def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) -> tuple[Found, list[TrialResult]]:
+    """Run it as a user does, with nothing decoded and no prototypes; its search trials."""
+    from orchestrator.record import Record
+    from orchestrator.study import open_studies
+    from tests.benchmarks.glue import timed
+
+    home = folder / name
+    home.mkdir()
+    (home / "spec.yaml").write_text(spec_text(name, pruner, options))
+    command = [str(Path(sys.executable).with_name("sptune")), "launch", f"{home}/spec.yaml", "--home", str(home)]
+    seconds, cpu_s = timed(command, home, environment_of(folder, f"{home}/cache"))
+    (study,) = open_studies(load_spec(home / "spec.yaml"), Record(f"sqlite:///{home}/studies.db"))
+    assert study.done and study.best is not None and not study.summary().failed, "all went well"
+    found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in study.searched)}
+    found |= {"best": study.best.score, "pruned": sum(trial.score is None for trial in study.searched)}
+    return found, study.searched
+
+
+def sweep(options: argparse.Namespace, folder: Path) -> Found:
+    """The same 24 trials by the published recipe and by us, and then with a pruner."""
+    asha = f"{{type: asha, min_epochs: {max(1, options.sweep_epochs // 10)}}}"
+    rows: dict[str, Found] = {}
+    rows["launch, no pruner"], searched = launched("whole", "{type: none}", options, folder)
+    CONSOLE.print(f"launch, no pruner: {rows['launch, no pruner']['seconds']:.0f} s")
+    rows["launch, TPE and ASHA"], _ = launched("pruned", asha, options, folder)
+    CONSOLE.print(f"launch, TPE and ASHA: {rows['launch, TPE and ASHA']['seconds']:.0f} s")
+    count, measured = len(searched), searched if options.full else searched[:4]
+    alone, published, ours = [], [], []
+    for trial in measured:
+        own = tempfile.mkdtemp(prefix="published", dir=folder)
+        environment = environment_of(folder, f"{own}/cache")
+        started = time.perf_counter()
+        (told,) = trials_alone(
+            "published", [trial.config], environment, folder=own, data=f"{folder}/data", device=options.device
+        )
+        alone.append(time.perf_counter() - started)
+        published.append(told["metrics"]["val/accuracy"])
+        ours.append(trial.last["val/accuracy"])
+        CONSOLE.print(f"published, trial {trial.number}: {alone[-1]:.1f} s")
+    first = "published" if options.full else f"published ({len(alone)} of {count} measured)"
+    whole = {"seconds": statistics.mean(alone) * count, "epochs": count * options.sweep_epochs, "pruned": 0}
+    rows = {first: whole | {"each": alone}} | rows
+    columns = ("s", "trials/h", "epochs", "pruned", "published / it", "best val/accuracy")
+    table = Table("", *columns, title=f"sweep: {count} search trials of {options.backbones[0]}")
+    for name, row in rows.items():
+        cells = (f"{row['seconds']:.0f}", f"{3600 * count / row['seconds']:,.0f}", row["epochs"], row["pruned"])
+        ratio, best = whole["seconds"] / row["seconds"], row.get("best")
+        table.add_row(name, *map(str, cells), f"{ratio:.2f}", f"{best:.3f}" if best is not None else "")
+    CONSOLE.print(table)
+    slow, fast = (rows[name]["seconds"] for name in ("launch, no pruner", "launch, TPE and ASHA"))
+    CONSOLE.print(
+        f"Of the gain {whole['seconds'] / fast:.2f}, {whole['seconds'] / slow:.2f} is our trials, with every epoch "
+        f"trained, and {slow / fast:.2f} is pruning, which trains {rows['launch, TPE and ASHA']['epochs']} of "
+        f"{whole['epochs']} epochs. Launch's seconds hold start, search, scoring, a final trial, MLflow and report; "
+        "published's have no final trial."
+    )
+    CONSOLE.print(
+        f"val/accuracy of the same params, mean of {len(ours)}: published {statistics.mean(published):.3f}, "
+        f"ours {statistics.mean(ours):.3f}"
+    )
+    return {"rows": rows, "published val/accuracy": published, "our val/accuracy": ours}
+
+
+# How busy workers are.
+
+
+def asleep(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+    """A trial that sleeps."""
+    for epoch in range(1, config["epochs"] + 1):
+        time.sleep(SLEEP_S)
+        metrics = {"train/loss": 1.0, "epoch/seconds": SLEEP_S}
+        if config["eval_split"] == "val" or epoch == config["epochs"]:
+            metrics[f"{config['eval_split']}/accuracy"] = config["lr"]
+        yield Epoch(epoch=epoch, metrics=metrics)
+
+
+def trained(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+    """A trial as it is."""
+    from orchestrator import worker  # torch is a worker's business
+
+    return worker.run_trial(config, workplace, stop)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a worker does with a config, with a note of when it did."""
+
+    run_trial: Callable[[dict[str, Any], Workplace, Callable[[], bool]], Iterator[Epoch | Failure]]
+    folder: str
+
+    def __call__(
+        self, config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]
+    ) -> Iterator[Epoch | Failure]:
+        """Called when a worker begins with a trial; the first step comes later."""
+        return self._events(time.time(), config, workplace, stop)
+
+    def _events(
+        self, called: float, config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]
+    ) -> Iterator[Epoch | Failure]:
+        begun, inside = time.time(), 0.0
+        waits: list[float] = []
+        events = self.run_trial(config, workplace, stop)
+        resumed = begun
+        try:
+            for event in events:
+                told = time.time()
+                inside += told - resumed
+                if isinstance(event, Failure) or event.epoch == config["epochs"]:
+                    self._note(trial=config, called=called, begun=begun, told=told, inside=inside, waits=waits)
+                yield event
+                resumed = time.time()
+                waits.append(resumed - told)
+        finally:
+            closing = time.time()
+            events.close()  # type: ignore[attr-defined]  # both are generators
+            self._note(closing=closing, closed=time.time())
+
+    def _note(self, **what: Any) -> None:
+        with Path(self.folder, f"{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps(what) + "\n")
+
+
+def busy_spec(trials: int, train: bool) -> SweepSpec:
+    """A sweep of four studies, two of each one's trials final."""
+    space = {
+        "lr": {"type": "float", "low": 5e-3, "high": 5e-2, "log": True},
+        "prompt_length": {"type": "choice", "values": [5, 10]},
+        "prompt_init": {"type": "choice", "values": ["random", "mean_pool", "max_pool", "kmeans"]},
+    }
+    raw: dict[str, Any] = {
+        "name": "busy",
+        "tasks": ["demo/digits", "demo/shapes_loc"],
+        "backbones": [BUNDLED],
+        "methods": ["spt_deep", "vpt_deep"],
+        "train_sizes": [200],
+        "fixed": {"epochs": EPOCHS, "warmup_epochs": 1},
+        "space": space,
+        "search": {"trials": trials // 4 - 2},
+        "final": {"seeds": [42, 44]},
+    }
+    return parse_spec(raw, "the benchmark")
+
+
+def busy(options: argparse.Namespace, folder: Path) -> Found:
+    """Drive the sweep as `launch` does; which share of the time its two workers were at work, and where they waited."""
+    from orchestrator import ray_driver
+    from orchestrator.home import home_at
+    from orchestrator.mlflow_runs import Runs
+    from orchestrator.mlflow_tracker import MlflowTracker
+    from orchestrator.ray_nodes import connected
+    from orchestrator.record import Record
+
+    spec, home, notes = busy_spec(options.trials, options.train), home_at(f"{folder}/busy"), folder / "notes"
+    notes.mkdir()
+    home.make()
+    os.environ |= {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": WORKERS, "GPU": 0}), "RAY_ADDRESS": "local"}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    trials = home.trials(spec.name)
+    workplace = Workplace(data_root=f"{folder}/data", trials=trials, bank=home.bank, weights=None, cpus=1, gpus=0)
+    runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, f"{folder}/data", [*spec.space])
+    tracker = MlflowTracker(runs)
+    driven = Driven(Sweep(spec, Record(home.studies), tracker))
+    try:
+        with connected(None):
+            run_trial = Noted(trained if options.train else asleep, str(notes))
+            ray_driver.drive(driven.sweep, workplace, driven.tell, run_trial)
+    finally:
+        tracker.close()
+    assert driven.sweep.done, driven.sweep.halt
+    return shown(
+        [[json.loads(line) for line in file.read_text().splitlines()] for file in notes.glob("*.jsonl")], driven
+    )
+
+
+class Driven:
+    """A sweep whose calls are timed: what the driver itself does between two trials of a worker."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.spent: dict[str, float] = defaultdict(float)
+        self._told = 0
+        for name in ("next_trial", "on_epoch", "tick"):
+            setattr(sweep, name, self._timed(name, getattr(sweep, name)))
+
+    def tell(self) -> None:
+        """Say how far it is."""
+        if (finished := self.sweep.finished) >= self._told + 20:
+            self._told = finished
+            CONSOLE.print(f"{finished} trials")
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def timed(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*args)
+            finally:
+                self.spent[name] += time.perf_counter() - began
+
+        return timed
+
+
+def shown(workers: list[list[Found]], driven: Driven) -> Found:
+    """The table of what workers noted."""
+    ended = [[note for note in notes if "told" in note] for notes in workers]
+    every = [note for notes in ended for note in notes]
+    whole = max(note["told"] for note in every) - min(note["begun"] for note in every)
+    share = sum(note["inside"] for note in every) / (WORKERS * whole)
+    gaps: dict[str, list[float]] = defaultdict(list)
+    for notes in workers:
+        for last, close, first in zip(notes, notes[1:], notes[2:], strict=False):
+            if "told" in last and "told" in first:
+                gaps["last epoch told, to its end asked for"].append(close["closing"] - last["told"])
+                gaps["its end: the log is written"].append(close["closed"] - close["closing"])
+                gaps["to the next trial's begin (reset_config)"].append(first["called"] - close["closed"])
+                gaps["to its first step"].append(first["begun"] - first["called"])
+                gaps["all between two trials"].append(first["begun"] - last["told"])
+    gaps["between two epochs"] = [wait for note in every for wait in note["waits"]]
+    late = max(notes[0]["begun"] for notes in ended) - min(notes[0]["begun"] for notes in ended)
+    early = max(notes[-1]["told"] for notes in ended) - min(notes[-1]["told"] for notes in ended)
+    table = Table("s", "median", "mean", "most", "in all", title=f"busy: {len(every)} trials, {len(workers)} workers")
+    for name, found in gaps.items():
+        values = (statistics.median(found), statistics.mean(found), max(found), sum(found)) if found else (0.0,) * 4
+        table.add_row(name, *(f"{value:.3f}" for value in values))
+    CONSOLE.print(table)
+    each = statistics.mean(note["inside"] for note in every)
+    CONSOLE.print(
+        f"busy {share:.1%} of {WORKERS} x {whole:.1f} s; a trial takes {each:.2f} s; "
+        f"one worker begins {late:.2f} s after the other, and ends {early:.2f} s before it"
+    )
+    spent = {name: 1000 * seconds / len(every) for name, seconds in driven.spent.items()}
+    CONSOLE.print("the driver, ms a trial: " + ", ".join(f"{name} {value:.1f}" for name, value in spent.items()))
+    means = {name: statistics.mean(found) for name, found in gaps.items() if found}
+    found_in_all: Found = {"busy": share, "trials": len(every), "seconds": whole, "gaps": means}
+    return found_in_all | {"driver, ms a trial": spent, "notes": workers}

@@ -1,0 +1,247 @@
+"""Whole trials and sweeps: how soon a trial begins, how long it takes, and what a sweep makes of many.
+
+python -m tests.benchmarks.trials                     all parts
+python -m tests.benchmarks.trials --only start trial  of: start, trial, sweep, busy, memory
+
+start    seconds from the start of a process to the first training step of its trial, and from the call of
+         `worker.run_trial` to that of the trials after it, with the stages they are made of.
+trial    a trial of VTAB's size (demo/digits: 800 + 200 images) from start to result: the published recipe
+         (`published.py`) in a process of its own, ours in a process of its own that finds no image decoded and no
+         prototypes, and ours in the process of an earlier trial that differs in its lr, as all of a sweep but the
+         first are. Images a second are those trained on, over all of the trial's seconds. A process of its own has
+         all cores; so has the warm trial here.
+sweep    (`sweeps.py`) 24 trials of one study: each in a process of the published recipe, one after the other; then by
+         `sptune launch`, the same params without a pruner; then with TPE and ASHA.
+busy     (`sweeps.py`) which share of its time a Ray worker trains, with 200 short trials in a sweep.
+memory   what a process holds after each of 200 warm trials.
+
+Weights that are not on this machine are replaced by random ones: they cost the same, and learn less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.alone import Found, environment_of, trials_alone
+from tests.benchmarks.machine import default_device, describe
+from tests.benchmarks.sweeps import busy, sweep
+from trainer.backbone import build_vit
+from trainer.catalog import BACKBONES, BUNDLED
+from trainer.config import TrainConfig
+from trainer.data.store import read_card
+from trainer.weights import HUB_FILE, WeightsError, find_weights
+
+TASK = "demo/digits"
+TINY = "vit_tiny_patch16_224.augreg_in21k"
+MARKS = (20, 50, 100, 150, 200)
+"""Trials after which the memory is shown; it is to be flat from the second on."""
+CONSOLE = Console(width=110)
+
+
+def config_of(**changes: Any) -> dict[str, Any]:
+    """A whole config of the benchmark's trial."""
+    params = {"task": TASK, "method": "spt_deep", "prompt_length": 10, "prompt_init": "mean_pool", "lr": 0.01}
+    return dataclasses.asdict(TrainConfig.from_params(params | changes))
+
+
+def put_weights(backbone: str, hub: Path) -> str:
+    """See that every process finds a backbone's weights without a network; where they are from.
+
+    Either side looks into the Hugging Face cache: random weights are put into one of the benchmark's own.
+    """
+    from safetensors.torch import save_file
+
+    with contextlib.suppress(WeightsError):  # no hub in reach
+        if (kind := find_weights(BACKBONES[backbone], None).kind) != "hub":
+            return kind
+    snapshot = hub / f"models--timm--{backbone}" / "snapshots" / "random"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("random")
+    torch.manual_seed(0)
+    save_file(build_vit(BACKBONES[backbone]).state_dict(), snapshot / HUB_FILE, metadata={"format": "pt"})
+    os.environ["HF_HUB_CACHE"] = str(hub)
+    return "random"
+
+
+# Start.
+
+
+def start(options: argparse.Namespace, folder: Path) -> Found:
+    """How soon the first step of a trial begins."""
+    found: Found = {}
+    for backbone in options.backbones:
+        short = {"backbone": backbone, "epochs": 1, "warmup_epochs": 0}
+        places = {"data": f"{folder}/data", "device": options.device, "cpus": options.threads}
+        later: dict[str, Found] = {
+            "warm, prototypes in the bank": {"prompt_init": "mean_pool"},
+            "warm, new mean_pool": {"prompt_init": "mean_pool", "prompt_length": 5},
+            "warm, new kmeans": {"prompt_init": "kmeans"},
+            "warm, final (trainval)": {"eval_split": "test", "seed": 43},
+            "warm, linear": {"method": "linear", "prompt_length": None, "prompt_init": None},
+        }
+        asked = [config_of(**short, lr=lr) for lr in (0.01, 0.02, 0.03)]
+        asked += [config_of(**short | changes) for changes in list(later.values())[1:]]
+        environment = environment_of(folder, fresh(folder, "cache"))
+        rows = {
+            name: next(trials_alone("cold", asked[:1], environment, folder=fresh(folder, "cold"), **places))
+            for name in ("cold, images not decoded", "cold")
+        }
+        warmed = list(trials_alone("warm", asked, environment, folder=fresh(folder, "warm"), **places))
+        rows |= dict(zip(later, warmed[2:], strict=True))
+        found[backbone] = rows
+        stages = ("imports", "weights", "images", "prototypes", "model")
+        table = Table("", "first step, s", *stages, "rest", title=f"start: {backbone}, {options.device}")
+        for name, row in rows.items():
+            parts = [row["before"].get(stage, 0.0) for stage in stages]
+            seconds = [row["first step"], *parts, row["first step"] - sum(parts)]
+            table.add_row(name, *(f"{value:.3f}" for value in seconds))
+        CONSOLE.print(table)
+    return found
+
+
+def fresh(folder: Path, name: str) -> str:
+    """A new folder."""
+    return tempfile.mkdtemp(prefix=name, dir=folder)
+
+
+# Trial.
+
+
+def trial(options: argparse.Namespace, folder: Path) -> Found:
+    """A whole trial, three ways."""
+    found: Found = {}
+    for backbone in options.backbones:
+        epochs = 1 if backbone != BUNDLED and options.device == "cpu" else options.epochs
+        settings = {"backbone": backbone, "epochs": epochs, "warmup_epochs": epochs // 10, "ema_decay": 0.9999}
+        places = {"data": f"{folder}/data", "device": options.device, "cpus": options.threads}
+        runs: dict[str, list[Found]] = {"published": [], "ours": [], "ours, warm": []}
+        for repeat in range(options.repeats):
+            asked, before = (config_of(**settings, seed=42 + repeat, lr=lr) for lr in (0.01, 0.02))
+            before |= {"epochs": 1, "warmup_epochs": 0}
+            for side, how, configs in (
+                ("published", "published", [asked]),
+                ("ours", "cold", [asked]),
+                ("ours, warm", "warm", [before, asked]),
+            ):
+                own = fresh(folder, how)
+                *_, last = trials_alone(how, configs, environment_of(folder, f"{own}/cache"), folder=own, **places)
+                runs[side].append(last)
+                CONSOLE.print(f"{backbone}, {side}: {last['seconds']:.1f} s")
+        images = len_train() // asked["batch_size"] * asked["batch_size"] * epochs
+        seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
+        table = Table(
+            "", "s a trial", "images/s", "published / it", "val/accuracy", title=f"trial: {backbone}, {epochs} epochs"
+        )
+        for side, each in runs.items():
+            accuracy = statistics.mean(run["metrics"]["val/accuracy"] for run in each)
+            ratio = seconds["published"] / seconds[side]
+            values = (f"{seconds[side]:.2f}", f"{images / seconds[side]:,.0f}", f"{ratio:.2f}", f"{accuracy:.3f}")
+            table.add_row(side, *values)
+        CONSOLE.print(table)
+        spent = runs["ours, warm"][-1]["stages"]
+        CONSOLE.print("of ours, warm: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in spent.items()))
+        found[backbone] = {"epochs": epochs, "images": images, "seconds": seconds, "runs": runs}
+    return found
+
+
+def len_train() -> int:
+    """Images that a trial of the task trains on."""
+    from trainer.catalog import TASKS
+
+    return TASKS[TASK].num_train
+
+
+# Memory.
+
+
+def memory(options: argparse.Namespace, folder: Path) -> Found:
+    """What a process holds after each of many warm trials of all kinds."""
+    data = folder / "few"
+    read_card(str(data), TASK)
+    for split in ("val", "test"):
+        file = data / f"{TASK}/{split}.parquet"
+        pq.write_table(pq.read_table(file)[:20], file)
+    own = fresh(folder, "memory")
+    places = {"folder": own, "data": str(data), "device": options.device, "cpus": 1}
+    held = []
+    for found in trials_alone("warm", list(kinds(options.trials)), environment_of(folder, f"{own}/cache"), **places):
+        held.append(found["resident MB"])
+        if len(held) in MARKS:
+            CONSOLE.print(f"{len(held)} trials: {held[-1]:.0f} MB")
+    later = range(min(MARKS[1], len(held) // 2), len(held))
+    slope = statistics.linear_regression(list(later), [held[i] for i in later]).slope
+    table = Table("", *(f"after {mark}" for mark in MARKS if mark <= len(held)), "MB a trial, then", title="memory, MB")
+    table.add_row("resident", *(f"{held[mark - 1]:.0f}" for mark in MARKS if mark <= len(held)), f"{slope:+.3f}")
+    CONSOLE.print(table)
+    return {"resident MB": held, "MB a trial": slope, "from trial": later[0]}
+
+
+def kinds(trials: int) -> Iterator[Mapping[str, Any]]:
+    """Small trials with other params each: every strategy, four lengths, final ones, and other methods."""
+    inits = ("random", "mean_pool", "max_pool", "kmeans")
+    for i in range(trials):
+        few: dict[str, Any] = {
+            "train_size": 64,
+            "epochs": 1,
+            "warmup_epochs": 0,
+            "batch_size": 16,
+            "lr": 1e-4 * (i + 1),
+        }
+        few |= {"eval_split": "test", "seed": i} if i % 5 == 4 else {}
+        few |= {"prompt_init": inits[i % 4], "prompt_length": (1, 2, 5, 10)[i // 4 % 4]}
+        if i % 8 == 7:
+            few |= {"method": "linear", "prompt_init": None, "prompt_length": None}
+        yield config_of(**few)
+
+
+# All.
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is asked for, and print a table each."""
+    parts = {"start": start, "trial": trial, "sweep": sweep, "busy": busy, "memory": memory}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=parts, default=[*parts])
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=[BUNDLED, TINY])
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a trial that is alone on the machine")
+    parser.add_argument("--epochs", type=int, help="of `trial`; by default 10 on a CPU, 100 on a GPU")
+    parser.add_argument("--repeats", type=int, default=1, help="of `trial`, each with its seed")
+    parser.add_argument("--sweep-epochs", type=int, default=3)
+    parser.add_argument("--sweep-trials", type=int, default=24)
+    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of 4 of the 24")
+    parser.add_argument("--train", action="store_true", help="`busy`: trials that train, instead of trials that sleep")
+    parser.add_argument("--trials", type=int, default=200, help="of `busy` and `memory`")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    options.epochs = options.epochs or (10 if options.device == "cpu" else 100)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    found: Found = {"machine": describe(options.device)}
+    with tempfile.TemporaryDirectory(prefix="sptune-trials-") as name:
+        folder = Path(name)
+        read_card(f"{folder}/data", TASK)
+        for backbone in options.backbones:
+            CONSOLE.print(f"{backbone}: {put_weights(backbone, folder / 'hub')} weights")
+        for part in options.only:
+            found[part] = parts[part](options, folder)
+            if options.out:
+                options.out.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
