@@ -58,7 +58,7 @@ def first_prompt(
         )
     images = learnt_from
     if config.init_task is not None:
-        images = _images_of_another_task(config, data_root, str(learnt_from.array_RCSS.device))
+        images = _images_of_another_task(config, data_root, str(learnt_from.labels_N.device))
     content = {
         "backbone": backbone.sha256,
         "normalize": config.normalize,

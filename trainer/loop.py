@@ -26,6 +26,7 @@ from trainer.config import TrainConfig
 from trainer.data.load import Split, load_split
 from trainer.data.store import read_card
 from trainer.data.transforms import random_views
+from trainer.features import frozen_features
 from trainer.memory import backward, in_batches, in_precision
 from trainer.metrics import normalized_mutual_information, predictions, scores
 from trainer.optimizer import MovingAverage, build_optimizer, lr_at
@@ -134,14 +135,11 @@ def train(
     # Where nothing below the head learns or varies, the network's features take the images' place, computed once.
     learns_above_features = not (config.prompt_length or method.backbone_learns or augmented or config.drop_path)
     network = in_precision(model.head if learns_above_features else model, config.precision, device)
-    features = in_precision(model.features, config.precision, device)
-
-    @functools.cache
-    def features_of(split: Split) -> Tensor:
-        return torch.cat([in_batches(features, images) for images in split.in_order(256)])
 
     def inputs_of(split: Split, rows_B: Tensor) -> Tensor:
-        return features_of(split)[rows_B.to(device)] if learns_above_features else split.take(rows_B)
+        if learns_above_features:
+            return frozen_features(frozen, split, config.precision)[rows_B.to(device)]
+        return split.take(rows_B)
 
     def logits_of(split: Split) -> Tensor:
         rows = torch.arange(len(split)).split(256)
@@ -202,7 +200,8 @@ def train(
         order, crops = (torch.Generator().manual_seed(config.stream_seed(what, epoch)) for what in ("order", "crops"))
         torch.manual_seed(config.stream_seed("dropout", epoch))
         model.train()
-        batches = torch.randperm(num_images, generator=order).split(config.batch_size)[:steps_per_epoch]
+        order_N = torch.randperm(num_images, generator=order)
+        placed_N, labels_N = order_N.to(learnt_from.rows_N.device), learnt_from.labels_N[order_N.to(device)]
         done, total_loss = 0, torch.zeros((), device=device)
         if under_way is not None:
             done, total_loss, started = under_way["done"], under_way["loss"].to(device), started - under_way["seconds"]
@@ -214,11 +213,12 @@ def train(
             lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            rows_B = batches[step]
-            inputs_B, labels_B = inputs_of(learnt_from, rows_B), learnt_from.labels_N[rows_B.to(device)]
+            rows = slice(step * config.batch_size, (step + 1) * config.batch_size)
+            inputs_B = inputs_of(learnt_from, placed_N[rows])
             if learnt_from.view == "whole":
-                inputs_B = random_views(inputs_B, learnt_from.aspect_N[rows_B], config.pixels, config.transform, crops)
-            loss, part = backward(network, list(learnable.values()), inputs_B, labels_B, part)
+                aspect_B = learnt_from.aspect_N[order_N[rows]]
+                inputs_B = random_views(inputs_B, aspect_B, config.pixels, config.transform, crops)
+            loss, part = backward(network, list(learnable.values()), inputs_B, labels_N[rows], part)
             optimizer.step()
             if average is not None:
                 average.update()

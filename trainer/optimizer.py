@@ -24,7 +24,8 @@ def build_optimizer(config: TrainConfig, learnable: Mapping[str, nn.Parameter]) 
     described = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
     if config.optimizer == "sgd":
         return torch.optim.SGD(described, lr=config.lr, momentum=MOMENTUM)
-    return torch.optim.AdamW(described, lr=config.lr)
+    on_gpu = all(parameter.is_cuda for parameter in learnable.values())
+    return torch.optim.AdamW(described, lr=config.lr, fused=on_gpu or None)  # a GPU does all of it at one go
 
 
 def decay_of(name: str, parameter: Tensor, config: TrainConfig) -> float:

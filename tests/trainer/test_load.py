@@ -16,7 +16,7 @@ from PIL import Image
 from trainer.catalog import OWN
 from trainer.data import decoded as decoding
 from trainer.data.decoded import decoded
-from trainer.data.load import load_split
+from trainer.data.load import fits, load_split
 from trainer.data.store import Card, Example, read_examples, write_task
 from trainer.data.transforms import decode
 
@@ -166,3 +166,7 @@ def test_more_images_than_there_are_is_a_clear_error(stored: tuple[str, Card], s
     with pytest.raises(ValueError, match="images") as caught:
         load_split(stored[0], TASK, "trainval", size, 16)
     assert str(caught.value) == problem
+
+
+def test_images_stay_in_a_gpus_memory_if_they_leave_most_of_what_is_free() -> None:
+    assert fits(0, 0) and fits(4 * 10**9, 10**10) and not fits(4 * 10**9 + 1, 10**10)

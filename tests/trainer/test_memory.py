@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trainer.backbone import load_backbone
 from trainer.config import TrainConfig
 from trainer.data.load import load_split
+from trainer.features import frozen_features
 from trainer.loop import train
 from trainer.memory import backward, in_batches, in_precision
 
@@ -252,6 +253,7 @@ def little_memory(config: TrainConfig) -> Iterator[None]:
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=None, device="cpu"
     )
     hook = frozen.vit.blocks[3].register_forward_pre_hook(refuse)
+    frozen_features.cache_clear()  # what went through it before is known
     try:
         yield
     finally:

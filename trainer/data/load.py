@@ -19,20 +19,24 @@ from trainer.data.store import read_card, read_column
 from trainer.data.subsets import TrainSize, nested_subset
 from trainer.data.transforms import TransformName, View
 
+RESIDENT_SHARE = 0.4
+"""What a split's images may take of a GPU's free memory."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Split:
     """The decoded images of one split, N of them.
 
-    A split may be some rows of a larger array; `take` knows which.
+    A split may be some rows of a larger array; `take` knows which. The array is on the device if it fits there, else in
+    the machine's memory, and batches follow the device's work from there.
     """
 
     array_RCSS: Tensor
     """uint8; this split's images are its rows `rows_N`."""
     rows_N: Tensor
-    """int64, on the CPU."""
+    """int64, where the array is."""
     labels_N: Tensor
-    """int64."""
+    """int64, on the device."""
     keys: tuple[str, ...]
     aspect_N: Tensor
     """Width over height of each image as it was stored; on the CPU."""
@@ -48,9 +52,13 @@ class Split:
         return self.take(torch.arange(len(self)))
 
     def take(self, wanted_B: Tensor) -> Tensor:
-        """The images ``[B, 3, S, S]`` of rows of this split (on the CPU), where the array is."""
-        rows_B = self.rows_N[wanted_B]
-        return self.array_RCSS.index_select(0, rows_B.to(self.array_RCSS.device))  # five times as fast as indexing
+        """The images ``[B, 3, S, S]`` of rows of this split, on the device; asked for with rows where the array is,
+        nothing is waited for."""
+        rows_B = self.rows_N[wanted_B.to(self.rows_N.device)]
+        images_BCSS = self.array_RCSS.index_select(0, rows_B)  # five times as fast as indexing
+        if images_BCSS.device == self.labels_N.device:
+            return images_BCSS
+        return images_BCSS.pin_memory().to(self.labels_N.device, non_blocking=True)
 
     def in_order(self, size: int) -> Iterator[Tensor]:
         """All images, `size` at a time."""
@@ -96,8 +104,8 @@ def load_split(
     every_label, every_key = np.concatenate([labels[name] for name in names]), _keys(root, task, names)
     whole = decoded(root, card, names, image_size, transform, view, cache)
     array, rows = whole.images_N3SS, torch.from_numpy(rows_N)
-    if device != "cpu":
-        array, rows = array[rows].to(device), torch.arange(len(rows))
+    if device != "cpu" and fits(len(rows) * array[0].numel(), torch.cuda.mem_get_info(device)[0]):
+        array, rows = array[rows].to(device), torch.arange(len(rows), device=device)
     return Split(
         array_RCSS=array,
         rows_N=rows,
@@ -107,6 +115,11 @@ def load_split(
         view=view,
         fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{view}",
     )
+
+
+def fits(images_bytes: int, free_bytes: int) -> bool:
+    """Whether images may stay in a GPU's memory: the network, its tokens and other splits want some too."""
+    return images_bytes <= RESIDENT_SHARE * free_bytes
 
 
 def _keys(root: str, task: str, names: tuple[str, ...]) -> pa.ChunkedArray:

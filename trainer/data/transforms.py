@@ -97,7 +97,9 @@ def cut(images_BCSS: Tensor, crops_B5: Tensor, size: int, transform: TransformNa
     theta_B23[:, 0, 0], theta_B23[:, 1, 1] = width_B * mirror_B, height_B
     theta_B23[:, 0, 2], theta_B23[:, 1, 2] = 2 * left_B + width_B - 1, 2 * top_B + height_B - 1
     grid_BSS2 = F.affine_grid(
-        theta_B23.to(images_BCSS.device, torch.float32), [len(images_BCSS), 3, size, size], align_corners=False
+        theta_B23.float().to(images_BCSS.device, non_blocking=True),
+        [len(images_BCSS), 3, size, size],
+        align_corners=False,
     )
     mode = "bicubic" if transform == "spt" else "bilinear"
     cut_BCSS = F.grid_sample(images_BCSS.float(), grid_BSS2, mode=mode, padding_mode="border", align_corners=False)

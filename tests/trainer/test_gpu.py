@@ -1,0 +1,64 @@
+"""What only a GPU can show: nothing waits within an epoch, and what is done otherwise there comes to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from trainer.config import TrainConfig
+from trainer.data import load as loading
+from trainer.data.load import load_split
+from trainer.loop import train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.fixture
+def no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "RESIDENT_SHARE", 0.0)
+    load_split.cache_clear()
+
+
+def losses(data_root: str, config: TrainConfig, device: str) -> list[float]:
+    return [epoch.metrics["train/loss"] for epoch in train(config, data_root=data_root, device=device)]
+
+
+@pytest.mark.parametrize("method", ["spt_deep", "spt_shallow", "linear", "full"])
+def test_a_gpu_comes_to_what_a_cpu_comes_to(data_root: str, tiny: Callable[..., TrainConfig], method: str) -> None:
+    config = tiny(method, lr=1e-3)
+    assert losses(data_root, config, "cuda") == pytest.approx(losses(data_root, config, "cpu"), abs=1e-3)
+
+
+def test_images_that_have_no_room_there_come_batch_by_batch_to_the_same_end(
+    data_root: str, tiny: Callable[..., TrainConfig], request: pytest.FixtureRequest
+) -> None:
+    there = losses(data_root, tiny("spt_deep"), "cuda")
+    request.getfixturevalue("no_room")
+    split = load_split(data_root, "demo/digits", "train", 1.0, 32, "cuda")
+    assert (split.array_RCSS.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
+    assert losses(data_root, tiny("spt_deep"), "cuda") == there
+
+
+@pytest.mark.parametrize("method", ["spt_deep", "vpt_deep", "linear"])
+def test_nothing_waits_for_the_gpu_between_the_steps_of_an_epoch(
+    data_root: str, tiny: Callable[..., TrainConfig], method: str
+) -> None:
+    config = tiny(method, epochs=2, ema_decay=0.9)
+    steps = len(load_split(data_root, config.task, "train", config.train_size, 32, "cuda")) // config.batch_size
+    asked = 0
+
+    def between_steps() -> bool:
+        nonlocal asked
+        first, last = asked % (steps + 1) == 1, asked % (steps + 1) == steps
+        if first or last:  # the first step of all may still set things up
+            torch.cuda.set_sync_debug_mode("error" if first and not last else "default")
+        asked += 1
+        return False
+
+    try:
+        list(train(config, data_root=data_root, device="cuda", stop=between_steps))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert asked == 2 * (steps + 1)

@@ -1,0 +1,22 @@
+"""What the frozen network makes of a split: where nothing below the head learns, it takes the images' place."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from trainer.backbone import Backbone
+from trainer.data.load import Split
+from trainer.memory import in_batches, in_precision
+from trainer.prompts import prompted_features
+
+
+@functools.lru_cache(maxsize=4)
+def frozen_features(backbone: Backbone, split: Split, precision: str) -> Tensor:
+    """What the head reads of each image ``[N, D]`` without prompts, computed once a process: trials share it."""
+    network = in_precision(
+        lambda images_BCHW: prompted_features(backbone, images_BCHW, []), precision, str(split.labels_N.device)
+    )
+    return torch.cat([in_batches(network, images_BCHW) for images_BCHW in split.in_order(256)])
