@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test test-slow check install
+.PHONY: demo ui test test-slow check bench install
 .DEFAULT_GOAL := demo
 
 # The lock, installed: made again whenever the lock or the dependencies change.
@@ -29,3 +29,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Against the published recipe and the machine's own limits: tables, and the numbers in bench/.
+bench: install
+	$(BIN)/python -m tests.benchmarks.throughput --prototypes --out bench/throughput.json
+	$(BIN)/python -m tests.benchmarks.trials --out bench/trials.json
+	$(BIN)/python -m tests.benchmarks.growth --out bench/growth.json

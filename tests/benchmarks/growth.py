@@ -1,0 +1,249 @@
+"""How cost grows: ten times the images, prompt tokens or trials, a backbone four times as large.
+
+`python -m tests.benchmarks.growth --out found.json`. If a cost is the size to the power of an exponent, the exponent is
+log(ratio of costs) / log(factor): 1 is proportional, 0 is no growth. What is expected follows from the algorithm, for
+steps from FLOPs that are counted; what is measured is beside it. Both sizes run in this process; networks have random
+weights, images are noise. The driver's part needs the orchestrator's packages, and is left out without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.machine import default_device, describe, wait_for
+from tests.benchmarks.throughput import BY_SIZE, CLASSES, Side, first_values, in_turns, our_side, warm_up
+from trainer.backbone import Backbone, build_vit
+from trainer.catalog import BACKBONES, BUNDLED, OWN, PROTOTYPE_INITS
+from trainer.config import TrainConfig
+from trainer.data.store import Example, write_task
+from trainer.kmeans import SAMPLE, STARTS
+from trainer.loop import train
+from trainer.prototypes import TokenStream, build_prototypes
+
+IMAGES = (160, 1600)
+PROMPTS = (10, 100)
+STUDIES = (4, 40)
+TRIALS = 25
+"""Of a study, two of them final."""
+
+Row = dict[str, Any]
+
+
+def grown(what: str, sizes: tuple[float, float], seconds: tuple[float, float], expected: float, why: str) -> Row:
+    """A line of the table."""
+    factor = sizes[1] / sizes[0]
+    return {
+        "what": what,
+        "from": sizes[0],
+        "to": sizes[1],
+        "factor": factor,
+        "seconds_from": seconds[0],
+        "seconds_to": seconds[1],
+        "expected": expected,
+        "measured": math.log(seconds[1] / seconds[0]) / math.log(factor),
+        "why": why,
+    }
+
+
+def noise_pictures(count: int) -> Iterator[Example]:
+    """PNGs of the bundled network's size."""
+    noise = np.random.default_rng(count)
+    for i in range(count):
+        file = io.BytesIO()
+        Image.fromarray(noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+        yield Example(key=f"{count}/{i}", label=i % 10, image=file.getvalue())
+
+
+def epoch_seconds(images: int, epochs: int, device: str) -> float:
+    """The training steps of an epoch of a whole run, the fastest after the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        task, names = f"{OWN}noise", [*"0123456789"]
+        splits = {"train": noise_pictures(images), "val": noise_pictures(32), "test": noise_pictures(10)}
+        write_task(folder, task, splits, source="benchmark", class_names=names, protocol="published")
+        params = {"task": task, "method": "spt_deep", "prompt_length": 10, "prompt_init": "random", "epochs": epochs}
+        config = TrainConfig.from_params(params | {"warmup_epochs": 0, "lr": 1e-3, "init_images": 10})
+        found = [epoch.metrics for epoch in train(config, data_root=folder, device=device, cache=f"{folder}/cache")]
+    return images / max(metrics["train/images_per_s"] for metrics in found[1:])
+
+
+def images_rows(device: str) -> Iterator[Row]:
+    """Ten times the images: an epoch, and prototypes by each strategy."""
+    few, many = IMAGES
+    # In turns, as others may use the machine for a while.
+    of_few, of_many, again = ((few, 4), (many, 3), (few, 4))
+    first, second, third = (epoch_seconds(images, epochs, device) for images, epochs in (of_few, of_many, again))
+    yield grown("an epoch: images", IMAGES, (min(first, third), second), 1.0, "as many steps as images")
+    row = BACKBONES[BUNDLED]
+    torch.manual_seed(0)
+    backbone = Backbone(build_vit(row), readout=row.readout, sha256="").to(device)
+    noise_NCHW = torch.randint(0, 256, (many, 3, row.image_size, row.image_size), dtype=torch.uint8, device=device)
+
+    def build(prompt_init: str, images: int) -> None:
+        stream = TokenStream(
+            backbone=backbone,
+            num_images=images,
+            images_of=lambda rows_B: noise_NCHW[rows_B.to(device)],
+            num_layers=row.num_layers,
+        )
+        build_prototypes(stream, prompt_init=prompt_init, prompt_length=PROMPTS[0], seed=0)
+
+    drawn = row.num_layers * PROMPTS[0]
+    looked_at = [images * (1 - (1 - 1 / images) ** drawn) for images in IMAGES]
+    points = [STARTS * min(SAMPLE, images * row.num_patches()) + images * row.num_patches() for images in IMAGES]
+    for prompt_init in PROTOTYPE_INITS:
+        clusters = prompt_init == "kmeans"
+        parts = points if clusters else looked_at
+        why = (
+            f"{STARTS} starts on {SAMPLE:,} tokens, one on all"
+            if clusters
+            else f"only images that are drawn: {drawn} at most"
+        )
+        times = 1 if clusters else 3
+        seconds = (
+            fastest(lambda init=prompt_init: build(init, few), times, device),  # type: ignore[misc]
+            fastest(lambda init=prompt_init: build(init, many), times, device),  # type: ignore[misc]
+        )
+        yield grown(f"prototypes, {prompt_init}: images", IMAGES, seconds, math.log10(parts[1] / parts[0]), why)
+
+
+def fastest(run: Callable[[], object], times: int, device: str) -> float:
+    """Seconds of the fastest of several calls."""
+    taken = []
+    for _ in range(times):
+        wait_for(device)
+        started = time.perf_counter()
+        run()
+        wait_for(device)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def step_of(size: str, method: str, length: int, device: str) -> tuple[Side, int]:
+    """A side that takes steps of ours in fp32, and its network's parameters."""
+    row = BACKBONES[BY_SIZE[size]]
+    batch = 32 if torch.device(device).type == "cuda" else 4
+    params = {"task": "demo/digits", "backbone": row.name, "method": method, "prompt_length": length}
+    config = TrainConfig.from_params(params | {"prompt_init": "random", "batch_size": batch, "ema_decay": 0.9999})
+    torch.manual_seed(0)
+    backbone = Backbone(build_vit(row), readout=row.readout, sha256="")
+    images_NCHW = torch.randint(0, 256, (batch, 3, row.image_size, row.image_size), dtype=torch.uint8, device=device)
+    labels_N = torch.arange(batch, device=device) % CLASSES
+    side = warm_up(
+        lambda: our_side(config, first_values(backbone, config), images_NCHW, labels_N, batch, device), device
+    )
+    side.name = f"{size} {length}"
+    return side, sum(parameter.numel() for parameter in backbone.parameters())
+
+
+def steps_row(
+    what: str, sides: tuple[Side, Side], sizes: tuple[float, float], seconds: float, device: str, more: str = ""
+) -> Row:
+    """Steps of two sizes, in turns; what is expected is what their FLOPs say."""
+    in_turns(sides, "step", seconds, device)
+    few, many = (side.found for side in sides)
+    flops = many["step_flops"] / few["step_flops"]
+    expected = math.log(flops) / math.log(sizes[1] / sizes[0])
+    return grown(what, sizes, (few["step_s"], many["step_s"]), expected, f"{flops:.2f} times the FLOPs{more}")
+
+
+def steps_rows(seconds: float, device: str) -> Iterator[Row]:
+    """Ten times the prompt tokens, and a backbone of four times the parameters."""
+    for method in ("spt_deep", "spt_shallow"):
+        few, many = (step_of("tiny", method, length, device)[0] for length in PROMPTS)
+        more = ": prompts are keys alone" if method == "spt_deep" else ""
+        yield steps_row(f"a step, ViT-Ti {method}: prompt tokens", (few, many), PROMPTS, seconds, device, more)
+    (tiny, tiny_parameters), (small, small_parameters) = (
+        step_of(size, "spt_deep", 20, device) for size in ("tiny", "small")
+    )
+    sizes = (tiny_parameters, small_parameters)
+    yield steps_row("a step, ViT-Ti to ViT-S: parameters", (tiny, small), sizes, seconds, device)
+
+
+def trials_row() -> Row:
+    """Ten times the trials, in ten times the studies: the driver's own CPU seconds.
+
+    Raises:
+        ImportError: where the orchestrator's packages are missing.
+    """
+    from orchestrator.plan import studies
+    from orchestrator.record import Record
+    from orchestrator.replay import Clock, Synthetic, drive
+    from orchestrator.sweep import Sweep
+    from tests.benchmarks.scale import Silent, spec_of
+
+    def driven(num_studies: int) -> float:
+        spec, clock = spec_of(num_studies, TRIALS - 2, 2, 10), Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+            started = time.process_time()
+            drive(sweep, Synthetic(studies(spec)), clock, workers=64)
+            return time.process_time() - started
+
+    driven(1)  # libraries import as they are needed
+    few, many = (driven(num_studies) for num_studies in STUDIES)
+    sizes = (STUDIES[0] * TRIALS, STUDIES[1] * TRIALS)
+    return grown(
+        "the driver's CPU time: trials", sizes, (few, many), 1.0, "a trial costs the same, the last as the first"
+    )
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of steps that each size is timed for")
+    parser.add_argument("--device", default=default_device())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    console = Console(width=120)
+    rows: list[Row] = []
+    parts: list[Callable[[], Iterator[Row]]] = [
+        lambda: images_rows(options.device),
+        lambda: steps_rows(options.seconds, options.device),
+        lambda: iter([trials_row()]),
+    ]
+    left_out = []
+    for part in parts:
+        try:
+            for row in part():
+                rows.append(row)
+                console.print(f"{row['what']}: {row['measured']:.2f}, expected {row['expected']:.2f}", highlight=False)
+        except ImportError as error:
+            left_out.append(f"the driver's time a trial was left out: {error}")
+    table = Table("what grows", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="how cost grows")
+    for name in ("from", "to", "factor", "seconds", "then", "expected", "measured"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("because")
+    for row in rows:
+        sizes = (f"{row['from']:,.0f}", f"{row['to']:,.0f}", f"{row['factor']:.1f}")
+        exponents = (f"{row['expected']:.2f}", f"{row['measured']:.2f}")
+        table.add_row(
+            row["what"], *sizes, f"{row['seconds_from']:.3f}", f"{row['seconds_to']:.3f}", *exponents, row["why"]
+        )
+    console.print(table)
+    for reason in left_out:
+        console.print(reason)
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        found = {"machine": describe(options.device), "growth": rows, "left_out": left_out}
+        options.out.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
