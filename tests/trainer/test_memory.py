@@ -282,7 +282,7 @@ def test_a_run_on_a_device_with_little_memory_ends_as_one_with_much(
         # Interrupted, it goes on with what did fit.
         del run
         found = list(train(config, data_root=data_root, folder=str(tmp_path / "run")))
-        assert set(told(caplog)) == set(evaluation)
+        assert set(told(caplog)) == (set(evaluation) if learns else set()), "features are known by now"
     for epoch, plain in zip(found, expected, strict=True):
         assert epoch.metrics.pop("train/images_at_once", None) == (4 if learns else None)
         assert epoch.metrics == {name: pytest.approx(value, rel=1e-4) for name, value in plain.metrics.items()} | {
