@@ -9,14 +9,13 @@ from torch import Tensor
 
 from trainer.backbone import Backbone
 from trainer.data.load import Split
-from trainer.memory import in_batches, in_precision
+from trainer.memory import images_at_once, in_batches, in_precision
 from trainer.prompts import prompted_features
 
 
 @functools.lru_cache(maxsize=4)
 def frozen_features(backbone: Backbone, split: Split, precision: str) -> Tensor:
     """What the head reads of each image ``[N, D]`` without prompts, computed once a process: trials share it."""
-    network = in_precision(
-        lambda images_BCHW: prompted_features(backbone, images_BCHW, []), precision, str(split.labels_N.device)
-    )
-    return torch.cat([in_batches(network, images_BCHW) for images_BCHW in split.in_order(256)])
+    device = str(split.labels_N.device)
+    network = in_precision(lambda images_BCHW: prompted_features(backbone, images_BCHW, []), precision, device)
+    return torch.cat([in_batches(network, images_BCHW) for images_BCHW in split.in_order(images_at_once(device))])

@@ -27,7 +27,7 @@ from trainer.data.load import Split, load_split
 from trainer.data.store import read_card
 from trainer.data.transforms import random_views
 from trainer.features import frozen_features
-from trainer.memory import backward, in_batches, in_precision
+from trainer.memory import backward, images_at_once, in_batches, in_precision
 from trainer.metrics import normalized_mutual_information, predictions, scores
 from trainer.optimizer import MovingAverage, build_optimizer, lr_at
 from trainer.prompts import PromptedViT
@@ -142,7 +142,7 @@ def train(
         return split.take(rows_B)
 
     def logits_of(split: Split) -> Tensor:
-        rows = torch.arange(len(split)).split(256)
+        rows = torch.arange(len(split)).split(images_at_once(device))
         return torch.cat([in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
 
     # Groups with a weight decay each, and the average that is scored beside the weights.

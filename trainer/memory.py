@@ -84,6 +84,11 @@ def in_parts(run: Callable[[Tensor], Output], inputs_N: Tensor, part: int, doing
     return outputs
 
 
+def images_at_once(device: str) -> int:
+    """How many images are evaluated together: what fills a GPU, or what stays in a CPU's caches."""
+    return 256 if torch.device(device).type == "cuda" else 64
+
+
 @torch.no_grad()
 def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
     """A network's outputs ``[N, ...]`` for any number of inputs, without gradients.
