@@ -1,12 +1,13 @@
 """Trials in a process of its own, with the seconds of their stages: what `trials.py` and `sweeps.py` start and time.
 
 `python -m tests.benchmarks.alone` reads a JSON of `how` (cold, warm or published), `configs`, `started` (the clock when
-the process was started), `data`, `folder`, `device`, and perhaps `cpus`; it writes a line of JSON for each trial that
-ended.
+the process was started), `data`, `folder`, `device`, and perhaps `cpus` and `first_step` (whether a trial is stopped
+after it); it writes a line of JSON for each trial that ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -28,6 +29,7 @@ STAGES = {
     "PromptedViT": "model",
     "build_optimizer": "model",
     "MovingAverage": "model",
+    "in_batches": "forward",
     "write_bytes": "files",
     "save_state": "files",
     "load_state": "files",
@@ -63,6 +65,10 @@ class Stopwatch:
         self._began, self._first = time.perf_counter(), None
         self._spent.clear()
 
+    def begun(self) -> bool:
+        """Whether the first step has begun."""
+        return self._first is not None
+
     def read(self) -> Found:
         """The seconds since then."""
         assert self._first is not None, "a trial trains"
@@ -95,18 +101,20 @@ def cold(asked: Found) -> Iterator[Found]:
     """One trial as `python -m trainer --out FOLDER` runs it, its seconds counted from the start of the process."""
     import trainer.__main__  # noqa: F401  # what the command imports
     from trainer.config import TrainConfig
-    from trainer.loop import train
+    from trainer.loop import TrainingInterrupted, train
 
     imported_s = time.time() - asked["started"]
-    watch = Stopwatch()
+    watch, metrics = Stopwatch(), {}
     (config,) = asked["configs"]
-    *_, last = train(
-        TrainConfig(**config), data_root=asked["data"], folder=f"{asked['folder']}/cold", device=asked["device"]
-    )
+    stop = watch.begun if asked.get("first_step") else (lambda: False)
+    places = {"data_root": asked["data"], "folder": f"{asked['folder']}/cold", "device": asked["device"]}
+    with contextlib.suppress(TrainingInterrupted):
+        for epoch in train(TrainConfig(**config), **places, stop=stop):
+            metrics = epoch.metrics
     found = watch.read()
     before = {"imports": imported_s} | found["before"]
     seconds = {name: imported_s + found[name] for name in ("first step", "seconds")}
-    yield found | seconds | {"before": before, "metrics": last.metrics}
+    yield found | seconds | {"before": before, "metrics": metrics}
 
 
 def published(asked: Found) -> Iterator[Found]:
@@ -131,7 +139,7 @@ def warm(asked: Found) -> Iterator[Found]:
 
     from orchestrator import worker
     from orchestrator.home import Workplace
-    from orchestrator.results import Failure
+    from orchestrator.results import Cause, Failure
 
     folder, gpus = asked["folder"], float(asked["device"] != "cpu")
     workplace = Workplace(
@@ -144,12 +152,15 @@ def warm(asked: Found) -> Iterator[Found]:
     )
     watch, process = Stopwatch(), psutil.Process()
     watch.time(worker, "draw", "pictures")
+    stop = watch.begun if asked.get("first_step") else (lambda: False)
     for config in asked["configs"]:
         watch.start()
-        *_, last = worker.run_trial(config, workplace)
+        *_, last = worker.run_trial(config, workplace, stop)
         found = watch.read()
-        assert not isinstance(last, Failure), last.error
-        yield found | {"metrics": last.metrics, "resident MB": process.memory_info().rss / 1e6}
+        if isinstance(last, Failure):
+            assert last.cause is Cause.LOST and stop(), last.error
+        metrics = {} if isinstance(last, Failure) else last.metrics
+        yield found | {"metrics": metrics, "resident MB": process.memory_info().rss / 1e6}
 
 
 WAYS = {"cold": cold, "published": published, "warm": warm}

@@ -86,7 +86,7 @@ def start(options: argparse.Namespace, folder: Path) -> Found:
     found: Found = {}
     for backbone in options.backbones:
         short = {"backbone": backbone, "epochs": 1, "warmup_epochs": 0}
-        places = {"data": f"{folder}/data", "device": options.device, "cpus": options.threads}
+        places = {"data": f"{folder}/data", "device": options.device, "cpus": options.threads, "first_step": True}
         later: dict[str, Found] = {
             "warm, prototypes in the bank": {"prompt_init": "mean_pool"},
             "warm, new mean_pool": {"prompt_init": "mean_pool", "prompt_length": 5},
@@ -97,14 +97,16 @@ def start(options: argparse.Namespace, folder: Path) -> Found:
         asked = [config_of(**short, lr=lr) for lr in (0.01, 0.02, 0.03)]
         asked += [config_of(**short | changes) for changes in list(later.values())[1:]]
         environment = environment_of(folder, fresh(folder, "cache"))
-        rows = {
-            name: next(trials_alone("cold", asked[:1], environment, folder=fresh(folder, "cold"), **places))
-            for name in ("cold, images not decoded", "cold")
-        }
-        warmed = list(trials_alone("warm", asked, environment, folder=fresh(folder, "warm"), **places))
-        rows |= dict(zip(later, warmed[2:], strict=True))
+        rows: dict[str, Found] = {}
+        for name in ("cold, images not decoded", "cold"):
+            (rows[name],) = trials_alone("cold", asked[:1], environment, folder=fresh(folder, "cold"), **places)
+            CONSOLE.print(f"{backbone}, {name}: {rows[name]['first step']:.1f} s to the first step")
+        warmed = trials_alone("warm", asked, environment, folder=fresh(folder, "warm"), **places)
+        for name, row in zip(("in a new worker", "second", *later), warmed, strict=True):
+            CONSOLE.print(f"{backbone}, {name}: {row['first step']:.3f} s to the first step")
+            rows[name] = row
         found[backbone] = rows
-        stages = ("imports", "weights", "images", "prototypes", "model")
+        stages = ("imports", "weights", "images", "prototypes", "forward", "model")
         table = Table("", "first step, s", *stages, "rest", title=f"start: {backbone}, {options.device}")
         for name, row in rows.items():
             parts = [row["before"].get(stage, 0.0) for stage in stages]
