@@ -118,7 +118,13 @@ def images_rows(device: str) -> Iterator[Row]:
             fastest(lambda init=prompt_init: build(init, few), times, device),  # type: ignore[misc]
             fastest(lambda init=prompt_init: build(init, many), times, device),  # type: ignore[misc]
         )
-        yield grown(f"prototypes, {prompt_init}: images", IMAGES, seconds, math.log10(parts[1] / parts[0]), why)
+        yield grown(
+            f"prototypes, {prompt_init}: images",
+            IMAGES,
+            seconds,
+            math.log(parts[1] / parts[0]) / math.log(many / few),
+            why,
+        )
 
 
 def fastest(run: Callable[[], object], times: int, device: str) -> float:
@@ -202,6 +208,10 @@ def trials_row() -> Row:
     )
 
 
+def _short(size: float) -> str:
+    return f"{size / 1e6:.1f} M" if size >= 1e6 else f"{size:,.0f}"
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -226,12 +236,12 @@ def main() -> None:
                 console.print(f"{row['what']}: {row['measured']:.2f}, expected {row['expected']:.2f}", highlight=False)
         except ImportError as error:
             left_out.append(f"the driver's time a trial was left out: {error}")
-    table = Table("what grows", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="how cost grows")
+    table = Table("what grows", box=box.SIMPLE_HEAD, padding=0, title="how cost grows")
     for name in ("from", "to", "factor", "seconds", "then", "expected", "measured"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("because")
     for row in rows:
-        sizes = (f"{row['from']:,.0f}", f"{row['to']:,.0f}", f"{row['factor']:.1f}")
+        sizes = (_short(row["from"]), _short(row["to"]), f"{row['factor']:.1f}")
         exponents = (f"{row['expected']:.2f}", f"{row['measured']:.2f}")
         table.add_row(
             row["what"], *sizes, f"{row['seconds_from']:.3f}", f"{row['seconds_to']:.3f}", *exponents, row["why"]

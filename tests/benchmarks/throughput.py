@@ -8,8 +8,8 @@ Three sides take turns in one process on one network with random weights: the pu
 in fp32, ours in bf16. A training step is all that a step of an epoch does: images taken, forward, backward, optimizer,
 moving average; the published side's images come from its `DataLoader`, in the steady state (what workers take to start,
 each epoch anew, is left out). An evaluation is a pass over images kept as each side keeps them. The share of the
-ceiling is FLOPs as executed, by the fastest matrix product of that precision; a side that computes less may have a
-smaller share and be faster. Memory is what a side alone takes of a GPU; a CPU's is not measured: sides share it.
+ceiling is FLOPs as executed, by the fastest matrix product of that precision in this run; a side that computes less may
+have a smaller share and be faster. Memory is what a side alone takes of a GPU; a CPU's is not measured: sides share it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from timm.utils.model_ema import ModelEmaV2
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from tests.benchmarks.machine import count_flops, default_device, describe, wait_for
+from tests.benchmarks.machine import count_flops, default_device, describe, matmul_gflops, wait_for
 from tests.benchmarks.published import (
     EMA_DECAY,
     EncodedImages,
@@ -72,7 +72,7 @@ BY_SIZE = {
 CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
 """Images of a step where two cores compute it."""
 CLASSES = 100
-TURNS = 3
+TURNS = 5
 
 
 @dataclass(kw_only=True)
@@ -104,6 +104,12 @@ def pictures(count: int, size: int) -> list[bytes]:
             coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
         encoded.append(file.getvalue())
     return encoded
+
+
+@functools.cache
+def decoded_pictures(count: int, size: int) -> Tensor:
+    """The same, as our cache keeps them: uint8 ``[N, 3, S, S]``."""
+    return torch.stack([decode(one, size, "spt") for one in pictures(count, size)])
 
 
 def published_side(
@@ -191,13 +197,11 @@ def first_values(backbone: Backbone, config: TrainConfig) -> PromptedViT:
 
 
 @torch.no_grad()
-def assert_same(first: PromptedViT, encoded: Sequence[bytes], images_BCHW: Tensor) -> None:
-    """Both forward passes make the same of the same images."""
+def assert_same(first: PromptedViT, encoded: bytes, images_BCHW: Tensor) -> None:
+    """Both forward passes make the same of the same image."""
     transform = transform_of(first.backbone, images_BCHW.shape[-1], augmented=False, train=True)
-    pixels_BCHW = torch.stack(
-        [pixels for pixels, _ in map(EncodedImages(encoded, [0, 0], transform).__getitem__, (0, 1))]
-    )
-    published_BK = PublishedModel(first.backbone, first.prompt_LPD, first.head)(pixels_BCHW)
+    pixels_CHW, _ = EncodedImages([encoded], [0], transform)[0]
+    published_BK = PublishedModel(first.backbone, first.prompt_LPD, first.head)(pixels_CHW[None])
     torch.testing.assert_close(first(images_BCHW), published_BK, rtol=1e-3, atol=1e-3)
 
 
@@ -230,7 +234,7 @@ def in_turns(sides: Sequence[Side], what: str, seconds: float, device: str) -> N
 
 
 def warm_up(build: Callable[[], Side], device: str) -> Side:
-    """A side after two steps and an evaluation, with the FLOPs of both and the memory that it alone took."""
+    """A side after its first steps and an evaluation, with the FLOPs of both and the memory that it alone took."""
     on_gpu = torch.device(device).type == "cuda"
     gc.collect()
     before = torch.cuda.memory_allocated() if on_gpu else 0
@@ -238,8 +242,8 @@ def warm_up(build: Callable[[], Side], device: str) -> Side:
         torch.cuda.reset_peak_memory_stats()
     side = build()
     side.found["step_flops"] = count_flops(side.step)
-    side.step()
     if on_gpu:
+        side.step()
         side.found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
     side.found["evaluate_flops"] = count_flops(side.evaluate)
     return side
@@ -264,10 +268,10 @@ def measure(
     """The three sides of one cell."""
     torch.manual_seed(0)
     encoded = pictures(max(num_eval, 2 * config.batch_size), config.pixels)
-    images_NCHW = torch.stack([decode(one, config.pixels, "spt") for one in encoded]).to(device)
+    images_NCHW = decoded_pictures(len(encoded), config.pixels).to(device)
     labels_N = torch.arange(len(encoded), device=device) % CLASSES
     first = first_values(backbone, config)
-    assert_same(first, encoded[:2], images_NCHW[:2].cpu())
+    assert_same(first, encoded[0], images_NCHW[:1].cpu())
     builds: list[Callable[[], Side]] = [lambda: published_side(config, first, encoded, num_eval, num_workers, device)]
     for precision in ("fp32", "bf16"):
         ours = dataclasses.replace(config, precision=precision)
@@ -294,9 +298,7 @@ def cells_of(options: argparse.Namespace, device: str) -> Iterator[tuple[str, st
                 yield backbone, method, length, batch, num_eval
 
 
-def rows_of(
-    config: TrainConfig, sides: Sequence[Side], num_eval: int, ceilings: dict[str, float]
-) -> list[dict[str, Any]]:
+def rows_of(config: TrainConfig, sides: Sequence[Side], num_eval: int) -> list[dict[str, Any]]:
     """What was found of a cell, a row a side."""
     published = sides[0].found
     return [
@@ -306,17 +308,15 @@ def rows_of(
             "prompt_length": config.prompt_length,
             "batch_size": config.batch_size,
             "side": side.name,
+            "precision": side.precision,
             "train_images_per_s": config.batch_size / side.found["step_s"],
             "train_ratio": published["step_s"] / side.found["step_s"],
             "train_gflop_per_image": side.found["step_flops"] / config.batch_size / 1e9,
-            "train_ceiling_share": side.found["step_flops"] / side.found["step_s"] / 1e9 / ceilings[side.precision],
+            "train_gflops": side.found["step_flops"] / side.found["step_s"] / 1e9,
             "eval_images_per_s": num_eval / side.found["evaluate_s"],
             "eval_ratio": published["evaluate_s"] / side.found["evaluate_s"],
             "eval_gflop_per_image": side.found["evaluate_flops"] / num_eval / 1e9,
-            "eval_ceiling_share": side.found["evaluate_flops"]
-            / side.found["evaluate_s"]
-            / 1e9
-            / ceilings[side.precision],
+            "eval_gflops": side.found["evaluate_flops"] / side.found["evaluate_s"] / 1e9,
             "peak_gb": side.found["peak_bytes"] / 1e9 if "peak_bytes" in side.found else None,
             "checkpoint_bytes": int(side.found["checkpoint_bytes"]),
             "checkpoint_ms": 1000 * side.found["checkpoint_s"],
@@ -330,22 +330,25 @@ def table_of(cells: Sequence[dict[str, Any]], num_workers: int) -> Table:
     heads = ("side", "train\nimages/s", "ratio", "GFLOP\nan image", "of\nceiling", "eval\nimages/s", "ratio")
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         title=f"training and evaluation; DataLoader of the published side: {num_workers} workers",
     )
-    table.add_column("backbone, method, prompts, batch")
+    table.add_column("backbone, method,\nprompts, batch", no_wrap=True)
     for name in (*heads, "of\nceiling", "peak\nGB", "saved\nMB", "saved\nms"):
         table.add_column(name, justify="left" if name == "side" else "right", no_wrap=True)
     for i, row in enumerate(cells):
-        first = (row["backbone"], f"{row['method']}, {row['prompt_length']} prompts", f"batch {row['batch_size']}")[
-            i % 3
-        ]
+        architecture, _, weights = row["backbone"].partition(".")
+        cell = (
+            architecture,
+            f"{weights}, {row['method']}",
+            f"{row['prompt_length']} prompts, batch {row['batch_size']}",
+        )
         table.add_row(
-            first,
+            cell[i % 3],
             row["side"],
             f"{row['train_images_per_s']:,.1f}",
             f"{row['train_ratio']:.2f}",
-            f"{row['train_gflop_per_image']:,.1f}",
+            f"{row['train_gflop_per_image']:,.2f}",
             f"{row['train_ceiling_share']:.0%}",
             f"{row['eval_images_per_s']:,.1f}",
             f"{row['eval_ratio']:.2f}",
@@ -384,6 +387,15 @@ def prototypes_of(device: str) -> Iterator[dict[str, Any]]:
             yield {"backbone": row.name, "prompt_init": prompt_init, **cost, "seconds": seconds}
 
 
+def prototypes_table(found: Sequence[dict[str, Any]]) -> Table:
+    """A line a strategy."""
+    table = Table("backbone", "layers", "images", "strategy", "seconds", title="prototypes", box=box.SIMPLE_HEAD)
+    for row in found:
+        values = (row["backbone"], str(row["layers"]), f"{row['images']:,}", row["prompt_init"])
+        table.add_row(*values, f"{row['seconds']:.2f}")
+    return table
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -409,29 +421,31 @@ def main() -> None:
     ceilings = {precision: float(machine[f"matmul_gflops_{precision}"]) for precision in ("fp32", "bf16")}
     cells: list[dict[str, Any]] = []
     for name, method, length, batch, num_eval in cells_of(options, device):
-        row = BACKBONES[name]
+        network = BACKBONES[name]
         params = {"task": "demo/digits", "backbone": name, "method": method, "prompt_length": length}
         params |= {"prompt_init": "random", "batch_size": batch, "lr": 1e-3, "ema_decay": EMA_DECAY}
         torch.manual_seed(0)
-        backbone = Backbone(build_vit(row), readout=row.readout, sha256="", mean_and_std=row.mean_and_std)
+        backbone = Backbone(build_vit(network), readout=network.readout, sha256="", mean_and_std=network.mean_and_std)
         config = TrainConfig.from_params(params)
         started = time.perf_counter()
         sides = measure(config, backbone, num_eval, num_workers, options.seconds, device)
-        rows = rows_of(config, sides, num_eval, ceilings)
+        rows = rows_of(config, sides, num_eval)
+        for precision, ceiling in ceilings.items():  # others may have used the machine when it was measured first
+            ceilings[precision] = max(ceiling, matmul_gflops(device, precision, 0.3))
         del sides  # with what they hold of the device, and their workers
         cells += rows
         rates = ", ".join(f"{found['side']} {found['train_images_per_s']:,.1f}" for found in rows)
         spent = time.perf_counter() - started
         console.print(f"{name} {method} {length} prompts: {rates} images/s  [{spent:.0f} s]", highlight=False)
+    machine |= {f"matmul_gflops_{precision}": round(ceiling, 1) for precision, ceiling in ceilings.items()}
+    for row in cells:
+        for what in ("train", "eval"):
+            row[f"{what}_ceiling_share"] = row[f"{what}_gflops"] / ceilings[row["precision"]]
     console.print(table_of(cells, num_workers))
-    prototypes = []
+    prototypes: list[dict[str, Any]] = []
     if options.prototypes:
-        table = Table("backbone", "layers", "images", "strategy", "seconds", title="prototypes", box=box.SIMPLE_HEAD)
-        for found in prototypes_of(device):
-            prototypes.append(found)
-            values = (found["backbone"], found["layers"], f"{found['images']:,}", found["prompt_init"])
-            table.add_row(*map(str, values), f"{found['seconds']:.2f}")
-        console.print(table)
+        prototypes = list(prototypes_of(device))
+        console.print(prototypes_table(prototypes))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": machine, "cells": cells, "prototypes": prototypes}, indent=2))
