@@ -57,7 +57,7 @@ from trainer.catalog import BACKBONES, BUNDLED, PROTOTYPE_INITS
 from trainer.checkpoint import save_state
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
-from trainer.memory import backward, in_batches, in_precision
+from trainer.memory import backward, images_at_once, in_batches, in_precision
 from trainer.optimizer import MovingAverage, build_optimizer, lr_at
 from trainer.prompts import PromptedViT
 from trainer.prototypes import TokenStream, build_prototypes
@@ -173,7 +173,8 @@ def our_side(
 
     def evaluate() -> int:
         model.eval()
-        logits_NK = torch.cat([in_batches(network, part_BCHW) for part_BCHW in images_NCHW[:num_eval].split(256)])
+        parts = images_NCHW[:num_eval].split(images_at_once(device))
+        logits_NK = torch.cat([in_batches(network, part_BCHW) for part_BCHW in parts])
         return int((logits_NK.argmax(dim=1) == labels_N[:num_eval]).sum())
 
     def save(folder: Path) -> None:
