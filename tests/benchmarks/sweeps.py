@@ -180,7 +180,7 @@ class Noted:
             file.write(json.dumps(what) + "\n")
 
 
-def busy_spec(trials: int, train: bool) -> SweepSpec:
+def busy_spec(trials: int) -> SweepSpec:
     """A sweep of four studies, two of each one's trials final."""
     space = {
         "lr": {"type": "float", "low": 5e-3, "high": 5e-2, "log": True},
@@ -210,7 +210,7 @@ def busy(options: argparse.Namespace, folder: Path) -> Found:
     from orchestrator.ray_nodes import connected
     from orchestrator.record import Record
 
-    spec, home, notes = busy_spec(options.trials, options.train), home_at(f"{folder}/busy"), folder / "notes"
+    spec, home, notes = busy_spec(options.trials), home_at(f"{folder}/busy"), folder / "notes"
     notes.mkdir()
     home.make()
     os.environ |= {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": WORKERS, "GPU": 0}), "RAY_ADDRESS": "local"}
@@ -261,7 +261,7 @@ class Driven:
 
 
 def shown(workers: list[list[Found]], driven: Driven) -> Found:
-    """The table of what workers noted."""
+    """The table of what workers noted; Tune ends a worker that finds no trial waiting, and starts a process anew."""
     ended = [[note for note in notes if "told" in note] for notes in workers]
     every = [note for notes in ended for note in notes]
     whole = max(note["told"] for note in every) - min(note["begun"] for note in every)
@@ -276,9 +276,9 @@ def shown(workers: list[list[Found]], driven: Driven) -> Found:
                 gaps["to its first step"].append(first["begun"] - first["called"])
                 gaps["all between two trials"].append(first["begun"] - last["told"])
     gaps["between two epochs"] = [wait for note in every for wait in note["waits"]]
-    late = max(notes[0]["begun"] for notes in ended) - min(notes[0]["begun"] for notes in ended)
-    early = max(notes[-1]["told"] for notes in ended) - min(notes[-1]["told"] for notes in ended)
-    table = Table("s", "median", "mean", "most", "in all", title=f"busy: {len(every)} trials, {len(workers)} workers")
+    begins, ends = (sorted(notes[i][what] for notes in ended) for i, what in ((0, "begun"), (-1, "told")))
+    late, early = begins[WORKERS - 1] - begins[0], ends[-1] - ends[-WORKERS]
+    table = Table("s", "median", "mean", "most", "in all", title=f"busy: {len(every)} trials, {len(workers)} processes")
     for name, found in gaps.items():
         values = (statistics.median(found), statistics.mean(found), max(found), sum(found)) if found else (0.0,) * 4
         table.add_row(name, *(f"{value:.3f}" for value in values))
