@@ -29,6 +29,7 @@ STAGES = {
     "PromptedViT": "model",
     "build_optimizer": "model",
     "MovingAverage": "model",
+    "frozen_features": "forward",
     "in_batches": "forward",
     "write_bytes": "files",
     "save_state": "files",

@@ -87,18 +87,20 @@ def start(options: argparse.Namespace, folder: Path) -> Found:
     for backbone in options.backbones:
         short = {"backbone": backbone, "epochs": 1, "warmup_epochs": 0}
         places = {"data": f"{folder}/data", "device": options.device, "cpus": options.threads, "first_step": True}
+        linear = {"method": "linear", "prompt_length": None, "prompt_init": None}
         later: dict[str, Found] = {
-            "warm, prototypes in the bank": {"prompt_init": "mean_pool"},
+            "warm, bank has them": {"prompt_init": "mean_pool"},
             "warm, new mean_pool": {"prompt_init": "mean_pool", "prompt_length": 5},
             "warm, new kmeans": {"prompt_init": "kmeans"},
             "warm, final (trainval)": {"eval_split": "test", "seed": 43},
-            "warm, linear": {"method": "linear", "prompt_length": None, "prompt_init": None},
+            "warm, linear": linear,
+            "warm, linear again": linear | {"lr": 0.02},
         }
         asked = [config_of(**short, lr=lr) for lr in (0.01, 0.02, 0.03)]
         asked += [config_of(**short | changes) for changes in list(later.values())[1:]]
         environment = environment_of(folder, fresh(folder, "cache"))
         rows: dict[str, Found] = {}
-        for name in ("cold, images not decoded", "cold"):
+        for name in ("cold, not decoded", "cold"):
             (rows[name],) = trials_alone("cold", asked[:1], environment, folder=fresh(folder, "cold"), **places)
             CONSOLE.print(f"{backbone}, {name}: {rows[name]['first step']:.1f} s to the first step")
         warmed = trials_alone("warm", asked, environment, folder=fresh(folder, "warm"), **places)
