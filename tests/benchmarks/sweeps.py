@@ -68,7 +68,9 @@ def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) 
     home.mkdir()
     (home / "spec.yaml").write_text(spec_text(name, pruner, options))
     command = [str(Path(sys.executable).with_name("sptune")), "launch", f"{home}/spec.yaml", "--home", str(home)]
-    seconds, cpu_s = timed(command, home, environment_of(folder, f"{home}/cache"))
+    environment = environment_of(folder, f"{home}/cache")
+    environment.pop("OMP_NUM_THREADS", None)  # Ray gives each worker its own
+    seconds, cpu_s = timed(command, home, environment)
     (study,) = open_studies(load_spec(home / "spec.yaml"), Record(f"sqlite:///{home}/studies.db"))
     assert study.done and study.best is not None and not study.summary().failed, "all went well"
     found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in study.searched)}
