@@ -30,6 +30,8 @@ from orchestrator.ray_worker import RunTrial, TrialWorker
 from orchestrator.results import Cause, Failure
 from orchestrator.sweep import Sweep
 
+STAGED = 1
+"""Trials that are with Tune before a worker is free for them: so it waits neither for the sampler nor for Tune."""
 LOOK_EVERY_S = 5.0
 """How often it is asked which nodes there are."""
 
@@ -112,6 +114,8 @@ class _Bridge:
         self.on_change = on_change
         self.ours: dict[str, str] = {}
         self.theirs: dict[str, Trial] = {}
+        self._begun: set[str] = set()
+        self._freed = False
         self.error: Exception | None = None
         """What went wrong in the sweep itself, which Tune would hide in an error of its own."""
 
@@ -121,13 +125,31 @@ class _Bridge:
 
     def next(self, tune_id: str) -> dict[str, Any] | str | None:
         """The config of the next trial; None to be asked again, FINISHED when no more will come."""
-        trial = self.sweep.next_trial() if len(self.ours) < self._slots.count() else None
+        if self._freed:  # the staged trial begins first; the one after it is thought out meanwhile
+            self._freed = False
+            return None
+        trial = self.sweep.next_trial() if len(self.ours) < self._slots.count() + STAGED else None
         if trial is None:
             return str(Searcher.FINISHED) if self.sweep.ended else None
         self.ours[tune_id] = trial.trial_id
         self.on_change()
         share = self.sweep.sharing.of(trial)
         return {"config": trial.config, "cpus": share.cpus, "gpus": share.gpus, "resources": resources_of(share)}
+
+    def begin(self, tune_id: str) -> None:
+        """A worker has it now: its silence counts from here."""
+        if tune_id in self.ours:
+            self._begun.add(tune_id)
+            self.sweep.on_start(self.ours[tune_id])
+
+    def withdrawn(self) -> list[Trial]:
+        """Trials that are not to begin any more, because the sweep stops at once: it keeps them for another day."""
+        if self.sweep.halt is None or not self.sweep.halt.at_once:
+            return []
+        staged = self.ours.keys() - self._begun
+        for tune_id in staged:
+            self.ours.pop(tune_id)
+        return [self.theirs.pop(tune_id) for tune_id in staged]
 
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Pass on what a worker reported; whether it goes on."""
@@ -148,6 +170,8 @@ class _Bridge:
         """A trial that ended without a word lost its worker."""
         trial_id = self.ours.pop(tune_id)
         self.theirs.pop(tune_id, None)
+        self._begun.discard(tune_id)
+        self._freed = self.ours.keys() > self._begun
         with self._noting_errors():
             if self.sweep.is_under_way(trial_id):
                 self.sweep.on_failure(trial_id, _loss(error))
@@ -190,9 +214,8 @@ class _Watch(tune.Callback):
         self._bridge.tick()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A worker has it now: its silence counts from here."""
-        if trial.trial_id in self._bridge.ours:
-            self._bridge.sweep.on_start(self._bridge.ours[trial.trial_id])
+        """A worker has it now."""
+        self._bridge.begin(trial.trial_id)
 
 
 class _SweepSearcher(Searcher):
@@ -227,6 +250,8 @@ class _SweepScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Tune starts what is pending in its order; FIFO's own choice walks over every trial there ever was."""
+        for trial in self._bridge.withdrawn():
+            tune_controller.stop_trial(trial)
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Know Tune's trial, to be able to kill its worker."""
