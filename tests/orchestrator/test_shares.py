@@ -15,7 +15,7 @@ from orchestrator.errors import ClusterError
 from orchestrator.home import Workplace
 from orchestrator.ray_driver import drive
 from orchestrator.record import Record
-from orchestrator.results import Epoch
+from orchestrator.results import Epoch, TrialState
 from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
@@ -95,3 +95,31 @@ def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str,
     assert "asks for 1 CPUs and 1 GPUs of type H100" in str(refused.value)
     assert "8 CPUs and 2 GPUs (A100)" in str(refused.value)
     assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
+
+
+def test_a_sweep_that_stops_at_once_begins_no_trial_that_waited_for_a_worker(
+    raw_study: dict[str, Any], tmp_path: Path
+) -> None:
+    def three_epochs(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+        Path(workplace.trials, f"{config['lr']}.begun").touch()
+        for epoch in (1, 2, 3):
+            time.sleep(2 / epoch)
+            yield Epoch(epoch=epoch, metrics={"val/accuracy": 0.5, "epoch/seconds": 1.0})
+
+    raw = raw_study | {"fixed": {"epochs": 3, "warmup_epochs": 0}, "resources": {"gpus": 1}}
+    raw |= {"search": {"trials": 8, "max_concurrent": 8, "pruner": {"type": "none"}}}
+    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
+    place = Workplace(data_root=str(tmp_path), trials=str(tmp_path), bank=str(tmp_path), weights=None, cpus=1, gpus=0)
+    handed: list[int] = []
+
+    def stop_at_the_first_epoch() -> None:
+        trials = sweep.studies[0].search.trials
+        handed.append(len(trials))
+        if any(trial.epochs for trial in trials):
+            sweep.stop("enough")
+
+    drive(sweep, place, stop_at_the_first_epoch, three_epochs)
+    sweep.close()
+    assert max(handed) == 3, "one waits for the two GPUs"
+    assert len(list(tmp_path.glob("*.begun"))) == 2
+    assert {trial.state for trial in sweep.studies[0].search.trials} == {TrialState.WAITING}
