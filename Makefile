@@ -35,3 +35,5 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.throughput --prototypes --out bench/throughput.json
 	$(BIN)/python -m tests.benchmarks.trials --out bench/trials.json
 	$(BIN)/python -m tests.benchmarks.growth --out bench/growth.json
+	$(BIN)/python -m tests.benchmarks.lanes --out bench/lanes.json
+	$(BIN)/python -m tests.benchmarks.accuracy --out bench/accuracy.json

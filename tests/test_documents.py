@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -48,6 +49,11 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
             assert arguments[arguments.index("sptune") + 1] in known
     elif program == "optuna-dashboard":
         assert arguments == ["sqlite:///sptune-home/studies.db"], "the record of the default home"
+    elif arguments[1].startswith("tests.benchmarks."):
+        told = subprocess.run(
+            [sys.executable, *arguments[:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert all(word in told.stdout for word in arguments[2:] if word.startswith("--"))
     else:
         assert [program, *arguments[:2]] == ["python", "-m", "trainer"]
         fields, _ = parse(arguments[2:])

@@ -18,4 +18,5 @@ def frozen_features(backbone: Backbone, split: Split, precision: str) -> Tensor:
     """What the head reads of each image ``[N, D]`` without prompts, computed once a process: trials share it."""
     device = str(split.labels_N.device)
     network = in_precision(lambda images_BCHW: prompted_features(backbone, images_BCHW, []), precision, device)
-    return torch.cat([in_batches(network, images_BCHW) for images_BCHW in split.in_order(images_at_once(device))])
+    parts = split.in_order(images_at_once(device, 1 + backbone.num_patches))
+    return torch.cat([in_batches(network, images_BCHW) for images_BCHW in parts])

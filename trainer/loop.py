@@ -142,7 +142,8 @@ def train(
         return split.take(rows_B)
 
     def logits_of(split: Split) -> Tensor:
-        rows = torch.arange(len(split)).split(images_at_once(device))
+        tokens = 1 + frozen.num_patches + (config.prompt_length or 0)
+        rows = torch.arange(len(split)).split(images_at_once(device, tokens))
         return torch.cat([in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
 
     # Groups with a weight decay each, and the average that is scored beside the weights.

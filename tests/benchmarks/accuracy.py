@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.add_row(side, f"{100 * statistics.mean(scores):.2f}", f"{100 * statistics.stdev(scores):.2f}", *shown)
     CONSOLE.print(table)
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": describe(options.device), "test accuracy": found}, indent=2))
 
 

@@ -143,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 CONSOLE.print(f"{backbone}, batch {batch_size}, {lanes} lanes: gain {gain:.2f}")
     CONSOLE.print(table)
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"machine": describe(options.device), "rows": rows}, indent=2))
 
 

@@ -173,7 +173,8 @@ def our_side(
 
     def evaluate() -> int:
         model.eval()
-        parts = images_NCHW[:num_eval].split(images_at_once(device))
+        tokens = 1 + first.backbone.num_patches + first.prompt_LPD.shape[1]
+        parts = images_NCHW[:num_eval].split(images_at_once(device, tokens))
         logits_NK = torch.cat([in_batches(network, part_BCHW) for part_BCHW in parts])
         return int((logits_NK.argmax(dim=1) == labels_N[:num_eval]).sum())
 
