@@ -50,9 +50,9 @@ name: {name}
 tasks: [demo/digits]
 backbones: [{options.backbones[0]}]
 methods: [spt_deep]
-fixed: {{epochs: {epochs}, warmup_epochs: {epochs // 10}, batch_size: 32, prompt_length: 10}}
+fixed: {{epochs: {epochs}, warmup_epochs: {epochs // 10}, batch_size: 32, prompt_length: 20}}
 space: {SPACE}
-search: {{trials: {options.sweep_trials}, max_concurrent: {max(WORKERS, os.cpu_count() or 1)}, pruner: {pruner}}}
+search: {{trials: {options.sweep_trials}, pruner: {pruner}}}
 final: {{seeds: [42]}}
 resources: {{cpus: 1, gpus: {gpus}}}
 """
