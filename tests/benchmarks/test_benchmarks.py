@@ -1,0 +1,46 @@
+"""Benchmarks run to their end and compare like with like; what they measure is for a quiet machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+NANO = "vit_nano_patch4_32.mae"
+
+
+def found(module: str, *options: str, folder: Path) -> dict[str, Any]:
+    """What a benchmark writes."""
+    out = folder / "out.json"
+    command = [sys.executable, "-m", f"tests.benchmarks.{module}", *options, "--device", "cpu", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    read: dict[str, Any] = json.loads(out.read_text())
+    assert read["machine"]["cores"], "figures name their machine"
+    return read
+
+
+def test_each_side_of_a_cell_is_measured(tmp_path: Path) -> None:
+    cell = ["--methods", "spt_deep", "--prompt-lengths", "2", "--seconds", "0.1", "--batch-size", "4"]
+    read = found("throughput", "--backbones", NANO, *cell, folder=tmp_path)
+    assert [row["side"] for row in read["cells"]] == ["published", "ours fp32", "ours bf16"]
+    assert all(row["train_images_per_s"] > 0 and row["eval_images_per_s"] > 0 for row in read["cells"])
+
+
+def test_a_pass_of_several_trials_is_measured_beside_passes_alone(tmp_path: Path) -> None:
+    read = found(
+        "lanes", "--backbones", NANO, "--batch-sizes", "2", "--lanes", "3", "--seconds", "0.1", folder=tmp_path
+    )
+    assert all(read["rows"][0][way] > 0 for way in ("alone", "together", "a core each"))
+
+
+def test_accuracies_are_of_the_same_seeds(tmp_path: Path) -> None:
+    read = found("accuracy", "--epochs", "1", "--seeds", "1", "2", folder=tmp_path)
+    scores = read["test accuracy"]
+    assert scores.keys() == {"published", "ours", "ours, bf16"} and all(len(each) == 2 for each in scores.values())
+    assert min(min(each) for each in scores.values()) > 0.1, "better than chance after an epoch"
