@@ -28,7 +28,7 @@ SPEC: dict[str, Any] = {
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep"],
     "train_sizes": [0.5],
-    "fixed": {"epochs": 12, "warmup_epochs": 1, "prompt_length": 4},
+    "fixed": {"epochs": 6, "warmup_epochs": 1, "prompt_length": 4},
     "space": {
         "lr": {"type": "float", "low": 0.01, "high": 0.05},
         "prompt_init": {"type": "choice", "values": ["mean_pool", "max_pool"]},
