@@ -115,7 +115,9 @@ class _Bridge:
         self.ours: dict[str, str] = {}
         self.theirs: dict[str, Trial] = {}
         self._begun: set[str] = set()
+        """Of `ours`, those that a worker has; the others are staged."""
         self._freed = False
+        """A worker has come free for a staged trial since a trial was last asked for."""
         self.error: Exception | None = None
         """What went wrong in the sweep itself, which Tune would hide in an error of its own."""
 

@@ -1,6 +1,6 @@
 """Whether fast costs accuracy: the published recipe, ours, and ours in bf16 after full training, over seeds.
 
-python -m tests.benchmarks.accuracy                     demo/digits, 20 epochs, five seeds
+python -m tests.benchmarks.accuracy                     demo/digits, 10 epochs, five seeds
 python -m tests.benchmarks.accuracy --epochs 100 --task vtab/dtd --data DATA --backbone vit_base_patch16_224.mae
 
 Each run learns from `trainval` and is scored on `test` once, at its last epoch. Differences are paired by seed: both
@@ -10,7 +10,6 @@ sides start from the same prompts and head. On a CPU as many runs go side by sid
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from tests.benchmarks.machine import default_device, describe
+from tests.benchmarks.machine import default_device, describe, write_found
 from tests.benchmarks.published import train_as_published
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
@@ -36,7 +35,7 @@ SIDES = ("published", "ours", "ours, bf16")
 CONSOLE = Console(width=110)
 
 
-def accuracy_of(side: str, params: dict[str, Any], data_root: str, device: str) -> float:
+def trained_accuracy(side: str, params: dict[str, Any], data_root: str, device: str) -> float:
     """Of one run."""
     if device == "cpu":
         torch.set_num_threads(1)
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", help="the task store; by default one that is made here, for demo tasks")
     parser.add_argument("--backbone", choices=BACKBONES, metavar="BACKBONE", default=BUNDLED)
     parser.add_argument("--method", default="spt_deep")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 44, 82, 100, 800])
     parser.add_argument("--device", default=default_device())
@@ -77,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             asked = [(side, seed) for seed in options.seeds for side in SIDES]
             runs = [
-                pool.submit(accuracy_of, side, params | {"seed": seed}, data, options.device) for side, seed in asked
+                pool.submit(trained_accuracy, side, params | {"seed": seed}, data, options.device)
+                for side, seed in asked
             ]
             for (side, seed), run in zip(asked, runs, strict=True):
                 found[side].append(run.result())
@@ -91,9 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shown = (f"{statistics.mean(differences):+.2f}", f"± {spread:.2f}") if side != "published" else ("", "")
         table.add_row(side, f"{100 * statistics.mean(scores):.2f}", f"{100 * statistics.stdev(scores):.2f}", *shown)
     CONSOLE.print(table)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"machine": describe(options.device), "test accuracy": found}, indent=2))
+    write_found(options.out, {"machine": describe(options.device), "test accuracy": found})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import tempfile
 import time
@@ -25,7 +24,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.machine import default_device, describe, wait_for
+from tests.benchmarks.machine import default_device, describe, wait_for, write_found
+from tests.benchmarks.published import EMA_DECAY
 from tests.benchmarks.throughput import BY_SIZE, CLASSES, Side, first_values, in_turns, our_side, warm_up
 from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, BUNDLED, OWN, PROTOTYPE_INITS
@@ -144,7 +144,7 @@ def step_of(size: str, method: str, length: int, device: str) -> tuple[Side, int
     row = BACKBONES[BY_SIZE[size]]
     batch = 32 if torch.device(device).type == "cuda" else 4
     params = {"task": "demo/digits", "backbone": row.name, "method": method, "prompt_length": length}
-    config = TrainConfig.from_params(params | {"prompt_init": "random", "batch_size": batch, "ema_decay": 0.9999})
+    config = TrainConfig.from_params(params | {"prompt_init": "random", "batch_size": batch, "ema_decay": EMA_DECAY})
     torch.manual_seed(0)
     backbone = Backbone(build_vit(row), readout=row.readout, sha256="")
     images_NCHW = torch.randint(0, 256, (batch, 3, row.image_size, row.image_size), dtype=torch.uint8, device=device)
@@ -249,10 +249,7 @@ def main() -> None:
     console.print(table)
     for reason in left_out:
         console.print(reason)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        found = {"machine": describe(options.device), "growth": rows, "left_out": left_out}
-        options.out.write_text(json.dumps(found, indent=2))
+    write_found(options.out, {"machine": describe(options.device), "growth": rows, "left_out": left_out})
 
 
 if __name__ == "__main__":

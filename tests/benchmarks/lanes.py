@@ -12,7 +12,6 @@ gradients that it has alone; the first two are compared here, to float tolerance
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -27,12 +26,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from tests.benchmarks.machine import default_device, describe
+from tests.benchmarks.machine import default_device, describe, wait_for, write_found
+from tests.benchmarks.throughput import BY_SIZE
 from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.prompts import PromptedViT, prompted_features
 
-TINY = "vit_tiny_patch16_224.augreg_in21k"
 CONSOLE = Console(width=110)
 
 
@@ -84,8 +83,7 @@ def median_s(step: Callable[[], object], seconds: float, device: str) -> float:
     while len(found) < 4 or time.perf_counter() < end:
         began = time.perf_counter()
         step()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        wait_for(device)
         found.append(time.perf_counter() - began)
     return statistics.median(found[1:])
 
@@ -116,14 +114,15 @@ def measured(cell: tuple[str, int, int], lanes: int, options: argparse.Namespace
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure each cell, and print a table."""
-    device = default_device()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, metavar="BACKBONE", default=[BUNDLED, TINY])
+    parser.add_argument(
+        "--backbones", nargs="+", choices=BACKBONES, metavar="BACKBONE", default=[BUNDLED, BY_SIZE["tiny"]]
+    )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[4, 8, 16, 32])
     parser.add_argument("--lanes", nargs="+", type=int, default=[5], help="trials in a pass, such as a study's seeds")
     parser.add_argument("--prompt-length", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=3.0, help="that each way of a cell is timed for")
-    parser.add_argument("--device", default=device)
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
@@ -142,9 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 table.add_row(backbone, str(batch_size), str(lanes), *shown, f"{gain:.2f}", *spread)
                 CONSOLE.print(f"{backbone}, batch {batch_size}, {lanes} lanes: gain {gain:.2f}")
     CONSOLE.print(table)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"machine": describe(options.device), "rows": rows}, indent=2))
+    write_found(options.out, {"machine": describe(options.device), "rows": rows})
 
 
 if __name__ == "__main__":

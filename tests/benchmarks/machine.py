@@ -7,10 +7,11 @@ the FLOPs of matrix products, convolutions and attention as they are executed, r
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import timm
@@ -93,6 +94,13 @@ def describe(device: str) -> dict[str, str | float]:
     found |= {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
     found |= {f"matmul_gflops_{precision}": round(matmul_gflops(device, precision), 1) for precision in DTYPES}
     return found
+
+
+def write_found(out: Path | None, found: Mapping[str, object]) -> None:
+    """Keep what was found as JSON, in a folder that is made, if a file is asked for."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found, indent=2))
 
 
 def main() -> None:

@@ -172,7 +172,6 @@ def train_as_published(
     device: str,
     num_workers: int,
     ema: bool = True,
-    weights: str | None = None,
     order: Callable[[int], Sequence[int]] | None = None,
 ) -> Iterator[dict[str, float]]:
     """A whole trial by the published recipe; the metrics of each epoch, once its checkpoint is in `folder`.
@@ -181,7 +180,6 @@ def train_as_published(
     reference pushes all images through the network in one batch.
 
     Args:
-        weights: as `trainer.loop.train` has it.
         order: the rows of an epoch (counted from 1), in the order that they are learnt; None for the loader's own.
 
     Raises:
@@ -195,9 +193,7 @@ def train_as_published(
         raise ValueError("the published recipe has precision fp32, optimizer adamw and transform spt.")
     augmented, place = is_augmented(config.task), Path(folder) / "checkpoint.pth"
     torch.manual_seed(config.seed)
-    backbone = load_backbone(
-        config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
-    )
+    backbone = load_backbone(config.backbone, image_size=config.pixels, normalize=config.normalize, device=device)
 
     # The first values of prompt and head.
     view = "whole" if augmented else "fixed"

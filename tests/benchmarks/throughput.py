@@ -21,7 +21,6 @@ import functools
 import gc
 import io
 import itertools
-import json
 import os
 import statistics
 import tempfile
@@ -41,7 +40,7 @@ from timm.utils.model_ema import ModelEmaV2
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from tests.benchmarks.machine import count_flops, default_device, describe, matmul_gflops, wait_for
+from tests.benchmarks.machine import count_flops, default_device, describe, matmul_gflops, wait_for, write_found
 from tests.benchmarks.published import (
     EMA_DECAY,
     EncodedImages,
@@ -448,9 +447,7 @@ def main() -> None:
     if options.prototypes:
         prototypes = list(prototypes_of(device))
         console.print(prototypes_table(prototypes))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"machine": machine, "cells": cells, "prototypes": prototypes}, indent=2))
+    write_found(options.out, {"machine": machine, "cells": cells, "prototypes": prototypes})
 
 
 if __name__ == "__main__":

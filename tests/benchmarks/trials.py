@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import statistics
 import tempfile
@@ -38,10 +37,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.alone import Found, environment_of, trials_alone
-from tests.benchmarks.machine import default_device, describe
+from tests.benchmarks.machine import default_device, describe, write_found
 from tests.benchmarks.sweeps import busy, sweep
 from trainer.backbone import build_vit
-from trainer.catalog import BACKBONES, BUNDLED
+from trainer.catalog import BACKBONES, BUNDLED, TASKS
 from trainer.config import TrainConfig
 from trainer.data.store import read_card
 from trainer.weights import HUB_FILE, WeightsError, find_weights
@@ -166,8 +165,6 @@ def trial(options: argparse.Namespace, folder: Path) -> Found:
 
 def len_train() -> int:
     """Images that a trial of the task trains on."""
-    from trainer.catalog import TASKS
-
     return TASKS[TASK].num_train
 
 
@@ -244,9 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             CONSOLE.print(f"{backbone}: {put_weights(backbone, folder / 'hub')} weights")
         for part in options.only:
             found[part] = parts[part](options, folder)
-            if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(found, indent=2))
+            write_found(options.out, found)
 
 
 if __name__ == "__main__":
