@@ -72,6 +72,10 @@ class Runs:
         self._data_root = data_root
         self._params = params
 
+    def open(self) -> None:
+        """Reach MLflow, and make the experiment if it is missing."""
+        _ = self._experiment
+
     def find(self, tag: str, value: str) -> str | None:
         """A run by a tag."""
         runs = self._client.search_runs([self._experiment], f"tags.{tag} = '{value}'", max_results=1)

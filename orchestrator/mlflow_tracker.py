@@ -6,6 +6,7 @@ again, and what is not told when the driver ends is told at the next launch: the
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,10 @@ class MlflowTracker:
         self._thread: threading.Thread | None = None
         self.problem: str | None = None
         """What MLflow last had against something that is still to be told."""
+
+    def open(self) -> None:
+        """Have the thread reach MLflow already: its import and a new database take seconds, as Ray's start does."""
+        self._do("", self._open)
 
     def open_study(self, study: Study) -> None:
         """The parent run is made with the study's first trial."""
@@ -98,6 +103,10 @@ class MlflowTracker:
             with self._changed:
                 if self._pending[key] is work:
                     del self._pending[key]
+
+    def _open(self) -> None:
+        with contextlib.suppress(Exception):  # what fails here fails again, and is said, when something is told
+            self._runs.open()
 
     def _tell(self, trial: TrialResult, ledger: Ledger) -> None:
         """Make a trial's run equal the trial."""

@@ -78,6 +78,7 @@ def run(
         if sweep.done:
             console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
         else:
+            tracker.open()
             _drive(sweep, place_for(spec, home, weights, trials), home, inline, address)
     Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
     print_report(sweep.studies)

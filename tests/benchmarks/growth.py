@@ -26,7 +26,7 @@ from rich.table import Table
 
 from tests.benchmarks.machine import default_device, describe, wait_for, write_found
 from tests.benchmarks.published import EMA_DECAY
-from tests.benchmarks.throughput import BY_SIZE, CLASSES, Side, first_values, in_turns, our_side, warm_up
+from tests.benchmarks.sides import BY_SIZE, CLASSES, Side, first_values, in_turns, our_side, warm_up
 from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, BUNDLED, OWN, PROTOTYPE_INITS
 from trainer.config import TrainConfig

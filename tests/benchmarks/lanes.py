@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from tests.benchmarks.machine import default_device, describe, wait_for, write_found
-from tests.benchmarks.throughput import BY_SIZE
+from tests.benchmarks.sides import BY_SIZE
 from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.prompts import PromptedViT, prompted_features

@@ -43,7 +43,7 @@ SPACE = """
 
 
 def spec_text(name: str, pruner: str, options: argparse.Namespace) -> str:
-    """The sweep, of one study with one final trial; every prompt has the same length, and every epoch its cost."""
+    """The sweep, of one study; the last of its trials is final. Every prompt has the same length: an epoch its cost."""
     epochs, gpus = options.sweep_epochs, "auto" if options.device != "cpu" else 0
     return f"""
 name: {name}
@@ -52,14 +52,14 @@ backbones: [{options.backbones[0]}]
 methods: [spt_deep]
 fixed: {{epochs: {epochs}, warmup_epochs: {epochs // 10}, batch_size: 32, prompt_length: 20}}
 space: {SPACE}
-search: {{trials: {options.sweep_trials}, pruner: {pruner}}}
+search: {{trials: {options.sweep_trials - 1}, pruner: {pruner}}}
 final: {{seeds: [42]}}
 resources: {{cpus: 1, gpus: {gpus}}}
 """
 
 
 def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) -> tuple[Found, list[TrialResult]]:
-    """Run it as a user does, with nothing decoded and no prototypes; its search trials."""
+    """Run it as a user does, with nothing decoded and no prototypes; its trials, the final one last."""
     from orchestrator.record import Record
     from orchestrator.study import open_studies
     from tests.benchmarks.glue import timed
@@ -73,20 +73,21 @@ def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) 
     seconds, cpu_s = timed(command, home, environment)
     (study,) = open_studies(load_spec(home / "spec.yaml"), Record(f"sqlite:///{home}/studies.db"))
     assert study.done and study.best is not None and not study.summary().failed, "all went well"
-    found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in study.searched)}
+    trials = [*study.searched, *study.finals]
+    found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in trials)}
     found |= {"best": study.best.score, "pruned": sum(trial.score is None for trial in study.searched)}
-    return found, study.searched
+    return found, trials
 
 
 def sweep(options: argparse.Namespace, folder: Path) -> Found:
     """The same 24 trials by the published recipe and by us, and then with a pruner."""
     asha = f"{{type: asha, min_epochs: {max(1, options.sweep_epochs // 10)}}}"
     rows: dict[str, Found] = {}
-    rows["launch, no pruner"], searched = launched("whole", "{type: none}", options, folder)
+    rows["launch, no pruner"], trials = launched("whole", "{type: none}", options, folder)
     CONSOLE.print(f"launch, no pruner: {rows['launch, no pruner']['seconds']:.0f} s")
     rows["launch, TPE and ASHA"], _ = launched("pruned", asha, options, folder)
     CONSOLE.print(f"launch, TPE and ASHA: {rows['launch, TPE and ASHA']['seconds']:.0f} s")
-    count, measured = len(searched), searched if options.full else searched[:4]
+    count, measured = len(trials), trials if options.full else [*trials[:4], trials[-1]]
     alone, published, ours = [], [], []
     for trial in measured:
         own = tempfile.mkdtemp(prefix="published", dir=folder)
@@ -96,14 +97,17 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
             "published", [trial.config], environment, folder=own, data=f"{folder}/data", device=options.device
         )
         alone.append(time.perf_counter() - started)
-        published.append(told["metrics"]["val/accuracy"])
-        ours.append(trial.last["val/accuracy"])
-        CONSOLE.print(f"published, trial {trial.number}: {alone[-1]:.1f} s")
+        CONSOLE.print(f"published, {trial.phase} trial {trial.number}: {alone[-1]:.1f} s")
+        if trial.phase == "search":
+            published.append(told["metrics"]["val/accuracy"])
+            ours.append(trial.last["val/accuracy"])
     first = "published" if options.full else f"published ({len(alone)} of {count} measured)"
-    whole = {"seconds": statistics.mean(alone) * count, "epochs": count * options.sweep_epochs, "pruned": 0}
+    *searches, final = alone
+    seconds = statistics.mean(searches) * (count - 1) + final
+    whole = {"seconds": seconds, "epochs": count * options.sweep_epochs, "pruned": 0}
     rows = {first: whole | {"each": alone}} | rows
     columns = ("s", "trials/h", "epochs", "pruned", "published / it", "best val/accuracy")
-    table = Table("", *columns, title=f"sweep: {count} search trials of {options.backbones[0]}")
+    table = Table("", *columns, title=f"sweep: {count} trials of {options.backbones[0]}, one final")
     for name, row in rows.items():
         cells = (f"{row['seconds']:.0f}", f"{3600 * count / row['seconds']:,.0f}", row["epochs"], row["pruned"])
         ratio, best = whole["seconds"] / row["seconds"], row.get("best")
@@ -113,8 +117,7 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
     CONSOLE.print(
         f"Of the gain {whole['seconds'] / fast:.2f}, {whole['seconds'] / slow:.2f} is our trials, with every epoch "
         f"trained, and {slow / fast:.2f} is pruning, which trains {rows['launch, TPE and ASHA']['epochs']} of "
-        f"{whole['epochs']} epochs. Launch's seconds hold start, search, scoring, a final trial, MLflow and report; "
-        "published's have no final trial."
+        f"{whole['epochs']} epochs. Launch's seconds hold start, search, scoring, MLflow, pictures and report."
     )
     CONSOLE.print(
         f"val/accuracy of the same params, mean of {len(ours)}: published {statistics.mean(published):.3f}, "

@@ -15,252 +15,41 @@ have a smaller share and be faster. Memory is what a side alone takes of a GPU; 
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
-import functools
-import gc
-import io
-import itertools
 import os
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from timm.utils.model_ema import ModelEmaV2
-from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler
 
-from tests.benchmarks.machine import count_flops, default_device, describe, matmul_gflops, wait_for, write_found
-from tests.benchmarks.published import (
-    EMA_DECAY,
-    EncodedImages,
-    PublishedModel,
-    accuracy_of,
-    optimizer_of,
-    save_whole,
-    train_step,
-    transform_of,
+from tests.benchmarks.machine import default_device, describe, matmul_gflops, wait_for, write_found
+from tests.benchmarks.published import EMA_DECAY
+from tests.benchmarks.sides import (
+    BY_SIZE,
+    CLASSES,
+    Side,
+    assert_same,
+    checkpoint_of,
+    decoded_pictures,
+    first_values,
+    in_turns,
+    our_side,
+    pictures,
+    published_side,
+    warm_up,
 )
 from trainer.backbone import Backbone, build_vit
-from trainer.catalog import BACKBONES, BUNDLED, PROTOTYPE_INITS
-from trainer.checkpoint import save_state
+from trainer.catalog import BACKBONES, PROTOTYPE_INITS
 from trainer.config import TrainConfig
-from trainer.data.transforms import decode
-from trainer.memory import backward, images_at_once, in_batches, in_precision
-from trainer.optimizer import MovingAverage, build_optimizer, lr_at
-from trainer.prompts import PromptedViT
 from trainer.prototypes import TokenStream, build_prototypes
 
-BY_SIZE = {
-    "nano": BUNDLED,
-    "tiny": "vit_tiny_patch16_224.augreg_in21k",
-    "small": "vit_small_patch16_224.augreg_in21k",
-    "base": "vit_base_patch16_224.mae",
-    "large": "vit_large_patch16_224.mae",
-}
 CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
 """Images of a step where two cores compute it."""
-CLASSES = 100
-TURNS = 5
-
-
-@dataclass(kw_only=True)
-class Side:
-    """One way to do the same work, and what was found of it."""
-
-    name: str
-    precision: str
-    step: Callable[[], object]
-    """A training step."""
-    evaluate: Callable[[], object]
-    """A pass over `num_eval` images."""
-    save: Callable[[Path], object]
-    steps_ahead: int = 1
-    """Steps until a turn is in its steady state: batches that workers made while others had their turn."""
-    found: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-@functools.cache
-def pictures(count: int, size: int) -> list[bytes]:
-    """JPEGs as large as photographs (noise, 500 x 375), or PNGs of the size itself for small networks."""
-    noise, encoded = np.random.default_rng(0), []
-    for _ in range(count):
-        coarse = Image.fromarray(noise.integers(0, 256, (30, 40, 3), dtype=np.uint8))
-        file = io.BytesIO()
-        if size < 100:
-            coarse.resize((size, size), Image.Resampling.BICUBIC).save(file, "PNG")
-        else:
-            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        encoded.append(file.getvalue())
-    return encoded
-
-
-@functools.cache
-def decoded_pictures(count: int, size: int) -> Tensor:
-    """The same, as our cache keeps them: uint8 ``[N, 3, S, S]``."""
-    return torch.stack([decode(one, size, "spt") for one in pictures(count, size)])
-
-
-def published_side(
-    config: TrainConfig, first: PromptedViT, encoded: Sequence[bytes], num_eval: int, num_workers: int, device: str
-) -> Side:
-    """The published recipe over encoded images."""
-    model = PublishedModel(first.backbone, first.prompt_LPD, first.head).to(device)
-    optimizer, average = optimizer_of(config, model), ModelEmaV2(model, decay=EMA_DECAY)
-    transform = transform_of(first.backbone, config.pixels, augmented=False, train=True)
-    labels = [i % CLASSES for i in range(len(encoded))]
-    loading: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "num_workers": num_workers,
-        "pin_memory": torch.device(device).type == "cuda",
-    }
-    images = EncodedImages(encoded, labels, transform)
-    endless = RandomSampler(images, replacement=True, num_samples=10**9)
-    batches = iter(DataLoader(images, sampler=endless, **loading))
-    judged = DataLoader(
-        EncodedImages(encoded[:num_eval], labels[:num_eval], transform), **loading, persistent_workers=num_workers > 0
-    )
-    number = itertools.count()
-
-    def step() -> float:
-        model.train()
-        lr = lr_at(config.warmup_epochs + next(number) % 100 / 100, config)
-        return train_step(model, optimizer, average, next(batches), lr, device)
-
-    return Side(
-        name="published",
-        precision="fp32",
-        step=step,
-        evaluate=lambda: accuracy_of(model, judged, device),
-        save=lambda folder: save_whole(folder / "whole.pth", model, optimizer, average, 1),
-        steps_ahead=1 + 2 * num_workers,
-    )
-
-
-def our_side(
-    config: TrainConfig, first: PromptedViT, images_NCHW: Tensor, labels_N: Tensor, num_eval: int, device: str
-) -> Side:
-    """Ours over decoded images that stay on the device, as `trainer.loop` has it."""
-    model = copy.deepcopy(first).to(device)
-    learnable = model.learnable()
-    network = in_precision(model, config.precision, device)
-    optimizer, average = build_optimizer(config, learnable), MovingAverage(learnable, EMA_DECAY)
-    total = torch.zeros((), device=device)
-    number = itertools.count()
-
-    def step() -> None:
-        model.train()
-        lr = lr_at(config.warmup_epochs + next(number) % 100 / 100, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        rows_B = torch.randperm(len(images_NCHW))[: config.batch_size].to(device)
-        inputs_B, labels_B = images_NCHW.index_select(0, rows_B), labels_N[rows_B]
-        loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size)
-        optimizer.step()
-        average.update()
-        total.add_(loss)
-
-    def evaluate() -> int:
-        model.eval()
-        tokens = 1 + first.backbone.num_patches + first.prompt_LPD.shape[1]
-        parts = images_NCHW[:num_eval].split(images_at_once(device, tokens))
-        logits_NK = torch.cat([in_batches(network, part_BCHW) for part_BCHW in parts])
-        return int((logits_NK.argmax(dim=1) == labels_N[:num_eval]).sum())
-
-    def save(folder: Path) -> None:
-        tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
-        state = {"learnable": tensors, "average": average.values, "optimizer": optimizer.state_dict()}
-        save_state(folder / "ours.pt", state)
-
-    return Side(name=f"ours {config.precision}", precision=config.precision, step=step, evaluate=evaluate, save=save)
-
-
-def first_values(backbone: Backbone, config: TrainConfig) -> PromptedViT:
-    """The model that all sides start from."""
-    layers = backbone.num_layers if config.method == "spt_deep" else 1
-    return PromptedViT(
-        backbone,
-        num_classes=CLASSES,
-        prompt_LPD=0.1 * torch.randn(layers, config.prompt_length or 0, backbone.embed_dim),
-        prompt_dropout=0.0,
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-@torch.no_grad()
-def assert_same(first: PromptedViT, encoded: bytes, images_BCHW: Tensor) -> None:
-    """Both forward passes make the same of the same image."""
-    transform = transform_of(first.backbone, images_BCHW.shape[-1], augmented=False, train=True)
-    pixels_CHW, _ = EncodedImages([encoded], [0], transform)[0]
-    published_BK = PublishedModel(first.backbone, first.prompt_LPD, first.head)(pixels_CHW[None])
-    torch.testing.assert_close(first(images_BCHW), published_BK, rtol=1e-3, atol=1e-3)
-
-
-def in_turns(sides: Sequence[Side], what: str, seconds: float, device: str) -> None:
-    """Seconds of one call on each side: the median of its turns, each as long as a turn's share of the time.
-
-    Where a call takes longer than that, or others use the machine, there are fewer turns.
-    """
-    taken: dict[str, list[float]] = {side.name: [] for side in sides}
-    began = time.perf_counter()
-    for turn in range(TURNS):
-        if turn and time.perf_counter() - began > 2 * seconds * len(sides):
-            break
-        for side in sides if turn % 2 == 0 else reversed(sides):
-            run: Callable[[], object] = getattr(side, what)
-            for _ in range(side.steps_ahead - 1 if what == "step" else 0):
-                run()
-            calls = 0
-            wait_for(device)
-            started = time.perf_counter()
-            while calls == 0 or time.perf_counter() - started < seconds / TURNS:
-                run()
-                calls += 1
-                if calls % 8 == 0:
-                    wait_for(device)  # or a turn would end with much still to do
-            wait_for(device)
-            taken[side.name].append((time.perf_counter() - started) / calls)
-    for side in sides:
-        side.found[f"{what}_s"] = statistics.median(taken[side.name])
-
-
-def warm_up(build: Callable[[], Side], device: str) -> Side:
-    """A side after its first steps and an evaluation, with the FLOPs of both and the memory that it alone took."""
-    on_gpu = torch.device(device).type == "cuda"
-    gc.collect()
-    before = torch.cuda.memory_allocated() if on_gpu else 0
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-    side = build()
-    side.found["step_flops"] = count_flops(side.step)
-    if on_gpu:
-        side.step()
-        side.found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-    side.found["evaluate_flops"] = count_flops(side.evaluate)
-    return side
-
-
-def checkpoint_of(side: Side, device: str) -> None:
-    """Bytes of what is saved each epoch, and the median of three times it took."""
-    taken = []
-    for _ in range(3):
-        with tempfile.TemporaryDirectory() as folder:
-            wait_for(device)
-            started = time.perf_counter()
-            side.save(Path(folder))
-            taken.append(time.perf_counter() - started)
-            side.found["checkpoint_bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())
-    side.found["checkpoint_s"] = statistics.median(taken)
 
 
 def measure(

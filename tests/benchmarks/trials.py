@@ -130,7 +130,7 @@ def trial(options: argparse.Namespace, folder: Path) -> Found:
     """A whole trial, three ways."""
     found: Found = {}
     for backbone in options.backbones:
-        epochs = 1 if backbone != BUNDLED and options.device == "cpu" else options.epochs
+        epochs = 2 if backbone != BUNDLED and options.device == "cpu" else options.epochs
         settings = {"backbone": backbone, "epochs": epochs, "warmup_epochs": epochs // 10}
         places = {"data": f"{folder}/data", "device": options.device, "cpus": options.threads}
         runs: dict[str, list[Found]] = {"published": [], "ours": [], "ours, warm": []}
@@ -224,9 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a trial that is alone on the machine")
     parser.add_argument("--epochs", type=int, help="of `trial`; by default 10 on a CPU, 100 on a GPU")
     parser.add_argument("--repeats", type=int, default=1, help="of `trial`, each with its seed")
-    parser.add_argument("--sweep-epochs", type=int, default=3)
+    parser.add_argument("--sweep-epochs", type=int, default=10)
     parser.add_argument("--sweep-trials", type=int, default=24)
-    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of 4 of the 24")
+    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of 5 of the 24")
     parser.add_argument("--train", action="store_true", help="`busy`: trials that train, instead of trials that sleep")
     parser.add_argument("--trials", type=int, default=200, help="of `busy` and `memory`")
     parser.add_argument("--out", type=Path)

@@ -216,6 +216,22 @@ def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_pat
     assert (tracker.close(), len(seen())) == (0, len(trials))
 
 
+def test_mlflow_can_be_reached_before_there_is_anything_to_tell(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    assert isinstance(tracker, MlflowTracker)
+    tracker.open()
+    assert tracker.close() == 0
+    assert MlflowClient(tracking_uri=mlflow_uri).get_experiment_by_name(small.name) is not None
+
+
+def test_an_mlflow_that_is_reached_too_early_is_no_thing_untold(small: SweepSpec, tmp_path: Path) -> None:
+    away = MlflowTracker(Runs("sqlite:////dev/null/mlflow.db", small.name, str(tmp_path), None, str(tmp_path)))
+    away.open()
+    assert (away.close(), away.problem) == (0, None)
+
+
 def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> None:
     config = studies(spec)[1].search_config({"lr": 0.01}, 0)
     running = TrialResult(
