@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -135,33 +136,31 @@ def published(asked: Found) -> Iterator[Found]:
 
 
 def warm(asked: Found) -> Iterator[Found]:
-    """Trials one after another as a worker of a sweep runs them; after each, what this process holds of the memory."""
+    """Trials one after another as a worker of a sweep trains them; after each, the memory that the process holds."""
     import psutil
+    import torch
 
-    from orchestrator import worker
-    from orchestrator.home import Workplace
-    from orchestrator.results import Cause, Failure
+    from trainer import pictures
+    from trainer.config import TrainConfig
+    from trainer.loop import TrainingInterrupted, train
+    from trainer.memory import forget_used
 
-    folder, gpus = asked["folder"], float(asked["device"] != "cpu")
-    workplace = Workplace(
-        data_root=asked["data"],
-        trials=f"{folder}/trials",
-        bank=f"{folder}/bank",
-        weights=None,
-        cpus=asked.get("cpus") or os.cpu_count() or 1,
-        gpus=gpus,
-    )
+    torch.set_num_threads(asked.get("cpus") or os.cpu_count() or 1)
+    folder, places = asked["folder"], {"data_root": asked["data"], "device": asked["device"]}
     watch, process = Stopwatch(), psutil.Process()
-    watch.time(worker, "draw", "pictures")
+    watch.time(pictures, "draw", "pictures")
     stop = watch.begun if asked.get("first_step") else (lambda: False)
-    for config in asked["configs"]:
+    for fields in asked["configs"]:
         watch.start()
-        *_, last = worker.run_trial(config, workplace, stop)
-        found = watch.read()
-        if isinstance(last, Failure):
-            assert last.cause is Cause.LOST and stop(), last.error
-        metrics = {} if isinstance(last, Failure) else last.metrics
-        yield found | {"metrics": metrics, "resident MB": process.memory_info().rss / 1e6}
+        forget_used(asked["device"])
+        config, epochs = TrainConfig(**fields), []
+        own = f"{folder}/trials/{config.fingerprint()}"
+        with contextlib.suppress(TrainingInterrupted):
+            for epoch in train(config, **places, folder=own, bank=f"{folder}/bank", stop=stop):
+                epochs.append(epoch.metrics)
+            pictures.draw(config, epochs, own, **places, bank=f"{folder}/bank")
+        metrics = epochs[-1] if epochs else {}
+        yield watch.read() | {"metrics": metrics, "resident MB": process.memory_info().rss / 1e6}
 
 
 WAYS = {"cold": cold, "published": published, "warm": warm}
@@ -204,7 +203,8 @@ def main() -> None:
     """Do what is asked."""
     asked = json.load(sys.stdin)
     for found in WAYS[asked["how"]](asked):
-        print(json.dumps(found), flush=True)
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
+        print(json.dumps(found | {"peak MB": peak_mb}), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.home import Workplace
+from orchestrator.record import Record
 from orchestrator.results import Epoch, Failure, TrialResult
 from orchestrator.spec import SweepSpec
 from orchestrator.spec_file import load_spec, parse_spec
+from orchestrator.study import Study, open_studies
 from orchestrator.sweep import Sweep
 from tests.benchmarks.alone import Found, environment_of, trials_alone
 from trainer.catalog import BUNDLED
+from trainer.config import TrainConfig
 
 WORKERS = 2
 SLEEP_S, EPOCHS = 0.5, 4
@@ -39,29 +42,28 @@ SPACE = """
 """
 
 
-# 24 trials of one study.
+# 24 trials.
 
 
 def spec_text(name: str, pruner: str, options: argparse.Namespace) -> str:
-    """The sweep, of one study; the last of its trials is final. Every prompt has the same length: an epoch its cost."""
+    """The sweep, the last trial of each study final. Every prompt has the same length, and so an epoch its cost."""
+    searched = options.sweep_trials // len(options.sweep_tasks) - 1
     epochs, gpus = options.sweep_epochs, "auto" if options.device != "cpu" else 0
     return f"""
 name: {name}
-tasks: [demo/digits]
+tasks: [{", ".join(options.sweep_tasks)}]
 backbones: [{options.backbones[0]}]
 methods: [spt_deep]
 fixed: {{epochs: {epochs}, warmup_epochs: {epochs // 10}, batch_size: 32, prompt_length: 20}}
 space: {SPACE}
-search: {{trials: {options.sweep_trials - 1}, pruner: {pruner}}}
+search: {{trials: {searched}, pruner: {pruner}}}
 final: {{seeds: [42]}}
 resources: {{cpus: 1, gpus: {gpus}}}
 """
 
 
-def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) -> tuple[Found, list[TrialResult]]:
-    """Run it as a user does, with nothing decoded and no prototypes; its trials, the final one last."""
-    from orchestrator.record import Record
-    from orchestrator.study import open_studies
+def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) -> tuple[Found, list[Study]]:
+    """Run it as a user does, with nothing decoded and no prototypes."""
     from tests.benchmarks.glue import timed
 
     home = folder / name
@@ -71,59 +73,60 @@ def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) 
     environment = environment_of(folder, f"{home}/cache")
     environment.pop("OMP_NUM_THREADS", None)  # Ray gives each worker its own
     seconds, cpu_s = timed(command, home, environment)
-    (study,) = open_studies(load_spec(home / "spec.yaml"), Record(f"sqlite:///{home}/studies.db"))
-    assert study.done and study.best is not None and not study.summary().failed, "all went well"
-    trials = [*study.searched, *study.finals]
+    studies = open_studies(load_spec(home / "spec.yaml"), Record(f"sqlite:///{home}/studies.db"))
+    assert all(study.done and not study.summary().failed for study in studies), "all went well"
+    trials = [trial for study in studies for trial in (*study.searched, *study.finals)]
     found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in trials)}
-    found |= {"best": study.best.score, "pruned": sum(trial.score is None for trial in study.searched)}
-    return found, trials
+    found |= {"test": statistics.mean(study.finals[0].score or 0.0 for study in studies)}
+    return found | {"trials": len(trials), "pruned": sum(trial.score is None for trial in trials)}, studies
+
+
+def as_published(trial: TrialResult, options: argparse.Namespace, folder: Path) -> tuple[float, float]:
+    """Seconds of a trial's params in a process of the published recipe, and the score that they came to."""
+    own = tempfile.mkdtemp(prefix="published", dir=folder)
+    environment, started = environment_of(folder, f"{own}/cache"), time.perf_counter()
+    (told,) = trials_alone(
+        "published", [trial.config], environment, folder=own, data=f"{folder}/data", device=options.device
+    )
+    seconds = time.perf_counter() - started
+    CONSOLE.print(f"published, {trial.study}, {trial.phase} trial {trial.number}: {seconds:.1f} s")
+    return seconds, told["metrics"][TrainConfig(**trial.config).metric]
 
 
 def sweep(options: argparse.Namespace, folder: Path) -> Found:
-    """The same 24 trials by the published recipe and by us, and then with a pruner."""
+    """The same trials by the published recipe and by us, and then with a pruner."""
     asha = f"{{type: asha, min_epochs: {max(1, options.sweep_epochs // 10)}}}"
-    rows: dict[str, Found] = {}
-    rows["launch, no pruner"], trials = launched("whole", "{type: none}", options, folder)
-    CONSOLE.print(f"launch, no pruner: {rows['launch, no pruner']['seconds']:.0f} s")
-    rows["launch, TPE and ASHA"], _ = launched("pruned", asha, options, folder)
-    CONSOLE.print(f"launch, TPE and ASHA: {rows['launch, TPE and ASHA']['seconds']:.0f} s")
-    count, measured = len(trials), trials if options.full else [*trials[:4], trials[-1]]
-    alone, published, ours = [], [], []
-    for trial in measured:
-        own = tempfile.mkdtemp(prefix="published", dir=folder)
-        environment = environment_of(folder, f"{own}/cache")
-        started = time.perf_counter()
-        (told,) = trials_alone(
-            "published", [trial.config], environment, folder=own, data=f"{folder}/data", device=options.device
-        )
-        alone.append(time.perf_counter() - started)
-        CONSOLE.print(f"published, {trial.phase} trial {trial.number}: {alone[-1]:.1f} s")
-        if trial.phase == "search":
-            published.append(told["metrics"]["val/accuracy"])
-            ours.append(trial.last["val/accuracy"])
-    first = "published" if options.full else f"published ({len(alone)} of {count} measured)"
-    *searches, final = alone
-    seconds = statistics.mean(searches) * (count - 1) + final
-    whole = {"seconds": seconds, "epochs": count * options.sweep_epochs, "pruned": 0}
-    rows = {first: whole | {"each": alone}} | rows
-    columns = ("s", "trials/h", "epochs", "pruned", "published / it", "best val/accuracy")
-    table = Table("", *columns, title=f"sweep: {count} trials of {options.backbones[0]}, one final")
+    slow, studies = launched("whole", "{type: none}", options, folder)
+    CONSOLE.print(f"launch, no pruner: {slow['seconds']:.0f} s")
+    fast, _ = launched("pruned", asha, options, folder)
+    CONSOLE.print(f"launch, TPE and ASHA: {fast['seconds']:.0f} s")
+    count, seconds = slow["trials"], 0.0
+    each: list[tuple[float, float, float | None]] = []
+    for study in studies:
+        measured = [*(study.searched if options.full else study.searched[:2]), *study.finals]
+        found = [as_published(trial, options, folder) for trial in measured]
+        *searches, final = (taken for taken, _ in found)
+        seconds += statistics.mean(searches) * len(study.searched) + final
+        each += [(*theirs, trial.score) for theirs, trial in zip(found, measured, strict=True)]
+    published: Found = {"seconds": seconds, "epochs": count * options.sweep_epochs, "pruned": 0}
+    first = "published" if len(each) == count else f"published ({len(each)} of {count} measured)"
+    rows = {first: published, "launch, no pruner": slow, "launch, TPE and ASHA": fast}
+    columns = ("s", "trials/h", "epochs", "pruned", "published / it", "test/accuracy")
+    title = f"sweep: {count} trials of {options.backbones[0]} in {len(studies)} studies, each with a final one"
+    table = Table("", *columns, title=title)
     for name, row in rows.items():
         cells = (f"{row['seconds']:.0f}", f"{3600 * count / row['seconds']:,.0f}", row["epochs"], row["pruned"])
-        ratio, best = whole["seconds"] / row["seconds"], row.get("best")
-        table.add_row(name, *map(str, cells), f"{ratio:.2f}", f"{best:.3f}" if best is not None else "")
+        test = f"{row['test']:.3f}" if "test" in row else ""
+        table.add_row(name, *map(str, cells), f"{seconds / row['seconds']:.2f}", test)
     CONSOLE.print(table)
-    slow, fast = (rows[name]["seconds"] for name in ("launch, no pruner", "launch, TPE and ASHA"))
     CONSOLE.print(
-        f"Of the gain {whole['seconds'] / fast:.2f}, {whole['seconds'] / slow:.2f} is our trials, with every epoch "
-        f"trained, and {slow / fast:.2f} is pruning, which trains {rows['launch, TPE and ASHA']['epochs']} of "
-        f"{whole['epochs']} epochs. Launch's seconds hold start, search, scoring, MLflow, pictures and report."
+        f"Of the gain {seconds / fast['seconds']:.2f}, {seconds / slow['seconds']:.2f} is our trials, with every epoch "
+        f"trained, and {slow['seconds'] / fast['seconds']:.2f} is pruning, which trains {fast['epochs']} of "
+        f"{slow['epochs']} epochs. Launch's seconds hold start, search, scoring, MLflow, pictures and report."
     )
-    CONSOLE.print(
-        f"val/accuracy of the same params, mean of {len(ours)}: published {statistics.mean(published):.3f}, "
-        f"ours {statistics.mean(ours):.3f}"
-    )
-    return {"rows": rows, "published val/accuracy": published, "our val/accuracy": ours}
+    theirs, ours = (statistics.mean(scores) for scores in list(zip(*each, strict=True))[1:])
+    CONSOLE.print(f"accuracy of the same params, mean of {len(each)}: published {theirs:.3f}, ours {ours:.3f}")
+    return {"rows": rows, "published seconds and accuracy, our accuracy": each}
 
 
 # How busy workers are.
@@ -213,7 +216,6 @@ def busy(options: argparse.Namespace, folder: Path) -> Found:
     from orchestrator.mlflow_runs import Runs
     from orchestrator.mlflow_tracker import MlflowTracker
     from orchestrator.ray_nodes import connected
-    from orchestrator.record import Record
 
     spec, home, notes = busy_spec(options.trials), home_at(f"{folder}/busy"), folder / "notes"
     notes.mkdir()

@@ -4,15 +4,15 @@ python -m tests.benchmarks.trials                     all parts
 python -m tests.benchmarks.trials --only start trial  of: start, trial, sweep, busy, memory
 
 start    seconds from the start of a process to the first training step of its trial, and from the call of
-         `worker.run_trial` to that of the trials after it, with the stages they are made of.
+         `trainer.loop.train` to that of the trials after it, with the stages they are made of.
 trial    a trial of VTAB's size (demo/digits: 800 + 200 images) from start to result: the published recipe
          (`published.py`) in a process of its own, ours in a process of its own that finds no image decoded and no
          prototypes, and ours in the process of an earlier trial that differs in its lr, as all of a sweep but the
          first are. Images a second are those trained on, over all of the trial's seconds. A process of its own has
-         all cores; so has the warm trial here. The recipe's moving average, which it never evaluates, is the published
-         side's alone.
-sweep    (`sweeps.py`) 24 trials of one study: each in a process of the published recipe, one after the other; then by
-         `sptune launch`, the same params without a pruner; then with TPE and ASHA.
+         all cores; so has the warm trial here. The peak is that of the process's own memory, not of a GPU's. The
+         recipe's moving average, which it never evaluates, is the published side's alone.
+sweep    (`sweeps.py`) 24 trials in two studies, each with a final one: by `sptune launch` without a pruner, by `launch`
+         with one, and the first's params in a process of the published recipe each, one after the other.
 busy     (`sweeps.py`) which share of its time a Ray worker trains, with 200 short trials in a sweep.
 memory   what a process holds after each of 200 warm trials.
 
@@ -38,7 +38,7 @@ from rich.table import Table
 
 from tests.benchmarks.alone import Found, environment_of, trials_alone
 from tests.benchmarks.machine import default_device, describe, write_found
-from tests.benchmarks.sweeps import busy, sweep
+from tests.benchmarks.sides import BY_SIZE
 from trainer.backbone import build_vit
 from trainer.catalog import BACKBONES, BUNDLED, TASKS
 from trainer.config import TrainConfig
@@ -46,7 +46,6 @@ from trainer.data.store import read_card
 from trainer.weights import HUB_FILE, WeightsError, find_weights
 
 TASK = "demo/digits"
-TINY = "vit_tiny_patch16_224.augreg_in21k"
 MARKS = (20, 50, 100, 150, 200)
 """Trials after which the memory is shown; it is to be flat from the second on."""
 CONSOLE = Console(width=110)
@@ -149,13 +148,15 @@ def trial(options: argparse.Namespace, folder: Path) -> Found:
         images = len_train() // asked["batch_size"] * asked["batch_size"] * epochs
         seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
         table = Table(
-            "", "s a trial", "images/s", "published / it", "val/accuracy", title=f"trial: {backbone}, {epochs} epochs"
+            *("", "s a trial", "images/s", "published / it", "peak MB", "val/accuracy"),
+            title=f"trial: {backbone}, {epochs} epochs",
         )
         for side, each in runs.items():
             accuracy = statistics.mean(run["metrics"]["val/accuracy"] for run in each)
             ratio = seconds["published"] / seconds[side]
-            values = (f"{seconds[side]:.2f}", f"{images / seconds[side]:,.0f}", f"{ratio:.2f}", f"{accuracy:.3f}")
-            table.add_row(side, *values)
+            peak_mb = max(run["peak MB"] for run in each)
+            values = (f"{seconds[side]:.2f}", f"{images / seconds[side]:,.0f}", f"{ratio:.2f}", f"{peak_mb:,.0f}")
+            table.add_row(side, *values, f"{accuracy:.3f}")
         CONSOLE.print(table)
         spent = runs["ours, warm"][-1]["stages"]
         CONSOLE.print("of ours, warm: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in spent.items()))
@@ -211,6 +212,23 @@ def kinds(trials: int) -> Iterator[Mapping[str, Any]]:
         yield config_of(**few)
 
 
+# Sweeps need Ray, Optuna and MLflow; what is above does not.
+
+
+def sweep(options: argparse.Namespace, folder: Path) -> Found:
+    """A whole sweep, three ways."""
+    from tests.benchmarks.sweeps import sweep
+
+    return sweep(options, folder)
+
+
+def busy(options: argparse.Namespace, folder: Path) -> Found:
+    """How busy a sweep's workers are."""
+    from tests.benchmarks.sweeps import busy
+
+    return busy(options, folder)
+
+
 # All.
 
 
@@ -219,14 +237,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = {"start": start, "trial": trial, "sweep": sweep, "busy": busy, "memory": memory}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=parts, default=[*parts])
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=[BUNDLED, TINY])
+    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=[BUNDLED, BY_SIZE["tiny"]])
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a trial that is alone on the machine")
     parser.add_argument("--epochs", type=int, help="of `trial`; by default 10 on a CPU, 100 on a GPU")
     parser.add_argument("--repeats", type=int, default=1, help="of `trial`, each with its seed")
     parser.add_argument("--sweep-epochs", type=int, default=10)
-    parser.add_argument("--sweep-trials", type=int, default=24)
-    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of 5 of the 24")
+    parser.add_argument("--sweep-tasks", nargs="+", default=["demo/digits", "demo/shapes_loc"], help="a study each")
+    parser.add_argument("--sweep-trials", type=int, default=24, help="of all studies together")
+    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of three a study")
     parser.add_argument("--train", action="store_true", help="`busy`: trials that train, instead of trials that sleep")
     parser.add_argument("--trials", type=int, default=200, help="of `busy` and `memory`")
     parser.add_argument("--out", type=Path)
