@@ -11,7 +11,7 @@ trial    a trial of VTAB's size (demo/digits: 800 + 200 images) from start to re
          first are. Images a second are those trained on, over all of the trial's seconds. A process of its own has
          all cores; so has the warm trial here. The peak is that of the process's own memory, not of a GPU's. The
          recipe's moving average, which it never evaluates, is the published side's alone.
-sweep    (`sweeps.py`) 24 trials in two studies, each with a final one: by `sptune launch` without a pruner, by `launch`
+sweep    (`sweeps.py`) 24 trials, the last of a study final: by `sptune launch` without a pruner, by `launch`
          with one, and the first's params in a process of the published recipe each, one after the other.
 busy     (`sweeps.py`) which share of its time a Ray worker trains, with 200 short trials in a sweep.
 memory   what a process holds after each of 200 warm trials.
@@ -242,10 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of a trial that is alone on the machine")
     parser.add_argument("--epochs", type=int, help="of `trial`; by default 10 on a CPU, 100 on a GPU")
     parser.add_argument("--repeats", type=int, default=1, help="of `trial`, each with its seed")
-    parser.add_argument("--sweep-epochs", type=int, default=10)
-    parser.add_argument("--sweep-tasks", nargs="+", default=["demo/digits", "demo/shapes_loc"], help="a study each")
+    parser.add_argument("--sweep-epochs", type=int, default=3)
+    parser.add_argument("--sweep-tasks", nargs="+", default=[TASK], help="a study each")
     parser.add_argument("--sweep-trials", type=int, default=24, help="of all studies together")
-    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of three a study")
+    parser.add_argument("--full", action="store_true", help="`sweep`: all published trials, instead of five a study")
     parser.add_argument("--train", action="store_true", help="`busy`: trials that train, instead of trials that sleep")
     parser.add_argument("--trials", type=int, default=200, help="of `busy` and `memory`")
     parser.add_argument("--out", type=Path)
