@@ -32,8 +32,6 @@ from orchestrator.sweep import Sweep
 
 STAGED = 1
 """Trials that are with Tune before a worker is free for them: so it waits neither for the sampler nor for Tune."""
-REST_S = 60.0
-"""How long a worker stays that has no trial: a new one takes ten seconds to start, and a node may be wanted back."""
 LOOK_EVERY_S = 5.0
 """How often it is asked which nodes there are."""
 
@@ -120,10 +118,6 @@ class _Bridge:
         """Of `ours`, those that a worker has; the others are staged."""
         self._freed = False
         """A worker has come free for a staged trial since a trial was last asked for."""
-        self._free = 0
-        """Workers that Tune has back and gives to staged trials."""
-        self._resting: dict[str, float] = {}
-        """Ended trials of Tune whose workers stay, and until when: Tune would end all but one of its idle workers."""
         self.error: Exception | None = None
         """What went wrong in the sweep itself, which Tune would hide in an error of its own."""
 
@@ -147,7 +141,6 @@ class _Bridge:
     def begin(self, tune_id: str) -> None:
         """A worker has it now: its silence counts from here."""
         if tune_id in self.ours:
-            self._free = max(0, self._free - 1)
             self._begun.add(tune_id)
             self.sweep.on_start(self.ours[tune_id])
 
@@ -160,11 +153,9 @@ class _Bridge:
             self.ours.pop(tune_id)
         return [self.theirs.pop(tune_id) for tune_id in staged]
 
-    def on_result(self, trial: Trial, result: dict[str, Any]) -> bool:
-        """Pass on what a worker reported; whether it goes on, or rests until a trial is staged."""
-        if trial.trial_id in self._resting:
-            return self._rests(trial)
-        trial_id = self.ours[trial.trial_id]
+    def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
+        """Pass on what a worker reported; whether it goes on."""
+        trial_id = self.ours[tune_id]
         go_on = False
         with self._noting_errors():
             if "failure" in result:
@@ -175,25 +166,7 @@ class _Bridge:
                 metrics, facts = dict(result["metrics"]), dict(result["facts"])
                 go_on = self.sweep.on_epoch(trial_id, result["epoch"], metrics, facts)
             self.on_change()
-        if not go_on and self._rests(trial):
-            worker = trial.temporary_state.ray_actor
-            assert worker is not None, "it has just reported"
-            worker.rest.remote()
-            self.on_end(trial.trial_id)
-            go_on = True
         return go_on
-
-    def _rests(self, trial: Trial) -> bool:
-        """Whether a worker without a trial stays, instead of being given back to Tune for what is staged."""
-        staged = [self.theirs[tune_id] for tune_id in self.ours.keys() - self._begun if tune_id in self.theirs]
-        alike = sum(other.placement_group_factory == trial.placement_group_factory for other in staged)
-        wanted, elsewhere = alike > self._free, alike < len(staged)
-        until = self._resting.setdefault(trial.trial_id, time.monotonic() + REST_S)
-        if wanted or elsewhere or self.sweep.ended or time.monotonic() > until:
-            del self._resting[trial.trial_id]
-            self._free += wanted
-            return False
-        return True
 
     def on_end(self, tune_id: str, error: Exception | None = None) -> None:
         """A trial that ended without a word lost its worker."""
@@ -293,5 +266,5 @@ class _SweepScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """STOP once the sweep has given the trial up or has all of it."""
-        go_on = self._bridge.on_result(trial, result)
+        go_on = self._bridge.on_result(trial.trial_id, result)
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
@@ -17,8 +16,6 @@ from orchestrator.results import Epoch, Failure
 
 RunTrial = Callable[[dict[str, Any], Workplace, Callable[[], bool]], Iterable[Epoch | Failure]]
 """What a worker does with a config, at a place, until it is asked to stop."""
-REST_STEP_S = 0.2
-"""How often a worker that rests asks whether there is something to do."""
 
 
 class TrialWorker(tune.Trainable):
@@ -40,7 +37,7 @@ class TrialWorker(tune.Trainable):
         self._run_trial = run_trial
         self._terminated = False
         signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's, which ends the process on the spot
-        self._events: Iterator[Epoch | Failure | None] = self._begin(config)
+        self._events = self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial in the same process."""
@@ -53,27 +50,15 @@ class TrialWorker(tune.Trainable):
         event = next(self._events)
         if self._terminated:
             ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
-        if event is None:
-            return {"rests": True}
         if isinstance(event, Failure):
             return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
         # Tune flattens dicts.
         return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}
 
-    def rest(self) -> None:
-        """End the trial, and stay for the next."""
-        self.cleanup()
-        self._events = self._resting()
-
     def cleanup(self) -> None:
         """End the trial: its log is written."""
         if isinstance(self._events, Iterator) and hasattr(self._events, "close"):
             self._events.close()
-
-    def _resting(self) -> Iterator[None]:
-        while True:
-            time.sleep(REST_STEP_S)
-            yield None
 
     def _begin(self, config: dict[str, Any]) -> Iterator[Epoch | Failure]:
         workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])

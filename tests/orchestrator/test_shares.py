@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import ray
 
 from orchestrator.errors import ClusterError
 from orchestrator.home import Workplace
-from orchestrator.ray_driver import REST_S, drive
+from orchestrator.ray_driver import drive
 from orchestrator.record import Record
 from orchestrator.results import Epoch, TrialState
 from orchestrator.spec_file import parse_spec
@@ -124,40 +123,3 @@ def test_a_sweep_that_stops_at_once_begins_no_trial_that_waited_for_a_worker(
     assert max(handed) == 3, "one waits for the two GPUs"
     assert len(list(tmp_path.glob("*.begun"))) == 2
     assert {trial.state for trial in sweep.studies[0].search.trials} == {TrialState.WAITING}
-
-
-def noting_its_process(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
-    """A trial that writes down which process has it."""
-    Path(workplace.trials, f"{config['eval_split']} {config['lr']} {config['seed']}").write_text(str(os.getpid()))
-    time.sleep(1 if config["eval_split"] == "val" else 4)
-    yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 1.0})
-
-
-def processes(raw: dict[str, Any], folder: Path, split: str) -> list[str]:
-    """Those that had the trials that are judged on a split, after a sweep."""
-    raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
-    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-    place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
-    if not sweep.done:
-        drive(sweep, place, lambda: None, noting_its_process)
-    return [file.read_text() for file in folder.glob(f"{split} *")]
-
-
-def test_workers_that_wait_for_the_end_of_a_search_stay_for_the_final_trials(
-    raw_study: dict[str, Any], tmp_path: Path
-) -> None:
-    raw = raw_study | {"resources": {"cpus": 2}, "final": {"seeds": [1, 2, 3, 4]}}
-    raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
-    searched = set(processes(raw, tmp_path, "val"))
-    assert len(searched) == 4
-    assert sorted(processes(raw, tmp_path, "test")) == sorted(searched)
-
-
-def test_workers_that_wait_give_way_at_once_to_trials_that_need_more(raw_study: dict[str, Any], tmp_path: Path) -> None:
-    large = "vit_tiny_patch16_224.augreg_in21k"
-    raw = raw_study | {"backbones": [*raw_study["backbones"], large], "final": {"seeds": [1]}}
-    raw |= {"resources": {"cpus": 2, "backbones": {large: {"cpus": 8}}}}
-    raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
-    began = time.monotonic()
-    assert len(processes(raw, tmp_path, "test")) == 2
-    assert time.monotonic() - began < REST_S
