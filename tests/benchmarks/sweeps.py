@@ -33,7 +33,6 @@ from trainer.config import TrainConfig
 WORKERS = 2
 SLEEP_S, EPOCHS = 0.5, 4
 """Of a trial of `busy` that sleeps: of an epoch, and how many."""
-PHASES = ("search", "final")
 CONSOLE = Console(width=110)
 SPACE = """
   lr:                {type: float, low: 5.0e-3, high: 5.0e-2, log: true}
@@ -82,10 +81,8 @@ def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) 
     return found | {"trials": len(trials), "pruned": sum(trial.score is None for trial in trials)}, studies
 
 
-def as_published(
-    trial: TrialResult, options: argparse.Namespace, folder: Path
-) -> tuple[float, str, float, float | None]:
-    """Seconds of a trial's params in a process of the published recipe; its phase, its score there, and with us."""
+def as_published(trial: TrialResult, options: argparse.Namespace, folder: Path) -> tuple[float, float, float | None]:
+    """Seconds of a trial's params in a process of the published recipe; its score there, and with us."""
     own = tempfile.mkdtemp(prefix="published", dir=folder)
     environment, started = environment_of(folder, f"{own}/cache"), time.perf_counter()
     (told,) = trials_alone(
@@ -93,7 +90,7 @@ def as_published(
     )
     seconds = time.perf_counter() - started
     CONSOLE.print(f"published, {trial.study}, {trial.phase} trial {trial.number}: {seconds:.1f} s")
-    return seconds, trial.phase, told["metrics"][TrainConfig(**trial.config).metric], trial.score
+    return seconds, told["metrics"][TrainConfig(**trial.config).metric], trial.score
 
 
 def sweep(options: argparse.Namespace, folder: Path) -> Found:
@@ -101,20 +98,20 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
     asha = f"{{type: asha, min_epochs: {max(1, options.sweep_epochs // 10)}}}"
     slow, studies = launched("whole", "{type: none}", options, folder)
     CONSOLE.print(f"launch, no pruner: {slow['seconds']:.0f} s")
-    searches = [trial for study in studies for trial in (study.searched if options.full else study.searched[:4])]
-    finals = [trial for study in studies for trial in study.finals]
-    each = [as_published(trial, options, folder) for trial in searches[::2]]
+    chosen = [trial for study in studies for trial in (study.searched if options.full else study.searched[:4])]
+    searched = [as_published(trial, options, folder) for trial in chosen[::2]]
     fast, _ = launched("pruned", asha, options, folder)  # between the published trials: a machine's speed may change
     CONSOLE.print(f"launch, TPE and ASHA: {fast['seconds']:.0f} s")
-    each += [as_published(trial, options, folder) for trial in (*searches[1::2], *finals)]
-    count = slow["trials"]
-    search_s, final_s = (statistics.mean(taken for taken, phase, *_ in each if phase == asked) for asked in PHASES)
-    seconds = search_s * (count - len(finals)) + final_s * len(finals)
+    searched += [as_published(trial, options, folder) for trial in chosen[1::2]]
+    finals = [as_published(study.finals[0], options, folder) for study in studies]
+    count, each = slow["trials"], [*searched, *finals]
+    search_s = statistics.mean(taken for taken, *_ in searched)
+    seconds = search_s * (count - len(finals)) + sum(taken for taken, *_ in finals)
     published: Found = {"seconds": seconds, "epochs": count * options.sweep_epochs, "pruned": 0}
     first = "published" if len(each) == count else f"published ({len(each)} of {count} measured)"
     rows = {first: published, "launch, no pruner": slow, "launch, TPE and ASHA": fast}
     columns = ("s", "trials/h", "epochs", "pruned", "published / it", "test/accuracy")
-    title = f"sweep: {count} trials of {options.backbones[0]} in {len(studies)} studies, each with a final one"
+    title = f"sweep: {count} trials of {options.backbones[0]}, {len(finals)} of them final"
     table = Table("", *columns, title=title)
     for name, row in rows.items():
         cells = (f"{row['seconds']:.0f}", f"{3600 * count / row['seconds']:,.0f}", row["epochs"], row["pruned"])
@@ -126,9 +123,9 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
         f"trained, and {slow['seconds'] / fast['seconds']:.2f} is pruning, which trains {fast['epochs']} of "
         f"{slow['epochs']} epochs. Launch's seconds hold start, search, scoring, MLflow, pictures and report."
     )
-    theirs, ours = (statistics.mean(scores) for scores in list(zip(*each, strict=True))[2:])
+    theirs, ours = (statistics.mean(scores) for scores in list(zip(*each, strict=True))[1:])
     CONSOLE.print(f"accuracy of the same params, mean of {len(each)}: published {theirs:.3f}, ours {ours:.3f}")
-    return {"rows": rows, "published seconds, phase, accuracy, our accuracy": each}
+    return {"rows": rows, "published seconds and accuracy, our accuracy; final ones last": each}
 
 
 # How busy workers are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NANO = "vit_nano_patch4_32.mae"
@@ -44,3 +47,18 @@ def test_accuracies_are_of_the_same_seeds(tmp_path: Path) -> None:
     scores = read["test accuracy"]
     assert scores.keys() == {"published", "ours", "ours, bf16"} and all(len(each) == 2 for each in scores.values())
     assert min(min(each) for each in scores.values()) > 0.1, "better than chance after an epoch"
+
+
+def test_a_warm_trial_needs_the_trainer_alone(tmp_path: Path) -> None:
+    few = {"task": "demo/digits", "method": "spt_deep", "prompt_length": 2, "prompt_init": "random", "lr": 0.01}
+    few |= {"train_size": 32, "epochs": 1, "warmup_epochs": 0}
+    config = dataclasses.asdict(TrainConfig.from_params(few))
+    asked = {"how": "warm", "configs": [config], "data": str(tmp_path / "data"), "folder": str(tmp_path)}
+    without = "import sys; sys.modules |= dict.fromkeys(('ray', 'optuna', 'mlflow', 'pydantic', 'typer'))"
+    command = [sys.executable, "-c", f"{without}; from tests.benchmarks import alone, trials; alone.main()"]
+    request = json.dumps(asked | {"device": "cpu", "started": 0.0})
+    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["metrics"]["val/accuracy"] > 0 and told["peak MB"] >= told["resident MB"] > 0
+    assert list(tmp_path.glob("trials/*/learning_curve.png")), "with its pictures, as a worker leaves it"

@@ -145,7 +145,7 @@ def trial(options: argparse.Namespace, folder: Path) -> Found:
                 *_, last = trials_alone(how, configs, environment_of(folder, f"{own}/cache"), folder=own, **places)
                 runs[side].append(last)
                 CONSOLE.print(f"{backbone}, {side}: {last['seconds']:.1f} s")
-        images = len_train() // asked["batch_size"] * asked["batch_size"] * epochs
+        images = TASKS[TASK].num_train // asked["batch_size"] * asked["batch_size"] * epochs
         seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
         table = Table(
             *("", "s a trial", "images/s", "published / it", "peak MB", "val/accuracy"),
@@ -162,11 +162,6 @@ def trial(options: argparse.Namespace, folder: Path) -> Found:
         CONSOLE.print("of ours, warm: " + ", ".join(f"{stage} {value:.2f} s" for stage, value in spent.items()))
         found[backbone] = {"epochs": epochs, "images": images, "seconds": seconds, "runs": runs}
     return found
-
-
-def len_train() -> int:
-    """Images that a trial of the task trains on."""
-    return TASKS[TASK].num_train
 
 
 # Memory.
@@ -217,16 +212,16 @@ def kinds(trials: int) -> Iterator[Mapping[str, Any]]:
 
 def sweep(options: argparse.Namespace, folder: Path) -> Found:
     """A whole sweep, three ways."""
-    from tests.benchmarks.sweeps import sweep
+    from tests.benchmarks import sweeps
 
-    return sweep(options, folder)
+    return sweeps.sweep(options, folder)
 
 
 def busy(options: argparse.Namespace, folder: Path) -> Found:
     """How busy a sweep's workers are."""
-    from tests.benchmarks.sweeps import busy
+    from tests.benchmarks import sweeps
 
-    return busy(options, folder)
+    return sweeps.busy(options, folder)
 
 
 # All.
