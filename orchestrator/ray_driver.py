@@ -6,17 +6,16 @@ our scheduler passes each epoch to the sweep and stops what the sweep gives up.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
+from ray.tune import PlacementGroupFactory
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -24,16 +23,14 @@ from ray.tune.search import Searcher
 
 from orchestrator.home import Workplace
 from orchestrator.interrupt import stop_on_signal
-from orchestrator.machines import Share
-from orchestrator.ray_nodes import capacity, nodes, refuse_what_never_fits, resources_of
+from orchestrator.ray_nodes import refuse_what_never_fits, resources_of
+from orchestrator.ray_slots import Resting, Slots
 from orchestrator.ray_worker import RunTrial, TrialWorker
 from orchestrator.results import Cause, Failure
 from orchestrator.sweep import Sweep
 
 STAGED = 1
 """Trials that are with Tune before a worker is free for them: so it waits neither for the sampler nor for Tune."""
-LOOK_EVERY_S = 5.0
-"""How often it is asked which nodes there are."""
 
 
 def drive(
@@ -54,12 +51,12 @@ def drive(
     shares = {backbone: sweep.spec.resources.of(backbone) for backbone in sweep.spec.backbones}
     if sweep.spec.cluster.workers is None:
         refuse_what_never_fits(shares)
-    slots = _Slots([*shares.values()], sweep.spec.cluster.workers)
+    slots = Slots([*shares.values()], sweep.spec.cluster.workers)
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count())
     bridge = _Bridge(sweep, on_change, slots)
     trainable = tune.with_resources(
         tune.with_parameters(TrialWorker, workplace=workplace, run_trial=run_trial),
-        lambda config: tune.PlacementGroupFactory([config["resources"]]),
+        lambda config: PlacementGroupFactory([config["resources"]]),
     )
     trainable.__qualname__ = TrialWorker.__name__  # what `ps` shows of a worker, for who wants to end it
     with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch, stop_on_signal(sweep):
@@ -87,28 +84,10 @@ def drive(
             raise
 
 
-class _Slots:
-    """How many trials may be with Tune at once: as many as fit the nodes that are there, or come to be."""
-
-    def __init__(self, shares: Sequence[Share], workers: int | None) -> None:
-        self._shares = shares
-        self._workers = workers
-        self._count = 0
-        self._looked = -math.inf
-
-    def count(self) -> int:
-        """Of the smallest trials; of larger ones some wait for their turn."""
-        if time.monotonic() - self._looked > LOOK_EVERY_S:
-            there = nodes()
-            self._count = max(1, self._workers or max(capacity(share, there) for share in self._shares))
-            self._looked = time.monotonic()
-        return self._count
-
-
 class _Bridge:
     """The sweep, and which of its trials each of Tune's trials is."""
 
-    def __init__(self, sweep: Sweep, on_change: Callable[[], None], slots: _Slots) -> None:
+    def __init__(self, sweep: Sweep, on_change: Callable[[], None], slots: Slots) -> None:
         self.sweep = sweep
         self._slots = slots
         self.on_change = on_change
@@ -118,6 +97,8 @@ class _Bridge:
         """Of `ours`, those that a worker has; the others are staged."""
         self._freed = False
         """A worker has come free for a staged trial since a trial was last asked for."""
+        self._kinds: set[PlacementGroupFactory] = set()
+        """What workers hold of a machine."""
         self.error: Exception | None = None
         """What went wrong in the sweep itself, which Tune would hide in an error of its own."""
 
@@ -152,6 +133,20 @@ class _Bridge:
         for tune_id in staged:
             self.ours.pop(tune_id)
         return [self.theirs.pop(tune_id) for tune_id in staged]
+
+    def add(self, trial: Trial) -> None:
+        """Tune has made a trial of its own for one of ours."""
+        assert trial.placement_group_factory is not None, "Tune makes it before it tells"
+        self.theirs[trial.trial_id] = trial
+        self._kinds.add(trial.placement_group_factory)
+
+    def may_rest(self) -> dict[PlacementGroupFactory, int]:
+        """How many workers of each kind may stay without a trial: none where a staged trial needs another kind."""
+        if self.sweep.ended:
+            return {}
+        staged = self.theirs.keys() & self.ours.keys() - self._begun
+        asked = {self.theirs[tune_id].placement_group_factory for tune_id in staged}
+        return {kind: self._slots.count() for kind in self._kinds if asked <= {kind}}
 
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Pass on what a worker reported; whether it goes on."""
@@ -249,15 +244,17 @@ class _SweepScheduler(FIFOScheduler):
     def __init__(self, bridge: _Bridge) -> None:
         super().__init__()
         self._bridge = bridge
+        self._resting = Resting()
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Tune starts what is pending in its order; FIFO's own choice walks over every trial there ever was."""
         for trial in self._bridge.withdrawn():
             tune_controller.stop_trial(trial)
+        self._resting.settle(tune_controller._tune_controller._actor_cache, self._bridge.may_rest())
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Know Tune's trial, to be able to kill its worker."""
-        self._bridge.theirs[trial.trial_id] = trial
+        self._bridge.add(trial)
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """What Ray says of a lost worker: asked here, before the searcher is told without it."""

@@ -27,7 +27,7 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("library", "doors"),
     [
-        ("ray", {"ray_driver", "ray_nodes", "ray_worker"}),
+        ("ray", {"ray_driver", "ray_nodes", "ray_slots", "ray_worker"}),
         ("optuna", {"search", "record", "rows", "lease", "frozen", "patience"}),  # it decides; it remembers
         ("mlflow", {"mlflow_runs", "mlflow_models", "mlflow_server"}),
     ],
@@ -60,6 +60,7 @@ def test_no_hyper_parameter_is_known_to_the_orchestrator() -> None:
         "live",
         "ray_driver",
         "ray_nodes",
+        "ray_slots",
         "ray_worker",
         "doctor",
         "look",
