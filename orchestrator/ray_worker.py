@@ -49,6 +49,7 @@ class TrialWorker(tune.Trainable):
         """Train until there is something to tell."""
         event = next(self._events)
         if self._terminated:
+            self.cleanup()
             ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
         if isinstance(event, Failure):
             return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
@@ -56,7 +57,7 @@ class TrialWorker(tune.Trainable):
         return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}
 
     def cleanup(self) -> None:
-        """End the trial: its log is written."""
+        """End the trial: its checkpoint and its log are written."""
         if isinstance(self._events, Iterator) and hasattr(self._events, "close"):
             self._events.close()
 

@@ -11,15 +11,20 @@ import torch
 from trainer.storage import read_bytes, write_bytes
 
 
-def save_state(place: str | Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain Python values (no other objects: reading refuses them)."""
+def pack_state(state: dict[str, Any]) -> bytes:
+    """Tensors as they are now, and plain Python values (no other objects: reading refuses them), as a file's bytes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_bytes(place, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_state(place: str | Path, state: dict[str, Any]) -> None:
+    """Write a state."""
+    write_bytes(place, pack_state(state))
 
 
 def load_state(place: str | Path) -> dict[str, Any] | None:
-    """What `save_state` wrote, bit for bit and on the CPU, or None where there is nothing."""
+    """What was saved, bit for bit and on the CPU, or None where there is nothing."""
     data = read_bytes(place)
     if data is None:
         return None

@@ -21,7 +21,7 @@ from torch import Tensor
 from trainer.backbone import load_backbone
 from trainer.bank import first_prompt, token_stream
 from trainer.catalog import METHODS, is_augmented
-from trainer.checkpoint import load_state, random_state, save_state, set_random_state
+from trainer.checkpoint import load_state, pack_state, random_state, set_random_state
 from trainer.config import TrainConfig
 from trainer.data.load import Split, load_split
 from trainer.data.store import read_card
@@ -32,7 +32,7 @@ from trainer.metrics import normalized_mutual_information, predictions, scores
 from trainer.optimizer import MovingAverage, build_optimizer, lr_at
 from trainer.prompts import PromptedViT
 from trainer.prototypes import draw
-from trainer.storage import write_bytes
+from trainer.writer import Writer
 
 NMI_TOKENS = 256
 """Patch tokens a layer that prompts are compared with."""
@@ -69,12 +69,13 @@ def train(
     cache: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochMetrics]:
-    """Train what the method lets learn, yielding each epoch's metrics after they are safe.
+    """Train what the method lets learn, yielding each epoch's metrics, the last epoch's after all of it is written.
 
     With a `folder` (path or URI), it holds a checkpoint an epoch, `prototypes.safetensors`, and at the end
     `predictions.parquet`, `prompt.safetensors` (what was learnt) and `card.json`: `trainer.load` takes it from there.
-    A call that finds a checkpoint yields the finished epochs again and goes on; the end is bit for bit that of a run
-    never interrupted.
+    A checkpoint is written while the next epoch trains, or before the iterator is closed; who is killed meanwhile
+    trains that epoch again. A call that finds a checkpoint yields the finished epochs again and goes on; the end is
+    bit for bit that of a run never interrupted.
 
     Args:
         weights: a file, or a folder of files, in which the backbone's weights are looked for first.
@@ -150,6 +151,7 @@ def train(
     optimizer = build_optimizer(config, learnable)
     average = MovingAverage(learnable, config.ema_decay) if config.ema_decay else None
     part = config.batch_size  # images at once; less where memory is short
+    writer = Writer()
 
     def save(under_way: dict[str, Any] | None) -> None:
         """All that an attempt needs to go on, after an epoch or within one."""
@@ -163,7 +165,7 @@ def train(
             "epochs": [dataclasses.asdict(epoch) for epoch in finished],
             "under_way": under_way,
         }
-        save_state(f"{folder}/checkpoint.pt", state)
+        writer.write(f"{folder}/checkpoint.pt", pack_state(state))
 
     def give_way(epoch: int, done: int, loss: Tensor, crops: torch.Generator, started: float) -> None:
         """Save the epoch after some of its steps, and end, if asked to."""
@@ -171,6 +173,7 @@ def train(
             if folder is not None:
                 drawn = {"crops": crops.get_state(), "dropout": random_state()}
                 save({"done": done, "loss": loss.cpu(), "seconds": time.perf_counter() - started} | drawn)
+                writer.wait()
             raise TrainingInterrupted(f"asked to stop in epoch {epoch}, after {done} of {steps_per_epoch} steps.")
 
     # Where an earlier attempt left off.
@@ -191,99 +194,104 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         finished, part = [EpochMetrics(**epoch) for epoch in state["epochs"]], state["part"]
         under_way = state["under_way"]
-    if folder is not None and config.prompt_length:
-        write_bytes(f"{folder}/prototypes.safetensors", to_bytes({"prompt": first.prompt_LPD.contiguous()}))
-    yield from finished
+    with writer:  # leaving it, on whatever way, waits for the file that is being written
+        if folder is not None and config.prompt_length:
+            writer.write(f"{folder}/prototypes.safetensors", to_bytes({"prompt": first.prompt_LPD.contiguous()}))
+        yield from finished
 
-    for epoch in range(len(finished) + 1, config.epochs + 1):
-        started = time.perf_counter()
-        # Order, crops and dropout come from (seed, epoch) alone: an epoch does not know whether it was resumed.
-        order, crops = (torch.Generator().manual_seed(config.stream_seed(what, epoch)) for what in ("order", "crops"))
-        torch.manual_seed(config.stream_seed("dropout", epoch))
-        model.train()
-        order_N = torch.randperm(num_images, generator=order)
-        placed_N, labels_N = order_N.to(learnt_from.rows_N.device), learnt_from.labels_N[order_N.to(device)]
-        done, total_loss = 0, torch.zeros((), device=device)
-        if under_way is not None:
-            done, total_loss, started = under_way["done"], under_way["loss"].to(device), started - under_way["seconds"]
-            crops.set_state(under_way["crops"])
-            set_random_state(under_way["dropout"])
-            under_way = None
-        for step in range(done, steps_per_epoch):
-            give_way(epoch, step, total_loss, crops, started)
-            lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            rows = slice(step * config.batch_size, (step + 1) * config.batch_size)
-            inputs_B = inputs_of(learnt_from, placed_N[rows])
-            if learnt_from.view == "whole":
-                aspect_B = learnt_from.aspect_N[order_N[rows]]
-                inputs_B = random_views(inputs_B, aspect_B, config.pixels, config.transform, crops)
-            loss, part = backward(network, list(learnable.values()), inputs_B, labels_N[rows], part)
-            optimizer.step()
-            if average is not None:
-                average.update()
-            total_loss += loss
-        give_way(epoch, steps_per_epoch, total_loss, crops, started)
-        train_loss = total_loss.item() / steps_per_epoch
-        if not (math.isfinite(train_loss) and all(p.isfinite().all() for p in learnable.values())):
-            raise TrainingDiverged(
-                f"loss or weights became infinite or NaN in epoch {epoch} "
-                f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
-            )
-        seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
-        metrics = {
-            "train/loss": train_loss,
-            "train/lr": optimizer.param_groups[0]["lr"],
-            "train/images_per_s": seen / seconds,
-        }
-        if part < config.batch_size:
-            metrics["train/images_at_once"] = part
-        if epoch == 1:
-            count = sum(parameter.numel() for parameter in learnable.values())
-            everything = sum(parameter.numel() for parameter in model.parameters())
-            metrics |= {"learnable/parameters": count, "learnable/share": count / everything}
-            metrics["train/images"] = num_images
-            metrics |= {"prototypes/seconds": first.seconds} if len(method.prompt_inits) > 1 else {}
-        if nmi_tokens_LTD is not None:
-            pairs = enumerate(zip(model.prompt_LPD.detach(), nmi_tokens_LTD, strict=True))
-            metrics |= {f"nmi/layer_{i:02d}": normalized_mutual_information(*pair) for i, pair in pairs}
+        for epoch in range(len(finished) + 1, config.epochs + 1):
+            started = time.perf_counter()
+            # Order, crops and dropout come from (seed, epoch) alone: an epoch does not know whether it was resumed.
+            order = torch.Generator().manual_seed(config.stream_seed("order", epoch))
+            crops = torch.Generator().manual_seed(config.stream_seed("crops", epoch))
+            torch.manual_seed(config.stream_seed("dropout", epoch))
+            model.train()
+            order_N = torch.randperm(num_images, generator=order)
+            placed_N, labels_N = order_N.to(learnt_from.rows_N.device), learnt_from.labels_N[order_N.to(device)]
+            done, total_loss = 0, torch.zeros((), device=device)
+            if under_way is not None:
+                done, total_loss = under_way["done"], under_way["loss"].to(device)
+                started -= under_way["seconds"]
+                crops.set_state(under_way["crops"])
+                set_random_state(under_way["dropout"])
+                under_way = None
+            for step in range(done, steps_per_epoch):
+                give_way(epoch, step, total_loss, crops, started)
+                lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                rows = slice(step * config.batch_size, (step + 1) * config.batch_size)
+                inputs_B = inputs_of(learnt_from, placed_N[rows])
+                if learnt_from.view == "whole":
+                    aspect_B = learnt_from.aspect_N[order_N[rows]]
+                    inputs_B = random_views(inputs_B, aspect_B, config.pixels, config.transform, crops)
+                loss, part = backward(network, list(learnable.values()), inputs_B, labels_N[rows], part)
+                optimizer.step()
+                if average is not None:
+                    average.update()
+                total_loss += loss
+            give_way(epoch, steps_per_epoch, total_loss, crops, started)
+            train_loss = total_loss.item() / steps_per_epoch
+            if not (math.isfinite(train_loss) and all(p.isfinite().all() for p in learnable.values())):
+                raise TrainingDiverged(
+                    f"loss or weights became infinite or NaN in epoch {epoch} "
+                    f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
+                )
+            seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
+            metrics = {
+                "train/loss": train_loss,
+                "train/lr": optimizer.param_groups[0]["lr"],
+                "train/images_per_s": seen / seconds,
+            }
+            if part < config.batch_size:
+                metrics["train/images_at_once"] = part
+            if epoch == 1:
+                count = sum(parameter.numel() for parameter in learnable.values())
+                everything = sum(parameter.numel() for parameter in model.parameters())
+                metrics |= {"learnable/parameters": count, "learnable/share": count / everything}
+                metrics["train/images"] = num_images
+                metrics |= {"prototypes/seconds": first.seconds} if len(method.prompt_inits) > 1 else {}
+            if nmi_tokens_LTD is not None:
+                pairs = enumerate(zip(model.prompt_LPD.detach(), nmi_tokens_LTD, strict=True))
+                metrics |= {f"nmi/layer_{i:02d}": normalized_mutual_information(*pair) for i, pair in pairs}
 
-        # The last epoch judges a final run; a search run is judged each epoch, on val.
-        last = epoch == config.epochs
-        judged = config.eval_split == "val" or last
-        if judged or config.measure_peeking:
-            scored_on = load(config.eval_split, 1.0)
-            model.eval()
-            logits_NK = logits_of(scored_on)
-            found = scores(logits_NK, scored_on.labels_N)
-            metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()} if judged else {}
-            if config.measure_peeking:
-                peeks = [found["accuracy"], *(past.metrics["peeking/accuracy"] for past in finished)]
-                metrics |= {"peeking/accuracy": peeks[0], "peeking/gain": max(peeks) - peeks[0]}
-            if judged and average is not None:
-                with average.in_place():
-                    averaged_NK = logits_of(scored_on)
-                metrics[f"{config.metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
-        finished.append(EpochMetrics(epoch=epoch, metrics=metrics))
+            # The last epoch judges a final run; a search run is judged each epoch, on val.
+            last = epoch == config.epochs
+            judged = config.eval_split == "val" or last
+            if judged or config.measure_peeking:
+                scored_on = load(config.eval_split, 1.0)
+                model.eval()
+                logits_NK = logits_of(scored_on)
+                found = scores(logits_NK, scored_on.labels_N)
+                metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()} if judged else {}
+                if config.measure_peeking:
+                    peeks = [found["accuracy"], *(past.metrics["peeking/accuracy"] for past in finished)]
+                    metrics |= {"peeking/accuracy": peeks[0], "peeking/gain": max(peeks) - peeks[0]}
+                if judged and average is not None:
+                    with average.in_place():
+                        averaged_NK = logits_of(scored_on)
+                    metrics[f"{config.metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
+            finished.append(EpochMetrics(epoch=epoch, metrics=metrics))
 
-        # Bytes first, then the word that they exist.
-        if folder is not None:
-            if last:
-                kept = {
-                    "config": dataclasses.asdict(config),
-                    "class_names": card.class_names,
-                    "backbone_sha256": frozen.sha256,
-                    "learnt_from": learnt_from.fingerprint,
-                    "scored_on": scored_on.fingerprint,
-                    "protocol": card.protocol,
-                    "learnable": {name: list(parameter.shape) for name, parameter in learnable.items()},
-                    "prototypes_seconds": first.seconds,
-                    "metrics": metrics,
-                }
-                write_bytes(f"{folder}/predictions.parquet", predictions(logits_NK, scored_on))
-                tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
-                write_bytes(f"{folder}/prompt.safetensors", to_bytes(tensors))
-                write_bytes(f"{folder}/card.json", json.dumps(kept, indent=2).encode())
-            save(under_way=None)
-        yield finished[-1]
+            # Bytes first, then the word that they exist.
+            if folder is not None:
+                if last:
+                    kept = {
+                        "config": dataclasses.asdict(config),
+                        "class_names": card.class_names,
+                        "backbone_sha256": frozen.sha256,
+                        "learnt_from": learnt_from.fingerprint,
+                        "scored_on": scored_on.fingerprint,
+                        "protocol": card.protocol,
+                        "learnable": {name: list(parameter.shape) for name, parameter in learnable.items()},
+                        "prototypes_seconds": first.seconds,
+                        "metrics": metrics,
+                    }
+                    writer.write(f"{folder}/predictions.parquet", predictions(logits_NK, scored_on))
+                    tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
+                    writer.write(f"{folder}/prompt.safetensors", to_bytes(tensors))
+                    writer.write(f"{folder}/card.json", json.dumps(kept, indent=2).encode())
+                save(under_way=None)
+                if last:
+                    writer.wait()
+            yield finished[-1]

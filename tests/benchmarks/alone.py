@@ -32,8 +32,7 @@ STAGES = {
     "MovingAverage": "model",
     "frozen_features": "forward",
     "in_batches": "forward",
-    "write_bytes": "files",
-    "save_state": "files",
+    "pack_state": "files",
     "load_state": "files",
 }
 """Stages of a trial by the functions that `trainer.loop` calls for them."""

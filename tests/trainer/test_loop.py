@@ -19,6 +19,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor
 
 import trainer
+from tests.trainer.checkpoints import checkpoint_after
 from trainer.backbone import Backbone, load_backbone
 from trainer.bank import first_prompt
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, TASKS
@@ -227,8 +228,8 @@ def test_the_average_follows_each_step_and_is_what_accuracy_ema_scores(
     judged = pq.read_table(f"{store}/demo/digits/val.parquet").to_pydict()
     epochs, before = [], None
     for epoch in train(config, data_root=store, folder=str(tmp_path / "run")):
-        state = load_state(tmp_path / "run/checkpoint.pt")
-        assert state is not None and state["average"].keys() == state["learnable"].keys()
+        state = checkpoint_after(epoch.epoch, tmp_path / "run")
+        assert state["average"].keys() == state["learnable"].keys()
         for name, value in state["average"].items():
             last = before[name] if before is not None else value
             torch.testing.assert_close(value, last + 0.25 * (state["learnable"][name] - last))

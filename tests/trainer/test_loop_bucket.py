@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.services import S3Server, use_aws
+from tests.trainer.checkpoints import checkpoint_after
 from trainer.config import TrainConfig
 from trainer.loop import train
 from trainer.storage import file_sizes, read_bytes
@@ -37,17 +38,20 @@ def test_a_trial_in_a_bucket_that_hangs_is_interrupted_and_goes_on_is_that_of_a_
     server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
     use_aws(monkeypatch, server.env)
-    config, bucket = tiny("spt_deep"), f"s3://{server.bucket}/trial?region=eu-west-1"
+    config, bucket = tiny("spt_deep", epochs=4), f"s3://{server.bucket}/trial?region=eu-west-1"
     expected = list(trial(config, str(tmp_path)))
     interrupted = trial(config, bucket)
     assert next(interrupted) == expected[0]
+    checkpoint_after(1, f"{bucket}/trial")
     server.pause()
     waker = threading.Timer(20, server.resume)
     waker.start()
-    assert next(interrupted) == expected[1], "it waits for the bucket, and nothing is lost"
-    waker.join()
+    assert next(interrupted) == expected[1]
+    assert waker.is_alive(), "an epoch is told while its checkpoint is being written"
+    assert next(interrupted) == expected[2], "it waits for the bucket, and nothing is lost"
+    assert not waker.is_alive()
     interrupted.close()  # type: ignore[attr-defined]
-    assert list(islice(trial(config, bucket), 1)) == expected[:1], "what it knows from its checkpoint"
+    assert list(islice(trial(config, bucket), 2)) == expected[:2], "what it knows from its checkpoint"
     assert list(trial(config, bucket)) == expected
     for name in ("prompt.safetensors", "predictions.parquet"):
         assert read_bytes(f"{bucket}/trial/{name}") == read_bytes(f"{tmp_path}/trial/{name}")
