@@ -3,8 +3,9 @@
 python -m tests.benchmarks.accuracy                     demo/digits, 10 epochs, five seeds
 python -m tests.benchmarks.accuracy --epochs 100 --task vtab/dtd --data DATA --backbone vit_base_patch16_224.mae
 
-Each run learns from `trainval` and is scored on `test` once, at its last epoch. Differences are paired by seed: both
-sides start from the same prompts and head. On a CPU as many runs go side by side as there are cores, a thread each.
+Each run learns from `trainval` and is scored on `test` once, at its last epoch; in bf16 only where the device has
+arithmetic for it. Differences are paired by seed: both sides start from the same prompts and head. On a CPU as many
+runs go side by side as there are cores, a thread each.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from tests.benchmarks.machine import default_device, describe, write_found
+from tests.benchmarks.machine import default_device, describe, precisions, write_found
 from tests.benchmarks.published import train_as_published
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
 from trainer.data.store import read_card
 from trainer.loop import train
 
-SIDES = ("published", "ours", "ours, bf16")
 CONSOLE = Console(width=110)
 
 
@@ -68,13 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     params = {"task": options.task, "backbone": options.backbone, "method": options.method, "eval_split": "test"}
     params |= {"prompt_length": 10, "prompt_init": "mean_pool", "lr": options.lr}
     params |= {"epochs": options.epochs, "warmup_epochs": options.epochs // 10}
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    sides = ("published", "ours", "ours, bf16")[: 1 + len(precisions(options.device))]
+    found: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory(prefix="sptune-accuracy-") as scratch:
         data = options.data or scratch
         read_card(data, options.task)
         workers = (os.cpu_count() or 1) if options.device == "cpu" else 1
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            asked = [(side, seed) for seed in options.seeds for side in SIDES]
+            asked = [(side, seed) for seed in options.seeds for side in sides]
             runs = [
                 pool.submit(trained_accuracy, side, params | {"seed": seed}, data, options.device)
                 for side, seed in asked

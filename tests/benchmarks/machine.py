@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import timm
 import torch
@@ -21,12 +22,19 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def default_device() -> str:
     """The GPU where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    """Those that it computes in: bf16 too, but for a processor without arithmetic for it, which takes ages."""
+    on_gpu = torch.device(device).type == "cuda"
+    return ("fp32", "bf16") if on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
 
 
 def wait_for(device: str) -> None:
@@ -92,7 +100,9 @@ def describe(device: str) -> dict[str, str | float]:
         card = torch.cuda.get_device_properties(device)
         found |= {"gpu": card.name, "gpu_memory_gb": round(card.total_memory / 1e9, 1), "cuda": str(torch.version.cuda)}
     found |= {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__}
-    found |= {f"matmul_gflops_{precision}": round(matmul_gflops(device, precision), 1) for precision in DTYPES}
+    found |= {
+        f"matmul_gflops_{precision}": round(matmul_gflops(device, precision), 1) for precision in precisions(device)
+    }
     return found
 
 

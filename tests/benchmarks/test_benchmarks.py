@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.machine import precisions
 from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -31,7 +32,7 @@ def found(module: str, *options: str, folder: Path) -> dict[str, Any]:
 def test_each_side_of_a_cell_is_measured(tmp_path: Path) -> None:
     cell = ["--methods", "spt_deep", "--prompt-lengths", "2", "--seconds", "0.1", "--batch-size", "4"]
     read = found("throughput", "--backbones", NANO, *cell, folder=tmp_path)
-    assert [row["side"] for row in read["cells"]] == ["published", "ours fp32", "ours bf16"]
+    assert [row["side"] for row in read["cells"]] == ["published", *(f"ours {each}" for each in precisions("cpu"))]
     assert all(row["train_images_per_s"] > 0 and row["eval_images_per_s"] > 0 for row in read["cells"])
 
 
@@ -45,7 +46,7 @@ def test_a_pass_of_several_trials_is_measured_beside_passes_alone(tmp_path: Path
 def test_accuracies_are_of_the_same_seeds(tmp_path: Path) -> None:
     read = found("accuracy", "--epochs", "1", "--seeds", "1", "2", folder=tmp_path)
     scores = read["test accuracy"]
-    assert scores.keys() == {"published", "ours", "ours, bf16"} and all(len(each) == 2 for each in scores.values())
+    assert {*scores} >= {"published", "ours"} and all(len(each) == 2 for each in scores.values())
     assert min(min(each) for each in scores.values()) > 0.1, "better than chance after an epoch"
 
 

@@ -4,12 +4,13 @@ python -m tests.benchmarks.throughput                              all defaults 
 python -m tests.benchmarks.throughput --backbones vit_base_patch16_224.mae --prompt-lengths 20 --out found.json
 python -m tests.benchmarks.throughput --prototypes                 also what each prototype strategy takes
 
-Three sides take turns in one process on one network with random weights: the published recipe (`published.py`), ours
-in fp32, ours in bf16. A training step is all that a step of an epoch does: images taken, forward, backward, optimizer,
-moving average; the published side's images come from its `DataLoader`, in the steady state (what workers take to start,
-each epoch anew, is left out). An evaluation is a pass over images kept as each side keeps them. The share of the
-ceiling is FLOPs as executed, by the fastest matrix product of that precision in this run; a side that computes less may
-have a smaller share and be faster. Memory is what a side alone takes of a GPU; a CPU's is not measured: sides share it.
+Sides take turns in one process on one network with random weights: the published recipe (`published.py`), ours in fp32,
+and ours in bf16 where the device has arithmetic for it. A training step is all that a step of an epoch does: images
+taken, forward, backward, optimizer, moving average; the published side's images come from its `DataLoader`, in the
+steady state (what workers take to start, each epoch anew, is left out). An evaluation is a pass over images kept as
+each side keeps them. The share of the ceiling is FLOPs as executed, by the fastest matrix product of that precision in
+this run; a side that computes less may have a smaller share and be faster. Memory is what a side alone takes of a GPU;
+a CPU's is not measured: sides share it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.machine import default_device, describe, matmul_gflops, wait_for, write_found
+from tests.benchmarks.machine import default_device, describe, matmul_gflops, precisions, wait_for, write_found
 from tests.benchmarks.published import EMA_DECAY
 from tests.benchmarks.sides import (
     BY_SIZE,
@@ -55,7 +56,7 @@ CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
 def measure(
     config: TrainConfig, backbone: Backbone, num_eval: int, num_workers: int, seconds: float, device: str
 ) -> list[Side]:
-    """The three sides of one cell."""
+    """The sides of one cell."""
     torch.manual_seed(0)
     encoded = pictures(max(num_eval, 2 * config.batch_size), config.pixels)
     images_NCHW = decoded_pictures(len(encoded), config.pixels).to(device)
@@ -63,7 +64,7 @@ def measure(
     first = first_values(backbone, config)
     assert_same(first, encoded[0], images_NCHW[:1].cpu())
     builds: list[Callable[[], Side]] = [lambda: published_side(config, first, encoded, num_eval, num_workers, device)]
-    for precision in ("fp32", "bf16"):
+    for precision in precisions(device):
         ours = dataclasses.replace(config, precision=precision)
         builds.append(lambda ours=ours: our_side(ours, first, images_NCHW, labels_N, num_eval, device))  # type: ignore[misc]
     sides = [warm_up(build, device) for build in builds]
@@ -208,7 +209,7 @@ def main() -> None:
         num_workers = min(10, os.cpu_count() or 1) if on_gpu else 0
     machine = describe(device)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    ceilings = {precision: float(machine[f"matmul_gflops_{precision}"]) for precision in ("fp32", "bf16")}
+    ceilings = {precision: float(machine[f"matmul_gflops_{precision}"]) for precision in precisions(device)}
     cells: list[dict[str, Any]] = []
     for name, method, length, batch, num_eval in cells_of(options, device):
         network = BACKBONES[name]
