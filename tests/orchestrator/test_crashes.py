@@ -38,23 +38,33 @@ SPEC: dict[str, Any] = {
                "pruner": {"type": "asha", "min_epochs": 2, "reduction": 2}},
     "final": {"seeds": [42, 44]},
 }  # fmt: skip
-NUM_TRIALS = 24
+LIGHT: dict[str, Any] = {
+    **SPEC, "train_sizes": [0.2], "search": {**SPEC["search"], "trials": 8}, "final": {"seeds": [42]},
+}  # fmt: skip
+"""Enough for a single misfortune."""
+
+
+def written(spec: dict[str, Any], folder: Path) -> Path:
+    path = folder / "crash.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+def undisturbed(spec: Path, home: Path) -> list[tuple[object, ...]]:
+    """What a sweep comes to in one process without Ray."""
+    done = sptune("launch", spec, "--inline", home=home)
+    assert done.returncode == 0, done.stderr
+    return outcome(home, "crash")
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
-    path = tmp_path_factory.mktemp("spec") / "crash.yaml"
-    path.write_text(yaml.safe_dump(SPEC))
-    return path
+    return written(LIGHT, tmp_path_factory.mktemp("spec"))
 
 
 @pytest.fixture(scope="module")
 def expected(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
-    """What an undisturbed sweep comes to, in one process without Ray."""
-    home = tmp_path_factory.mktemp("undisturbed")
-    done = sptune("launch", spec, "--inline", home=home)
-    assert done.returncode == 0, done.stderr
-    return outcome(home, "crash")
+    return undisturbed(spec, tmp_path_factory.mktemp("undisturbed"))
 
 
 def database(home: Path) -> str:
@@ -65,7 +75,7 @@ def wait_for(driver: subprocess.Popen[str], trials: int) -> None:
     """Read what a launch prints until so many trials are finished."""
     assert driver.stdout is not None
     for line in driver.stdout:
-        if (found := re.search(rf"(\d+) of {NUM_TRIALS} trials finished", line)) and int(found[1]) >= trials:
+        if (found := re.search(r"(\d+) of \d+ trials finished", line)) and int(found[1]) >= trials:
             return
     raise AssertionError("the launch ended before")
 
@@ -80,12 +90,11 @@ def kill(driver: subprocess.Popen[str], what: str) -> None:
         driver.wait()
 
 
-def test_twenty_kills_at_random_moments_change_nothing(
-    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
-) -> None:
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path: Path, store: Path) -> None:
+    spec, home = written(SPEC, tmp_path), tmp_path / "home"
     chance, kills, done = random.Random(5), 0, False
     while not done:
-        with started("launch", spec, home=tmp_path) as driver:
+        with started("launch", spec, home=home) as driver:
             assert driver.stdout is not None
             driver.stdout.readline()  # from here on it is at work
             while kills < 20 and driver.poll() is None:
@@ -94,8 +103,8 @@ def test_twenty_kills_at_random_moments_change_nothing(
                 kills += 1
             driver.stdout.read()
         done = driver.returncode == 0
-    assert outcome(tmp_path, "crash") == expected
-    assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
+    assert outcome(home, "crash") == undisturbed(spec, tmp_path / "undisturbed")
+    assert_mlflow_agrees(database(home), home, "crash")
     assert kills == 20, "the sweep was over too soon to be disturbed"
 
 
@@ -140,7 +149,7 @@ def test_an_mlflow_server_that_is_away_for_a_while_has_every_epoch_in_the_end(
         with started("launch", spec, home=tmp_path, MLFLOW_TRACKING_URI=server.uri) as driver:
             wait_for(driver, 3)
             server.kill()
-            wait_for(driver, 12)
+            wait_for(driver, 10)
             server.start()
             assert driver.stdout is not None
             rest = driver.stdout.read()
@@ -152,17 +161,17 @@ def test_an_mlflow_server_that_is_away_for_a_while_has_every_epoch_in_the_end(
         server.kill()
 
 
-@pytest.mark.parametrize("name", ["mlflow.db", "studies.db"])
-def test_a_database_that_is_locked_for_a_while_has_every_epoch_in_the_end(
-    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path, name: str
+def test_databases_that_are_locked_for_a_while_have_every_epoch_in_the_end(
+    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
     with started("launch", spec, home=tmp_path) as driver:
-        wait_for(driver, 3)
-        other = sqlite3.connect(tmp_path / name, timeout=60, isolation_level=None)
-        other.execute("BEGIN EXCLUSIVE")
-        time.sleep(12)
-        other.execute("COMMIT")
-        other.close()
+        for finished, name in ((3, "mlflow.db"), (8, "studies.db")):
+            wait_for(driver, finished)
+            other = sqlite3.connect(tmp_path / name, timeout=60, isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(12)
+            other.execute("COMMIT")
+            other.close()
         assert driver.stdout is not None
         rest = driver.stdout.read()
     assert driver.returncode == 0, rest
@@ -230,7 +239,7 @@ def test_a_worker_that_falls_silent_is_declared_lost_and_its_trial_goes_on(
     spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
     patient = tmp_path / "patient.yaml"
-    patient.write_text(yaml.safe_dump({**SPEC, "lost_after_minutes": 1.2}))
+    patient.write_text(yaml.safe_dump({**LIGHT, "lost_after_minutes": 1.2}))
     with started("launch", patient, home=tmp_path) as driver:
         wait_for(driver, 3)
         silent = workers_of(driver.pid)[0]
