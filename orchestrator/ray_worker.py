@@ -36,18 +36,23 @@ class TrialWorker(tune.Trainable):
         self._workplace = workplace
         self._run_trial = run_trial
         self._terminated = False
-        signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's, which ends the process on the spot
+        self._at_work = False
+        self._end_at_once = signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's
         self._events = self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial in the same process."""
+        self._at_work = True
         self.cleanup()
         self._events = self._begin(new_config)
+        self._at_work = False
         return True
 
     def step(self) -> dict[str, Any]:
         """Train until there is something to tell."""
+        self._at_work = True
         event = next(self._events)
+        self._at_work = False
         if self._terminated:
             self.cleanup()
             ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
@@ -65,5 +70,9 @@ class TrialWorker(tune.Trainable):
         workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
         return iter(self._run_trial(config["config"], workplace, lambda: self._terminated))
 
-    def _terminate(self, number: int, _: FrameType | None) -> None:
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """Let the epoch under way be saved; a worker that rests has nothing to save."""
         self._terminated = True
+        if not self._at_work and callable(self._end_at_once):
+            self.cleanup()
+            self._end_at_once(number, frame)

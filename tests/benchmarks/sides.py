@@ -54,7 +54,7 @@ BY_SIZE = {
     "large": "vit_large_patch16_224.mae",
 }
 CLASSES = 100
-TURNS = 5
+TURNS = 15
 
 
 @dataclass(kw_only=True)

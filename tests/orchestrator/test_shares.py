@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
 from orchestrator.errors import ClusterError
 from orchestrator.home import Workplace
 from orchestrator.ray_driver import drive
+from orchestrator.ray_worker import RunTrial
 from orchestrator.record import Record
 from orchestrator.results import Epoch, TrialState
 from orchestrator.spec_file import parse_spec
@@ -142,12 +146,18 @@ def together(count: int, config: dict[str, Any], workplace: Workplace, stop: Cal
     yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 1.0})
 
 
-def processes(raw: dict[str, Any], folder: Path, count: int) -> dict[str, list[str]]:
-    """Those that had a sweep's search and final trials, so many at the same time."""
+def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep:
+    """A sweep of trials of an epoch, after its end."""
     raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
     sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
     place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
-    drive(sweep, place, lambda: None, functools.partial(together, count))
+    drive(sweep, place, lambda: None, run_trial)
+    return sweep
+
+
+def processes(raw: dict[str, Any], folder: Path, count: int) -> dict[str, list[str]]:
+    """Those that had a sweep's search and final trials, so many at the same time."""
+    drive_small(raw, folder, functools.partial(together, count))
     return {split: [file.read_text() for file in folder.glob(f"{split} *")] for split in ("val", "test")}
 
 
@@ -170,3 +180,28 @@ def test_workers_that_wait_give_way_to_trials_that_need_more(
     raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
     monkeypatch.setattr("orchestrator.ray_slots.REST_S", 1e9)  # or else they go by themselves in the end
     assert len(processes(raw, tmp_path, 1)["test"]) == 2
+
+
+def three_of_four_go(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """A trial whose process is told to go, or killed, once it rests; the last one sees that they are gone."""
+    folder, judged = Path(workplace.trials), config["eval_split"]
+    begin(config, workplace, together=4 if judged == "val" else 1)
+    files = sorted(folder.glob("val *"))
+    if judged == "val":
+        place = files.index(folder / f"val {config['lr']} {config['seed']}")
+        if place > 0:
+            how = signal.SIGKILL if place == 1 else signal.SIGTERM
+            threading.Timer(1.5, os.kill, (os.getpid(), how)).start()
+        else:
+            time.sleep(6)
+            (folder / "left").write_text(str(sum(psutil.pid_exists(int(file.read_text())) for file in files)))
+    yield Epoch(epoch=1, metrics={f"{judged}/accuracy": config["lr"], "epoch/seconds": 1.0})
+
+
+def test_workers_that_rest_go_at_once_when_told_and_are_replaced(raw_study: dict[str, Any], tmp_path: Path) -> None:
+    raw = raw_study | {"resources": {"cpus": 2}, "final": {"seeds": [1, 2, 3, 4]}}
+    raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
+    sweep = drive_small(raw, tmp_path, three_of_four_go)
+    assert (tmp_path / "left").read_text() == "1"
+    assert sweep.done
+    assert {trial.state for trial in sweep.studies[0].trials} == {TrialState.COMPLETE}
