@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from orchestrator.results import Cause, TrialState
@@ -9,6 +10,8 @@ from orchestrator.study import Study
 from trainer.storage import delete_file, file_sizes
 
 CHECKPOINT = "checkpoint.pt"
+TIMES = 2
+"""How often one is dropped: a worker may still be writing it when its trial is given up."""
 
 
 class Checkpoints:
@@ -23,7 +26,7 @@ class Checkpoints:
     def __init__(self, trials: str, keep: Literal["best", "final", "all"]) -> None:
         self._trials = trials
         self._keep = keep
-        self._dropped: set[str] = set()
+        self._dropped: Counter[str] = Counter()
 
     def tidy(self, study: Study) -> None:
         """Drop what a study's finished trials have no use for, as far as storage lets it."""
@@ -35,12 +38,12 @@ class Checkpoints:
                 trial.state is TrialState.FAILED and trial.cause is not Cause.DIVERGED
             )
             is_best = best is not None and trial.trial_id == best.trial_id
-            if not (may_go_on or is_best or trial.trial_id in self._dropped):
+            if not (may_go_on or is_best or self._dropped[trial.trial_id] == TIMES):
                 try:
                     delete_file(f"{self._trials}/{trial.trial_id}/{CHECKPOINT}")
                 except OSError:
                     return  # storage is away: they are dropped when the study's next trial is finished
-                self._dropped.add(trial.trial_id)
+                self._dropped[trial.trial_id] += 1
 
     def size(self) -> tuple[int, int, int]:
         """How many there are, their bytes, and the bytes of all that the trials hold."""
