@@ -26,7 +26,7 @@ SPEC: dict[str, Any] = {
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep", "linear"],
-    "train_sizes": [0.5],
+    "train_sizes": [0.3],
     "fixed": {"epochs": 8, "warmup_epochs": 1},
     "space": {
         # One of the values diverges at once: a failing trial belongs to the picture.
