@@ -20,8 +20,15 @@ Network = Callable[[Tensor], Tensor]
 Output = TypeVar("Output")
 
 
+def has_bf16(device: str) -> bool:
+    """Whether a device has arithmetic for bf16: GPUs have, of processors those with AVX-512 or the like."""
+    return torch.device(device).type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def in_precision(network: Network, precision: str, device: str) -> Network:
     """The network under autocast (`bf16`) or as it is (`fp32`); its outputs are float32 or wider."""
+    if precision == "bf16" and not has_bf16(device):
+        log.warning("this processor has no arithmetic for bf16 and will be many times slower than with precision fp32")
 
     def run(inputs_B: Tensor) -> Tensor:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):

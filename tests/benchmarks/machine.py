@@ -22,6 +22,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
+from trainer.memory import has_bf16
+
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -33,8 +35,7 @@ def default_device() -> str:
 
 def precisions(device: str) -> tuple[Precision, ...]:
     """Those that it computes in: bf16 too, but for a processor without arithmetic for it, which takes ages."""
-    on_gpu = torch.device(device).type == "cuda"
-    return ("fp32", "bf16") if on_gpu or torch.ops.mkldnn._is_mkldnn_bf16_supported() else ("fp32",)
+    return ("fp32", "bf16") if has_bf16(device) else ("fp32",)
 
 
 def wait_for(device: str) -> None:

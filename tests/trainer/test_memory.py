@@ -22,7 +22,7 @@ from trainer.config import TrainConfig
 from trainer.data.load import load_split
 from trainer.features import frozen_features
 from trainer.loop import train
-from trainer.memory import backward, in_batches, in_precision
+from trainer.memory import backward, has_bf16, in_batches, in_precision
 
 
 class Tight(nn.Module):
@@ -215,6 +215,13 @@ def test_full_precision_is_the_network_as_it_is() -> None:
         inputs_B = batch(8)[0].to(exact.first.weight.dtype)
         logits_BK = in_precision(exact, "fp32", "cpu")(inputs_B)
         assert logits_BK.dtype == inputs_B.dtype and torch.equal(logits_BK, exact(inputs_B))
+
+
+def test_who_asks_a_processor_for_bf16_that_has_none_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    in_precision(Tight(lambda: 1), "fp32", "cpu")
+    assert caplog.text == ""
+    in_precision(Tight(lambda: 1), "bf16", "cpu")
+    assert ("no arithmetic for bf16" in caplog.text) is not has_bf16("cpu")
 
 
 def test_half_precision_works_in_bf16_and_learns_and_answers_in_fp32() -> None:
