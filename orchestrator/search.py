@@ -160,11 +160,11 @@ def importances(study: Study) -> dict[str, float]:
     Optuna's PED-ANOVA (Watanabe et al., IJCAI 2023); empty with fewer than four complete trials, or where all came
     to the same.
     """
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: a second
-
     complete = [trial for trial in study.searched if trial.state is TrialState.COMPLETE]
     if len(complete) < FEWEST_FOR_IMPORTANCES or len({trial.score for trial in complete}) == 1:
         return {}
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: seconds
+
     space = distributions(study.plan, "search")
     held = optuna.create_study(direction="maximize")
     held.add_trials([frozen(trial, space, metrics=False) for trial in complete])

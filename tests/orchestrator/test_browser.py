@@ -36,6 +36,7 @@ SPEC: dict[str, Any] = {
     "tasks": ["demo/digits", "demo/shapes_loc"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep", "linear"],
+    "train_sizes": [0.3],
     "fixed": {"epochs": 3, "warmup_epochs": 1, "batch_size": 32},
     "space": {
         "lr": {"type": "float", "low": 5.0e-3, "high": 5.0e-2, "log": True},

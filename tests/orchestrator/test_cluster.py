@@ -1,4 +1,4 @@
-"""The demo on servers and nodes as a cluster has them, a node that dies, and what is refused before it starts."""
+"""A sweep on servers and nodes as a cluster has them, a node that dies, and what is refused before it starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from tests.services.s3 import S3Server
 from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-README = Path(__file__).parent.parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent.parent
+README, DEMO = ROOT / "README.md", ROOT / "search_spaces/demo.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +82,27 @@ def readme_cells() -> dict[str, list[str]]:
     return {method: [cell.strip() for cell in cells] for method, *cells in rows}
 
 
-def test_the_demo_on_real_servers_and_two_nodes_survives_the_death_of_one(
+def test_the_demos_digits_on_real_servers_and_two_nodes_survives_the_death_of_one(
     servers: dict[str, str], mlflow: MlflowServer, postgres: Postgres, s3: S3Server, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    home = servers["SPTUNE_HOME"]
+    home, spec = servers["SPTUNE_HOME"], tmp_path / "digits.yaml"
+    spec.write_text(re.sub(r"(?m)^tasks: .*$", "tasks: [demo/digits]", DEMO.read_text()))
     with RayNodes(0, dashboard=False, **servers) as nodes:
         doomed, staying = nodes.add(1, hidden=None, **servers), nodes.add(1, hidden=None, **servers)
         env = {**servers, **nodes.env, "RAY_ADDRESS": nodes.address}
-        examined = sptune("doctor", "demo", home=home, **env)
+        examined = sptune("doctor", spec, home=home, **env)
         assert examined.returncode == 0, examined.stdout + examined.stderr
         assert "all is well." in examined.stdout
-        with started("launch", "demo", home=home, **env) as driver:
-            said = read_until(driver, 6)
+        with started("launch", spec, home=home, **env) as driver:
+            said = read_until(driver, 4)
             nodes.kill(doomed)
-            said += read_until(driver, 12)
+            said += read_until(driver, 9)
             again = nodes.add(1, hidden=None, **servers)
             assert driver.stdout is not None
             said += driver.stdout.read()
         assert driver.returncode == 0, said
-        finished = sptune("launch", "demo", home=home, **env)
+        finished = sptune("launch", spec, home=home, **env)
         assert "demo is finished; nothing to run." in finished.stdout, finished.stderr
         report = sptune("report", "demo", "--format", "csv", home=home, **env)
 
@@ -115,7 +117,7 @@ def test_the_demo_on_real_servers_and_two_nodes_survives_the_death_of_one(
     cells = readme_cells()
     assert {*cells} >= {"spt_deep", "vpt_deep", "linear"}
     rows_of_tasks = [row for row in csv.DictReader(io.StringIO(report.stdout)) if row["column"].startswith("demo/")]
-    assert len(rows_of_tasks) == 6
+    assert len(rows_of_tasks) == 3
     for row in rows_of_tasks:
         shown = f"{float(row['mean']):.1f} ± {float(row['std']):.1f}"
         assert shown in cells[row["method"]], "the numbers are those of one machine, whatever died"
