@@ -22,8 +22,9 @@ ui: install
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# One process for all that starts clusters, which use every core themselves; one for the rest.
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses 2 --dist loadgroup
 
 check: install
 	$(BIN)/ruff format --check .

@@ -22,7 +22,7 @@ import yaml
 from mlflow import MlflowClient
 
 from orchestrator.results import TrialState
-from tests.orchestrator.processes import outcome, sptune, started, trials_told, workers_of
+from tests.orchestrator.processes import outcome, sptune, started, trials_told
 from trainer.config import TrainConfig
 
 pytestmark = pytest.mark.timeout(600)  # a fixture that runs a whole sweep counts as part of a test
@@ -175,23 +175,6 @@ def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str
     assert told["FAIL"] > 0
     assert told["PRUNED"] > 0
     assert told["COMPLETE"] > 0
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_costs_nothing_but_time(
-    spec: Path, undisturbed: tuple[Path, str], tmp_path: Path
-) -> None:
-    with started("launch", spec, home=tmp_path) as driver:
-        assert driver.stdout is not None
-        lines, victims = [], 0
-        for line in driver.stdout:
-            lines.append(line)
-            if not victims and re.search(r"[1-9]\d* of 16", line):
-                workers = workers_of(driver.pid)
-                assert workers, "trials run in processes of their own"
-                workers[0].kill()
-                victims += 1
-    assert table("".join(lines)) == undisturbed[1]
 
 
 def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> None:
