@@ -5,11 +5,11 @@ BIN := .venv/bin
 .PHONY: demo ui test test-slow check bench install
 .DEFAULT_GOAL := demo
 
-# The lock, installed: made again whenever the lock or the dependencies change.
+# The lock, installed: made again whenever the lock or the dependencies change. Python compiles what it comes to use.
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

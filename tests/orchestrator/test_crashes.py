@@ -195,22 +195,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_a_worker_that_is_told_to_go_saves_and_its_trial_goes_on_elsewhere(
-    spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
-) -> None:
-    with started("launch", spec, home=tmp_path) as driver:
-        for finished in (2, 8):
-            wait_for(driver, finished)
-            for worker in workers_of(driver.pid):
-                worker.terminate()
-                worker.wait(timeout=60)  # within the grace time of a pod
-        assert driver.stdout is not None
-        rest = driver.stdout.read()
-    assert driver.returncode == 0, rest
-    assert outcome(tmp_path, "crash") == expected
-    assert_mlflow_agrees(database(tmp_path), tmp_path, "crash")
-
-
 def fill(file: Path) -> None:
     """Write until there is no space."""
     with file.open("wb", buffering=0) as filler:
@@ -235,15 +219,18 @@ def test_a_disk_that_is_full_for_a_while_loses_no_epoch(
     assert_mlflow_agrees(database(home), home, "crash")
 
 
-def test_a_worker_that_falls_silent_is_declared_lost_and_its_trial_goes_on(
+def test_workers_that_are_told_to_go_or_fall_silent_are_replaced_and_their_trials_go_on(
     spec: Path, expected: list[tuple[object, ...]], tmp_path: Path
 ) -> None:
     patient = tmp_path / "patient.yaml"
     patient.write_text(yaml.safe_dump({**LIGHT, "lost_after_minutes": 0.8}))
     with started("launch", patient, home=tmp_path) as driver:
-        wait_for(driver, 3)
-        silent = workers_of(driver.pid)[0]
-        silent.suspend()
+        wait_for(driver, 2)
+        for worker in workers_of(driver.pid):
+            worker.terminate()
+            worker.wait(timeout=60)  # within the grace time of a pod
+        wait_for(driver, 8)
+        workers_of(driver.pid)[0].suspend()
         assert driver.stdout is not None
         rest = driver.stdout.read()
     assert driver.returncode == 0, rest
