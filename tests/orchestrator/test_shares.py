@@ -68,17 +68,23 @@ def thirty_percent(config: dict[str, Any], workplace: Workplace, stop: Callable[
     )
 
 
+def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep:
+    """A sweep of trials of an epoch, after its end."""
+    raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
+    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+    place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
+    drive(sweep, place, lambda: None, run_trial)
+    return sweep
+
+
 def run(raw_study: dict[str, Any], resources: dict[str, Any], folder: Path) -> list[dict[str, float]]:
     """What each trial of a sweep of 11 was given, in the order in which they began."""
     raw = raw_study | {
-        "fixed": {"epochs": 1, "warmup_epochs": 0},
         "search": {"trials": 10, "max_concurrent": 8},
         "final": {"seeds": [1]},
         "resources": resources,
     }
-    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-    place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
-    drive(sweep, place, lambda: None, thirty_percent)
+    drive_small(raw, folder, thirty_percent)
     told = [json.loads(file.read_text()) for file in folder.glob("*.json")]
     assert len(told) == 11
     return sorted(told, key=lambda one: one["began"])
@@ -144,15 +150,6 @@ def together(count: int, config: dict[str, Any], workplace: Workplace, stop: Cal
     """One of so many trials that run at the same time."""
     begin(config, workplace, count)
     yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 1.0})
-
-
-def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep:
-    """A sweep of trials of an epoch, after its end."""
-    raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
-    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-    place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
-    drive(sweep, place, lambda: None, run_trial)
-    return sweep
 
 
 def processes(raw: dict[str, Any], folder: Path, count: int) -> dict[str, list[str]]:
