@@ -262,6 +262,8 @@ class _SweepScheduler(FIFOScheduler):
             self._bridge.on_end(trial.trial_id, trial.get_pickled_error())
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """STOP once the sweep has given the trial up or has all of it."""
+        """STOP once the sweep has given the trial up or has all of it: its worker is one epoch ahead."""
         go_on = self._bridge.on_result(trial.trial_id, result)
+        if not go_on and (actor := trial.temporary_state.ray_actor) is not None:
+            actor.cleanup.remote()
         return str(TrialScheduler.CONTINUE if go_on else TrialScheduler.STOP)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
 import ray
 from ray import tune
 
+from orchestrator.ahead import Ahead
 from orchestrator.home import Workplace
 from orchestrator.results import Epoch, Failure
 
@@ -38,23 +40,24 @@ class TrialWorker(tune.Trainable):
         self._terminated = False
         self._at_work = False
         self._end_at_once = signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's
-        self._events = self._begin(config)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial")
+        self._trial = self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial in the same process."""
         self._at_work = True
         self.cleanup()
-        self._events = self._begin(new_config)
+        self._trial = self._begin(new_config)
         self._at_work = False
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train until there is something to tell."""
+        """Wait until there is something to tell; training goes on meanwhile."""
         self._at_work = True
-        event = next(self._events)
+        event = next(self._trial)
         self._at_work = False
         if self._terminated:
-            self.cleanup()
+            self._trial.finish()
             ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
         if isinstance(event, Failure):
             return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
@@ -62,17 +65,20 @@ class TrialWorker(tune.Trainable):
         return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}
 
     def cleanup(self) -> None:
-        """End the trial: its checkpoint and its log are written."""
-        if isinstance(self._events, Iterator) and hasattr(self._events, "close"):
-            self._events.close()
+        """End the trial, which goes on no more: its log is written."""
+        self._trial.give_up()
 
-    def _begin(self, config: dict[str, Any]) -> Iterator[Epoch | Failure]:
+    def _begin(self, config: dict[str, Any]) -> Ahead[Epoch | Failure]:
         workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
-        return iter(self._run_trial(config["config"], workplace, lambda: self._terminated))
+        return Ahead(
+            self._thread,
+            lambda stop: self._run_trial(config["config"], workplace, stop),
+            lambda: self._terminated,
+        )
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         """Let the epoch under way be saved; a worker that rests has nothing to save."""
         self._terminated = True
         if not self._at_work and callable(self._end_at_once):
-            self.cleanup()
+            self._trial.finish()
             self._end_at_once(number, frame)

@@ -118,15 +118,34 @@ def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str,
     assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
 
 
-def test_a_sweep_that_stops_at_once_begins_no_trial_that_waited_for_a_worker(
+def one_waits_for_the_other(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """Of two trials, one tells two epochs and is at its third; the other tells none until that has been given up."""
+    folder = Path(workplace.trials)
+    (folder / f"{config['lr']}.begun").touch()
+    told = {"val/accuracy": 0.5, "epoch/seconds": 1.0}
+    try:
+        (folder / "first").touch(exist_ok=False)
+    except FileExistsError:
+        for _ in range(200):
+            if (folder / "given up").exists():
+                (folder / "seen").touch()
+                break
+            time.sleep(0.1)
+        yield Epoch(epoch=1, metrics=told)
+        return
+    for epoch in (1, 2):
+        time.sleep(0.5)
+        yield Epoch(epoch=epoch, metrics=told)
+    try:
+        while not stop():
+            time.sleep(0.05)
+    finally:
+        (folder / "given up").touch()
+
+
+def test_a_sweep_that_stops_at_once_gives_up_what_is_ahead_and_begins_no_trial_that_waited_for_a_worker(
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
-    def three_epochs(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
-        Path(workplace.trials, f"{config['lr']}.begun").touch()
-        for epoch in (1, 2, 3):
-            time.sleep(2 / epoch)
-            yield Epoch(epoch=epoch, metrics={"val/accuracy": 0.5, "epoch/seconds": 1.0})
-
     raw = raw_study | {"fixed": {"epochs": 3, "warmup_epochs": 0}, "resources": {"gpus": 1}}
     raw |= {"search": {"trials": 8, "max_concurrent": 8, "pruner": {"type": "none"}}}
     sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
@@ -139,10 +158,11 @@ def test_a_sweep_that_stops_at_once_begins_no_trial_that_waited_for_a_worker(
         if any(trial.epochs for trial in trials):
             sweep.stop("enough")
 
-    drive(sweep, place, stop_at_the_first_epoch, three_epochs)
+    drive(sweep, place, stop_at_the_first_epoch, one_waits_for_the_other)
     sweep.close()
     assert max(handed) == 3, "one waits for the two GPUs"
     assert len(list(tmp_path.glob("*.begun"))) == 2
+    assert (tmp_path / "seen").exists()
     assert {trial.state for trial in sweep.studies[0].search.trials} == {TrialState.WAITING}
 
 

@@ -1,0 +1,54 @@
+"""A trial that trains its next epoch while the driver judges the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, wait
+from typing import Generic, TypeVar
+
+Event = TypeVar("Event")
+
+
+class GivenUp(BaseException):
+    """Nobody waits for the rest of a trial; no `Exception`, for nothing has gone wrong."""
+
+
+class Ahead(Generic[Event]):
+    """The events of a trial, the next of them brought by a thread while the last is dealt with, and no more than that.
+
+    Args:
+        thread: one, which stays from trial to trial.
+        run: makes the events, given the question that is asked between steps: whether to stop.
+        stop: the answer, unless the trial is given up.
+    """
+
+    def __init__(
+        self, thread: Executor, run: Callable[[Callable[[], bool]], Iterable[Event]], stop: Callable[[], bool]
+    ) -> None:
+        self._thread = thread
+        self._stop = stop
+        self._given_up = False
+        self._events = iter(run(self._answer))
+        self._next = thread.submit(next, self._events)
+
+    def __next__(self) -> Event:
+        """The next event, or what the trial raised; another one is on its way then."""
+        event = self._next.result()
+        self._next = self._thread.submit(next, self._events)
+        return event
+
+    def give_up(self) -> None:
+        """End it at its next step, for nobody wants to know any more."""
+        self._given_up = True
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait until the event on its way has come, and end it there."""
+        wait([self._next])
+        if hasattr(self._events, "close"):  # a generator
+            self._events.close()
+
+    def _answer(self) -> bool:
+        if self._given_up:
+            raise GivenUp
+        return self._stop()

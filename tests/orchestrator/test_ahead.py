@@ -1,0 +1,103 @@
+"""A trial that is one event ahead of what is known of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import pytest
+
+from orchestrator.ahead import Ahead
+
+
+@pytest.fixture
+def thread() -> Iterator[Executor]:
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield thread
+
+
+class Steps:
+    """A trial of three events, whose steps go on as they are let."""
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.by: set[str] = set()
+        self.ended = False
+        self.saved = False
+        self.reached = threading.Condition()
+        self.let = threading.Semaphore(0)
+
+    def run(self, stop: Callable[[], bool]) -> Iterator[int]:
+        try:
+            for event in (1, 2, 3):
+                with self.reached:
+                    self.begun.append(event)
+                    self.by.add(threading.current_thread().name)
+                    self.reached.notify_all()
+                while not self.let.acquire(timeout=0.01):
+                    if stop():
+                        self.saved = True
+                        yield -event
+                        return
+                yield event
+        finally:
+            self.ended = True
+
+    def await_begin(self, event: int) -> None:
+        with self.reached:
+            assert self.reached.wait_for(lambda: event in self.begun, timeout=20)
+
+
+def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thread: Executor) -> None:
+    steps = Steps()
+    ahead = Ahead(thread, steps.run, lambda: False)
+    steps.await_begin(1)
+    for _ in range(3):
+        steps.let.release()
+    assert next(ahead) == 1
+    steps.await_begin(2)
+    thread.submit(lambda: None).result()  # the thread has nothing left to do
+    assert steps.begun == [1, 2]
+    assert [next(ahead), next(ahead)] == [2, 3]
+    thread.submit(lambda: None).result()
+    assert steps.ended, "its end is not waited for"
+    assert len(steps.by) == 1
+    assert threading.current_thread().name not in steps.by
+
+
+def test_what_is_given_up_ends_at_its_next_step_and_saves_nothing(thread: Executor) -> None:
+    steps = Steps()
+    ahead = Ahead(thread, steps.run, lambda: False)
+    steps.let.release()
+    assert next(ahead) == 1
+    steps.await_begin(2)
+    ahead.give_up()
+    ahead.give_up()
+    assert steps.ended
+    assert not steps.saved
+    assert steps.begun == [1, 2]
+
+
+def test_what_is_to_stop_saves_before_it_ends(thread: Executor) -> None:
+    steps, asked = Steps(), threading.Event()
+    ahead = Ahead(thread, steps.run, asked.is_set)
+    steps.let.release()
+    assert next(ahead) == 1
+    steps.await_begin(2)
+    asked.set()
+    ahead.finish()
+    assert steps.ended
+    assert steps.saved
+
+
+def test_what_a_trial_raises_comes_where_its_event_would_have(thread: Executor) -> None:
+    def run(_: Callable[[], bool]) -> Iterator[int]:
+        yield 1
+        raise ValueError("of no use")
+
+    ahead = Ahead(thread, run, lambda: False)
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="of no use"):
+        next(ahead)
+    ahead.finish()
