@@ -5,11 +5,11 @@ BIN := .venv/bin
 .PHONY: demo ui test test-slow check bench install
 .DEFAULT_GOAL := demo
 
-# The lock, installed: made again whenever the lock or the dependencies change. Python compiles what it comes to use.
+# The lock, installed: made again whenever the lock or the dependencies change.
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -22,9 +22,9 @@ ui: install
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# One process for all that starts clusters, which use every core themselves; one for the rest.
+# One after another: most start clusters, which use every core themselves.
 test-slow: install
-	$(BIN)/pytest -m slow --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest -m slow
 
 check: install
 	$(BIN)/ruff format --check .

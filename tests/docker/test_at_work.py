@@ -22,7 +22,7 @@ from tests.orchestrator.processes import sptune
 from tests.services.postgres import Postgres
 
 __all__ = ["secret_file"]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SPEC: dict[str, Any] = {
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],

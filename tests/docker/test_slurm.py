@@ -115,7 +115,6 @@ def test_without_a_spec_it_says_how_it_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("clusters")
 @pytest.mark.timeout(900)
 def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

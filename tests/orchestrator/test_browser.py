@@ -29,7 +29,7 @@ from mlflow.entities import Run
 import trainer
 from tests.orchestrator.processes import SPTUNE, sptune
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SPEC: dict[str, Any] = {
     "name": "seen",

@@ -24,7 +24,7 @@ from tests.services.ray_nodes import RayNodes
 from tests.services.s3 import S3Server
 from trainer.config import TrainConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parent.parent.parent
 README, DEMO = ROOT / "README.md", ROOT / "search_spaces/demo.yaml"
 

@@ -20,7 +20,7 @@ import yaml
 
 from tests.orchestrator.processes import assert_mlflow_agrees, outcome, sptune, started, workers_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SPEC: dict[str, Any] = {
     "name": "crash",
     "tasks": ["demo/digits"],

@@ -26,7 +26,7 @@ from orchestrator.spec_file import parse_spec
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("clusters"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module", autouse=True)
