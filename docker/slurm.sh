@@ -45,6 +45,7 @@ held = [socket.create_server(('', 0)) for _ in range(2)]
 print(get_node_ip_address(), *(each.getsockname()[1] for each in held))")
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # the driver has ended before; draining waits for a head that goes too
 export HEAD=$ip:$port CLIENT_PORT=$client_port CPUS=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
 export RAY_FOLDER=/tmp/ray-$SLURM_JOB_ID
 export SPTUNE_HOME=${SPTUNE_HOME:-$PWD/sptune-home} SPTUNE_CACHE=${SPTUNE_CACHE:-/tmp/sptune-cache-$(id -u)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from typing import Generic, TypeVar
 
 Event = TypeVar("Event")
@@ -29,12 +29,18 @@ class Ahead(Generic[Event]):
         self._stop = stop
         self._given_up = False
         self._events = iter(run(self._answer))
-        self._next = thread.submit(next, self._events)
+        self._next: Future[Event | None] | None = None
 
     def __next__(self) -> Event:
-        """The next event, or what the trial raised; another one is on its way then."""
-        event = self._next.result()
-        self._next = self._thread.submit(next, self._events)
+        """The next event, or what the trial raised; another one is on its way then.
+
+        Raises:
+            StopIteration: if the trial has been given up.
+        """
+        event = (self._next or self._thread.submit(self._bring)).result()
+        self._next = self._thread.submit(self._bring)
+        if event is None:
+            raise StopIteration
         return event
 
     def give_up(self) -> None:
@@ -44,9 +50,16 @@ class Ahead(Generic[Event]):
 
     def finish(self) -> None:
         """Wait until the event on its way has come, and end it there."""
-        wait([self._next])
+        if self._next is not None:
+            wait([self._next])
         if hasattr(self._events, "close"):  # a generator
             self._events.close()
+
+    def _bring(self) -> Event | None:
+        try:
+            return next(self._events)
+        except GivenUp:  # kept no longer than this: its trace holds all that the trial had in memory
+            return None
 
     def _answer(self) -> bool:
         if self._given_up:

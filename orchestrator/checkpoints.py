@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 from orchestrator.results import Cause, TrialState
@@ -10,8 +10,6 @@ from orchestrator.study import Study
 from trainer.storage import delete_file, file_sizes
 
 CHECKPOINT = "checkpoint.pt"
-TIMES = 2
-"""How often one is dropped: a worker may still be writing it when its trial is given up."""
 
 
 class Checkpoints:
@@ -26,7 +24,7 @@ class Checkpoints:
     def __init__(self, trials: str, keep: Literal["best", "final", "all"]) -> None:
         self._trials = trials
         self._keep = keep
-        self._dropped: Counter[str] = Counter()
+        self._dropped: set[str] = set()
 
     def tidy(self, study: Study) -> None:
         """Drop what a study's finished trials have no use for, as far as storage lets it."""
@@ -38,12 +36,23 @@ class Checkpoints:
                 trial.state is TrialState.FAILED and trial.cause is not Cause.DIVERGED
             )
             is_best = best is not None and trial.trial_id == best.trial_id
-            if not (may_go_on or is_best or self._dropped[trial.trial_id] == TIMES):
+            if not (may_go_on or is_best or trial.trial_id in self._dropped):
                 try:
                     delete_file(f"{self._trials}/{trial.trial_id}/{CHECKPOINT}")
                 except OSError:
                     return  # storage is away: they are dropped when the study's next trial is finished
-                self._dropped[trial.trial_id] += 1
+                self._dropped.add(trial.trial_id)
+
+    def tidy_late(self, studies: Iterable[Study]) -> None:
+        """Drop those too that a worker was still writing when their trial was given up; no worker is left now."""
+        try:
+            there = {name.split("/")[-2] for name in file_sizes(self._trials) if name.endswith(f"/{CHECKPOINT}")}
+        except OSError:
+            return  # it is as good without
+        if late := self._dropped & there:
+            self._dropped -= late
+            for study in studies:
+                self.tidy(study)
 
     def size(self) -> tuple[int, int, int]:
         """How many there are, their bytes, and the bytes of all that the trials hold."""

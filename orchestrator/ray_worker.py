@@ -38,15 +38,17 @@ class TrialWorker(tune.Trainable):
         self._workplace = workplace
         self._run_trial = run_trial
         self._terminated = False
-        self._at_work = False
+        self._at_work = True
+        """Whether this process is within a call of the driver's: not for `_terminate` to end."""
         self._end_at_once = signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial")
         self._trial = self._begin(config)
+        self._at_work = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial in the same process."""
         self._at_work = True
-        self.cleanup()
+        self._trial.give_up()
         self._trial = self._begin(new_config)
         self._at_work = False
         return True
@@ -55,10 +57,10 @@ class TrialWorker(tune.Trainable):
         """Wait until there is something to tell; training goes on meanwhile."""
         self._at_work = True
         event = next(self._trial)
-        self._at_work = False
         if self._terminated:
             self._trial.finish()
             ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
+        self._at_work = False
         if isinstance(event, Failure):
             return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
         # Tune flattens dicts.
@@ -66,7 +68,11 @@ class TrialWorker(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the trial, which goes on no more: its log is written."""
+        self._at_work = True
         self._trial.give_up()
+        if self._terminated:
+            ray.actor.exit_actor()
+        self._at_work = False
 
     def _begin(self, config: dict[str, Any]) -> Ahead[Epoch | Failure]:
         workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
@@ -80,5 +86,6 @@ class TrialWorker(tune.Trainable):
         """Let the epoch under way be saved; a worker that rests has nothing to save."""
         self._terminated = True
         if not self._at_work and callable(self._end_at_once):
+            self._at_work = True
             self._trial.finish()
             self._end_at_once(number, frame)

@@ -73,13 +73,15 @@ def run(
         runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root, [*spec.space])
         tracker = MlflowTracker(runs)
         ends.callback(_tell_the_rest, tracker)
-        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=Checkpoints(trials, spec.keep).tidy)
+        checkpoints = Checkpoints(trials, spec.keep)
+        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=checkpoints.tidy)
         ends.callback(sweep.close)
         if sweep.done:
             console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
         else:
             tracker.open()
             _drive(sweep, place_for(spec, home, weights, trials), home, inline, address)
+            checkpoints.tidy_late(sweep.studies)
     Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
     print_report(sweep.studies)
     console.print(f"\nEvery trial in MLflow: {_where_to_look(home)}", highlight=False, soft_wrap=True)

@@ -41,7 +41,7 @@ SPEC: dict[str, Any] = {
     "train_sizes": [0.5],
     "fixed": {"epochs": 4, "warmup_epochs": 1, "prompt_length": 4, "prompt_init": "mean_pool"},
     "space": {"lr": {"type": "float", "low": 0.01, "high": 0.05}},
-    "search": {"trials": 20, "max_concurrent": 2, "startup_trials": 4, "seed": 1},
+    "search": {"trials": 12, "max_concurrent": 2, "startup_trials": 4, "seed": 1},
     "final": {"seeds": [42]},
 }
 
@@ -133,7 +133,7 @@ def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
         def said(words: str) -> bool:
             return log.exists() and re.search(words, log.read_text()) is not None
 
-        await_true(lambda: said(r"[1-9]\d* of 21 trials finished") or slurm.job(job)["JobState"] not in UNDER_WAY)
+        await_true(lambda: said(r"[1-9]\d* of 13 trials finished") or slurm.job(job)["JobState"] not in UNDER_WAY)
         # It has its limit soon: within the script's three minutes from it.
         minutes, seconds = map(int, slurm.job(job)["RunTime"].split(":")[1:])
         slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + (seconds + 150 + 59) // 60}")
@@ -142,11 +142,11 @@ def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
         await_true(lambda: slurm.job(job)["JobState"] not in UNDER_WAY)
         told = slurm.job(job)
         assert (told["JobState"], told["Restarts"]) == ("COMPLETED", "1"), log.read_text()
-        assert "stopped by SIGINT" in log.read_text() and "21 of 21 trials finished" in log.read_text()
+        assert "stopped by SIGINT" in log.read_text() and "13 of 13 trials finished" in log.read_text()
         assert log.read_text().count("Ray has 2 of 2 nodes") == 2
         for name, value in mlflow.env.items():
             monkeypatch.setenv(name, value)
-        assert [*trials_told(mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 21
+        assert [*trials_told(mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 13
         left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])
                 if any(f"/tmp/ray-{job}-" in word for word in process.info["cmdline"] or [])]  # fmt: skip
         assert left == [] and [*Path("/tmp").glob(f"ray-{job}-*")] == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
@@ -27,6 +30,7 @@ class Steps:
         self.saved = False
         self.reached = threading.Condition()
         self.let = threading.Semaphore(0)
+        self.end = time.monotonic() + 30
 
     def run(self, stop: Callable[[], bool]) -> Iterator[int]:
         try:
@@ -36,7 +40,7 @@ class Steps:
                     self.by.add(threading.current_thread().name)
                     self.reached.notify_all()
                 while not self.let.acquire(timeout=0.01):
-                    if stop():
+                    if stop() or time.monotonic() > self.end:
                         self.saved = True
                         yield -event
                         return
@@ -52,12 +56,13 @@ class Steps:
 def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thread: Executor) -> None:
     steps = Steps()
     ahead = Ahead(thread, steps.run, lambda: False)
-    steps.await_begin(1)
+    thread.submit(lambda: None).result()  # the thread has nothing to do
+    assert steps.begun == [], "it begins when the driver says so"
     for _ in range(3):
         steps.let.release()
     assert next(ahead) == 1
     steps.await_begin(2)
-    thread.submit(lambda: None).result()  # the thread has nothing left to do
+    thread.submit(lambda: None).result()
     assert steps.begun == [1, 2]
     assert [next(ahead), next(ahead)] == [2, 3]
     thread.submit(lambda: None).result()
@@ -77,6 +82,33 @@ def test_what_is_given_up_ends_at_its_next_step_and_saves_nothing(thread: Execut
     assert steps.ended
     assert not steps.saved
     assert steps.begun == [1, 2]
+
+
+class Weights:
+    """What a trial has in memory."""
+
+
+def test_nothing_of_what_is_given_up_stays_in_memory(thread: Executor) -> None:
+    held: list[weakref.ref[Weights]] = []
+
+    def run(stop: Callable[[], bool]) -> Iterator[int]:
+        weights = Weights()
+        held.append(weakref.ref(weights))
+        yield 1
+        while not stop():
+            time.sleep(0.01)
+
+    ahead = Ahead(thread, run, lambda: False)
+    assert next(ahead) == 1
+    gc.disable()  # it comes late in a process of few and large objects
+    try:
+        ahead.give_up()
+        thread.submit(lambda: None).result()
+        assert held[0]() is None
+    finally:
+        gc.enable()
+    with pytest.raises(StopIteration):
+        next(ahead)
 
 
 def test_what_is_to_stop_saves_before_it_ends(thread: Executor) -> None:

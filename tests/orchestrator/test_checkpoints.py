@@ -11,7 +11,6 @@ from orchestrator.checkpoints import Checkpoints
 from orchestrator.record import Record
 from orchestrator.results import Cause, Failure, TrialResult, TrialState
 from orchestrator.spec_file import parse_spec
-from orchestrator.study import Study
 from orchestrator.sweep import Sweep
 from orchestrator.tracking import MemoryTracker
 from tests.orchestrator.conftest import drive
@@ -64,23 +63,20 @@ def test_a_trial_that_is_interrupted_keeps_its_checkpoint(raw_study: dict[str, A
     assert checkpoints.size() == (1, 1, 1)
 
 
-def test_one_that_was_still_being_written_when_its_trial_was_given_up_goes_with_the_next_trial(
+def test_one_that_was_still_being_written_when_its_trial_was_given_up_goes_in_the_end(
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
     spec = parse_spec(raw_study | {"keep": "final"}, "a test")
     checkpoints = Checkpoints(str(tmp_path / "trials"), spec.keep)
-    late: list[str] = []
-
-    def tidy(study: Study) -> None:
-        checkpoints.tidy(study)
-        if not late and (pruned := [t.trial_id for t in study.search.trials if t.state is TrialState.PRUNED]):
-            late.extend(pruned)
-            write_bytes(tmp_path / "trials" / late[0] / "checkpoint.pt", b"late")
-
-    sweep = Sweep(spec, Record(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker(), on_finish=tidy)
+    sweep = Sweep(spec, Record(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker(), on_finish=checkpoints.tidy)
     drive(sweep, workers=3)
-    assert len(late) == 1
-    assert checkpoints.size() == (0, 0, 0)
+    (study,) = sweep.studies
+    pruned = [trial.trial_id for trial in study.search.trials if trial.state is TrialState.PRUNED]
+    for trial_id in (*pruned, study.final.trials[0].trial_id):
+        write_bytes(tmp_path / "trials" / trial_id / "checkpoint.pt", b"late")
+    checkpoints.tidy_late(sweep.studies)
+    assert pruned
+    assert checkpoints.size() == (1, 4, 4), "the final trial's stays"
 
 
 def test_where_nothing_was_trained_there_is_nothing(tmp_path: Path) -> None:

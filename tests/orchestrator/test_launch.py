@@ -254,11 +254,13 @@ def test_ctrl_c_twice_stops_at_once(spec: Path, tmp_path: Path) -> None:
     assert TrialState.RUNNING not in [entry[5] for entry in outcome(tmp_path, "tiny")]
 
 
-def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(spec: Path, tmp_path: Path) -> None:
-    with started("launch", spec, home=tmp_path) as driver:
+def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(store: Path, tmp_path: Path) -> None:
+    long = tmp_path / "tiny.yaml"
+    long.write_text(yaml.safe_dump({**TINY, "fixed": {"epochs": 1000, "warmup_epochs": 1}}))
+    with started("launch", long, home=tmp_path) as driver:
         assert driver.stdout is not None
         driver.stdout.readline()
-        second = sptune("launch", spec, home=tmp_path)
+        second = sptune("launch", long, home=tmp_path)
         assert second.returncode == 2
         assert f"tiny is driven by process {driver.pid} on" in second.stderr
         assert "`sptune stop tiny` ends it" in second.stderr
