@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -56,6 +56,8 @@ class EpochMetrics:
     """train/loss, train/lr, train/images_per_s; val/accuracy and its kin, or at the last epoch test/...; nmi/layer_00
     and on, peeking/accuracy and peeking/gain if asked for; with the first epoch also train/images,
     learnable/parameters, learnable/share and prototypes/seconds."""
+    resumed: bool = field(default=False, compare=False)
+    """Whether an earlier attempt trained it, and this one tells it again."""
 
 
 def train(
@@ -162,7 +164,7 @@ def train(
             "average": average.values if average is not None else {},
             "optimizer": optimizer.state_dict(),
             "part": part,
-            "epochs": [dataclasses.asdict(epoch) for epoch in finished],
+            "epochs": [(epoch.epoch, epoch.metrics) for epoch in finished],
             "under_way": under_way,
         }
         writer.write(f"{folder}/checkpoint.pt", pack_state(state))
@@ -192,7 +194,8 @@ def train(
                 if average is not None:
                     average.values[name].copy_(state["average"][name])
         optimizer.load_state_dict(state["optimizer"])
-        finished, part = [EpochMetrics(**epoch) for epoch in state["epochs"]], state["part"]
+        finished = [EpochMetrics(epoch=i, metrics=metrics, resumed=True) for i, metrics in state["epochs"]]
+        part = state["part"]
         under_way = state["under_way"]
     with writer:  # leaving it, on whatever way, waits for the file that is being written
         if folder is not None and config.prompt_length:
