@@ -53,8 +53,8 @@ class Epoch:
     """Counted from 1."""
     metrics: dict[str, float]
     """As the trainer has them, and from the worker: epoch/seconds that it was busy since it last told something,
-    memory/peak_gb that it has used at most, memory/device_gb that its device has; not where an earlier attempt did the
-    work and was lost before it could tell."""
+    memory/peak_gb that it has used at most, memory/device_gb that its device has; the first two not where an earlier
+    attempt did the work and was lost before it could tell."""
     facts: dict[str, str] = dataclasses.field(default_factory=dict)
     """What is no number: where it ran, on what software, which images it learnt from and was scored on."""
 

@@ -27,7 +27,7 @@ class Sharing:
 
     def learn(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Take in how much of its GPU's memory a trial used."""
-        if self._resources.of(config["backbone"]).gpus and metrics.get("memory/device_gb"):
+        if self._resources.of(config["backbone"]).gpus and metrics.get("memory/peak_gb"):
             like = config["backbone"], config["method"]
             used = metrics["memory/peak_gb"] / metrics["memory/device_gb"]
             self._used[like] = max(used, self._used.get(like, 0.0))

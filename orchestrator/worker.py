@@ -65,9 +65,9 @@ def run_trial(
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
             facts = software() | machine(log.device) | scored
             peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
-            told = {"epoch/seconds": now - since, "memory/peak_gb": peak_gb, "memory/device_gb": device_gb}
-            if epoch.resumed:  # what it took is not known
-                told = {}
+            told = {"memory/device_gb": device_gb}
+            if not epoch.resumed:  # or else nobody knows what it took
+                told |= {"epoch/seconds": now - since, "memory/peak_gb": peak_gb}
             yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, facts=facts)
             since = now
     except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
