@@ -45,6 +45,8 @@ class Checkpoints:
 
     def tidy_late(self, studies: Iterable[Study]) -> None:
         """Drop those too that a worker was still writing when their trial was given up; no worker is left now."""
+        if not self._dropped:
+            return
         try:
             there = {name.split("/")[-2] for name in file_sizes(self._trials) if name.endswith(f"/{CHECKPOINT}")}
         except OSError:

@@ -164,7 +164,7 @@ def train(
             "average": average.values if average is not None else {},
             "optimizer": optimizer.state_dict(),
             "part": part,
-            "epochs": [(epoch.epoch, epoch.metrics) for epoch in finished],
+            "epochs": [{"epoch": epoch.epoch, "metrics": epoch.metrics} for epoch in finished],
             "under_way": under_way,
         }
         writer.write(f"{folder}/checkpoint.pt", pack_state(state))
@@ -194,8 +194,7 @@ def train(
                 if average is not None:
                     average.values[name].copy_(state["average"][name])
         optimizer.load_state_dict(state["optimizer"])
-        finished = [EpochMetrics(epoch=i, metrics=metrics, resumed=True) for i, metrics in state["epochs"]]
-        part = state["part"]
+        finished, part = [EpochMetrics(**epoch, resumed=True) for epoch in state["epochs"]], state["part"]
         under_way = state["under_way"]
     with writer:  # leaving it, on whatever way, waits for the file that is being written
         if folder is not None and config.prompt_length:

@@ -144,6 +144,7 @@ def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
         assert (told["JobState"], told["Restarts"]) == ("COMPLETED", "1"), log.read_text()
         assert "stopped by SIGINT" in log.read_text() and "13 of 13 trials finished" in log.read_text()
         assert log.read_text().count("Ray has 2 of 2 nodes") == 2
+        assert "Draining" not in (slurm.work / f"sptune-{job}-ray.log").read_text(), "nodes are given back at once"
         for name, value in mlflow.env.items():
             monkeypatch.setenv(name, value)
         assert [*trials_told(mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 13

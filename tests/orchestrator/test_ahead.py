@@ -53,6 +53,15 @@ class Steps:
             assert self.reached.wait_for(lambda: event in self.begun, timeout=20)
 
 
+def at_its_second(steps: Steps, thread: Executor, stop: Callable[[], bool] = lambda: False) -> Ahead[int]:
+    """A trial that has told its first event, and is at its second one."""
+    ahead = Ahead(thread, steps.run, stop)
+    steps.let.release()
+    assert next(ahead) == 1
+    steps.await_begin(2)
+    return ahead
+
+
 def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thread: Executor) -> None:
     steps = Steps()
     ahead = Ahead(thread, steps.run, lambda: False)
@@ -73,10 +82,7 @@ def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thre
 
 def test_what_is_given_up_ends_at_its_next_step_and_saves_nothing(thread: Executor) -> None:
     steps = Steps()
-    ahead = Ahead(thread, steps.run, lambda: False)
-    steps.let.release()
-    assert next(ahead) == 1
-    steps.await_begin(2)
+    ahead = at_its_second(steps, thread)
     ahead.give_up()
     ahead.give_up()
     assert steps.ended
@@ -113,10 +119,7 @@ def test_nothing_of_what_is_given_up_stays_in_memory(thread: Executor) -> None:
 
 def test_what_is_to_stop_saves_before_it_ends(thread: Executor) -> None:
     steps, asked = Steps(), threading.Event()
-    ahead = Ahead(thread, steps.run, asked.is_set)
-    steps.let.release()
-    assert next(ahead) == 1
-    steps.await_begin(2)
+    ahead = at_its_second(steps, thread, asked.is_set)
     asked.set()
     ahead.finish()
     assert steps.ended
