@@ -156,7 +156,11 @@ def _train_patiently(
             logging.getLogger("trainer").warning("%s; trying again in %g s", error, wait_s)
         else:
             return
-        time.sleep(wait_s)
+        until = time.monotonic() + wait_s
+        while (left_s := until - time.monotonic()) > 0:
+            if stop():
+                raise TrainingInterrupted("asked to stop while storage was away; its last checkpoint stays.")
+            time.sleep(min(left_s, 0.5))
 
 
 class _Log(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import re
@@ -18,7 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.home import Workplace
+from orchestrator.results import Cause, Failure
+from orchestrator.worker import run_trial
 from tests.orchestrator.processes import assert_mlflow_agrees, outcome, sptune, started, workers_of
+from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SPEC: dict[str, Any] = {
@@ -217,6 +222,19 @@ def test_a_disk_that_is_full_for_a_while_loses_no_epoch(
     assert driver.returncode == 0, rest
     assert outcome(home, "crash") == expected
     assert_mlflow_agrees(database(home), home, "crash")
+
+
+def test_a_trial_that_waits_for_a_full_disk_goes_when_it_is_told_to(store: Path, small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        fill(small_disk / "filler")
+    params = {"task": "demo/digits", "method": "linear", "backbone": SPEC["backbones"][0], "train_size": 0.1}
+    config = dataclasses.asdict(TrainConfig.from_params(params))
+    home = str(small_disk / "home")
+    place = Workplace(data_root=str(store), trials=home, bank=home, weights=None, cpus=1, gpus=0)
+    [lost] = run_trial(config, place, lambda: True)
+    assert isinstance(lost, Failure)
+    assert lost.cause is Cause.LOST
+    assert "asked to stop while storage was away" in lost.error
 
 
 def test_workers_that_are_told_to_go_or_fall_silent_are_replaced_and_their_trials_go_on(
