@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from typer.main import get_command
 
 from orchestrator.cli import app
-from orchestrator.spec_file import find_spec
+from orchestrator.spec.loader import find_spec
 from trainer.__main__ import parse
 from trainer.config import TrainConfig
 
@@ -40,7 +40,7 @@ def test_every_command_of_the_readme_is_understood(command: str) -> None:
         parsed.make_context(name, [*rest])
         if name in ("plan", "launch", "doctor"):
             find_spec(rest[0])
-    elif program in ("docker", "sbatch", "kubectl", "ray"):  # what is in these files runs in tests/docker
+    elif program in ("docker", "sbatch", "kubectl", "ray"):  # what is in these files runs in tests/integration/docker
         (file,) = [word for word in arguments if word.startswith("docker/")]
         assert (ROOT / file).is_file()
         if program == "docker":

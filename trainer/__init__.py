@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from trainer.classifier import Classifier
+    from trainer.inference import Classifier
 
 
 def load(folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Classifier:
@@ -21,6 +21,6 @@ def load(folder: str | Path, *, weights: str | None = None, device: str = "cpu")
         ValueError: if the folder holds no finished run, or the backbone's weights are others than it was trained on.
         OSError: if the folder cannot be read.
     """
-    from trainer.classifier import load_classifier  # torch takes a second, and trainer.config does without it
+    from trainer.inference import load_classifier  # torch takes a second, and trainer.config does without it
 
     return load_classifier(folder, weights=weights, device=device)

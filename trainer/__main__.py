@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, field_types
-from trainer.loop import TrainingDiverged, train
+from trainer.training.loop import TrainingDiverged, train
 
 
 def field_docs() -> dict[str, str]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
-from trainer.rules import no_such, rule_problems, type_problem
+from trainer.validation import no_such, rule_problems, type_problem
 
 
 class InvalidConfig(ValueError):

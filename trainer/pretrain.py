@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from trainer import backbone
-from trainer.checkpoint import load_state, save_state
+from trainer.model import backbone
+from trainer.training.checkpoint import load_state, save_state
 
 ARCHITECTURE = backbone.vit_nano_patch4_32.__name__
 

@@ -7,7 +7,8 @@ import sys
 
 import typer
 
-from orchestrator.cli import data, model, outputs, results, sweep
+from orchestrator.cli import data, model, outputs, results
+from orchestrator.cli import lifecycle as sweep
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
@@ -42,7 +43,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        from orchestrator.services import told
+        from orchestrator.environment.connections import told
 
         if (sentence := told(error)) is None:
             raise

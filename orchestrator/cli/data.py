@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from orchestrator.cli.options import console
+from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from orchestrator.home import home_at
 from trainer.catalog import OWN, TASKS
-from trainer.data.store import Card, find_card
-from trainer.storage import list_folders
+from trainer.data.task_store import Card, find_card
+from trainer.storage.files import list_folders
 
 app = typer.Typer(no_args_is_help=True, help="Import, list, verify and look at the tasks.")
 
@@ -57,8 +57,8 @@ def import_(
     data: DataOption = None,
 ) -> None:
     """Put the tasks that a path holds into the store; what it is, is found out."""
-    from trainer.data.importers.run import find, import_task
-    from trainer.data.importers.tree import ImportRefused
+    from trainer.data.importers.archive import ImportRefused
+    from trainer.data.importers.registry import find, import_task
 
     root = _root(data)
     try:
@@ -97,7 +97,7 @@ def list_(data: DataOption = None) -> None:
 
 def _print_where(absent: list[str]) -> None:
     """Where each absent task comes from, and the command."""
-    from trainer.data.importers.run import sources
+    from trainer.data.importers.registry import sources
 
     console.print("\nWhere to get what is not there, each with `sptune data import PATH`:", highlight=False)
     console.print("  vtab-1k folder (all of vtab/), TFDS directories, or the official files:", highlight=False)
@@ -112,7 +112,7 @@ def verify(
     data: DataOption = None,
 ) -> None:
     """Read tasks from end to end: counts, labels, keys, every image, the fingerprint. Exit status 1 on a problem."""
-    from trainer.data.store import TaskMissing
+    from trainer.data.task_store import TaskMissing
     from trainer.data.verify import verify as read_through
 
     root = _root(data)
@@ -146,7 +146,7 @@ def show(
     data: DataOption = None,
 ) -> None:
     """Write a contact sheet: a row a class, a few of its training images."""
-    from trainer.data.store import TaskMissing
+    from trainer.data.task_store import TaskMissing
     from trainer.data.verify import contact_sheet
 
     try:

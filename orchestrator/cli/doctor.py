@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.options import AddressOption, HomeOption, WeightsOption, console
-from orchestrator.doctor import Finding, examine_machines, examine_services
-from orchestrator.home import home_at
-from orchestrator.spec_file import cluster_of, find_spec, load_spec
+from orchestrator.doctor.checks import Finding, examine_machines, examine_services
+from orchestrator.environment.home import home_at
+from orchestrator.spec.loader import cluster_of, find_spec, load_spec
 
 STYLES = {"well": "", "slow": "yellow", "wrong": "red"}
 
@@ -39,7 +39,7 @@ def doctor(
     with console.status("looking at the servers"):
         findings = examine_services(place)
     if all(finding.verdict != "wrong" or finding.what not in ("addresses", "home") for finding in findings):
-        from orchestrator import ray_nodes
+        from orchestrator.drivers.ray import cluster as ray_nodes
 
         looking = console.status("looking at the nodes" if address else "looking at this machine")
         with looking, ray_nodes.connected(address) if address else contextlib.nullcontext():

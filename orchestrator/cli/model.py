@@ -9,10 +9,10 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.options import HomeOption, WeightsOption, console
+from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from orchestrator.home import home_at
 from trainer.catalog import BACKBONES
-from trainer.weights import WeightsError, find_weights
+from trainer.model.weights import WeightsError, find_weights
 
 
 def backbones(weights: WeightsOption = None) -> None:

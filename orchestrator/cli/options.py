@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from orchestrator.environment.connections import open_record
+from orchestrator.environment.home import DEFAULT_HOME, Home, Workplace, home_at
 from orchestrator.errors import UserError
-from orchestrator.home import DEFAULT_HOME, Home, Workplace, home_at
-from orchestrator.machines import shown
-from orchestrator.services import open_record
-from orchestrator.spec import Grid, SweepSpec, task_names
-from orchestrator.spec_file import cluster_of, find_spec, load_spec, parse_spec
+from orchestrator.spec.loader import cluster_of, find_spec, load_spec, parse_spec
+from orchestrator.spec.resources import shown
+from orchestrator.spec.schema import Grid, SweepSpec, task_names
 from trainer.catalog import BACKBONES
-from trainer.data.store import find_card
-from trainer.rules import no_such
-from trainer.weights import WeightsError, find_weights
+from trainer.data.task_store import find_card
+from trainer.model.weights import WeightsError, find_weights
+from trainer.validation import no_such
 
 if TYPE_CHECKING:
-    from orchestrator.record import Record
-    from orchestrator.study import Study
+    from orchestrator.study.storage.database import Record
+    from orchestrator.study.study import Study
 
 console = Console()
 
@@ -117,7 +117,7 @@ def opened(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Stu
     Raises:
         UserError: if one is not there.
     """
-    from orchestrator.study import open_studies
+    from orchestrator.study.study import open_studies
 
     studies = []
     for name in dict.fromkeys(sweeps):

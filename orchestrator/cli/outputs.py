@@ -18,9 +18,9 @@ from orchestrator.cli.options import (
     opened,
     together,
 )
+from orchestrator.cli.trial_filter import chosen
 from orchestrator.errors import UserError
-from orchestrator.results import TrialState
-from orchestrator.where import chosen
+from orchestrator.study.trial import TrialState
 
 OutOption = Annotated[Path | None, typer.Option(help="Folder to write into; default: one named after the sweep, here.")]
 
@@ -38,9 +38,9 @@ def figures(
     Test accuracy by task beside published numbers, tuning-set size, model size, NMI; of each study learning curves,
     accuracy against each parameter, init strategy by images used, parallel coordinates, importances.
     """
-    from orchestrator.figures import figures_of, save
-    from orchestrator.report.board import published_by_task
-    from orchestrator.search import importances
+    from orchestrator.figures.draw import figures_of, save
+    from orchestrator.report.results_table import published_by_task
+    from orchestrator.study.advisor import importances
 
     studies = together(home, sweeps, epochs=True)
     alone = len(studies) == 1  # then its own figures are the sweep's
@@ -63,7 +63,7 @@ def figures(
 
 def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = None) -> None:
     """Write trials.parquet, epochs.parquet and predictions.parquet for other tools; the schema tells each column."""
-    from orchestrator.export import export as write
+    from orchestrator.report.export import export as write
 
     place, _, first = found(home, sweeps[0])
     studies = opened(home, sweeps, epochs=True)
@@ -89,8 +89,8 @@ def register(
 
     Which seed is best on test is not asked: that would be choosing on test.
     """
-    from orchestrator.mlflow_models import register as put
-    from orchestrator.study import open_studies
+    from orchestrator.study.study import open_studies
+    from orchestrator.tracking.mlflow_registry import register as put
 
     place, record, spec = found(home, sweep)
     fits = chosen(where, [])

@@ -20,13 +20,13 @@ from orchestrator.cli.options import (
     missing,
     place_for,
 )
+from orchestrator.environment.connections import open_record
+from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
-from orchestrator.home import Home, home_at
-from orchestrator.labels import clock, label, varying
-from orchestrator.plan import studies
-from orchestrator.services import open_record
-from orchestrator.spec import SweepSpec
-from orchestrator.spec_file import find_spec, load_spec
+from orchestrator.spec.labels import clock, label, varying
+from orchestrator.spec.loader import find_spec, load_spec
+from orchestrator.spec.plan import studies
+from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Trials at once; default: what fits this machine's cores.")
@@ -101,12 +101,12 @@ def replay(
 
     Nothing is trained and nothing is kept.
     """
-    from orchestrator.live import progress_table
-    from orchestrator.record import Record
-    from orchestrator.replay import Clock, Curves, Recorded, Synthetic, drive
-    from orchestrator.study import open_studies
-    from orchestrator.sweep import Sweep
-    from orchestrator.tracking import MemoryTracker
+    from orchestrator.cli.progress import progress_table
+    from orchestrator.drivers.replay import Clock, Curves, Recorded, Synthetic, drive
+    from orchestrator.study.storage.database import Record
+    from orchestrator.study.study import open_studies
+    from orchestrator.sweep.sweep import Sweep
+    from orchestrator.sweep.tracker import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
     curves: Curves = Synthetic(studies(sweep_spec))
@@ -138,9 +138,9 @@ def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, floa
     empty = home.record_file is not None and not home.record_file.exists()
     if not home.studies or (empty and not Path(home.throughput_file).exists()):
         return {}, {}, False
-    from orchestrator.contradictions import refuse_contradictions
-    from orchestrator.study import open_studies
-    from orchestrator.throughput import Throughput
+    from orchestrator.study.study import open_studies
+    from orchestrator.sweep.conflicts import refuse_contradictions
+    from orchestrator.sweep.cost_model import Throughput
 
     throughput = Throughput.of(home.throughput_file)
     opened = open_studies(sweep, open_record(home))
@@ -152,7 +152,7 @@ def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, floa
 
 def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
     """Whether the trials that share a device fit its memory."""
-    from orchestrator.throughput import Throughput, device_share
+    from orchestrator.sweep.cost_model import Throughput, device_share
 
     throughput = Throughput.of(home.throughput_file)
     for key in dict.fromkeys((study.method, study.backbone) for study in studies(sweep)):
@@ -171,8 +171,8 @@ def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
 
 def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
     """Time two epochs of each method and backbone on its first task, at the largest values of the space."""
-    from orchestrator.throughput import Throughput, largest
-    from orchestrator.worker import run_trial
+    from orchestrator.drivers.trial_runner import run_trial
+    from orchestrator.sweep.cost_model import Throughput, largest
 
     if problems := missing(sweep, home, weights):
         raise SpecError("the spec", problems)

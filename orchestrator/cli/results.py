@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, found, together
+from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from orchestrator.home import home_at
-from orchestrator.machines import shown
-from orchestrator.results import TrialState
+from orchestrator.spec.resources import shown
+from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
-    from orchestrator.study import Study, StudySummary
+    from orchestrator.study.study import Study, StudySummary
 
 
 class Form(enum.Enum):
@@ -38,10 +38,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")] = False,
 ) -> None:
     """Show how far a sweep is and who works on it, from any terminal."""
-    from orchestrator.checkpoints import Checkpoints
-    from orchestrator.lease import told
-    from orchestrator.live import busy, headline, progress_table
-    from orchestrator.study import open_studies
+    from orchestrator.cli.progress import busy, headline, progress_table
+    from orchestrator.study.storage.lease import told
+    from orchestrator.study.study import open_studies
+    from orchestrator.sweep.checkpoint_retention import Checkpoints
 
     place, record, spec = found(home, sweep)
     name = spec.name
@@ -68,8 +68,8 @@ def status(
 
 def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
-    from orchestrator.failures import grouped
-    from orchestrator.study import open_studies
+    from orchestrator.study.study import open_studies
+    from orchestrator.sweep.retry_policy import grouped
 
     place, record, spec = found(home, sweep)
     studies = open_studies(spec, record, epochs=False)
@@ -103,7 +103,9 @@ def report(
     ),
 ) -> None:
     """Print the table of test accuracies, published numbers beside it, and how far to trust it."""
-    from orchestrator.report import FORMATS, board_of, contents, csv_of
+    from orchestrator.report.render import FORMATS, csv_of
+    from orchestrator.report.results_table import board_of
+    from orchestrator.report.sections import contents
 
     studies = together(home, sweeps, epochs=False)
     match form:
@@ -120,7 +122,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
 ) -> None:
     """Serve the MLflow of a home on this machine, at 127.0.0.1, and say each sweep's address; Ctrl-C ends it."""
-    from orchestrator.mlflow_runs import views
+    from orchestrator.tracking.mlflow_runs import views
 
     place = home_at(home)
     if place.mlflow_file is None:
@@ -142,7 +144,8 @@ def ui(
 
 def print_report(studies: Sequence[Study]) -> None:
     """The report, as a terminal shows it."""
-    from orchestrator.report import contents, print_blocks
+    from orchestrator.report.render import print_blocks
+    from orchestrator.report.sections import contents
 
     print_blocks(contents(studies), console)
 

@@ -12,17 +12,17 @@ import typer
 
 from orchestrator.cli.options import console, place_for
 from orchestrator.cli.results import print_report
-from orchestrator.doctor import examine_machines, examine_services, refuse
+from orchestrator.doctor.checks import examine_machines, examine_services, refuse
+from orchestrator.environment.home import Home, Workplace
 from orchestrator.errors import ServiceError, UserError
-from orchestrator.home import Home, Workplace
-from orchestrator.machines import shown
-from orchestrator.results import TrialResult
-from orchestrator.spec import SweepSpec
+from orchestrator.spec.resources import shown
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.trial import TrialResult
 
 if TYPE_CHECKING:
-    from orchestrator.mlflow_tracker import MlflowTracker
-    from orchestrator.record import Record
-    from orchestrator.sweep import Sweep
+    from orchestrator.study.storage.database import Record
+    from orchestrator.sweep.sweep import Sweep
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
 
 def run(
@@ -46,12 +46,12 @@ def run(
         UserError: if it cannot be started; nothing is.
         typer.Exit: with the status that README tells, unless all went well.
     """
-    from orchestrator.checkpoints import Checkpoints
-    from orchestrator.mlflow_runs import Runs
-    from orchestrator.mlflow_tracker import MlflowTracker
-    from orchestrator.study import open_studies
-    from orchestrator.sweep import Sweep
-    from orchestrator.throughput import Throughput
+    from orchestrator.study.study import open_studies
+    from orchestrator.sweep.checkpoint_retention import Checkpoints
+    from orchestrator.sweep.cost_model import Throughput
+    from orchestrator.sweep.sweep import Sweep
+    from orchestrator.tracking.mlflow_runs import Runs
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     if address is not None and not inline:
         with console.status("looking at the servers"):
@@ -93,16 +93,17 @@ def run(
 
 
 def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address: str | None) -> None:
-    from orchestrator.live import LiveView
+    from orchestrator.cli.progress import LiveView
 
     try:
         if inline:
-            from orchestrator import inline as inline_driver
+            from orchestrator.drivers import inline as inline_driver
 
             with LiveView(sweep, console) as update:
                 inline_driver.drive(sweep, workplace, update)
         else:
-            from orchestrator import ray_driver, ray_nodes
+            from orchestrator.drivers.ray import cluster as ray_nodes
+            from orchestrator.drivers.ray import driver as ray_driver
 
             with ray_nodes.connected(address):
                 if address is not None:
@@ -119,7 +120,7 @@ def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address
 def _see_mlflow(home: Home) -> None:
     """Refuse wrong credentials before they cost a sweep its runs; a server that is away is told later."""
     if home.mlflow_file is None:
-        from orchestrator.mlflow_server import reach
+        from orchestrator.tracking.mlflow_server import reach
 
         try:
             reach(home.mlflow_uri)

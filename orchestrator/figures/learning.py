@@ -22,14 +22,14 @@ from orchestrator.figures.style import (
     panels,
     study_title,
 )
-from orchestrator.results import TrialState
+from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.results import TrialResult
-    from orchestrator.study import Study
+    from orchestrator.study.study import Study
+    from orchestrator.study.trial import TrialResult
 
 LAYERS = "nmi/layer_"
 """How the metrics of normalised mutual information begin, one a prompted layer."""

@@ -27,16 +27,16 @@ from orchestrator.figures.style import (
     panels,
     study_title,
 )
-from orchestrator.results import TrialState
-from orchestrator.spec import Choice
+from orchestrator.spec.schema import Choice
+from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.results import TrialResult
-    from orchestrator.spec import Space
-    from orchestrator.study import Study
+    from orchestrator.spec.schema import Space
+    from orchestrator.study.study import Study
+    from orchestrator.study.trial import TrialResult
 
 BUILDING = "prototypes/seconds"
 """The metric that says how long the prompt's first value took to build."""

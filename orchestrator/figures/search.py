@@ -26,16 +26,16 @@ from orchestrator.figures.style import (
     plain,
     study_title,
 )
-from orchestrator.results import TrialState
-from orchestrator.spec import Choice
+from orchestrator.spec.schema import Choice
+from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.results import TrialResult
-    from orchestrator.spec import Space
-    from orchestrator.study import Study
+    from orchestrator.spec.schema import Space
+    from orchestrator.study.study import Study
+    from orchestrator.study.trial import TrialResult
 
 UNUSED = -0.12
 """Where a line passes an axis whose parameter its trial did not draw."""

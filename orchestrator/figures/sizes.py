@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from matplotlib.artist import Artist
 
 from orchestrator.figures.style import LINES, NARROW, finish, log_x, method_look, name_axes, panels
-from orchestrator.scaling import curves, fit_power_law, over_seeds
+from orchestrator.report.data_efficiency import curves, fit_power_law, over_seeds
 from trainer.catalog import BACKBONES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from orchestrator.results import TrialResult
-    from orchestrator.study import Study
+    from orchestrator.study.study import Study
+    from orchestrator.study.trial import TrialResult
 
 
 def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:

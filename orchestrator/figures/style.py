@@ -19,11 +19,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from orchestrator.plan import size_text
+from orchestrator.spec.plan import size_text
 from trainer.catalog import METHODS
 
 if TYPE_CHECKING:
-    from orchestrator.plan import StudyPlan
+    from orchestrator.spec.plan import StudyPlan
 
 NARROW, WIDE = 3.3, 6.8
 """Width of one column and of two, in inches."""

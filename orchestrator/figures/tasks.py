@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.study import Study
+    from orchestrator.study.study import Study
 
 
 def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float], place: str) -> Figure | None:

@@ -15,8 +15,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.board import Board
-from orchestrator.report.document import Block, Cell, Grid, Lines
+from orchestrator.report.blocks import Block, Cell, Grid, Lines
+from orchestrator.report.results_table import Board
 
 LATEX = {
     "\\": r"\textbackslash{}",

@@ -9,14 +9,14 @@ from typing import Any
 
 import yaml
 
-from orchestrator.labels import params_text
-from orchestrator.plan import size_text
-from orchestrator.report.document import Block, Grid, Lines, cells
+from orchestrator.report.blocks import Block, Grid, Lines, cells
 from orchestrator.report.render import markdown
-from orchestrator.report.stamp import stamp
-from orchestrator.results import TrialResult, TrialState
-from orchestrator.significance import ranked, tied
-from orchestrator.study import Study
+from orchestrator.report.reproducibility import stamp
+from orchestrator.spec.labels import params_text
+from orchestrator.spec.plan import size_text
+from orchestrator.study.selection import ranked, tied
+from orchestrator.study.study import Study
+from orchestrator.study.trial import TrialResult, TrialState
 from trainer.config import TrainConfig
 
 SHOWN = 10

@@ -29,8 +29,8 @@ from tests.benchmarks.machine import default_device, describe, precisions, write
 from tests.benchmarks.published import train_as_published
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.store import read_card
-from trainer.loop import train
+from trainer.data.task_store import read_card
+from trainer.training.loop import train
 
 CONSOLE = Console(width=110)
 

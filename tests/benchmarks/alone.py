@@ -45,7 +45,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        from trainer import loop
+        from trainer.training import loop
 
         self._began = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
@@ -102,7 +102,7 @@ def cold(asked: Found) -> Iterator[Found]:
     """One trial as `python -m trainer --out FOLDER` runs it, its seconds counted from the start of the process."""
     import trainer.__main__  # noqa: F401  # what the command imports
     from trainer.config import TrainConfig
-    from trainer.loop import TrainingInterrupted, train
+    from trainer.training.loop import TrainingInterrupted, train
 
     imported_s = time.time() - asked["started"]
     watch, metrics = Stopwatch(), {}
@@ -139,10 +139,10 @@ def warm(asked: Found) -> Iterator[Found]:
     import psutil
     import torch
 
-    from trainer import pictures
     from trainer.config import TrainConfig
-    from trainer.loop import TrainingInterrupted, train
-    from trainer.memory import forget_used
+    from trainer.model.execution import forget_used
+    from trainer.plots import run_plots as pictures
+    from trainer.training.loop import TrainingInterrupted, train
 
     torch.set_num_threads(asked.get("cpus") or os.cpu_count() or 1)
     folder, places = asked["folder"], {"data_root": asked["data"], "device": asked["device"]}

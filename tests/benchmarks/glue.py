@@ -37,9 +37,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.plan import StudyPlan, studies
-from orchestrator.spec import Asha, Choice, FloatRange, Space, SweepSpec
-from orchestrator.spec_file import load_spec
+from orchestrator.spec.loader import load_spec
+from orchestrator.spec.plan import StudyPlan, studies
+from orchestrator.spec.schema import Asha, Choice, FloatRange, Space, SweepSpec
 from trainer.config import TrainConfig
 
 CPUS = 2
@@ -53,7 +53,7 @@ def train_one(config: dict[str, Any], plan: StudyPlan, search_seed: int, folder:
     import torch
     from ray import tune
 
-    from trainer.loop import train
+    from trainer.training.loop import train
 
     torch.set_num_threads(1)
     params = {name: value for name, value in config.items() if name != "seed"}
@@ -138,7 +138,7 @@ final: {{seeds: {[*range(42, 42 + asked.finals)]}}}
 
 def decode(spec: SweepSpec, data_root: str, cache: str) -> None:
     """Train once on each task's splits: what either side would otherwise be the first to do is done."""
-    from trainer.loop import train
+    from trainer.training.loop import train
 
     for task in spec.tasks:
         for eval_split in ("val", "test"):
@@ -174,8 +174,8 @@ def measures(seconds: float, busy: float, trials: int, epochs: int, folder: Path
 
 def ours(spec: SweepSpec, folder: Path, environment: dict[str, str]) -> dict[str, float]:
     """Launch it as a user does, and read its record."""
-    from orchestrator.record import Record
-    from orchestrator.study import open_studies
+    from orchestrator.study.storage.database import Record
+    from orchestrator.study.study import open_studies
 
     program = str(Path(sys.executable).with_name("sptune"))
     took = timed([program, "launch", str(folder / "spec.yaml"), "--home", str(folder)], folder, environment)

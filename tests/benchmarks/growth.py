@@ -27,13 +27,13 @@ from rich.table import Table
 from tests.benchmarks.machine import default_device, describe, wait_for, write_found
 from tests.benchmarks.published import EMA_DECAY
 from tests.benchmarks.sides import BY_SIZE, CLASSES, Side, first_values, in_turns, our_side, warm_up
-from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, BUNDLED, OWN, PROTOTYPE_INITS
 from trainer.config import TrainConfig
-from trainer.data.store import Example, write_task
-from trainer.kmeans import SAMPLE, STARTS
-from trainer.loop import train
-from trainer.prototypes import TokenStream, build_prototypes
+from trainer.data.task_store import Example, write_task
+from trainer.model.backbone import Backbone, build_vit
+from trainer.prompt_init.kmeans import SAMPLE, STARTS
+from trainer.prompt_init.strategies import TokenStream, build_prototypes
+from trainer.training.loop import train
 
 IMAGES = (160, 1600)
 PROMPTS = (10, 100)
@@ -186,10 +186,10 @@ def trials_row() -> Row:
     Raises:
         ImportError: where the orchestrator's packages are missing.
     """
-    from orchestrator.plan import studies
-    from orchestrator.record import Record
-    from orchestrator.replay import Clock, Synthetic, drive
-    from orchestrator.sweep import Sweep
+    from orchestrator.drivers.replay import Clock, Synthetic, drive
+    from orchestrator.spec.plan import studies
+    from orchestrator.study.storage.database import Record
+    from orchestrator.sweep.sweep import Sweep
     from tests.benchmarks.scale import Silent, spec_of
 
     def driven(num_studies: int) -> float:

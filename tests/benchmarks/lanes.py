@@ -28,9 +28,9 @@ from torch import Tensor
 
 from tests.benchmarks.machine import default_device, describe, wait_for, write_found
 from tests.benchmarks.sides import BY_SIZE
-from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, BUNDLED
-from trainer.prompts import PromptedViT, prompted_features
+from trainer.model.backbone import Backbone, build_vit
+from trainer.model.prompted_vit import PromptedViT, prompted_features
 
 CONSOLE = Console(width=110)
 

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.module_tracker import ModuleTracker
 
-from trainer.memory import has_bf16
+from trainer.model.execution import has_bf16
 
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -22,8 +22,8 @@ from rich.table import Table
 
 from trainer.catalog import METHODS, PROTOTYPE_INITS, TASKS, Task
 from trainer.config import TrainConfig
-from trainer.data.store import Example, write_task
-from trainer.loop import train
+from trainer.data.task_store import Example, write_task
+from trainer.training.loop import train
 
 GRID = {"full": (1e-4, 1e-3), "linear": (1e-2, 1e-1)}
 SHOWN = ("spt_deep", "vpt_deep", "linear", "full")

@@ -15,9 +15,9 @@ import time
 
 import torch
 
-from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, PROTOTYPE_INITS
-from trainer.prototypes import TokenStream, build_prototypes
+from trainer.model.backbone import Backbone, build_vit
+from trainer.prompt_init.strategies import TokenStream, build_prototypes
 
 
 def peak_bytes(device: str) -> int:

@@ -4,7 +4,8 @@ Everything is in fp32. Each epoch decodes, resizes and normalises each image aga
 start anew; the forward pass is timm's own blocks over `[CLS, prompts, patches]`; each step reads the loss for its meter
 and averages the state of the whole model; each epoch saves the whole model, its average and the optimizer.
 
-Given our data order it has our losses (`tests/trainer/test_published.py`): what differs is how they are computed.
+Given our data order it has our losses (`tests/trainer/training/test_published_recipe.py`): what differs is how they are
+computed.
 Shapes: B batch, C 3, H W image height and width, L prompted layers, P prompt_length, T tokens, D width, K classes.
 """
 
@@ -26,14 +27,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from trainer.backbone import Backbone, cls_and_positions, load_backbone
-from trainer.bank import first_prompt
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
-from trainer.data.load import load_split
-from trainer.data.store import read_card, read_examples
-from trainer.optimizer import lr_at
-from trainer.prompts import PromptedViT
+from trainer.data.split import load_split
+from trainer.data.task_store import read_card, read_examples
+from trainer.model.backbone import Backbone, cls_and_positions, load_backbone
+from trainer.model.prompted_vit import PromptedViT
+from trainer.prompt_init.initial_prompt import first_prompt
+from trainer.training.optimizer import lr_at
 
 EMA_DECAY = 0.9999
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from trainer.catalog import OWN
-from trainer.data.load import load_split
-from trainer.data.store import Example, write_task
+from trainer.data.split import load_split
+from trainer.data.task_store import Example, write_task
 
 BATCH = 64
 

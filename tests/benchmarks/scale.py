@@ -26,19 +26,19 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import ray_driver
-from orchestrator.home import Workplace
-from orchestrator.plan import draw_params, studies
-from orchestrator.ray_nodes import connected
-from orchestrator.record import Record
-from orchestrator.replay import Clock, Synthetic, drive
-from orchestrator.results import Epoch, Failure, TrialResult, TrialState
-from orchestrator.significance import pack
-from orchestrator.spec import Choice, Space, SweepSpec
-from orchestrator.spec_file import parse_spec
-from orchestrator.study import open_studies
-from orchestrator.sweep import Sweep
-from orchestrator.tracking import MemoryTracker
+from orchestrator.drivers.ray import driver as ray_driver
+from orchestrator.drivers.ray.cluster import connected
+from orchestrator.drivers.replay import Clock, Synthetic, drive
+from orchestrator.environment.home import Workplace
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.plan import draw_params, studies
+from orchestrator.spec.schema import Choice, Space, SweepSpec
+from orchestrator.study.selection import pack
+from orchestrator.study.storage.database import Record
+from orchestrator.study.study import open_studies
+from orchestrator.study.trial import Epoch, Failure, TrialResult, TrialState
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
 from trainer.catalog import TASKS
 
 

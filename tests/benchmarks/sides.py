@@ -37,14 +37,14 @@ from tests.benchmarks.published import (
     train_step,
     transform_of,
 )
-from trainer.backbone import Backbone
 from trainer.catalog import BUNDLED
-from trainer.checkpoint import save_state
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
-from trainer.memory import backward, images_at_once, in_batches, in_precision
-from trainer.optimizer import MovingAverage, build_optimizer, lr_at
-from trainer.prompts import PromptedViT
+from trainer.model.backbone import Backbone
+from trainer.model.execution import backward, images_at_once, in_batches, in_precision
+from trainer.model.prompted_vit import PromptedViT
+from trainer.training.checkpoint import save_state
+from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
 
 BY_SIZE = {
     "nano": BUNDLED,

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.benchmarks.published import plain_logits
-from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES
-from trainer.prompts import PromptedViT
+from trainer.model.backbone import Backbone, build_vit
+from trainer.model.prompted_vit import PromptedViT
 
 
 def published_logits(model: PromptedViT, images_BCHW: Tensor) -> Tensor:

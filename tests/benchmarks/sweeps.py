@@ -19,13 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.home import Workplace
-from orchestrator.record import Record
-from orchestrator.results import Epoch, Failure, TrialResult
-from orchestrator.spec import SweepSpec
-from orchestrator.spec_file import load_spec, parse_spec
-from orchestrator.study import Study, open_studies
-from orchestrator.sweep import Sweep
+from orchestrator.environment.home import Workplace
+from orchestrator.spec.loader import load_spec, parse_spec
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.storage.database import Record
+from orchestrator.study.study import Study, open_studies
+from orchestrator.study.trial import Epoch, Failure, TrialResult
+from orchestrator.sweep.sweep import Sweep
 from tests.benchmarks.alone import Found, environment_of, trials_alone
 from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
@@ -143,7 +143,7 @@ def asleep(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool
 
 def trained(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
     """A trial as it is."""
-    from orchestrator import worker  # torch is a worker's business
+    from orchestrator.drivers import trial_runner as worker  # torch is a worker's business
 
     return worker.run_trial(config, workplace, stop)
 
@@ -210,11 +210,11 @@ def busy_spec(trials: int) -> SweepSpec:
 
 def busy(options: argparse.Namespace, folder: Path) -> Found:
     """Drive the sweep as `launch` does; which share of the time its two workers were at work, and where they waited."""
-    from orchestrator import ray_driver
-    from orchestrator.home import home_at
-    from orchestrator.mlflow_runs import Runs
-    from orchestrator.mlflow_tracker import MlflowTracker
-    from orchestrator.ray_nodes import connected
+    from orchestrator.drivers.ray import driver as ray_driver
+    from orchestrator.drivers.ray.cluster import connected
+    from orchestrator.environment.home import home_at
+    from orchestrator.tracking.mlflow_runs import Runs
+    from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     spec, home, notes = busy_spec(options.trials), home_at(f"{folder}/busy"), folder / "notes"
     notes.mkdir()

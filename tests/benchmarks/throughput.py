@@ -44,10 +44,10 @@ from tests.benchmarks.sides import (
     published_side,
     warm_up,
 )
-from trainer.backbone import Backbone, build_vit
 from trainer.catalog import BACKBONES, PROTOTYPE_INITS
 from trainer.config import TrainConfig
-from trainer.prototypes import TokenStream, build_prototypes
+from trainer.model.backbone import Backbone, build_vit
+from trainer.prompt_init.strategies import TokenStream, build_prototypes
 
 CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
 """Images of a step where two cores compute it."""

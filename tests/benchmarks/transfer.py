@@ -17,12 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.plan import studies
-from orchestrator.record import Record
-from orchestrator.replay import Clock, Synthetic, drive
-from orchestrator.spec_file import parse_spec
-from orchestrator.sweep import Sweep
-from orchestrator.tracking import MemoryTracker
+from orchestrator.drivers.replay import Clock, Synthetic, drive
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.plan import studies
+from orchestrator.study.storage.database import Record
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
 from trainer.catalog import TASKS
 
 

@@ -39,11 +39,11 @@ from rich.table import Table
 from tests.benchmarks.alone import Found, environment_of, trials_alone
 from tests.benchmarks.machine import default_device, describe, write_found
 from tests.benchmarks.sides import BY_SIZE
-from trainer.backbone import build_vit
 from trainer.catalog import BACKBONES, BUNDLED, TASKS
 from trainer.config import TrainConfig
-from trainer.data.store import read_card
-from trainer.weights import HUB_FILE, WeightsError, find_weights
+from trainer.data.task_store import read_card
+from trainer.model.backbone import build_vit
+from trainer.model.weights import HUB_FILE, WeightsError, find_weights
 
 TASK = "demo/digits"
 MARKS = (20, 50, 100, 150, 200)

@@ -16,13 +16,13 @@ import pytest
 from mlflow import MlflowClient
 
 from orchestrator.cli import main
-from orchestrator.record import Record
-from orchestrator.results import Failure, TrialResult
-from orchestrator.spec import SweepSpec
-from orchestrator.spec_file import parse_spec
-from orchestrator.sweep import Sweep
-from orchestrator.tracking import MemoryTracker
-from trainer.data.store import read_card
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.storage.database import Record
+from orchestrator.study.trial import Failure, TrialResult
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
+from trainer.data.task_store import read_card
 
 RAW_SPEC: dict[str, Any] = {
     "name": "small",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.backbone import Backbone, load_backbone
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
+from trainer.model.backbone import Backbone, load_backbone
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,7 @@ import pytest
 from trainer.__main__ import field_docs
 from trainer.catalog import BACKBONES, METHODS, PROTOTYPE_INITS, TASKS
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.prototypes import PROMPT_INITS
+from trainer.prompt_init.strategies import PROMPT_INITS
 
 VALID: dict[str, Any] = {"task": "demo/digits", "method": "spt_deep", "prompt_length": 10, "prompt_init": "mean_pool"}
 PARAMS_OF: dict[str, dict[str, Any]] = {

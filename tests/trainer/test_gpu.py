@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from trainer.config import TrainConfig
-from trainer.data import load as loading
-from trainer.data.load import load_split
-from trainer.loop import train
+from trainer.data import split as loading
+from trainer.data.split import load_split
+from trainer.training.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

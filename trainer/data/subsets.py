@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.rules import per_class
+from trainer.validation import per_class
 
 SUBSET_SEED = 0
 """One seed for all, so that every method and trial of a size learns from the same images."""

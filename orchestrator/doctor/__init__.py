@@ -1,0 +1,1 @@
+"""Check that a sweep can run here, before it starts."""

@@ -1,0 +1,1 @@
+"""Drivers run the trials of a sweep: in this process, on Ray, or as a simulation."""

@@ -1,0 +1,169 @@
+"""Drives a sweep on learning curves and a virtual clock, without training: what would this spec have done?
+
+The curves are recorded ones of an earlier sweep, or synthetic ones. Schedulers, budgets and restarts can be tried
+over thousands of trials in seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.schema import Choice, FloatRange, IntRange, Space
+from orchestrator.study.study import Study
+from orchestrator.study.trial import Epoch, Failure, TrialResult
+from orchestrator.sweep.sweep import Sweep
+
+Curve = Iterator[tuple[Epoch | Failure, float]]
+"""What a trial tells, each with the seconds until then since the last."""
+Curves = Callable[[TrialResult], Curve]
+
+
+class Clock:
+    """Virtual seconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def drive(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float = math.inf) -> float:
+    """Run a sweep with so many workers until it has ended, or until a time.
+
+    Args:
+        clock: the one that the sweep was opened with.
+
+    Returns:
+        Worker seconds in which a trial ran.
+    """
+    busy = 0.0
+    events: list[tuple[float, int, str, Epoch | Failure, Curve]] = []
+    count = 0
+
+    def expect(trial_id: str, curve: Curve) -> None:
+        nonlocal busy, count
+        event, seconds = next(curve)
+        busy, count = busy + seconds, count + 1
+        heapq.heappush(events, (clock.now + seconds, count, trial_id, event, curve))
+
+    while True:
+        while len(events) < workers and (trial := sweep.next_trial()) is not None:
+            expect(trial.trial_id, curves(trial))
+        if not events or events[0][0] > until:
+            return busy
+        clock.now, _, trial_id, event, curve = heapq.heappop(events)
+        sweep.tick()
+        if isinstance(event, Failure):
+            sweep.on_failure(trial_id, event)
+        elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.facts):
+            expect(trial_id, curve)
+
+
+class Synthetic:
+    """Learning curves of made-up tasks: each has its own best place in the space, near its group's.
+
+    Accuracy rises towards a height that falls with the distance from that place, with noise that depends on the
+    config alone.
+
+    Args:
+        plans: the studies, whose spaces the places are in.
+        seconds_per_epoch: on the virtual clock.
+        spread: how far tasks of a group lie from each other, as a share of the space's width.
+    """
+
+    def __init__(
+        self, plans: Sequence[StudyPlan], seconds_per_epoch: float = 10.0, spread: float = 0.1, seed: int = 0
+    ) -> None:
+        self._plans = {plan.key: plan for plan in plans}
+        self._seconds = seconds_per_epoch
+        self._spread = spread
+        self._seed = seed
+
+    def __call__(self, trial: TrialResult) -> Curve:
+        """The curve of a trial."""
+        height = self.height(trial)
+        noise = _draws(self._seed, trial.trial_id)
+        epochs = trial.config["epochs"]
+        for epoch in range(1, epochs + 1):
+            accuracy = height * (1 - math.exp(-4 * epoch / epochs)) + 0.01 * (next(noise) - 0.5)
+            split = trial.config["eval_split"]
+            metrics = {"train/loss": 2.0 * (1 - accuracy), "epoch/seconds": self._seconds}
+            if split == "val" or epoch == epochs:
+                metrics[f"{split}/accuracy"] = min(1.0, max(0.0, accuracy))
+            yield Epoch(epoch=epoch, metrics=metrics), self._seconds
+
+    def height(self, trial: TrialResult) -> float:
+        """The accuracy that a trial would reach with endless epochs."""
+        plan = self._plans[trial.study]
+        distance = 0.0
+        for name, dimension in plan.space.items():
+            if name in trial.config and dimension.is_active(trial.config):
+                group, own = (next(_draws(self._seed, f"{name} {key}")) for key in (plan.group, plan.task))
+                place = min(1.0, max(0.0, group + self._spread * (own - 0.5) * 2))
+                distance += (unit(dimension, trial.config[name]) - place) ** 2
+        return 0.3 + 0.6 * math.exp(-3 * distance)
+
+
+class Recorded:
+    """Curves of an earlier sweep: of the same config where it was tried, else of the nearest in the same study.
+
+    Args:
+        studies: of the earlier sweep, with at least one trial that ran to its end each.
+
+    Raises:
+        ValueError: for a trial of a study of which the record has none with as many epochs that ran to its end.
+    """
+
+    def __init__(self, studies: Sequence[Study]) -> None:
+        self._plans = {study.plan.key: study.plan for study in studies}
+        self._trials = {
+            (study.plan.key, phase): [trial for trial in trials if len(trial.epochs) == trial.config["epochs"]]
+            for study in studies
+            for phase, trials in (("search", study.search.trials), ("final", study.final.trials))
+        }
+
+    def __call__(self, trial: TrialResult) -> Curve:
+        """The curve of a trial."""
+        epochs, seed = trial.config["epochs"], trial.config["seed"]
+        known = [one for one in self._trials.get((trial.study, trial.phase), []) if len(one.epochs) == epochs]
+        if not known:
+            raise ValueError(
+                f"the record has no {trial.phase} trial of {trial.study} that ran to its end of {epochs} epochs."
+            )
+        nearest = min(known, key=lambda other: (self._distance(trial, other), other.config["seed"] != seed))
+        for epoch, metrics in enumerate(nearest.epochs, start=1):
+            yield Epoch(epoch=epoch, metrics=metrics), metrics["epoch/seconds"]
+
+    def _distance(self, one: TrialResult, other: TrialResult) -> float:
+        distance = 0.0
+        for name, dimension in self._plans[one.study].space.items():
+            active = [dimension.is_active(trial.config) for trial in (one, other)]
+            if all(active):
+                distance += (unit(dimension, one.config[name]) - unit(dimension, other.config[name])) ** 2
+            elif any(active):
+                distance += 1.0
+        return distance
+
+
+def unit(dimension: Space, value: Any) -> float:
+    """Where in its dimension a value lies, from 0 to 1."""
+    match dimension:
+        case FloatRange() | IntRange():
+            low, high, at = (math.log(v) if dimension.log else v for v in (dimension.low, dimension.high, value))
+            return (at - low) / (high - low)
+        case Choice(values=values):
+            return values.index(value) / max(1, len(values) - 1) if value in values else 0.0
+
+
+def _draws(seed: int, what: str) -> Iterator[float]:
+    """Numbers from 0 to 1 that depend on nothing but these words."""
+    draw = random.Random(hashlib.sha256(f"{seed} {what}".encode()).digest())
+    while True:
+        yield draw.random()

@@ -1,0 +1,194 @@
+"""`run_trial` joins the trainer to a driver: a config goes in, epochs or one failure come out.
+
+Backbone, images and prototypes stay in the process (the trainer's loaders keep them), so a later trial costs its
+training only.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import platform
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from orchestrator.environment.home import Workplace
+from orchestrator.environment.provenance import machine, software
+from orchestrator.study.selection import pack
+from orchestrator.study.trial import Cause, Epoch, Failure
+from trainer.config import TrainConfig
+from trainer.data.task_store import TaskMissing
+from trainer.model.execution import forget_used, used_gb
+from trainer.plots.run_plots import draw
+from trainer.storage.files import read_bytes, write_bytes
+from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
+
+STORAGE_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
+"""Pauses of a trial that finds the disk full or the bucket away, before it gives up."""
+PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, errno.EBUSY})
+"""Errors of storage that may pass: full, away, overloaded."""
+
+
+def run_trial(
+    config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Epoch | Failure]:
+    """Train one config, from its checkpoint if it has one.
+
+    Its folder gets a `log.txt` of this attempt, once it ended.
+
+    Args:
+        stop: asked between training steps; at yes all that was done is saved, and the attempt ends as lost.
+
+    Yields:
+        Each epoch, earlier attempts' first; a `Failure` as the last item if the trial did not come to its end.
+    """
+    torch.set_num_threads(workplace.cpus)
+    forget_used("cuda" if workplace.gpus else "cpu")
+    log = _Log()
+    since = time.monotonic()
+    folder = None
+    try:
+        train_config = TrainConfig(**config)
+        folder = f"{workplace.trials}/{train_config.fingerprint()}"
+        for epoch, scored in _train_patiently(train_config, workplace, folder, stop):
+            now = time.monotonic()
+            log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
+            facts = software() | machine(log.device) | scored
+            peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
+            told = {"memory/device_gb": device_gb}
+            if not epoch.resumed:  # or else nobody knows what it took
+                told |= {"epoch/seconds": now - since, "memory/peak_gb": peak_gb}
+            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, facts=facts)
+            since = now
+    except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
+        text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
+        log.add(text)
+        yield Failure(cause=cause_of(error), error=text, seconds=time.monotonic() - since)
+    finally:
+        log.close()
+        if folder is not None:
+            log.write(folder)
+
+
+def cause_of(error: Exception) -> Cause:
+    """Which kind of failure an exception is."""
+    match error:
+        case TrainingDiverged():
+            return Cause.DIVERGED
+        case TrainingInterrupted():
+            return Cause.LOST
+        case torch.OutOfMemoryError() | MemoryError():
+            return Cause.MEMORY
+        case ValueError() | TaskMissing():
+            return Cause.INVALID
+        case _:
+            return Cause.ERROR
+
+
+def _scored(folder: str, config: TrainConfig) -> dict[str, str]:
+    """On which images a finished trial learnt and was judged; of a search trial, which it got right."""
+    card, predictions = (read_bytes(f"{folder}/{name}") for name in ("card.json", "predictions.parquet"))
+    assert card is not None and predictions is not None, "they are written before the last epoch is told"
+    found = json.loads(card)
+    told: dict[str, str] = {name: found[name] for name in ("learnt_from", "scored_on", "protocol")}
+    if config.eval_split == "val":
+        told["correct"] = pack(pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy())
+    return told
+
+
+def _draw(config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: Workplace, folder: str) -> dict[str, str]:
+    """Draw a finished trial's pictures, or tell as a fact why not: no result is lost for a picture."""
+    try:
+        draw(
+            config,
+            [epoch.metrics for epoch in epochs],
+            folder,
+            data_root=workplace.data_root,
+            weights=workplace.weights,
+            bank=workplace.bank,
+            device="cuda" if workplace.gpus else "cpu",
+        )
+    except OSError:
+        raise
+    except Exception as error:
+        return {"pictures": f"not drawn: {type(error).__name__}: {error}"}
+    return {}
+
+
+def _train_patiently(
+    config: TrainConfig, workplace: Workplace, folder: str, stop: Callable[[], bool]
+) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
+    """Train, waiting for storage that is full or away: the trial goes on from its last checkpoint.
+
+    Yields:
+        Each epoch, with the last what it was scored on.
+    """
+    told: list[EpochMetrics] = []
+    for wait_s in (*STORAGE_WAITS_S, None):
+        try:
+            for epoch in train(
+                config,
+                data_root=workplace.data_root,
+                device="cuda" if workplace.gpus else "cpu",
+                weights=workplace.weights,
+                bank=workplace.bank,
+                folder=folder,
+                stop=stop,
+            ):
+                if epoch.epoch > len(told):
+                    last = epoch.epoch == config.epochs
+                    facts = _scored(folder, config) | _draw(config, [*told, epoch], workplace, folder) if last else {}
+                    yield epoch, facts
+                    told.append(epoch)
+        except OSError as error:
+            if error.errno not in PASSING or wait_s is None:
+                raise
+            logging.getLogger("trainer").warning("%s; trying again in %g s", error, wait_s)
+        else:
+            return
+        until = time.monotonic() + wait_s
+        while (left_s := until - time.monotonic()) > 0:
+            if stop():
+                raise TrainingInterrupted("asked to stop while storage was away; its last checkpoint stays.")
+            time.sleep(min(left_s, 0.5))
+
+
+class _Log(logging.Handler):
+    """What the trainer says during one attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        self._lines: list[str] = []
+        self.add(f"process {os.getpid()} on {socket.gethostname()}, {self.device}, torch {torch.__version__}")
+        logging.getLogger("trainer").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line of the trainer's own."""
+        self.add(record.getMessage())
+
+    def add(self, text: str) -> None:
+        """Keep a line with its time."""
+        self._lines.append(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}")
+
+    def close(self) -> None:
+        """Hear no more."""
+        logging.getLogger("trainer").removeHandler(self)
+        super().close()
+
+    def write(self, folder: str) -> None:
+        """Put it where the trial is, if the place can be written at all."""
+        try:
+            write_bytes(f"{folder}/log.txt", "\n".join([*self._lines, ""]).encode())
+        except OSError:
+            return  # the failure itself says so, and is on its way to the record

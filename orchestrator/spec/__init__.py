@@ -1,0 +1,1 @@
+"""The spec: one validated YAML file, and the plan of studies that follows from it."""

@@ -1,0 +1,114 @@
+"""What a spec says of machines: what a trial occupies, and where everything is."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from trainer.catalog import BACKBONES
+from trainer.validation import no_such, number_problem
+
+SECRETS = {
+    "home": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "data": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "weights": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "studies": "PGPASSWORD or ~/.pgpass",
+    "mlflow": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+}
+"""Where the secret of an address belongs."""
+
+
+def shown(text: str) -> str:
+    """A text with the secrets of addresses in it blotted out."""
+    text = re.sub(r"(?<=://)([^\s/@:]*):[^\s/]+@", r"\1:***@", text)
+    return re.sub(r"(?i)((?:secret|password|token|access_key)\w*=)[^\s&;'\"]+", r"\1***", text)
+
+
+def _address(value: str, info: ValidationInfo) -> str:
+    if shown(value) != value:
+        raise ValueError(
+            f"{shown(value)} holds a secret, and a spec is kept in the record for all to read. "
+            f"Leave it out, and put it into {SECRETS[str(info.field_name)]}."
+        )
+    return value
+
+
+def _gpus(value: object) -> object:
+    if value == "auto":
+        return value
+    if number_problem(value) is None and float(str(value)) >= 0:
+        return float(str(value))
+    raise ValueError(f"must be a number of GPUs such as 0.25 or 1, or auto; got {value!r}.")
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Gpus = Annotated[float | Literal["auto"], BeforeValidator(_gpus)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Share(_Part):
+    """What one trial occupies."""
+
+    cpus: int = Field(default=1, ge=1)
+    gpus: Gpus = 0.0
+    """Of a GPU. auto: a whole one until one like it was measured, then as many share it as its memory holds."""
+    accelerator_type: str | None = None
+    """The kind of GPU, as Ray names it: A100, H100."""
+
+    @property
+    def most_gpus(self) -> float:
+        """The share of a GPU that a trial begins with."""
+        return 1.0 if self.gpus == "auto" else self.gpus
+
+
+class Differs(_Part):
+    """What differs for a backbone; what is not given is as for all."""
+
+    cpus: int | None = Field(default=None, ge=1)
+    gpus: Gpus | None = None
+    accelerator_type: str | None = None
+
+
+class Resources(Share):
+    """What one trial occupies, of any backbone and of single ones."""
+
+    backbones: dict[str, Differs] = {}
+
+    def of(self, backbone: str) -> Share:
+        """What a trial on this backbone occupies."""
+        own = self.backbones.get(backbone, Differs())
+        common = {name: getattr(self, name) for name in Share.model_fields}
+        return Share(**(common | own.model_dump(exclude_none=True)))
+
+
+class Cluster(_Part):
+    """Where everything is when one machine is not enough; options and the environment come first."""
+
+    home: Address | None = None
+    """Folder that all nodes share, or a bucket: s3://bucket/folder."""
+    studies: Address | None = None
+    """The record's database: postgresql+psycopg://user@host/database."""
+    mlflow: Address | None = None
+    """The tracking server: http://host:5000."""
+    data: Address | None = None
+    """The task store; in the home where it is not given."""
+    weights: Address | None = None
+    """A file, or a folder of files, with backbones' weights."""
+    address: str | None = None
+    """The Ray cluster: host:6379, or auto for the one that this machine is a node of."""
+    workers: int | None = Field(default=None, ge=1)
+    """Trials at once to which the cluster may grow; without it, as many as it holds."""
+
+
+def resource_problems(resources: Resources, backbones: list[str]) -> list[str]:
+    """A sentence for each backbone that has resources of its own and is not in the sweep."""
+    return [
+        f"resources.backbones.{name}: {no_such(name, backbones, 'a backbone of this spec')}"
+        for name in resources.backbones
+        if name not in backbones or name not in BACKBONES
+    ]

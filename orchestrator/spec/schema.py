@@ -1,0 +1,263 @@
+"""What a spec says: the typed values of one YAML file. `spec_file.py` reads it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+
+from orchestrator.spec.resources import Cluster, Resources
+from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
+from trainer.config import unused_fields
+from trainer.validation import no_such, number_problem
+
+
+def _number(value: object) -> object:
+    if problem := number_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _in(table: Mapping[str, object], what: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value not in table:
+            raise ValueError(no_such(str(value), table, what))
+        return value
+
+    return BeforeValidator(check)
+
+
+def task_names(name: str) -> list[str]:
+    """The tasks that a name stands for: itself, or all of its group or benchmark; users' own stand for themselves."""
+    if is_own(name):
+        return [name]
+    return [task.name for task in TASKS.values() if name in (task.name, task.group, task.name.partition("/")[0])]
+
+
+def _task(value: object) -> object:
+    if not task_names(str(value)):
+        raise ValueError(no_such(str(value), [*TASKS, *{task.group for task in TASKS.values()}], "a task or group"))
+    return value
+
+
+def _name(value: object) -> object:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(value)):
+        raise ValueError(f"must be lower-case letters, digits, - and _, got {value!r}.")
+    return value
+
+
+def _train_size(value: object) -> object:
+    """As TrainConfig has it; `{per_class: 5}` becomes the words `5 per class`."""
+    if isinstance(value, Mapping):
+        if [*value] != ["per_class"]:
+            raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {dict(value)!r}.")
+        return f"{value['per_class']} per class"
+    if not isinstance(value, str) and (problem := number_problem(value)):
+        raise ValueError(problem)
+    return value
+
+
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_number)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Dimension(_Part):
+    when: dict[str, Annotated[list[str | int | float], BeforeValidator(_listed)]] = {}
+    """Other parameters' values for which this one is searched; without them it keeps its default."""
+
+    def is_active(self, params: Mapping[str, Any]) -> bool:
+        """Whether it is searched where the other parameters are these."""
+        return all(params.get(name) in values for name, values in self.when.items())
+
+
+class FloatRange(_Dimension):
+    """A real number between two ends."""
+
+    type: Literal["float"]
+    low: Number
+    high: Number
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ends(self) -> FloatRange:
+        if self.low >= self.high or (self.log and self.low <= 0):
+            raise ValueError(f"low must be below high, and above 0 if log; got low={self.low}, high={self.high}.")
+        return self
+
+
+class IntRange(_Dimension):
+    """A whole number between two ends, both included."""
+
+    type: Literal["int"]
+    low: Whole
+    high: Whole
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ends(self) -> IntRange:
+        if self.low >= self.high or (self.log and self.low < 1):
+            raise ValueError(f"low must be below high, and at least 1 if log; got low={self.low}, high={self.high}.")
+        return self
+
+
+class Choice(_Dimension):
+    """One of a few values."""
+
+    type: Literal["choice"]
+    values: list[str | int | float] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Choice:
+        """Samplers tell values apart by ==, for which 1 is 1.0."""
+        for place, value in enumerate(self.values):
+            if value in self.values[:place]:
+                twin = self.values[self.values.index(value)]
+                raise ValueError(f"samplers cannot tell {value!r} from {twin!r}: leave one of them out.")
+        return self
+
+
+Space = FloatRange | IntRange | Choice
+Select = Literal["last_val", "simplest_tied"]
+Dimension = Annotated[Space, Field(discriminator="type")]
+
+
+def widens(old: Mapping[str, Any], new: Space) -> bool:
+    """Whether `new` allows all that `old`, a dimension from a record, allowed, on the same scale and condition."""
+    was: Space = TypeAdapter(Dimension).validate_python(old)
+    if type(was) is not type(new) or was.when != new.when:
+        return False
+    if isinstance(was, Choice) or isinstance(new, Choice):
+        values = [{*map(repr, each.values)} for each in (was, new) if isinstance(each, Choice)]
+        return values[0] <= values[1]
+    return was.log == new.log and new.low <= was.low and was.high <= new.high
+
+
+class Asha(_Part):
+    """Asynchronous successive halving (Li et al., MLSys 2020): stop what is not in the best 1/reduction at a rung."""
+
+    type: Literal["asha"]
+    min_epochs: int = Field(ge=1)
+    reduction: int = Field(default=4, ge=2)
+
+
+class Hyperband(_Part):
+    """Several halvings that begin to stop at different epochs (Li et al., JMLR 2018)."""
+
+    type: Literal["hyperband"]
+    min_epochs: int = Field(ge=1)
+    reduction: int = Field(default=3, ge=2)
+
+
+class Median(_Part):
+    """Stop what is below the median of the finished trials at the same epoch."""
+
+    type: Literal["median"]
+    min_epochs: int = Field(ge=1)
+
+
+class NoPruner(_Part):
+    """Every trial runs to its end."""
+
+    type: Literal["none"]
+
+
+class Search(_Part):
+    """How a study looks for its best parameters."""
+
+    trials: int = Field(ge=1)
+    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
+    startup_trials: int = Field(default=10, ge=1)
+    """Trials drawn at random before the sampler has seen enough."""
+    transfer: int = Field(default=0, ge=0)
+    """Trials that repeat the best params of other tasks' studies, before the sampler has its turn."""
+    max_concurrent: int = Field(default=4, ge=1)
+    """Trials of one study under way at once. Trial k learns from trials 0..k-max_concurrent, and from no other,
+    so that the same spec gives the same trials however fast each of them is."""
+    seed: int = Field(default=0, ge=0)
+    pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
+
+
+class Final(_Part):
+    """How a study's parameters are chosen, and scored on test."""
+
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    select: Select = "last_val"
+    """last_val: the best val accuracy at the last epoch, of equals the earliest. simplest_tied: of the trials that
+    val cannot tell from that one (`significance.tied`), the one that learns the fewest parameters."""
+    measure_peeking: bool = False
+    """Score test after every epoch of a final trial too, to report apart what choosing an epoch on it would gain."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Final:
+        if len({*self.seeds}) < len(self.seeds):
+            raise ValueError(
+                f"seeds must differ, got {', '.join(map(str, self.seeds))}: the same seed is the same trial."
+            )
+        return self
+
+
+class Budget(_Part):
+    """Where a sweep stops starting trials; those under way are finished."""
+
+    max_trials: int | None = Field(default=None, ge=1)
+    """Search and final trials, each once however often it was tried."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Hours that drivers were at work on it."""
+    max_gpu_hours: float | None = Field(default=None, gt=0)
+    """Hours of trials, times their share of a GPU."""
+
+    def used_up(self, hours: float, gpu_hours: float) -> str | None:
+        """Which of its hours are over, if any."""
+        if self.max_hours is not None and hours >= self.max_hours:
+            return f"budget: max_hours {self.max_hours:g} are over"
+        if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
+            return f"budget: max_gpu_hours {self.max_gpu_hours:g} are used"
+        return None
+
+
+class Grid(_Part):
+    """The part of a spec that decides which configs there are."""
+
+    tasks: list[Annotated[str, BeforeValidator(_task)]] = Field(min_length=1)
+    backbones: list[Annotated[str, _in(BACKBONES, "a backbone")]] = Field(min_length=1)
+    methods: list[Annotated[str, _in(METHODS, "a method")]] = Field(min_length=1)
+    train_sizes: list[Annotated[float | int | str, BeforeValidator(_train_size)]] = Field(default=[1.0], min_length=1)
+    """Shares (0.1, 1.0), numbers of images (200), or numbers of each class ({per_class: 5})."""
+    fixed: dict[str, Any] = {}
+    space: dict[str, Dimension] = {}
+
+    def params_of(self, method: str) -> tuple[dict[str, Any], dict[str, Space]]:
+        """The fixed values and the space that have an effect on a method."""
+        unused = unused_fields(method)
+        fixed = {name: value for name, value in self.fixed.items() if name not in unused}
+        return fixed, {name: dimension for name, dimension in self.space.items() if name not in unused}
+
+
+class SweepSpec(Grid):
+    """All that a sweep is asked for."""
+
+    name: Annotated[str, BeforeValidator(_name)]
+    search: Search
+    final: Final
+    resources: Resources = Resources()
+    cluster: Cluster = Cluster()
+    budget: Budget = Budget()
+    retries: int = Field(default=2, ge=0)
+    """How often a trial that failed for a reason that may pass is run again."""
+    pause_after: int = Field(default=5, ge=2)
+    """Failures in a row of the same cause, in more than one trial, after which no more trials are started."""
+    lost_after_minutes: float = Field(default=60, gt=0)
+    """A trial that has not finished an epoch for so long is taken for lost."""
+    keep: Literal["best", "final", "all"] = "best"
+    """Checkpoints that stay when their trial is complete or pruned: of each study's best trial and its final trials,
+    of final trials, or all. What was learnt (`prompt.safetensors`) always stays."""

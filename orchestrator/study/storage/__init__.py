@@ -1,0 +1,1 @@
+"""The study database, an ordinary Optuna storage."""

@@ -1,0 +1,53 @@
+"""How much of a GPU each trial is given: what the spec says, or as little as trials like it were measured to need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.spec.resources import Resources, Share
+from orchestrator.study.trial import TrialResult
+
+USABLE = 0.9
+"""The part of a GPU's memory that trials together may have been measured to use."""
+MOST = 8
+"""Trials on one GPU: more of them only wait for each other."""
+
+
+class Sharing:
+    """What trials of a sweep occupy.
+
+    Args:
+        resources: as the spec has them.
+    """
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._used: dict[tuple[str, str], float] = {}
+
+    def learn(self, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Take in how much of its GPU's memory a trial used."""
+        if self._resources.of(config["backbone"]).gpus and metrics.get("memory/peak_gb"):
+            like = config["backbone"], config["method"]
+            used = metrics["memory/peak_gb"] / metrics["memory/device_gb"]
+            self._used[like] = max(used, self._used.get(like, 0.0))
+
+    def of(self, trial: TrialResult) -> Share:
+        """What a trial is given."""
+        return self._resources.of(trial.config["backbone"]).model_copy(update={"gpus": self.gpus(trial)})
+
+    def gpus(self, trial: TrialResult) -> float:
+        """How much of a GPU a trial is given: after it ran out of memory a larger share, up to a whole one."""
+        share = self._resources.of(trial.config["backbone"])
+        asked = share.gpus if share.gpus != "auto" else self._measured(trial)
+        return asked if asked >= 1 else min(1.0, asked * trial.share)
+
+    def _measured(self, trial: TrialResult) -> float:
+        """The share that holds the most that a trial of this backbone and method used; a whole GPU before the first."""
+        used = self._used.get((trial.config["backbone"], trial.config["method"]))
+        return 1 / on_one_gpu(used) if used else 1.0
+
+
+def on_one_gpu(used: float) -> int:
+    """How many trials share a GPU when each uses that part of its memory."""
+    return max(1, min(MOST, int(USABLE / used)))

@@ -1,0 +1,1 @@
+"""Logging to MLflow: the only folder that imports MLflow."""

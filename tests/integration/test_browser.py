@@ -1,0 +1,240 @@
+"""What researchers see: MLflow's pages in a real browser, and a final trial served by MLflow.
+
+With SPTUNE_PICTURES=folder, the screenshots of the README are written there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from mlflow import MlflowClient, pyfunc
+from mlflow.entities import Run
+
+import trainer
+from tests.integration.processes import SPTUNE, sptune
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SPEC: dict[str, Any] = {
+    "name": "seen",
+    "tasks": ["demo/digits", "demo/shapes_loc"],
+    "backbones": ["vit_nano_patch4_32.mae"],
+    "methods": ["spt_deep", "linear"],
+    "train_sizes": [0.3],
+    "fixed": {"epochs": 3, "warmup_epochs": 1, "batch_size": 32},
+    "space": {
+        "lr": {"type": "float", "low": 5.0e-3, "high": 5.0e-2, "log": True},
+        "prompt_length": {"type": "choice", "values": [5, 10]},
+        "prompt_init": {"type": "choice", "values": ["random", "mean_pool"]},
+    },
+    "search": {"trials": 4, "startup_trials": 2, "max_concurrent": 2},
+    "final": {"seeds": [42, 44]},
+}
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+    """Wait until a server answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, "the server is still there"
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"{url} does not answer")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished sweep."""
+    folder = tmp_path_factory.mktemp("seen")
+    (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC))
+    done = sptune("launch", folder / "spec.yaml", home=folder / "home")
+    assert done.returncode == 0, done.stderr
+    return folder / "home"
+
+
+@pytest.fixture(scope="module")
+def served(home: Path) -> Iterator[tuple[str, str]]:
+    """`sptune ui`: its address, and that of the sweep's table as it told."""
+    port = free_port()
+    log = home.parent / "ui.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([SPTUNE, "ui", "--home", home, "--port", str(port)], stdout=file, stderr=file)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+        told = re.search(r"seen: (http\S+)", log.read_text())
+        assert told, log.read_text()
+        yield f"http://127.0.0.1:{port}", told[1]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def runs(home: Path) -> list[Run]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("seen")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+@pytest.fixture(scope="module")
+def page(served: tuple[str, str]) -> Iterator[Any]:
+    """A page of Debian's Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 860})
+        page.set_default_timeout(60_000)
+        page.goto(served[0])
+        page.get_by_role("button", name="Model training", exact=True).click()
+        yield page
+        browser.close()
+
+
+def the(runs: list[Run], **tags: str) -> Run:
+    return next(run for run in runs if all(run.data.tags.get(name) == value for name, value in tags.items()))
+
+
+def keep(page: Any, name: str) -> None:
+    """A picture for the README, if asked for."""
+    if folder := os.environ.get("SPTUNE_PICTURES"):
+        page.wait_for_timeout(1500)  # for what fades in
+        for name_of in ("Close", "Hide banner"):
+            if (button := page.get_by_role("button", name=name_of, exact=True)).count():
+                button.first.click()
+        page.wait_for_timeout(1000)
+        own = page.get_by_text("Path: file:")  # of this machine
+        page.screenshot(path=str(Path(folder, f"{name}.png")), mask=[own], mask_color="white")
+
+
+def test_the_pages_are_served_to_this_machine_alone(served: tuple[str, str]) -> None:
+    port = int(served[0].rpartition(":")[2].rstrip("/"))
+    listening = [tuple(one.laddr) for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert [address for address in listening if address[1] == port] == [("127.0.0.1", port)]
+
+
+def test_the_table_of_a_sweep_shows_parents_children_and_our_columns(page: Any, served: tuple[str, str]) -> None:
+    page.goto(served[1])
+    for column in ("final/val/accuracy", "final/test/accuracy", "lr", "prompt_length", "prompt_init"):
+        page.get_by_test_id(f"sort-header-{column}").wait_for()
+    parents = [f"{task} {method}" for task in SPEC["tasks"] for method in SPEC["methods"]]
+    for parent in parents:
+        page.get_by_role("link", name=parent, exact=True).wait_for()
+    assert page.get_by_text("final seed 42").count() == 0, "children are folded away at first"
+    page.locator(".ag-row", has_text="demo/digits spt_deep").locator("button:has(svg), [class*=expander]").first.click()
+    page.get_by_role("link", name="final seed 42", exact=True).wait_for()
+    for number in range(4):
+        page.get_by_role("link", name=f"trial {number}", exact=True).wait_for()
+    keep(page, "mlflow_table")
+
+
+def test_a_study_says_what_it_came_to_and_how_to_repeat_it(page: Any, served: tuple[str, str], runs: list[Run]) -> None:
+    parent = the(runs, phase="study", task="demo/digits", method="spt_deep")
+    page.goto(f"{served[0]}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}")
+    page.get_by_text("Show more", exact=True).first.click()
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    scores = [run.data.metrics["test/accuracy"] for run in children if run.data.tags["phase"] == "final"]
+    page.get_by_text(f"test accuracy: {100 * sum(scores) / len(scores):.1f}").wait_for()
+    page.get_by_text("best on val at the last epoch").wait_for()
+    page.get_by_text("python -m trainer --task demo/digits").wait_for()
+    assert page.locator("table", has_text="val %").locator("tr").count() == 1 + 4, "the leaderboard is a table"
+    keep(page, "mlflow_study")
+    place = f"{served[0]}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
+    _see_picture(page, place, "figures/learning_curves.png")
+
+
+def test_a_trial_shows_its_params_curves_and_pictures(page: Any, served: tuple[str, str], runs: list[Run]) -> None:
+    final = the(runs, phase="final", task="demo/digits", method="spt_deep", seed="42")
+    place = f"{served[0]}/#/experiments/{final.info.experiment_id}/runs/{final.info.run_id}"
+    page.goto(place)
+    page.get_by_text("final/test/accuracy", exact=True).wait_for()
+    page.get_by_text("prompt_init", exact=True).first.wait_for()
+    page.get_by_text(final.data.tags["host"]).first.wait_for()
+    keep(page, "mlflow_trial")
+    page.goto(f"{place}/model-metrics")
+    page.locator(".js-plotly-plot, canvas").first.wait_for()
+    for name in ("learning_curve.png", "confusion.png", "prototypes.png"):
+        _see_picture(page, place, name)
+        if name == "prototypes.png":
+            keep(page, "mlflow_prototypes")
+
+
+def _see_picture(page: Any, run: str, name: str) -> None:
+    """Open an artifact, and wait until its picture is there and has pixels."""
+    page.goto("about:blank")  # another address behind the # alone would leave the page as it is
+    page.goto(f"{run}/artifacts/{name}")
+    page.get_by_role("heading", name=name.rpartition("/")[2]).or_(page.get_by_text(name, exact=True)).first.wait_for()
+    page.wait_for_function(
+        "[...document.images].some(i => i.complete && i.naturalWidth > 300 && i.getClientRects().length > 0)"
+    )
+
+
+def test_what_mlflow_loads_and_serves_answers_as_the_classifier_does(home: Path, runs: list[Run]) -> None:
+    final = the(runs, phase="final", task="demo/digits", method="spt_deep", seed="42")
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    rows = pq.read_table(home / "data/demo/digits/test.parquet").slice(0, 5)
+    images = [image.as_py() for image in rows["image"]]
+    folder = home / "sweeps/seen/trials" / final.data.tags["trial_id"]
+    expected = [found[0] for found in trainer.load(folder).classify(images, top=1)]
+    chosen = "task=demo/digits method=spt_deep"
+    told = sptune("register", "seen", "--where", chosen, "--name", "digits", home=home)
+    assert "models:/digits/1" in told.stdout
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    try:
+        model = pyfunc.load_model("models:/digits/1")
+        import pandas as pd
+
+        found = model.predict(pd.DataFrame({"image": images}))
+        assert [*found["class_name"]] == [one.class_name for one in expected]
+        assert [*found["confidence"]] == pytest.approx([one.confidence for one in expected], rel=1e-6)
+        port = free_port()
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/digits/1"]
+        command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+        paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
+        process = subprocess.Popen(command, env={**os.environ, "PATH": paths})
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process)
+        data = {"columns": ["image"], "data": [[base64.b64encode(image).decode()] for image in images]}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"dataframe_split": data}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            predictions = json.load(answer)["predictions"]
+        assert [one["class_name"] for one in predictions] == [one.class_name for one in expected]
+    finally:
+        process.terminate()
+        process.wait(30)

@@ -1,0 +1,197 @@
+"""Sweeps without training on a virtual clock: many trials, restarts, and the curves of an earlier sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.drivers.replay import Clock, Recorded, Synthetic, drive
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.plan import studies
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.storage.database import Record
+from orchestrator.study.trial import Epoch, TrialResult, TrialState
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
+from tests.orchestrator.conftest import Sptune, outcome
+
+
+def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
+    clock = Clock()
+    return Sweep(spec, Record(url), MemoryTracker(), clock=clock), clock
+
+
+def told(curves: Synthetic | Recorded, trial: TrialResult) -> list[Epoch]:
+    return [event for event, _ in curves(trial) if isinstance(event, Epoch)]
+
+
+@pytest.mark.slow
+def test_a_thousand_trials_take_as_long_as_their_epochs_on_the_virtual_clock(
+    raw_spec: dict[str, Any], record_url: str
+) -> None:
+    raw_spec |= {"tasks": ["vtab"], "methods": ["linear"], "final": {"seeds": [42]}}
+    raw_spec["search"] |= {"trials": 52, "sampler": "random", "pruner": {"type": "none"}, "max_concurrent": 16}
+    raw_spec["fixed"] |= {"epochs": 1, "warmup_epochs": 0}
+    raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
+    spec = parse_spec(raw_spec, "a test")
+    sweep, clock = opened(spec, record_url)
+    busy = drive(sweep, Synthetic(studies(spec)), clock, workers=10)
+    assert sweep.done
+    assert sweep.finished == 19 * 53 > 1000
+    assert busy == 10.0 * 19 * 53, "each epoch once"
+    assert clock.now == pytest.approx(busy / 10, rel=0.02), "and hardly a worker was ever idle"
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_drivers_that_die_at_any_time_leave_the_same_outcome(
+    raw_study: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    spec = parse_spec(raw_study, "a test")
+    curves = Synthetic(studies(spec))
+    plain, clock = opened(spec, f"sqlite:///{tmp_path / 'plain.db'}")
+    drive(plain, curves, clock, workers)
+    url = f"sqlite:///{tmp_path / 'killed.db'}"
+    clock = Clock()
+    for life in range(100):
+        sweep = Sweep(spec, Record(url), MemoryTracker(), clock=clock)
+        until = clock.now + 95 + 7 * life  # longer than a trial: one that has no checkpoint begins again
+        drive(sweep, curves, clock, workers, until=until)
+        if sweep.done:
+            break
+        assert clock.now <= until
+    assert life > 1, "it was killed more than once"
+    assert outcome(sweep) == outcome(plain)
+
+
+def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_spec: dict[str, Any]) -> None:
+    spec = parse_spec(raw_spec, "a test")
+    plans = studies(spec)
+    curves = Synthetic(plans, seconds_per_epoch=3.0)
+    config = plans[0].search_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 0)
+    trial = _trial(plans[0].key, config)
+    first, second = told(curves, trial), told(Synthetic(plans, seconds_per_epoch=3.0), trial)
+    assert first == second
+    assert [epoch.epoch for epoch in first] == [*range(1, 10)]
+    assert first[-1].metrics["val/accuracy"] > first[0].metrics["val/accuracy"]
+    assert {epoch.metrics["epoch/seconds"] for epoch in first} == {3.0}
+    assert 0.3 <= curves.height(trial) <= 0.9
+    final = told(
+        curves,
+        _trial(plans[0].key, plans[0].final_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 42)),
+    )
+    assert ["test/accuracy" in epoch.metrics for epoch in final] == [False] * 8 + [True], "test is seen once"
+    assert not any("val/accuracy" in epoch.metrics for epoch in final)
+
+
+def _trial(study: str, config: Any) -> TrialResult:
+    return TrialResult(
+        trial_id=config.fingerprint(),
+        study=study,
+        phase="search" if config.eval_split == "val" else "final",
+        number=0,
+        params={},
+        config=dataclasses.asdict(config),
+        state=TrialState.RUNNING,
+    )
+
+
+@pytest.fixture
+def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
+    """A finished sweep to learn curves from."""
+    raw_study["search"]["pruner"] = {"type": "none"}
+    spec = parse_spec(raw_study, "a test")
+    sweep, clock = opened(spec, record_url)
+    drive(sweep, Synthetic(studies(spec)), clock, 3)
+    return sweep
+
+
+def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(known: Sweep) -> None:
+    curves = Recorded(known.studies)
+    (study,) = known.studies
+    for trial in [*study.search.trials, *study.final.trials]:
+        assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
+    near = study.search.trials[3]
+    beside = study.plan.search_config({**near.params, "lr": near.params["lr"] * 1.0001}, 0)
+    assert [epoch.metrics for epoch in told(curves, _trial(study.plan.key, beside))] == list(near.epochs)
+
+
+def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep, tmp_path: Path) -> None:
+    again, clock = opened(known.spec, f"sqlite:///{tmp_path / 'again.db'}")
+    drive(again, Recorded(known.studies), clock, 2)
+    assert outcome(again) == outcome(known)
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        ({"tasks": ["demo/shapes_loc"]}, "the record has no search trial of demo/shapes_loc spt_deep"),
+        (
+            {"fixed": {"epochs": 12}},
+            "of demo/digits spt_deep vit_nano_patch4_32.mae 1 that ran to its end of 12 epochs",
+        ),
+        ({"fixed": {"epochs": 5, "warmup_epochs": 1}}, "that ran to its end of 5 epochs"),
+    ],
+)
+def test_what_was_never_recorded_is_not_made_up(
+    known: Sweep, raw_study: dict[str, Any], tmp_path: Path, edit: dict[str, Any], problem: str
+) -> None:
+    spec = parse_spec(raw_study | edit, "edited")
+    sweep, clock = opened(spec, f"sqlite:///{tmp_path / 'edited.db'}")
+    with pytest.raises(ValueError) as refused:
+        drive(sweep, Recorded(known.studies), clock, 2)
+    assert problem in str(refused.value)
+
+
+def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dict[str, Any], record_url: str) -> None:
+    raw_study["space"]["ema_decay"] = {"type": "float", "low": 0.9, "high": 0.99, "when": {"prompt_init": "mean_pool"}}
+    raw_study["search"]["pruner"] = {"type": "none"}
+    spec = parse_spec(raw_study, "a test")
+    sweep, clock = opened(spec, record_url)
+    drive(sweep, Synthetic(studies(spec)), clock, 3)
+    curves = Recorded(sweep.studies)
+    for trial in sweep.studies[0].search.trials:
+        assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
+
+
+def test_the_command_says_what_a_spec_would_do(raw_study: dict[str, Any], tmp_path: Path, sptune: Sptune) -> None:
+    raw_study["search"]["pruner"] = {"type": "none"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw_study))
+    home = tmp_path / "home"
+    code, said, _ = sptune("replay", tmp_path / "small.yaml", "--home", home, "--workers", "2")
+    assert code == 0
+    assert re.search(r"10 trials in \d+:\d\d on 2 workers, busy \d+%; 90 of 90 epochs were trained", said)
+    assert not home.exists(), "nothing is kept"
+    raw_study["search"]["pruner"] = {"type": "asha", "min_epochs": 1, "reduction": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw_study | {"budget": {"max_trials": 7}}))
+    code, said, _ = sptune("replay", tmp_path / "small.yaml", "--home", home, "--workers", "2")
+    assert code == 0
+    trained = re.search(r"7 trials in .*; (\d+) of 63 epochs were trained, .*; budget: max_trials 7 are started", said)
+    assert trained is not None
+    assert int(trained[1]) < 63
+
+
+def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
+    raw_study: dict[str, Any], tmp_path: Path, sptune: Sptune
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    raw_study["search"]["pruner"] = {"type": "none"}
+    spec = parse_spec(raw_study, "a test")
+    sweep, clock = opened(spec, f"sqlite:///{home / 'studies.db'}")
+    drive(sweep, Synthetic(studies(spec), seconds_per_epoch=60.0), clock, 3)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"name": "other"}))
+    like = ("replay", tmp_path / "other.yaml", "--home", home, "--workers", "1", "--like")
+    code, said, _ = sptune(*like, "small")
+    assert code == 0
+    assert "10 trials in 1:30:00 on 1 workers, busy 100%" in said, "90 epochs of a minute"
+    code, _, complaint = sptune(*like, "smal")
+    assert (code, "'smal' is not a sweep in" in complaint, "did you mean 'small'?" in complaint) == (2, True, True)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"tasks": ["demo/shapes_loc"]}))
+    code, _, complaint = sptune(*like, "small")
+    assert code == 2
+    assert complaint.startswith("error: --like small: the record has no search trial of demo/shapes_loc")

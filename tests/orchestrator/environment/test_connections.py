@@ -1,0 +1,63 @@
+"""Errors of servers as sentences: each kind by the words that drivers and servers use."""
+
+from __future__ import annotations
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from orchestrator.environment.connections import database_reason, mlflow_reason, told
+
+FAILED = 'connection failed: connection to server at "127.0.0.1", port 5432 failed: '
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f'{FAILED}FATAL:  password authentication failed for user "ada"', "refuses these credentials"),
+        (f"{FAILED}fe_sendauth: no password supplied", "refuses these credentials"),
+        (f'{FAILED}FATAL:  database "nosuch" does not exist', "make it with `createdb nosuch`"),
+        (f"{FAILED}Connection refused\n\tIs the server running?", "does not answer"),
+        ("connection timeout expired", "does not answer"),
+        ("failed to resolve host 'db': Name or service not known", "does not answer"),
+        (f"{FAILED}FATAL:  the database system is starting up", "does not answer"),
+        ("permission denied for schema public", "grant CREATE on its schema"),
+        (f"{FAILED}FATAL:  sorry, too many clients already", "raise its limit"),
+        ("No module named 'psycopg'", "pip install 'sptune[cluster]'"),
+        ("database is locked", "is locked by another program"),
+        ("strange: postgresql://ada:lovelace@db/x\nand more", "cannot be used: strange: postgresql://ada:***@db/x"),
+    ],
+)
+def test_what_a_database_says_is_one_sentence(text: str, sentence: str) -> None:
+    reason = database_reason(RuntimeError(text))
+    assert sentence in reason
+    assert "\n" not in reason
+    assert "lovelace" not in reason
+
+
+API = "API request to endpoint /x failed with error code"
+AWAY = "API request to http://h:1/x failed with exception HTTPConnectionPool(host='h', port=1): Max retries exceeded"
+
+
+@pytest.mark.parametrize(
+    ("text", "token", "sentence"),
+    [
+        (f"{API} 401 != 200. Response body: 'You are not'", "", "refuses these credentials"),
+        (f"{API} 401 != 200. Response body: ''", "abc", "refuses this token, which may have expired"),
+        (f"{API} 403 != 200. Response body: 'Permission denied'", "", "does not permit this"),
+        (f"{API} 403 != 200. Response body: 'Invalid Host header'", "", "start it with --allowed-hosts"),
+        (f"{API} 503 != 200", "", "has a trouble of its own (status 503)"),
+        (AWAY, "", "does not answer"),
+        ("No experiment with id=7 exists", "", "refuses: No experiment with id=7 exists"),
+    ],
+)
+def test_what_an_mlflow_server_says_is_one_sentence(
+    text: str, token: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
+    assert sentence in mlflow_reason(MlflowException(text))
+
+
+def test_an_error_of_our_own_is_no_servers() -> None:
+    assert told(ValueError("ours")) is None
+    assert told(OSError(28, "No space left on device")) is None
+    assert told(KeyError("ours")) is None

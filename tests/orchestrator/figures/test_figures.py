@@ -1,0 +1,521 @@
+"""Figures show what the trials came to: their data, their words, and nothing that is not a number."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from orchestrator.drivers.replay import Clock, Synthetic, drive
+from orchestrator.figures.draw import figures_of, save, study_figures
+from orchestrator.figures.params import upper_hull
+from orchestrator.figures.style import decades, method_look, number
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.plan import StudyPlan, studies
+from orchestrator.study.storage.database import Record
+from orchestrator.study.study import Study
+from orchestrator.study.trial import Cause, Epoch, Failure, TrialResult, TrialState
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
+from trainer.catalog import BACKBONES, BUNDLED, METHODS
+
+LINEAR: dict[str, Any] = {"methods": ["linear"], "fixed": {"epochs": 2, "warmup_epochs": 0}}
+"""Of a spec without prompts."""
+MAE = [name for name, row in BACKBONES.items() if row.pretraining == "mae"]
+
+
+class Rich:
+    """Synthetic curves with all that a trainer tells, higher with more images and larger networks, noisy over seeds.
+
+    Args:
+        failing: numbers of search trials that fail before an epoch is done.
+        broken: whether a metric is NaN now and then.
+    """
+
+    def __init__(self, plans: Sequence[StudyPlan], *, failing: Sequence[int] = (), broken: bool = False) -> None:
+        self._plain = Synthetic(plans)
+        self._failing = failing
+        self._broken = broken
+
+    def __call__(self, trial: TrialResult) -> Iterator[tuple[Epoch | Failure, float]]:
+        if trial.phase == "search" and trial.number in self._failing:
+            yield Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED), 1.0
+            return
+        config = trial.config
+        layers = BACKBONES[config["backbone"]].num_layers
+        learns = 0.3 + 0.7 * hashlib.sha256(config["method"].encode()).digest()[0] / 255
+        images = images_of(config)
+        wobble = 0.02 * (hashlib.sha256(trial.trial_id.encode()).digest()[1] / 255 - 0.5)
+        height = (1 - 0.9 * images**-0.25) * (0.7 + 0.3 * learns) * (1 - 1 / layers) + wobble
+        for event, seconds in self._plain(trial):
+            assert isinstance(event, Epoch)
+            metrics = {
+                name: value * (height if name.endswith("accuracy") else 1.0) for name, value in event.metrics.items()
+            }
+            metrics["train/images"] = images
+            if event.epoch == 1:
+                millions = layers * BACKBONES[config["backbone"]].embed_dim ** 2 * 12
+                metrics |= {"learnable/parameters": millions * 0.004, "learnable/share": 0.004}
+                if config["method"].startswith("spt"):
+                    slow = 30.0 if config["prompt_init"] == "kmeans" else 1.0
+                    metrics["prototypes/seconds"] = slow * (1 + (config["prompt_length"] or 0) / 10)
+            if config["nmi"]:
+                for layer in range(layers):
+                    level = 0.03 + 0.3 * learns * (1 - math.exp(-event.epoch / 5)) * (1 - layer / layers / 2)
+                    metrics[f"nmi/layer_{layer:02d}"] = level
+            if self._broken and event.epoch % 3 == 2:
+                metrics |= {"train/loss": math.nan, "nmi/layer_00": math.nan}
+            yield dataclasses.replace(event, metrics=metrics), seconds
+
+
+def images_of(config: dict[str, Any]) -> float:
+    """Training images of a task of ten classes."""
+    size = config["train_size"]
+    if isinstance(size, str):
+        return 10.0 * int(size.split()[0])
+    return float(size) if isinstance(size, int) else round(800 * size)
+
+
+def driven(
+    raw: dict[str, Any],
+    folder: Path,
+    *,
+    failing: Sequence[int] = (),
+    broken: bool = False,
+    until: float = math.inf,
+    **changes: Any,
+) -> list[Study]:
+    """The studies of a sweep, driven on a virtual clock."""
+    spec = parse_spec(raw | changes, "a test")
+    clock = Clock()
+    url = f"sqlite:///{folder / f'{next(_NAMES)}.db'}"
+    sweep = Sweep(spec, Record(url), MemoryTracker(), clock=clock)
+    drive(sweep, Rich(studies(spec), failing=failing, broken=broken), clock, workers=2, until=until)
+    return sweep.studies
+
+
+_NAMES = itertools.count()
+
+
+def only(figures: Iterator[tuple[str, Figure]], name: str) -> Figure:
+    found = dict(figures)
+    assert name in found, f"{name} is not among {sorted(found)}"
+    return found[name]
+
+
+def words(figure: Figure) -> list[str]:
+    """What the legend says."""
+    return [entry.get_text() for legend in figure.legends for entry in legend.get_texts()]
+
+
+def labels(figure: Figure) -> list[tuple[str, str]]:
+    return [(ax.get_xlabel(), ax.get_ylabel()) for ax in figure.axes]
+
+
+def title(figure: Figure) -> str:
+    return " ".join(figure.get_suptitle().split())
+
+
+def lines(figure: Figure, place: int = 0) -> list[Line2D]:
+    return list(figure.axes[place].lines)
+
+
+def data(line: Line2D) -> tuple[list[float], list[float]]:
+    return np.asarray(line.get_xdata(), float).tolist(), np.asarray(line.get_ydata(), float).tolist()
+
+
+def drawn_numbers(figure: Figure) -> list[float]:
+    """All numbers that lines and bars of a figure are at."""
+    found = [n for ax in figure.axes for line in ax.lines for axis in data(line) for n in axis]
+    return found + [p.get_height() for ax in figure.axes for p in ax.patches if hasattr(p, "get_height")]
+
+
+@pytest.fixture
+def simple(raw_spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec of two trials a study over the learning rate alone, without a pruner."""
+    raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
+    raw_spec["fixed"] |= {"prompt_length": 5, "prompt_init": "mean_pool"}
+    raw_spec["search"] |= {"trials": 2, "pruner": {"type": "none"}}
+    return raw_spec
+
+
+@pytest.fixture
+def pruned_study(raw_study: dict[str, Any], tmp_path: Path) -> Study:
+    """A study of complete, pruned and failed trials."""
+    (study,) = driven(raw_study, tmp_path, failing=(2,))
+    states = {trial.state for trial in study.search.trials}
+    assert states == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED}
+    return study
+
+
+def test_learning_curves_show_every_trial_with_an_epoch_and_the_chosen_one_bold(pruned_study: Study) -> None:
+    figure = only(study_figures(pruned_study), "learning_curves")
+    best = pruned_study.best
+    assert best is not None
+    accuracy, loss = lines(figure), lines(figure, 1)
+    shown = [trial for trial in pruned_study.search.trials if trial.epochs and trial.duplicate_of is None]
+    assert len(accuracy) == len(loss) == len(shown)
+    assert sorted(data(line)[1] for line in accuracy) == sorted(
+        [100 * epoch["val/accuracy"] for epoch in trial.epochs] for trial in shown
+    )
+    (bold,) = [line for line in accuracy if line.get_linewidth() > 1]
+    assert data(bold) == ([*range(1, 10)], [100 * epoch["val/accuracy"] for epoch in best.epochs])
+    assert bold.get_color() == method_look("spt_deep").color
+    dashed = [line for line in accuracy if line.get_linestyle() == "--"]
+    assert {len(data(line)[0]) for line in dashed} == {len(t.epochs) for t in shown if t.state is TrialState.PRUNED}
+    assert words(figure) == ["complete", "pruned", f"chosen (trial {best.number})"]
+    assert labels(figure) == [("epoch", "val accuracy, %"), ("epoch", "train loss")]
+    assert title(figure) == "search: demo/digits, spt_deep, vit_nano_patch4_32.mae, train size 1"
+
+
+def test_each_searched_parameter_has_a_panel_on_its_own_scale(pruned_study: Study) -> None:
+    figure = only(study_figures(pruned_study), "params")
+    assert [x for x, _ in labels(figure)] == list(pruned_study.plan.space)
+    assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear", "linear"]
+    assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["1", "5", "64"]
+    assert words(figure)[:2] == ["complete", "chosen"]
+    best = pruned_study.best
+    assert best is not None
+    assert best.score is not None
+    (star,) = [line for line in lines(figure) if line.get_marker() == "*"]
+    assert data(star) == ([best.params["lr"]], [100 * best.score])
+    (cross,) = [line for line in lines(figure) if line.get_marker() == "x"]
+    assert data(cross)[0] == [pruned_study.search.trials[2].params["lr"]], "a failed trial is told of, not dropped"
+    medians = [line for line in lines(figure, 1) if len(set(data(line)[1])) == 1 and line.get_linewidth() == 1.2]
+    for line in medians:
+        (left, _), (height, _) = data(line)
+        value = pruned_study.plan.space["prompt_length"].values[round(left + 0.3)]  # type: ignore[union-attr]
+        own = [
+            100 * trial.score
+            for trial in pruned_study.search.trials
+            if trial.score is not None and trial.duplicate_of is None and trial.params["prompt_length"] == value
+        ]
+        assert height == pytest.approx(statistics.median(own))
+
+
+def test_the_hull_lies_over_all_points() -> None:
+    points = [(0.0, 1.0), (1.0, 3.0), (2.0, 3.5), (2.0, 0.0), (3.0, 2.0), (1.5, 1.0), (4.0, 2.5)]
+    assert upper_hull(points) == [(0.0, 1.0), (1.0, 3.0), (2.0, 3.5), (4.0, 2.5)]
+    assert upper_hull([]) == []
+    assert upper_hull([(1.0, 2.0), (1.0, 3.0)]) == [(1.0, 3.0)]
+
+
+def test_the_grid_has_a_line_a_word_over_shares_and_counts_and_the_cost_below(
+    raw_study: dict[str, Any], tmp_path: Path
+) -> None:
+    raw_study["space"] = {
+        "prompt_init": {"type": "choice", "values": ["mean_pool", "kmeans"]},
+        "init_images": {"type": "choice", "values": [1, 200, 0.1, 0.5]},
+    }
+    raw_study["fixed"]["prompt_length"] = 5
+    raw_study["search"] |= {"trials": 8, "sampler": "grid", "max_concurrent": 1, "pruner": {"type": "none"}}
+    (study,) = driven(raw_study, tmp_path)
+    figure = only(study_figures(study), "grid")
+    assert words(figure) == ["mean_pool", "kmeans"]
+    assert labels(figure) == [("", "best val accuracy, %"), ("init_images", "building, s")]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "200", "0.1", "0.5"]
+    assert figure.axes[1].get_yscale() == "log"
+    for line, word in zip(lines(figure), ("mean_pool", "kmeans"), strict=True):
+        cells = {
+            repr(trial.params["init_images"]): 100 * (trial.score or 0.0)
+            for trial in study.search.trials
+            if trial.params["prompt_init"] == word
+        }
+        assert data(line) == ([0, 1, 2, 3], [cells[value] for value in ("1", "200", "0.1", "0.5")])
+    assert [data(line)[1] for line in lines(figure, 1)] == [[1.5] * 4, [45.0] * 4]
+
+
+def test_there_is_no_grid_unless_one_choice_of_each_kind_was_searched(simple: dict[str, Any], tmp_path: Path) -> None:
+    raw = simple | {"tasks": ["demo/digits"], "methods": ["spt_deep"]}
+    choice = {"prompt_length": {"type": "choice", "values": [1, 5]}}
+    fixed = {"epochs": 2, "warmup_epochs": 0, "prompt_init": "random"}
+    for own in ({}, {"space": choice, "fixed": fixed}):
+        (study,) = driven(raw | own, tmp_path)
+        assert "grid" not in dict(study_figures(study))
+
+
+def test_bars_are_the_mean_and_std_of_final_trials_with_the_published_beside(
+    simple: dict[str, Any], tmp_path: Path
+) -> None:
+    opened = driven(simple, tmp_path)
+    published = {BUNDLED: {("spt_deep", "demo/digits"): 71.5}, "elsewhere": {("linear", "demo/digits"): 12.0}}
+    figure = only(figures_of(opened, published=published), "per_task")
+    (ax,) = figure.axes
+    bars = [group for group in ax.containers if isinstance(group, BarContainer)]
+    heights = {group.get_label(): [bar.get_height() for bar in group] for group in bars}
+    for study in opened:
+        mean = 100 * statistics.mean(trial.score or 0.0 for trial in study.finals)
+        assert heights[study.plan.method][study.plan.task == "demo/shapes_loc"] == pytest.approx(mean)
+    (diamonds,) = [line for line in ax.lines if line.get_marker() == "d"]
+    assert data(diamonds)[1] == [71.5]
+    assert words(figure) == ["spt_deep", "linear", "published"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["digits", "shapes_loc"]
+    assert "published" not in words(only(figures_of(opened), "per_task"))
+
+
+def test_a_method_without_a_score_has_a_dash(simple: dict[str, Any], tmp_path: Path) -> None:
+    done = driven(simple, tmp_path)
+    missing = driven(simple, tmp_path, until=1.0)
+    figure = only(figures_of([*done[:3], missing[3]]), "per_task")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["–"]
+
+
+def test_all_tasks_and_methods_fit_and_keep_their_looks(simple: dict[str, Any], tmp_path: Path) -> None:
+    simple["search"]["trials"] = 1
+    changes = LINEAR | {"methods": ["linear", "full"]}
+    opened = driven(simple, tmp_path, tasks=["vtab", "fgvc"], final={"seeds": [1]}, **changes)
+    figure = only(figures_of(opened, each_study=False), "per_task")
+    assert sum(len(ax.get_xticklabels()) for ax in figure.axes) == 24
+    bars = [group for group in figure.axes[0].containers if isinstance(group, BarContainer)]
+    colors = {group.get_label(): group[0].get_facecolor()[:3] for group in bars}
+    assert len(set(colors.values())) == 2
+    _check_no_text_is_cut(figure)
+    assert len({dataclasses.astuple(method_look(method))[:2] for method in METHODS}) == len(METHODS)
+    assert len({str(method_look(method).line) for method in METHODS}) == len(METHODS), "told apart in grey print too"
+
+
+def test_tuning_size_has_a_line_a_band_and_a_law_a_method(simple: dict[str, Any], tmp_path: Path) -> None:
+    opened = driven(simple, tmp_path, train_sizes=[50, 200, 1.0])
+    figure = only(figures_of(opened, each_study=False), "tuning_size")
+    (ax,) = figure.axes
+    measured = {line.get_color(): data(line) for line in ax.lines if line.get_marker() != "None"}
+    laws = [data(line) for line in ax.lines if line.get_marker() == "None"]
+    for method in ("spt_deep", "linear"):
+        images, means = measured[method_look(method).color]
+        assert images == [50, 200, 800]
+        at_most = [s for s in opened if s.plan.method == method and s.plan.train_size == 1.0]
+        scores = [statistics.mean(trial.score or 0.0 for trial in study.finals) for study in at_most]
+        assert means[-1] == pytest.approx(100 * statistics.mean(scores))
+    assert len(ax.collections) == len(laws) == 2
+    assert all([xs[0], xs[-1]] == pytest.approx([50, 800]) for xs, _ in laws), "drawn where something was measured"
+    assert ax.get_xscale() == "log"
+    assert [word.partition(" = ")[0] for word in words(figure)] == ["spt_deep: error", "linear: error"]
+    assert "mean of 2 tasks" in title(figure)
+    one = driven(simple, tmp_path, train_sizes=[50, 1.0], final={"seeds": [1]}, **LINEAR)
+    plain = only(figures_of(one, each_study=False), "tuning_size")
+    assert words(plain) == ["linear"], "two sizes have no law"
+    assert not plain.axes[0].collections, "and one seed no band"
+    stopped = [study for study in opened if (study.plan.task, study.plan.train_size) != ("demo/digits", 200)]
+    less = driven(simple, tmp_path, tasks=["demo/digits"], train_sizes=[200], until=1.0)
+    assert "demo/shapes_loc, 1 left out (not scored" in title(only(figures_of([*stopped, *less]), "tuning_size"))
+    assert "tuning_size" not in dict(figures_of(driven(simple, tmp_path), each_study=False))
+
+
+def test_model_size_joins_backbones_of_one_pretraining(simple: dict[str, Any], tmp_path: Path) -> None:
+    opened = driven(simple, tmp_path, tasks=["vtab/dtd", "vtab/svhn"], backbones=MAE[1:3])
+    figure = only(figures_of(opened, each_study=False), "model_size")
+    shown = {line.get_color(): data(line) for line in lines(figure) if line.get_linestyle() != "None"}
+    for method in ("spt_deep", "linear"):
+        expected = []
+        for backbone in MAE[1:3]:
+            own = [s for s in opened if (s.plan.method, s.plan.backbone) == (method, backbone)]
+            expected.append(100 * statistics.mean(t.score or 0.0 for study in own for t in study.finals))
+        millions, means = shown[method_look(method).color]
+        assert millions == pytest.approx([12 * 768**2 * 12 / 1e6, 24 * 1024**2 * 12 / 1e6])
+        assert means == pytest.approx(expected)
+    assert words(figure) == ["spt_deep", "linear"]
+    assert labels(figure) == [("parameters of the network, millions", "test accuracy, %")]
+    different = driven(simple, tmp_path, tasks=["vtab/dtd"], backbones=[MAE[1], "vit_large_patch16_224.augreg_in21k"])
+    assert "model_size" not in dict(figures_of(different, each_study=False)), "these two differ in more than size"
+
+
+def test_mutual_information_is_the_mean_over_layers_between_the_lowest_and_highest(
+    simple: dict[str, Any], tmp_path: Path
+) -> None:
+    simple["fixed"]["nmi"] = True
+    opened = driven(simple, tmp_path, methods=["spt_deep", "vpt_deep"])
+    figure = only(figures_of(opened, each_study=False), "nmi")
+    assert [ax.get_title() for ax in figure.axes] == ["demo/digits", "demo/shapes_loc"]
+    line = next(line for line in lines(figure) if line.get_color() == method_look("spt_deep").color)
+    layers = [[v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in opened[0].finals[0].epochs]
+    assert data(line)[0] == [*range(1, 10)]
+    assert data(line)[1] == pytest.approx([statistics.mean(values) for values in layers])
+    assert words(figure) == ["spt_deep", "vpt_deep"]
+    assert "nmi" not in dict(figures_of(driven(simple, tmp_path, **LINEAR), each_study=False))
+
+
+def test_a_line_goes_through_all_parameters_of_a_trial_to_its_accuracy(pruned_study: Study) -> None:
+    figure = only(study_figures(pruned_study), "parallel")
+    through = [line for line in lines(figure) if len(data(line)[0]) == 4]
+    shown = [t for t in pruned_study.search.trials if t.epochs and t.duplicate_of is None]
+    assert len(through) == len(shown)
+    (bold,) = [line for line in through if line.get_linewidth() > 2]
+    best = pruned_study.best
+    assert best is not None
+    heights = data(bold)[1]
+    assert heights[0] == pytest.approx(math.log(best.params["lr"] / 0.001) / math.log(100))
+    assert heights[1] == [1, 5, 64].index(best.params["prompt_length"]) / 2
+    assert heights[3] == 1.0, "the best is on top"
+    assert words(figure) == ["chosen", "complete", "pruned"]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [
+        *pruned_study.plan.space,
+        "val accuracy, %",
+    ]
+
+
+def test_importances_are_asked_of_the_caller_and_drawn_by_size(pruned_study: Study) -> None:
+    shares = {"lr": 0.6, "prompt_length": 0.1, "prompt_init": 0.3}
+    figure = only(study_figures(pruned_study, lambda study: shares if study is pruned_study else {}), "importances")
+    (ax,) = figure.axes
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["prompt_length", "prompt_init", "lr"]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([10, 30, 60])  # type: ignore[attr-defined]
+    assert "importances" not in dict(study_figures(pruned_study, lambda _: {})), "where they cannot be told"
+    assert "importances" not in dict(study_figures(pruned_study))
+
+
+def test_only_what_there_is_data_for_is_drawn(
+    simple: dict[str, Any], raw_study: dict[str, Any], tmp_path: Path
+) -> None:
+    assert dict(figures_of(driven(simple, tmp_path, until=-1.0))) == {}, "nothing has begun"
+    assert dict(figures_of([])) == {}
+    failed = driven(simple, tmp_path, failing=(0, 1))
+    assert dict(figures_of(failed, importances=lambda _: {})) == {}, "nor where all failed"
+
+
+def test_a_search_of_pruned_trials_alone_is_drawn_without_a_chosen_one(pruned_study: Study) -> None:
+    pruned = [trial for trial in pruned_study.search.trials if trial.state is TrialState.PRUNED]
+    pruned_study.search.trials[:] = pruned
+    found = dict(study_figures(pruned_study))
+    assert found.keys() == {"learning_curves", "params", "parallel"}
+    assert words(found["learning_curves"]) == words(found["parallel"]) == ["pruned"]
+    assert words(found["params"]) == ["pruned, as far as it came"]
+
+
+def test_one_trial_of_one_epoch_is_drawn(raw_study: dict[str, Any], tmp_path: Path) -> None:
+    raw_study["fixed"] |= {"epochs": 1, "warmup_epochs": 0}
+    raw_study["search"] |= {"trials": 1, "pruner": {"type": "none"}}
+    found = dict(figures_of(driven(raw_study, tmp_path, final={"seeds": [1]})))
+    assert len(found) == 5
+    (line,) = lines(found["demo-digits-spt_deep-vit_nano_patch4_32.mae-1-learning_curves"])
+    assert line.get_marker() == "o", "a line of one point would not be seen"
+    for figure in found.values():
+        figure.canvas.draw()
+
+
+def test_what_is_no_number_is_never_drawn(simple: dict[str, Any], tmp_path: Path) -> None:
+    simple["fixed"]["nmi"] = True
+    found = dict(figures_of(driven(simple, tmp_path, broken=True, methods=["spt_deep"])))
+    assert {"per_task", "nmi"} <= found.keys()
+    for name, figure in found.items():
+        assert all(math.isfinite(value) for value in drawn_numbers(figure)), name
+    loss = lines(next(figure for name, figure in found.items() if name.endswith("learning_curves")), 1)
+    assert {tuple(data(line)[0]) for line in loss} == {(1, 3, 4, 6, 7, 9)}
+
+
+def test_a_study_of_many_parameters_is_drawn_and_conditional_ones_pass_below(
+    raw_study: dict[str, Any], tmp_path: Path
+) -> None:
+    raw_study["space"] |= {
+        "weight_decay": {"type": "float", "low": 1e-4, "high": 0.1, "log": True},
+        "head_weight_decay": {"type": "float", "low": 0.01, "high": 10.0, "log": True},
+        "drop_path": {"type": "float", "low": 0.0, "high": 0.3},
+        "batch_size": {"type": "int", "low": 16, "high": 64},
+        "init_images": {"type": "choice", "values": [0.1, 1.0], "when": {"prompt_init": ["mean_pool"]}},
+    }
+    raw_study["search"] |= {"sampler": "random", "pruner": {"type": "none"}, "trials": 10}
+    (study,) = driven(raw_study, tmp_path)
+    found = dict(study_figures(study))
+    assert [x for x, _ in labels(found["params"])] == list(study.plan.space)
+    through = [data(line)[1] for line in lines(found["parallel"]) if len(data(line)[0]) == 9]
+    without = sum("init_images" not in trial.params for trial in study.search.trials)
+    assert 0 < without == sum(heights[list(study.plan.space).index("init_images")] < 0 for heights in through)
+    assert "not\nused" in [text.get_text() for text in found["parallel"].axes[0].texts]
+    for figure in found.values():
+        _check_no_text_is_cut(figure)
+
+
+def _ticks(ax: Axes) -> list[Text]:
+    """The labels of the x axis that are seen: matplotlib keeps others beyond its ends."""
+    low, high = ax.get_xlim()
+    return [label for at, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True) if low <= at <= high]
+
+
+def _check_no_text_is_cut(figure: Figure) -> None:
+    figure.canvas.draw()
+    page = figure.bbox
+    titles = [figure._suptitle] if figure._suptitle else []  # type: ignore[attr-defined]
+    for text in [*titles, *[tick for ax in figure.axes for tick in _ticks(ax)]]:
+        box = text.get_window_extent()
+        assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1 and box.y0 >= page.y0 - 1, f"{text.get_text()} is cut"
+
+
+def test_stems_tell_backbones_and_sizes_apart_where_there_are_several(simple: dict[str, Any], tmp_path: Path) -> None:
+    opened = driven(simple, tmp_path, train_sizes=[{"per_class": 5}, 0.5], backbones=MAE[:2], **LINEAR)
+    names = [name for name, _ in figures_of(opened, each_study=False)]
+    assert len(names) == len(set(names))
+    assert f"per_task-{BUNDLED}-5-per-class" in names
+    assert f"per_task-{MAE[1]}-0.5" in names
+    studies_too = [name for name, _ in figures_of(opened)]
+    assert len(studies_too) == len(set(studies_too)) > len(names)
+    assert not any("/" in name or " " in name for name in studies_too)
+
+
+def test_a_figure_is_written_as_an_image_and_as_editable_pdf(pruned_study: Study, tmp_path: Path) -> None:
+    figure = only(study_figures(pruned_study), "params")
+    png, pdf = save(figure, tmp_path / "new" / "folder", "a.b")
+    assert sorted(path.name for path in png.parent.iterdir()) == ["a.b.pdf", "a.b.png"], "and no drafts are left"
+    assert png.read_bytes().startswith(b"\x89PNG")
+    width = int.from_bytes(png.read_bytes()[16:20], "big")
+    assert width == pytest.approx(6.8 * 200, abs=2)
+    assert b"/Type3" not in pdf.read_bytes() and b"/CIDFontType2" in pdf.read_bytes(), "TrueType, not outlines"
+    before = pdf.read_bytes()
+    save(only(study_figures(pruned_study), "params"), tmp_path / "new" / "folder", "a.b")
+    assert pdf.read_bytes() == before, "the same figure is the same file"
+
+
+def test_figures_are_drawn_in_any_thread(pruned_study: Study, tmp_path: Path) -> None:
+    def draw(place: int) -> None:
+        try:
+            for stem, figure in study_figures(pruned_study):
+                save(figure, tmp_path / f"{place}", stem)
+        except Exception as error:
+            raised.append(error)
+
+    raised: list[Exception] = []
+    threads = [threading.Thread(target=draw, args=(place,)) for place in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert raised == []
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / f"{place}").iterdir()} for place in range(2)]
+    assert contents[0] == contents[1]
+
+
+def test_nothing_but_what_draws_is_imported() -> None:
+    forbidden = "{'torch', 'optuna', 'mlflow', 'ray', 'matplotlib.pyplot'}"
+    code = f"import sys, orchestrator.figures; sys.exit(bool({forbidden} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (1e-3, 0.1, [1e-3, 1e-2, 1e-1]),
+        (5e-3, 5e-2, [5e-3, 5e-2]),
+        (1e-6, 10.0, [1e-6, 1e-4, 1e-2, 1.0]),
+        (2.0, 3.0, [2.0, 3.0]),
+    ],
+)
+def test_a_logarithmic_axis_has_at_least_two_ticks(low: float, high: float, marks: list[float]) -> None:
+    assert decades(low, high) == pytest.approx(marks)
+
+
+def test_numbers_on_axes_are_short() -> None:
+    assert [number(value) for value in (12000, 800, 84.94, 0.05, 1e-5)] == ["12,000", "800", "84.9", "0.05", "1e-05"]

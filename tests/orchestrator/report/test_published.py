@@ -1,0 +1,97 @@
+"""The published numbers: under our names, and consistent with themselves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+import orchestrator.report.published
+from orchestrator.report.published import PublishedRow, published_rows
+from trainer.catalog import BACKBONES, METHODS, TASKS
+
+ELSEWHERE = {"E2VPT", "GateVPT"}
+"""Methods of other papers, which are not implemented here."""
+ROUNDING = 0.06
+"""Tasks are printed with one decimal or two: their mean and the printed one differ by less than this."""
+
+ROWS = list(dict.fromkeys((row.backbones, row.method) for name in BACKBONES for row in published_rows(name)))
+VTAB_GROUPS = ("natural", "specialized", "structured")
+
+
+def row_of(backbone: str, method: str) -> PublishedRow:
+    (row,) = [row for row in published_rows(backbone) if row.method == method]
+    return row
+
+
+def tasks_of(group: str) -> list[str]:
+    return [task.name for task in TASKS.values() if task.group == group]
+
+
+@pytest.mark.parametrize(("backbones", "method"), ROWS)
+def test_every_name_is_one_of_ours_and_every_number_a_percentage(backbones: tuple[str, ...], method: str) -> None:
+    row = row_of(backbones[0], method)
+    assert all(name in BACKBONES for name in backbones)
+    assert method in METHODS or method in ELSEWHERE
+    assert row.tasks.keys() <= TASKS.keys()
+    assert row.groups.keys() <= {*VTAB_GROUPS, "fgvc"}
+    assert row.source and (row.tuned is None or row.tuned)
+    assert all(0 < value < 100 for value in (*row.tasks.values(), *row.groups.values()))
+
+
+@pytest.mark.parametrize(("backbones", "method"), ROWS)
+def test_a_group_is_the_mean_of_its_tasks(backbones: tuple[str, ...], method: str) -> None:
+    row = row_of(backbones[0], method)
+    for group, mean in row.groups.items():
+        known = [row.tasks[task] for task in tasks_of(group) if task in row.tasks]
+        # A source gives all tasks of a group or none.
+        assert len(known) in (0, len(tasks_of(group)))
+        assert not known or fmean(known) == pytest.approx(mean, abs=ROUNDING), group
+
+
+def test_the_two_averages_of_vtab_are_told_apart() -> None:
+    full = row_of("vit_base_patch16_224.mae", "full")
+    tasks = [value for task, value in full.tasks.items() if task.startswith("vtab/")]
+    assert len(tasks) == 19
+    assert round(fmean(tasks), 2) == 61.28
+    assert round(fmean(full.groups[group] for group in VTAB_GROUPS), 2) == 64.27
+
+
+def test_a_group_that_was_not_found_is_absent() -> None:
+    spt = row_of("vit_base_patch16_224.mae", "spt_deep")
+    assert spt.groups == {"natural": 67.19, "fgvc": 83.26}
+    assert spt.tasks["fgvc/cub_200_2011"] == 80.13 and "vtab/cifar100" not in spt.tasks
+
+
+@pytest.mark.parametrize(
+    ("backbone", "methods"),
+    [
+        ("vit_base_patch16_224.mae", {*METHODS, *ELSEWHERE}),
+        ("vit_base_patch16_224.moco_v3", {*METHODS, *ELSEWHERE}),
+        ("vit_base_patch16_224.augreg_in21k", {"full", "linear", "vpt_shallow", "vpt_deep", "E2VPT"}),
+        ("vit_base_patch16_224.orig_in21k", {"full", "linear", "vpt_shallow", "vpt_deep", "E2VPT"}),
+        ("vit_nano_patch4_32.mae", set()),
+        ("no_such_network", set()),
+    ],
+)
+def test_a_backbone_has_the_rows_that_were_found(backbone: str, methods: set[str]) -> None:
+    rows = published_rows(backbone)
+    assert {row.method for row in rows} == methods and len(rows) == len(methods)
+    assert published_rows(backbone) is rows, "read once"
+
+
+def test_the_file_has_a_word_on_itself_and_no_row_twice() -> None:
+    raw = json.loads(Path(orchestrator.report.published.__file__).with_name("published.json").read_text())
+    assert raw.keys() == {"about", "rows"}
+    assert len(raw["rows"]) == len(ROWS) == 21
+
+
+def test_it_needs_the_standard_library_alone() -> None:
+    code = (
+        "import sys, orchestrator.report.published; sys.exit(bool({'torch', 'numpy', 'yaml', 'ray'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

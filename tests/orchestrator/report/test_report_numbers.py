@@ -1,0 +1,286 @@
+"""A real small sweep: every number of its report is computed again from each trial's predictions, to the last digit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+from scipy import stats
+
+from orchestrator.cli import main
+from orchestrator.environment.home import Home, home_at
+from orchestrator.report.blocks import Block, Grid, Lines
+from orchestrator.report.results_table import board_of
+from orchestrator.report.sections import contents
+from orchestrator.spec.loader import parse_spec
+from orchestrator.study.selection import LEVEL, holm, tied, unpack
+from orchestrator.study.storage.database import Record
+from orchestrator.study.study import Study, open_studies
+from orchestrator.study.trial import TrialResult, TrialState
+from tests.orchestrator.conftest import Sptune
+
+pytestmark = pytest.mark.timeout(600)
+SPEC: dict[str, Any] = {
+    "name": "real_1",
+    "tasks": ["demo/digits"],
+    "backbones": ["vit_nano_patch4_32.mae"],
+    "methods": ["spt_shallow", "linear"],
+    "train_sizes": [0.1],
+    "fixed": {"epochs": 2, "warmup_epochs": 0, "batch_size": 16},
+    "space": {
+        "lr": {"type": "choice", "values": [1.0e-6, 0.05, 0.5]},
+        "prompt_length": {"type": "choice", "values": [2, 4]},
+        "prompt_init": {"type": "choice", "values": ["mean_pool", "random"]},
+    },
+    "search": {"trials": 3, "sampler": "random", "seed": 3},
+    "final": {"seeds": [42, 44], "measure_peeking": True},
+}
+
+
+@pytest.fixture(scope="module")
+def home(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """The home of a sweep that was launched in this process."""
+    folder = tmp_path_factory.mktemp("home")
+    file = folder / "spec.yaml"
+    file.write_text(yaml.safe_dump(SPEC))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SPTUNE_WEIGHTS", "SPTUNE_HOME", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        patch.setattr(sys, "argv", ["sptune", "launch", str(file), "--inline", "--home", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        yield home_at(str(folder))
+
+
+@pytest.fixture(scope="module")
+def studies(home: Home) -> list[Study]:
+    found = open_studies(parse_spec(SPEC, "a test"), Record(f"sqlite:///{home.record_file}"))
+    assert all(study.done for study in found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(home: Home) -> list[Block]:
+    """The report as the command makes it, from a record read without epochs."""
+    record = Record(f"sqlite:///{home.record_file}")
+    return contents(open_studies(parse_spec(SPEC, "a test"), record, epochs=False))
+
+
+def grid_of(report: list[Block], title: str) -> list[dict[str, str]]:
+    """The rows of one of its tables, by column."""
+    (grid,) = (block for block in report if isinstance(block, Grid) and block.title.startswith(title))
+    return [dict(zip(grid.header, (cell.text for cell in row), strict=True)) for row in grid.rows]
+
+
+def correct_of(home: Home, trial: TrialResult) -> list[bool]:
+    """Which images a trial got right, from its labels and predictions."""
+    rows = pq.read_table(f"{home.trials('real_1')}/{trial.trial_id}/predictions.parquet").to_pylist()
+    assert all(row["correct"] == (row["label"] == row["prediction"]) for row in rows)
+    assert len({row["key"] for row in rows}) == len(rows) == (60 if trial.phase == "search" else 90)
+    return [row["label"] == row["prediction"] for row in rows]
+
+
+def percent(home: Home, trial: TrialResult) -> float:
+    correct = correct_of(home, trial)
+    return 100 * (sum(correct) / len(correct))
+
+
+def test_cells_are_computed_from_the_predictions_to_the_last_digit(
+    home: Home, studies: list[Study], report: list[Block], sptune: Sptune
+) -> None:
+    status, out, error = sptune("report", "real_1", "--home", Path(home.place), "--format", "csv")
+    assert (status, error) == (0, "")
+    lines = {line["method"]: line for line in csv.DictReader(io.StringIO(out))}
+    rows = {row["method"]: row for row in grid_of(report, "test accuracy")}
+    assert {*lines} == {*rows} == {*SPEC["methods"]}
+    for study in studies:
+        found = [percent(home, trial) for trial in study.finals]
+        assert [trial.config["seed"] for trial in study.finals] == [42, 44]
+        line, method = lines[study.plan.method], study.plan.method
+        assert (float(line["mean"]), float(line["std"])) == (statistics.mean(found), statistics.stdev(found))
+        assert rows[method]["demo/digits"] == f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+
+
+def test_what_learns_is_counted_in_the_learnt_tensors(home: Home, studies: list[Study], report: list[Block]) -> None:
+    for study in studies:
+        for trial in study.trials:
+            learnt = load_file(f"{home.trials('real_1')}/{trial.trial_id}/prompt.safetensors")
+            assert trial.last["learnable/parameters"] == sum(tensor.size for tensor in learnt.values())
+        shares = [100 * trial.last["learnable/share"] for trial in study.finals]
+        row = next(row for row in board_of(studies).rows if row.names[0] == study.plan.method)
+        assert row.tuned == pytest.approx(statistics.mean(shares))
+        shown = next(row for row in grid_of(report, "test accuracy") if row["method"] == study.plan.method)
+        assert shown["tuned %"] == f"{statistics.mean(shares):.3g}"
+
+
+def test_the_chosen_params_are_those_of_the_best_val_accuracy(
+    home: Home, studies: list[Study], report: list[Block]
+) -> None:
+    rows = {row["method"]: row for row in grid_of(report, "chosen on val")}
+    for study in studies:
+        own = [trial for trial in study.searched if trial.duplicate_of is None]
+        assert {trial.state for trial in own} == {TrialState.COMPLETE}
+        by_val = {trial.number: percent(home, trial) for trial in own}
+        best = min(own, key=lambda trial: (-by_val[trial.number], trial.number))
+        row = rows[study.plan.method]
+        assert (row["val %"], row["trial"]) == (f"{by_val[best.number]:.1f}", str(best.number))
+        assert row["params"] == ", ".join(f"{name} {value}" for name, value in best.params.items())
+        for trial in own:
+            assert 100 * (trial.score or 0.0) == by_val[trial.number], "to the last digit"
+
+
+def test_tied_is_what_the_predictions_say(home: Home, studies: list[Study], report: list[Block]) -> None:
+    rows = {row["method"]: row for row in grid_of(report, "chosen on val")}
+    for study in studies:
+        assert study.best is not None
+        best = study.best
+        own = [t for t in study.searched if t.duplicate_of is None and t is not best]
+        own.sort(key=lambda trial: (-percent(home, trial), trial.number))
+        best_N = np.array(correct_of(home, best))
+        p_values = []
+        for trial in own:
+            other_N = np.array(correct_of(home, trial))
+            lost, won = int((best_N & ~other_N).sum()), int((other_N & ~best_N).sum())
+            p_values.append(stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0)
+        among = [trial.number for trial, p in zip(own, holm(p_values), strict=True) if p > LEVEL]
+        assert [trial.number for trial in tied(study.searched)] == [best.number, *among]
+        assert rows[study.plan.method]["tied"] == (", ".join(map(str, among)) or "none")
+    assert any(len(tied(study.searched)) < len(study.searched) for study in studies), "a rate of 1e-6 learns nothing"
+
+
+def test_what_the_record_knows_of_images_is_what_the_predictions_say(home: Home, studies: list[Study]) -> None:
+    for study in studies:
+        for trial in study.trials:
+            correct = correct_of(home, trial)
+            if trial.phase == "search":
+                assert unpack(trial.facts["correct"]).tolist() == correct
+            else:
+                assert "correct" not in trial.facts, "test is not what anything is chosen by"
+            card = json.loads(Path(home.trials("real_1"), trial.trial_id, "card.json").read_text())
+            assert {name: trial.facts[name] for name in ("learnt_from", "scored_on", "protocol")} == {
+                name: card[name] for name in ("learnt_from", "scored_on", "protocol")
+            }
+
+
+def test_peeking_is_the_best_epoch_minus_the_last_and_nowhere_else(studies: list[Study], report: list[Block]) -> None:
+    rows = {row["method"]: row for row in grid_of(report, "peeking")}
+    for study in studies:
+        gains = []
+        for trial in study.finals:
+            scored = [epoch["peeking/accuracy"] for epoch in trial.epochs]
+            assert len(scored) == 2 and trial.score == scored[-1] == trial.epochs[-1]["test/accuracy"]
+            assert trial.last["peeking/gain"] == max(scored) - scored[-1]
+            gains.append(100 * trial.last["peeking/gain"])
+        assert rows[study.plan.method]["demo/digits"] == f"{statistics.mean(gains):+.1f}"
+        assert not any(name.startswith("peeking") for trial in study.searched for name in trial.last)
+
+
+def test_the_stamp_names_the_images_the_software_and_the_machine(studies: list[Study], report: list[Block]) -> None:
+    (stamp,) = (block for block in report if isinstance(block, Lines) and block.title == "stamp")
+    facts = studies[0].finals[0].facts
+    told = "\n".join(stamp.lines)
+    assert f"images: demo/digits {facts['scored_on'].partition('/')[0]} ({facts['protocol']})" in told
+    for name in ("software", "device"):
+        assert facts[name] in told
+    assert "scored on test at the last of 2 epochs; seeds 42, 44" in told
+
+
+# Export
+
+
+@pytest.fixture(scope="module")
+def exported(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """The rows of the three files."""
+    out = tmp_path_factory.mktemp("out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sptune", "export", "real_1", "--home", str(Path(home.place)), "--out", str(out)])
+        with pytest.raises(SystemExit):
+            main()
+    return {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("trials", "epochs", "predictions")}
+
+
+def test_the_exported_trials_and_epochs_are_the_records(
+    studies: list[Study], exported: dict[str, list[dict[str, Any]]]
+) -> None:
+    trials = [trial for study in studies for trial in (*study.search.trials, *study.final.trials)]
+    assert [(row["trial_id"], row["phase"], row["number"], row["score"]) for row in exported["trials"]] == [
+        (trial.trial_id, trial.phase, trial.number, trial.score) for trial in trials
+    ]
+    values = {(row["trial_id"], row["epoch"], row["metric"]): row["value"] for row in exported["epochs"]}
+    assert values == {
+        (trial.trial_id, epoch, metric): value
+        for trial in trials
+        for epoch, metrics in enumerate(trial.epochs, start=1)
+        for metric, value in metrics.items()
+    }
+
+
+def test_the_exported_predictions_give_each_trials_score(
+    home: Home, studies: list[Study], exported: dict[str, list[dict[str, Any]]]
+) -> None:
+    correct: dict[str, list[bool]] = {}
+    for row in exported["predictions"]:
+        assert row["correct"] == (row["label"] == row["prediction"]) and 0.1 <= row["confidence"] <= 1.0
+        correct.setdefault(row["trial_id"], []).append(row["correct"])
+    trials = {trial.trial_id: trial for study in studies for trial in study.trials}
+    assert {trial_id: sum(own) / len(own) for trial_id, own in correct.items()} == {
+        trial_id: trial.score for trial_id, trial in trials.items()
+    }
+    assert correct == {trial_id: correct_of(home, trial) for trial_id, trial in trials.items()}
+
+
+def test_the_table_can_be_made_of_the_exported_files(
+    studies: list[Study], exported: dict[str, list[dict[str, Any]]]
+) -> None:
+    for row in board_of(studies).rows:
+        scores = [
+            100 * trial["score"]
+            for trial in exported["trials"]
+            if trial["phase"] == "final" and trial["method"] == row.names[0]
+        ]
+        assert row.scores["demo/digits"].mean == statistics.mean(scores)
+
+
+# Figures and formats
+
+
+def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path: Path) -> None:
+    status, out, error = sptune("figures", "real_1", "--home", Path(home.place), "--out", tmp_path / "figures")
+    assert (status, error) == (0, "")
+    files = sorted((tmp_path / "figures").iterdir())
+    stems = {file.stem for file in files}
+    assert "per_task" in stems
+    assert {file.name for file in files} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
+    assert out.splitlines()[-1] == f"{len(stems)} figures, each as .png and .pdf"
+    assert {*out.splitlines()[:-1]} == {str(file) for file in files if file.suffix == ".png"}
+    for file in files:
+        if file.suffix == ".png":
+            with Image.open(file) as image:
+                image.load()
+                assert min(image.size) > 200
+        else:
+            data = file.read_bytes()
+            assert data.startswith(b"%PDF-") and data.rstrip().endswith(b"%%EOF")
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "latex", "html"])
+def test_every_format_has_every_number(form: str, home: Home, report: list[Block], sptune: Sptune) -> None:
+    status, out, error = sptune("report", "real_1", "--home", Path(home.place), "--format", form)
+    assert (status, error) == (0, "")
+    for row in grid_of(report, "test accuracy"):
+        cell = row["demo/digits"]
+        assert (cell.replace("±", r"$\pm$") if form == "latex" else cell) in out
+    assert "Trials: 10 complete, 0 pruned, 0 failed, 0 missing." in out

@@ -1,0 +1,198 @@
+"""A study's page in MLflow: what it says, that it can be repeated, that it is written anew and never twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from mlflow import MlflowClient
+
+from orchestrator.report.study_page import study_metrics, study_page
+from orchestrator.spec.loader import find_spec, load_spec, parse_spec
+from orchestrator.spec.plan import studies
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.storage.database import Record
+from orchestrator.study.study import open_studies
+from orchestrator.study.trial import Cause, Failure, TrialResult
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
+from orchestrator.tracking.mlflow_runs import PAGE, Runs, outcome, views
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from tests.orchestrator.conftest import drive, new_sweep
+from trainer.__main__ import parse
+from trainer.config import TrainConfig
+from trainer.data.task_store import read_card
+
+
+@pytest.fixture
+def small(raw_study: dict[str, Any], request: pytest.FixtureRequest) -> SweepSpec:
+    raw_study["name"] = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())
+    raw_study["search"] |= {"trials": 4, "max_concurrent": 2}
+    return parse_spec(raw_study, "a test")
+
+
+def tracker_for(spec: SweepSpec, home: Path, uri: str) -> MlflowTracker:
+    runs = Runs(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"), [*spec.space])
+    return MlflowTracker(runs, patience_s=5)
+
+
+def code_blocks(page: str) -> list[str]:
+    return [token.content for token in MarkdownIt().parse(page) if token.type == "fence"]
+
+
+def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, record_url: str) -> None:
+    sweep = new_sweep(small, record_url)
+    drive(sweep)
+    (study,) = sweep.studies
+    spec, command = code_blocks(study_page(study))
+    again = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
+    drive(again)
+    assert [t.trial_id for t in again.studies[0].trials] == [t.trial_id for t in study.trials]
+    program, *words = shlex.split(command)
+    assert [program, *words[:2]] == ["python", "-m", "trainer"]
+    fields, _ = parse(words[2:])
+    assert TrainConfig.from_params(fields).fingerprint() == study.finals[0].trial_id
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_data_efficiency", "nmi", "vtab_mae_vpt", "ablation_backbone_size"])
+def test_the_page_of_every_study_holds_a_spec_of_it_alone_under_a_name_of_its_own(name: str, record_url: str) -> None:
+    spec = load_spec(find_spec(name))
+    for study in {study.plan.method: study for study in open_studies(spec, Record(record_url))}.values():
+        (text,) = code_blocks(study_page(study))
+        alone = parse_spec(yaml.safe_load(text), "the page")
+        assert alone.name == f"{spec.name}-again", "so that the sweep's own record is not touched"
+        assert studies(alone) == [study.plan]
+
+
+def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(
+    small: SweepSpec, record_url: str
+) -> None:
+    sweep = new_sweep(small, record_url)
+    drive(sweep)
+    (study,) = sweep.studies
+    assert study.best is not None and study.best.score is not None
+    page = study_page(study)
+    first = next(line for line in page.splitlines() if line.startswith(f"| {study.best.number} |"))
+    assert f"| {100 * study.best.score:.1f} |" in first
+    board = [line for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert board[0] == first
+    for trial in study.finals:
+        assert trial.score is not None and f"{trial.config['seed']}: {100 * trial.score:.1f}" in page
+    scores = [trial.score or 0.0 for trial in study.finals]
+    assert study_metrics(study)["final/test/accuracy"] == pytest.approx(sum(scores) / len(scores))
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (Failure(cause=Cause.DIVERGED, error="TrainingDiverged: nan"), "4 failed"),
+        (Failure(cause=Cause.INVALID, error="ValueError: no images"), "stopped: ValueError: no images"),
+    ],
+)
+def test_a_study_without_a_result_says_so(small: SweepSpec, record_url: str, failure: Failure, said: str) -> None:
+    sweep = new_sweep(small, record_url)
+    drive(sweep, fail=lambda _: failure)
+    page = study_page(sweep.studies[0])
+    assert said in page and "test accuracy" not in page
+    assert study_metrics(sweep.studies[0]) == {}
+
+
+def test_a_tracker_is_shown_a_study_when_its_search_is_done_and_when_it_is_over(
+    small: SweepSpec, record_url: str
+) -> None:
+    class Counting(MemoryTracker):
+        def __init__(self) -> None:
+            super().__init__()
+            self.marks: list[tuple[int, int]] = []
+
+        def sync_study(self, study: Any) -> None:
+            super().sync_study(study)
+            self.marks.append((len(study.searched), sum(trial.score is not None for trial in study.finals)))
+
+    tracker = Counting()
+    drive(Sweep(small, Record(record_url), tracker))
+    assert tracker.marks == [(4, 0), (4, 2)]
+
+
+def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    card = read_card(str(tmp_path / "data"), "demo/digits")
+    tracker = tracker_for(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    drive(sweep)
+    assert tracker.close() == 0, tracker.problem
+    (study,) = sweep.studies
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    assert study.search.mlflow_run is not None
+    run = client.get_run(study.search.mlflow_run)
+    assert run.data.tags[PAGE] == study_page(study)
+    assert run.data.metrics == pytest.approx(study_metrics(study))
+    assert run.inputs is not None
+    assert [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs] == [
+        ("demo/digits", card.fingerprint)
+    ]
+    figures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "figures")}
+    assert {"figures/learning_curves.png", "figures/learning_curves.pdf", "figures/params.png"} <= figures
+    assert views(mlflow_uri)[small.name].endswith("?viewStateShareKey=sptune")
+
+
+def test_a_page_is_written_again_only_when_the_study_has_changed(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    tracker = tracker_for(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(url), tracker)
+    drive(sweep)
+    tracker.close()
+    run_id = sweep.studies[0].search.mlflow_run
+    assert run_id is not None
+    client = MlflowClient(tracking_uri=mlflow_uri)
+
+    def told() -> int:
+        return len(client.get_metric_history(run_id, "final/test/accuracy"))
+
+    before = told()
+    again = tracker_for(small, tmp_path, mlflow_uri)
+    Sweep(small, Record(url), again)
+    assert (again.close(), told()) == (0, before)
+    wider = small.model_copy(update={"final": small.final.model_copy(update={"seeds": [42, 44, 82]})})
+    more = tracker_for(wider, tmp_path, mlflow_uri)
+    drive(Sweep(wider, Record(url), more))
+    assert (more.close(), told()) == (0, before + 1)
+    assert "82:" in client.get_run(run_id).data.tags[PAGE]
+
+
+def test_a_run_has_its_best_and_last_values_by_name_and_what_its_worker_told(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    tracker = tracker_for(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    trial = sweep.next_trial()
+    assert trial is not None
+    facts = {"host": "node-7", "device": "H200", "commit": "abc", "lock": "def", "correct": "0:"}
+    for epoch, accuracy in enumerate([0.1, 0.7, *[0.4] * 7], start=1):
+        sweep.on_epoch(trial.trial_id, epoch, {"train/loss": 1 / epoch, "val/accuracy": accuracy}, facts)
+    tracker.close()
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    run = client.get_run(str(sweep.studies[0].search.tracked(0)[0]))
+    assert run.data.metrics["best/val/accuracy"] == 0.7
+    assert run.data.metrics["final/val/accuracy"] == run.data.metrics["val/accuracy"]
+    assert {name: run.data.tags[name] for name in ("host", "device", "commit", "lock")} == {
+        name: facts[name] for name in ("host", "device", "commit", "lock")
+    }
+    assert "correct" not in run.data.tags, "which images it got right is no tag"
+    assert (run.data.tags["group"], run.data.tags["phase"]) == ("demo", "search")
+
+
+def test_a_final_trial_has_no_best_epoch(small: SweepSpec, record_url: str) -> None:
+    sweep = new_sweep(small, record_url)
+    drive(sweep)
+    final: TrialResult = dataclasses.replace(sweep.studies[0].finals[0], last={"test/accuracy": 0.5, "train/loss": 1.0})
+    assert outcome(final) == {"final/test/accuracy": 0.5, "final/train/loss": 1.0}

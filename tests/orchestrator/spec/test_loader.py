@@ -1,0 +1,275 @@
+"""Bad specs get one error with every problem, each with its way out; good ones get exactly their studies."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import search_spaces
+from orchestrator.errors import SpecError
+from orchestrator.spec.loader import find_spec, load_spec, parse_spec
+from orchestrator.spec.plan import studies
+from orchestrator.spec.schema import Choice
+
+SHIPPED = sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))
+
+
+def problems(raw: dict[str, Any]) -> list[str]:
+    with pytest.raises(SpecError) as refused:
+        parse_spec(raw, "draft.yaml")
+    count = len(refused.value.problems)
+    assert str(refused.value).startswith(f"draft.yaml has {count} problem")
+    return refused.value.problems
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ("name", "My Sweep", "name: must be lower-case letters, digits, - and _, got 'My Sweep'."),
+        ("tasks", ["demo/digit"], "tasks.0: 'demo/digit' is not a task or group; did you mean 'demo/digits'?"),
+        ("tasks", [], "tasks: list should have at least 1 item after validation, not 0, got []."),
+        ("methods", ["spt_deeep"], "methods.0: 'spt_deeep' is not a method; did you mean 'spt_deep'?"),
+        ("train_sizes", [1.5],
+         "train_sizes: as a share must be in (0, 1], got 1.5; a number of images has no point."),
+        ("train_sizes", [{"each": 4}],
+         "train_sizes.0: must be a share, a number of images, or {per_class: 5}, got {'each': 4}."),
+        ("train_sizes", ["5 per clas"],
+         "train_sizes: must be a share (0.1), a number of images (200) or of each class (5 per class), "
+         "got '5 per clas'."),
+        ("serach", {}, "serach: 'serach' is not a key here; did you mean 'search'?"),
+        ("search.trials", "many", "search.trials: must be a number, got the text 'many'."),
+        ("search.tirals", 3, "search.tirals: 'tirals' is not a key here; did you mean 'trials'?"),
+        ("search.pruner", {"type": "ahsa"}, "search.pruner: 'ahsa' is not a type; did you mean 'asha'?"),
+        ("space.lr.low", "1e-4",
+         "space.lr.low: must be a number, got the text '1e-4' (write 1.0e-4: YAML reads 1e-4 as text)."),
+        ("space.lr.high", 0.0001, "space.lr: low must be below high, and above 0 if log; got low=0.001, high=0.0001."),
+        ("space.lr", 0.1,
+         "space.lr: must be a mapping with a `type`, such as {type: float, low: 0.1, high: 1.0}; got 0.1."),
+        ("space.prompt_lenght", {"type": "choice", "values": [1]},
+         "space.prompt_lenght: 'prompt_lenght' is not a TrainConfig field; did you mean 'prompt_length'?"),
+        ("space.seed", {"type": "choice", "values": [1]},
+         "space.seed: the sweep sets it itself; use search.seed and final.seeds."),
+        ("fixed.lr", 0.1, "space.lr: is fixed too; keep one of the two."),
+        ("fixed.weight_decay", "1e-2",
+         "fixed.weight_decay: must be a number, got the text '1e-2' (write 1.0e-2: YAML reads 1e-4 as text)."),
+        ("fixed.warmup_epochs", 9, "fixed.warmup_epochs: must be at least 0 and below epochs=9, got 9."),
+        ("space.prompt_length.values", [1, 65],
+         "space.prompt_length: 65 exceeds the 64 patch tokens of vit_nano_patch4_32.mae; mean_pool and max_pool need "
+         "one token per prompt. Use prompt_init random or kmeans, or prompt_length <= 64."),
+        ("space.lr.high", -1, "space.lr: low must be below high, and above 0 if log; got low=0.001, high=-1.0."),
+        ("search.sampler", "tpee",
+         "search.sampler: input should be 'tpe', 'gp', 'cmaes', 'random' or 'grid', got 'tpee'."),
+        ("search.transfer", -1, "search.transfer: input should be greater than or equal to 0, got -1."),
+        ("search.pruner", {"type": "hyperband", "min_epochs": 0},
+         "search.pruner.min_epochs: input should be greater than or equal to 1, got 0."),
+        ("search.pruner", {"type": "hyperband", "min_epochs": 9},
+         "search.pruner.min_epochs: must be below epochs=9, or no trial is ever stopped; got 9."),
+        ("search.pruner", {"type": "asha", "min_epochs": 10},
+         "search.pruner.min_epochs: must be below epochs=9, or no trial is ever stopped; got 10."),
+        ("search.pruner", {"type": "hyperband", "min_epoch": 1, "min_epochs": 1},
+         "search.pruner.min_epoch: 'min_epoch' is not a key here; did you mean 'min_epochs'?"),
+        ("search.sampler", "grid",
+         "space.lr: sampler grid tries every value, and a float range has no end of them; "
+         "list some: {type: choice, values: [...]}."),
+        ("budget", {"max_trials": 0}, "budget.max_trials: input should be greater than or equal to 1, got 0."),
+        ("budget", {"max_hours": 0}, "budget.max_hours: input should be greater than 0, got 0."),
+        ("budget", {"max_gpu_hours": -2}, "budget.max_gpu_hours: input should be greater than 0, got -2."),
+        ("budget", {"max_trial": 9}, "budget.max_trial: 'max_trial' is not a key here; did you mean 'max_trials'?"),
+        ("keep", "bset", "keep: input should be 'best', 'final' or 'all', got 'bset'."),
+        ("pause_after", 1, "pause_after: input should be greater than or equal to 2, got 1."),
+        ("lost_after_minutes", 0, "lost_after_minutes: input should be greater than 0, got 0."),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_its_place_and_its_cure(
+    raw_spec: dict[str, Any], place: str, value: object, problem: str
+) -> None:
+    *parents, key = place.split(".")
+    part = raw_spec
+    for parent in parents:
+        part = part[parent]
+    part[key] = value
+    assert problems(raw_spec) == [problem]
+
+
+SHARE = {"type": "float", "low": 0.1, "high": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("when", "problem"),
+    [
+        ({"prompt_int": "mean_pool"},
+         "'prompt_int' is not another parameter of this spec; did you mean 'prompt_init'?"),
+        ({"init_images": 0.5},
+         "'init_images' is not another parameter of this spec; there are lr, prompt_length, prompt_init, "
+         "head_weight_decay, epochs, warmup_epochs."),
+        ({"prompt_init": "mean_pol"}, "prompt_init is never 'mean_pol', but one of random, mean_pool."),
+        ({"prompt_init": ["mean_pool", "kmeans"]}, "prompt_init is never 'kmeans', but one of random, mean_pool."),
+        ({"prompt_length": 10}, "prompt_length is never 10, but one of 1, 5, 64."),
+        ({"lr": 1.0}, "lr is never 1.0, but between 0.001 and 0.1."),
+        ({"lr": "high"}, "lr is never 'high', but between 0.001 and 0.1."),
+        ({"epochs": [5, 10]}, "epochs is fixed at 9 and never 5 or 10: leave init_images out."),
+        ({"head_weight_decay": 0.1},
+         "head_weight_decay is itself searched only at times; name the parameters that it depends on."),
+    ],
+)  # fmt: skip
+def test_a_condition_that_cannot_come_true_is_refused(
+    raw_spec: dict[str, Any], when: dict[str, object], problem: str
+) -> None:
+    raw_spec["space"]["head_weight_decay"] = {**SHARE, "when": {"prompt_length": 5}}
+    raw_spec["space"]["init_images"] = {**SHARE, "when": when}
+    assert problems(raw_spec) == [f"space.init_images.when: {problem}"]
+
+
+@pytest.mark.parametrize(
+    "when", [{"prompt_init": "mean_pool"}, {"prompt_length": [1, 64]}, {"lr": 0.01}, {"epochs": 9}]
+)
+def test_a_condition_that_can_come_true_is_accepted(raw_spec: dict[str, Any], when: dict[str, object]) -> None:
+    raw_spec["space"]["init_images"] = {**SHARE, "when": when}
+    assert parse_spec(raw_spec, "a test").space["init_images"].when.keys() == when.keys()
+
+
+def test_a_condition_on_a_parameter_that_is_wrong_itself_is_told_once(raw_spec: dict[str, Any]) -> None:
+    raw_spec["space"]["prompt_init"]["values"] = []
+    raw_spec["space"]["init_images"] = {**SHARE, "when": {"prompt_init": "mean_pool"}}
+    assert all("when" not in problem for problem in problems(raw_spec))
+
+
+def test_a_conditional_parameter_is_checked_only_where_it_is_searched(raw_spec: dict[str, Any]) -> None:
+    # 65 tokens are more than there are patches, which only pooling minds.
+    raw_spec["methods"] = ["spt_deep"]
+    raw_spec["space"] |= {
+        "prompt_length": {"type": "choice", "values": [1, 65], "when": {"prompt_init": "random"}},
+        "prompt_init": {"type": "choice", "values": ["random"]},
+    }
+    parse_spec(raw_spec, "a test")
+    raw_spec["space"]["prompt_length"]["when"] = {"prompt_init": "mean_pool"}
+    raw_spec["space"]["prompt_init"]["values"] = ["mean_pool"]
+    assert len(problems(raw_spec)) == 1
+    assert "65 exceeds" in problems(raw_spec)[0]
+    # Where it is not searched it has no value, and a method with prompts needs a length.
+    raw_spec["space"]["prompt_init"]["values"] = ["random", "mean_pool"]
+    raw_spec["space"]["prompt_length"] |= {"values": [1, 64]}
+    assert problems(raw_spec) == ["space.prompt_length: spt_deep needs one, such as 10."]
+
+
+@pytest.mark.parametrize(
+    ("when", "points"),
+    [
+        ({}, 3 * 2 * 4),
+        ({"prompt_init": "mean_pool"}, 3 * (4 + 1)),
+        ({"prompt_init": "mean_pool", "prompt_length": [1, 5]}, 2 * 4 + 4),
+    ],
+)
+def test_a_grid_has_no_more_trials_than_points(raw_spec: dict[str, Any], when: dict[str, object], points: int) -> None:
+    del raw_spec["space"]["lr"]
+    raw_spec["space"]["init_images"] = {"type": "int", "low": 1, "high": 4, "when": when}
+    # The linear method has fewer: its repeated points are answered from the record.
+    raw_spec["space"]["head_weight_decay"] = {"type": "choice", "values": [0.5]}
+    raw_spec["search"] |= {"sampler": "grid", "trials": points}
+    parse_spec(raw_spec, "a test")
+    raw_spec["search"]["trials"] += 1
+    cure = f"use at most {points}, or list more values."
+    assert problems(raw_spec) == [f"search.trials: {points + 1} exceed the {points} points of the grid; {cure}"]
+
+
+def test_all_mistakes_are_told_at_once(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"].append("vtab/nothing")
+    raw_spec["space"]["lr"]["low"] = "1e-3"
+    raw_spec["space"]["prompt_length"]["values"] = [500]
+    raw_spec["fixed"]["batchsize"] = 4
+    raw_spec["colour"] = "red"
+    del raw_spec["final"]
+    told = "\n".join(problems(raw_spec))
+    for word in (
+        "vtab/nothing",
+        "space.lr.low",
+        "500 exceeds",
+        "did you mean 'batch_size'",
+        "colour",
+        "final: is missing",
+    ):
+        assert word in told
+
+
+def test_an_option_without_effect_is_refused(raw_spec: dict[str, Any]) -> None:
+    raw_spec["methods"] = ["linear"]
+    assert [problem.partition(":")[0] for problem in problems(raw_spec)] == ["space.prompt_length", "space.prompt_init"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("name: [", "is not valid YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("name: a\nname: b\n", "name given twice"),
+        ("", "must be a mapping"),
+    ],
+)
+def test_a_file_that_is_no_spec_is_refused_in_a_sentence(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "draft.yaml").write_text(text)
+    with pytest.raises(SpecError, match=problem):
+        load_spec(tmp_path / "draft.yaml")
+
+
+def test_a_spec_is_found_by_the_name_it_ships_under_or_by_its_path(tmp_path: Path) -> None:
+    assert find_spec("demo") == find_spec(str(find_spec("demo")))
+    with pytest.raises(SpecError, match="did you mean 'demo'"):
+        find_spec("demos")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_spec_is_valid_and_a_page_of_a_lab_book(path: Path) -> None:
+    spec = load_spec(path)
+    assert spec.name == path.stem.replace("_", "-")
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "?" in head[0], "its first line asks a question"
+    assert any(line.startswith("# Cost:") for line in head)
+    assert f"# Run:  sptune launch {path.stem}" in head
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_search_trials_never_touch_the_test_split(path: Path) -> None:
+    for study in studies(load_spec(path)):
+        params = {
+            name: dimension.values[0] if isinstance(dimension, Choice) else dimension.low
+            for name, dimension in study.space.items()
+        }
+        search, final = study.search_config(params, 0), study.final_config(params, 1)
+        assert (search.train_split, search.eval_split) == ("train", "val")
+        assert (final.train_split, final.eval_split) == ("trainval", "test")
+
+
+def test_a_group_stands_for_its_tasks_and_each_study_is_there_once(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"] = ["demo", "demo/digits"]
+    raw_spec["train_sizes"] = [0.5, 1.0]
+    plans = studies(parse_spec(raw_spec, "a test"))
+    assert len({plan.key for plan in plans}) == len(plans) == 3 * 2 * 2
+    linear = next(plan for plan in plans if plan.method == "linear")
+    assert list(linear.space) == ["lr"], "a method searches only what has an effect on it"
+
+
+def test_checking_a_spec_is_quick(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"] = ["demo"]
+    started = time.perf_counter()
+    parse_spec(raw_spec, "a test")
+    assert time.perf_counter() - started < 1
+
+
+def test_a_train_size_is_a_share_a_number_or_a_number_of_each_class(raw_spec: dict[str, Any]) -> None:
+    raw_spec["train_sizes"] = [0.5, 100, {"per_class": 5}, "6 per class", 1.0]
+    sizes = list(dict.fromkeys(plan.train_size for plan in studies(parse_spec(raw_spec, "here"))))
+    assert sizes == [0.5, 100, "5 per class", "6 per class", 1.0]
+    assert [type(size) for size in sizes] == [float, int, str, str, float]
+
+
+def test_every_task_of_a_group_is_checked_with_every_size(raw_spec: dict[str, Any]) -> None:
+    # 12 images are enough for ten digits and too few for sixteen shapes.
+    raw_spec |= {"tasks": ["demo"], "train_sizes": [12]}
+    raw_spec["fixed"] |= {"batch_size": 8}
+    assert problems(raw_spec) == [
+        f"train_sizes: 12 images are fewer than the 16 classes of demo/shapes_{which}; each needs one at least."
+        for which in ("loc", "ori")
+    ]

@@ -1,0 +1,159 @@
+"""What trials occupy, and where everything is: what a spec may say of machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.drivers.ray.cluster import Node, capacity, resources_of
+from orchestrator.errors import SpecError
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.resources import Cluster, Differs, Resources, Share, shown
+from orchestrator.study.trial import Phase, TrialResult, TrialState
+from orchestrator.sweep.gpu_sharing import Sharing
+
+NANO = "vit_nano_patch4_32.mae"
+
+
+def trial(backbone: str = NANO, method: str = "linear", share: int = 1) -> TrialResult:
+    phase: Phase = "search"
+    return TrialResult(
+        study="a study",
+        phase=phase,
+        number=0,
+        trial_id="0" * 12,
+        params={},
+        config={"backbone": backbone, "method": method, "epochs": 1, "eval_split": "val", "seed": 0},
+        state=TrialState.RUNNING,
+        share=share,
+    )
+
+
+def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> None:
+    own = {"large": Differs(gpus=1), "small": Differs(cpus=1, gpus="auto")}
+    resources = Resources(cpus=4, gpus=0.5, accelerator_type="A100", backbones=own)
+    assert resources.of("any") == Share(cpus=4, gpus=0.5, accelerator_type="A100")
+    assert resources.of("large") == Share(cpus=4, gpus=1, accelerator_type="A100")
+    assert resources.of("small") == Share(cpus=1, gpus="auto", accelerator_type="A100")
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ({"resources": {"gpus": "x"}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got 'x'."),
+        ({"resources": {"gpus": -1}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got -1."),
+        (
+            {"resources": {"backbones": {"vit": {}}}},
+            f"resources.backbones.vit: 'vit' is not a backbone of this spec; there are {NANO}.",
+        ),
+        (
+            {"resources": {"backbones": {NANO: {"gpu": 1}}}},
+            f"resources.backbones.{NANO}.gpu: 'gpu' is not a key here; did you mean 'gpus'?",
+        ),
+        ({"cluster": {"adress": "auto"}}, "cluster.adress: 'adress' is not a key here; did you mean 'address'?"),
+        ({"cluster": {"workers": 0}}, "cluster.workers: input should be greater than or equal to 1, got 0."),
+    ],
+)
+def test_what_is_wrong_about_machines_is_told_with_its_place(
+    raw_spec: dict[str, Any], part: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SpecError) as told:
+        parse_spec(raw_spec | part, "a test")
+    assert told.value.problems == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "variable"),
+    [
+        ("studies", "postgresql+psycopg://ada:lovelace@db/sptune", "PGPASSWORD or ~/.pgpass"),
+        ("mlflow", "https://ada:lovelace@mlflow.lab", "MLFLOW_TRACKING_USERNAME"),
+        ("home", "s3://AKIA:lovelace@bucket/home", "AWS_ACCESS_KEY_ID"),
+        ("data", "s3://bucket/home?secret_key=lovelace", "AWS_ACCESS_KEY_ID"),
+    ],
+)
+def test_a_secret_in_a_spec_is_refused_unrepeated_with_where_it_belongs(
+    raw_spec: dict[str, Any], name: str, address: str, variable: str
+) -> None:
+    with pytest.raises(SpecError) as told:
+        parse_spec(raw_spec | {"cluster": {name: address}}, "a test")
+    assert "lovelace" not in str(told.value)
+    assert "holds a secret" in str(told.value)
+    assert variable in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("postgresql+psycopg://ada@db:5432/x", "postgresql+psycopg://ada@db:5432/x"),
+        ("to postgresql://ada:p@ss:word@db/x failed", "to postgresql://ada:***@db/x failed"),
+        ("https://u:p@one/ and https://u:p@two/", "https://u:***@one/ and https://u:***@two/"),
+        ("s3://b/f?region=eu&session_token=abc", "s3://b/f?region=eu&session_token=***"),
+        ("password=hunter2 user=ada", "password=*** user=ada"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_a_text_is_shown_without_its_secrets(text: str, without: str) -> None:
+    assert shown(text) == without
+
+
+def test_addresses_are_all_that_a_cluster_needs_to_be_told() -> None:
+    assert {*Cluster.model_fields} == {"home", "studies", "mlflow", "data", "weights", "address", "workers"}
+
+
+@pytest.mark.parametrize(
+    ("used", "gpus"), [(None, 1.0), (0.95, 1.0), (0.46, 1.0), (0.45, 0.5), (0.3, 1 / 3), (0.01, 1 / 8)]
+)
+def test_an_automatic_share_is_what_was_measured_and_a_whole_gpu_before(used: float | None, gpus: float) -> None:
+    sharing = Sharing(Resources(gpus="auto"))
+    if used is not None:
+        sharing.learn(trial().config, {"memory/peak_gb": used * 80, "memory/device_gb": 80.0})
+        sharing.learn(trial().config, {"memory/peak_gb": 0.001, "memory/device_gb": 80.0})  # a lighter trial
+    assert sharing.of(trial()).gpus == pytest.approx(gpus)
+    assert sharing.gpus(trial(method="full")) == 1.0, "what another method needs is not known"
+
+
+def test_a_trial_that_ran_out_of_memory_has_twice_the_automatic_share() -> None:
+    sharing = Sharing(Resources(gpus="auto"))
+    sharing.learn(trial().config, {"memory/peak_gb": 8.0, "memory/device_gb": 80.0})
+    assert [sharing.gpus(trial(share=share)) for share in (1, 2, 4, 64)] == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_memory_of_a_trial_without_a_gpu_says_nothing_of_gpus() -> None:
+    sharing = Sharing(Resources(backbones={"large": Differs(gpus="auto")}))
+    sharing.learn(trial().config, {"memory/peak_gb": 1.0, "memory/device_gb": 80.0})
+    assert sharing.gpus(trial()) == 0
+
+
+NODES = [
+    Node("head", "0", {"CPU": 8.0}),
+    Node("a", "1", {"CPU": 16.0, "GPU": 2.0, "accelerator_type:A100": 1.0}),
+    Node("b", "2", {"CPU": 4.0, "GPU": 8.0, "accelerator_type:H100": 1.0}),
+]
+
+
+@pytest.mark.parametrize(
+    ("share", "count"),
+    [
+        (Share(cpus=1), 28),
+        (Share(cpus=3), 2 + 5 + 1),
+        (Share(cpus=17), 0),
+        (Share(cpus=1, gpus=1), 2 + 4),
+        (Share(cpus=1, gpus=0.25), 8 + 4),
+        (Share(cpus=1, gpus=1 / 3), 6 + 4),
+        (Share(cpus=1, gpus=9), 0),
+        (Share(cpus=1, gpus="auto", accelerator_type="H100"), 4),
+        (Share(cpus=1, gpus=1, accelerator_type="B200"), 0),
+    ],
+)
+def test_a_trial_fits_on_one_node_or_not_at_all(share: Share, count: int) -> None:
+    assert capacity(share, NODES) == count
+
+
+def test_ray_is_asked_for_what_a_trial_occupies() -> None:
+    assert resources_of(Share(cpus=2)) == {"CPU": 2.0}
+    assert resources_of(Share(cpus=2, gpus=0.25, accelerator_type="A100")) == {
+        "CPU": 2.0,
+        "GPU": 0.25,
+        "accelerator_type:A100": 0.001,
+    }

@@ -1,0 +1,259 @@
+"""One driver a sweep: of those that come at once, after a crash, or from another machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import psutil
+import pytest
+import sqlalchemy
+
+from orchestrator.errors import LeaseError
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.storage import database as record_module
+from orchestrator.study.storage import lease as lease_module
+from orchestrator.study.storage.database import Record
+from orchestrator.study.storage.lease import Lease
+from orchestrator.study.trial import TrialState
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
+
+
+@pytest.fixture
+def record(record_url: str, spec: SweepSpec) -> Record:
+    record = Record(record_url)
+    record.save_sweep("small", spec.model_dump(mode="json"))
+    return record
+
+
+@pytest.fixture
+def held(record: Record) -> Iterator[Lease]:
+    """A lease that this process holds."""
+    lease = record.lease("small")
+    lease.take("small")
+    yield lease
+    lease.release()
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead driver is noticed after three seconds."""
+    for name, seconds in (("BEAT_S", 1), ("GRACE_S", 3)):
+        monkeypatch.setattr(lease_module, name, seconds)
+        monkeypatch.setattr(record_module, name, seconds)
+
+
+def _silent_for(lease: Lease, seconds: float) -> None:
+    """As if the last heartbeat had been so long ago."""
+    with lease._storage.engine.begin() as connection:
+        beats = sqlalchemy.text("SELECT heartbeat FROM trial_heartbeats WHERE trial_id = :id")
+        beat = connection.execute(beats.columns(heartbeat=sqlalchemy.DateTime), {"id": lease._trial_id}).scalar_one()
+        earlier = sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = :beat WHERE trial_id = :id").bindparams(
+            sqlalchemy.bindparam("beat", type_=sqlalchemy.DateTime)
+        )
+        connection.execute(earlier, {"beat": beat - timedelta(seconds=seconds), "id": lease._trial_id})
+
+
+def _pretend(lease: Lease, **holder: Any) -> None:
+    """As if the holder were another process."""
+    assert lease._trial_id is not None
+    for name, value in holder.items():
+        lease._storage.set_trial_user_attr(lease._trial_id, name, value)
+
+
+def test_a_second_driver_is_refused_with_who_drives_and_since_when(record_url: str, held: Lease) -> None:
+    (holder,) = held.holders()
+    with pytest.raises(LeaseError) as refused:
+        Record(record_url).lease("small").take("small")
+    who = f"small is driven by process {os.getpid()} on {socket.gethostname()} since {holder['since']}."
+    assert str(refused.value).startswith(who)
+    assert "`sptune stop small` ends it" in str(refused.value)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", holder["since"])
+    assert len(held.holders()) == 1, "and leaves no trace"
+
+
+def test_a_lease_that_was_given_back_is_free(record: Record) -> None:
+    for _ in range(3):
+        lease = record.lease("small")
+        lease.take("small")
+        assert len(lease.holders()) == 1
+        lease.release()
+        assert lease.holders() == []
+
+
+def test_each_sweep_has_its_own_driver(record: Record, spec: SweepSpec, held: Lease) -> None:
+    record.save_sweep("other", spec.model_dump(mode="json"))
+    other = record.lease("other")
+    other.take("other")
+    assert (len(other.holders()), len(held.holders())) == (1, 1)
+    other.release()
+
+
+def _contend(url: str, ready: Barrier, done: Barrier, wins: Any) -> None:
+    record = Record(url)
+    for number in range(len(wins)):
+        lease = record.lease("small")
+        ready.wait(60)
+        try:
+            lease.take("small")
+        except LeaseError:
+            pass
+        else:
+            with wins.get_lock():
+                wins[number] += 1
+        done.wait(60)  # the winner holds it until all have tried
+        lease.release()
+        done.wait(60)
+
+
+def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: Record) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Barrier(2), context.Barrier(2)
+    wins = context.Array("i", 12)
+    drivers = [context.Process(target=_contend, args=(record_url, ready, done, wins)) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join(120)
+    assert [driver.exitcode for driver in drivers] == [0, 0]
+    assert wins[:] == [1] * 12
+
+
+def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: Record) -> None:
+    code = f"""
+import time
+from orchestrator.record import Record
+Record({record_url!r}).lease("small").take("small")
+print("taken", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "taken\n"
+        ours = record.lease("small")
+        with pytest.raises(LeaseError, match=f"driven by process {driver.pid}"):
+            ours.take("small")
+        driver.send_signal(signal.SIGKILL)
+        while not lease_module._is_gone(ours.holders()[0]):
+            time.sleep(0.01)
+        # It may be a zombie still, whose parent has not looked: dead all the same.
+        ours.take("small")
+        assert [holder["pid"] for holder in ours.holders()] == [os.getpid()]
+        ours.release()
+
+
+def test_another_process_with_the_same_number_is_not_the_driver(record_url: str, held: Lease) -> None:
+    _pretend(held, born=held.holders()[0]["born"] - 100)
+    successor = Record(record_url).lease("small")
+    successor.take("small")
+    assert [holder["born"] for holder in successor.holders()] == [psutil.Process().create_time()]
+    successor.release()
+
+
+def test_a_driver_of_another_machine_is_dead_after_its_grace_period_only(record_url: str, held: Lease) -> None:
+    _pretend(held, host="elsewhere", pid=1, born=0.0)
+    successor = Record(record_url).lease("small")
+    with pytest.raises(LeaseError, match="process 1 on elsewhere"):
+        successor.take("small")
+    _silent_for(held, lease_module.GRACE_S - 10)
+    with pytest.raises(LeaseError, match="process 1 on elsewhere"):
+        successor.take("small")
+    _silent_for(held, 20)
+    successor.take("small")
+    assert len(successor.holders()) == 1
+    successor.release()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(record_url: str, record: Record) -> None:
+    lease = record.lease("small")
+    lease.take("small")
+    _pretend(lease, host="elsewhere")
+    time.sleep(4)
+    with pytest.raises(LeaseError, match="elsewhere"):
+        Record(record_url).lease("small").take("small")
+    assert lease.hours() * 3600 == pytest.approx(4, abs=1.9), "and its hours are known meanwhile"
+    lease.release()
+
+
+def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
+    record_url: str, record: Record, spec: SweepSpec, held: Lease, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep(spec, record, MemoryTracker(), lease=held)
+    trial = sweep.next_trial()
+    assert trial is not None
+    _pretend(held, host="elsewhere")
+    _silent_for(held, 60)
+    successor = Record(record_url).lease("small")
+    successor.take("small")
+    monkeypatch.setattr(held, "_beat", held._beat - 60)  # it slept, and its heart has not beaten since
+    for write in (
+        lambda: sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}),
+        sweep.next_trial,
+        sweep.tick,
+        sweep.close,
+    ):
+        with pytest.raises(LeaseError, match="this driver was silent for more than 30 s and was taken for dead"):
+            write()
+    held.release()
+    assert len(successor.holders()) == 1, "nor does it give back what is not its own"
+    again = Sweep(spec, Record(record_url), MemoryTracker(), lease=successor)
+    assert again.studies[0].search.trials[0].epochs == ()
+    assert again.studies[0].search.trials[0].state is TrialState.WAITING
+    successor.release()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_driver_notices_that_it_is_asked_to_stop(record_url: str, record: Record, spec: SweepSpec) -> None:
+    lease = record.lease("small")
+    lease.take("small")
+    sweep = Sweep(spec, record, MemoryTracker(), lease=lease)
+    assert Record(record_url).lease("small").ask_to_stop(), "there is a driver to ask"
+    deadline = time.monotonic() + 10
+    while sweep.halt is None and time.monotonic() < deadline:
+        sweep.tick()
+        time.sleep(0.05)
+    assert sweep.halt is not None
+    assert (sweep.halt.reason, sweep.halt.at_once) == ("stopped, as `sptune stop` asked", True)
+    lease.release()
+    assert not Record(record_url).lease("small").ask_to_stop(), "now there is none"
+    assert lease.holders() == []
+
+
+def test_nobody_can_be_asked_who_is_dead(held: Lease, record_url: str) -> None:
+    _pretend(held, born=0.0)
+    assert not Record(record_url).lease("small").ask_to_stop()
+
+
+def test_a_request_to_stop_ends_with_its_driver(record_url: str, record: Record) -> None:
+    first = record.lease("small")
+    first.take("small")
+    first.ask_to_stop()
+    first.release()
+    second = record.lease("small")
+    second.take("small")
+    second._renew()
+    assert not second.stop_asked
+    second.release()
+
+
+def test_hours_add_up_over_drivers(record_url: str, record: Record) -> None:
+    assert record.lease("small").hours() == 0
+    for _ in range(3):
+        lease = record.lease("small")
+        lease.take("small")
+        time.sleep(0.2)
+        lease.release()
+    hours = Record(record_url).lease("small").hours()
+    assert 0.6 <= hours * 3600 < 3

@@ -1,0 +1,311 @@
+"""One contract for both trackers, and what MLflow shows of a sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import sqlalchemy
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from orchestrator.spec.loader import parse_spec
+from orchestrator.spec.plan import studies
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.study.storage.database import Record
+from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker, Tracker
+from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
+from tests.orchestrator.conftest import RAW_SPEC, drive
+from trainer.storage.files import write_bytes
+
+
+@pytest.fixture
+def sweep_name(request: pytest.FixtureRequest) -> str:
+    return "".join(c if c.isalnum() else "-" for c in request.node.name.lower())
+
+
+@pytest.fixture
+def small(raw_spec: dict[str, Any], sweep_name: str) -> SweepSpec:
+    raw_spec |= {"name": sweep_name, "tasks": ["demo/digits"]}
+    raw_spec["search"] |= {"trials": 4, "max_concurrent": 2}
+    return parse_spec(raw_spec, "a test")
+
+
+class Seen(Protocol):
+    """What a tracker shows: for each trial id its state, params and the number of its epochs."""
+
+    def __call__(self) -> dict[str, tuple[str, dict[str, str], int]]: ...
+
+
+def mlflow_runs(uri: str, sweep: str) -> list[Run]:
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name(sweep)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+class TrackerContract:
+    """What every tracker does; the subclass makes one."""
+
+    def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
+        raise AssertionError("a subclass makes the tracker")
+
+    def test_every_trial_is_shown_once_in_its_true_state(
+        self, small: SweepSpec, tmp_path: Path, mlflow_uri: str
+    ) -> None:
+        tracker, seen = self.make(small, tmp_path, mlflow_uri)
+        record = Record(f"sqlite:///{tmp_path / 'studies.db'}")
+        sweep = Sweep(small, record, tracker)
+        drive(sweep, workers=2, fail=_fail_second)
+        assert tracker.close() == 0
+        trials = [t for s in sweep.studies for t in (*s.search.trials, *s.final.trials) if t.duplicate_of is None]
+        assert {trial.state for trial in trials} >= {TrialState.COMPLETE, TrialState.FAILED}
+        assert seen() == {
+            t.trial_id: (t.state.value, {k: str(v) for k, v in t.config.items()}, len(t.epochs)) for t in trials
+        }
+
+    def test_syncing_again_changes_nothing(self, small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+        tracker, seen = self.make(small, tmp_path, mlflow_uri)
+        sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+        drive(sweep)
+        before = (tracker.close(), seen())
+        again, _ = self.make(small, tmp_path, mlflow_uri)
+        for study in sweep.studies:
+            again.open_study(study)
+            for record in (study.search, study.final):
+                for trial in record.trials:
+                    if trial.duplicate_of is None:
+                        again.sync(trial, record)
+        assert (again.close(), seen()) == before or isinstance(tracker, MemoryTracker)
+
+
+class TestMemoryTracker(TrackerContract):
+    def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
+        tracker = MemoryTracker()
+        return tracker, lambda: {
+            trial_id: (trial.state.value, {k: str(v) for k, v in trial.config.items()}, len(trial.epochs))
+            for trial_id, trial in tracker.runs.items()
+        }
+
+
+class TestMlflowTracker(TrackerContract):
+    def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
+        runs = Runs(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"))
+        tracker = MlflowTracker(runs, patience_s=5)
+
+        def seen() -> dict[str, tuple[str, dict[str, str], int]]:
+            children = [run for run in mlflow_runs(uri, spec.name) if "trial_id" in run.data.tags]
+            client = MlflowClient(tracking_uri=uri)
+            shown = {}
+            for run in children:
+                steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+                assert steps == [*range(1, len(steps) + 1)], "each epoch once, in order"
+                shown[run.data.tags["trial_id"]] = (run.data.tags["state"], dict(run.data.params), len(steps))
+            assert len(shown) == len(children), "one run a trial"
+            return shown
+
+        return tracker, seen
+
+
+def _fail_second(trial: TrialResult) -> Failure | None:
+    failing = trial.phase == "search" and trial.number == 1
+    return (
+        Failure(error="TrainingDiverged: train/loss became nan\n\nTraceback", cause=Cause.DIVERGED) if failing else None
+    )
+
+
+def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    drive(sweep, workers=2, fail=_fail_second)
+    best = sweep.studies[0].best
+    tracker.close()
+    runs = mlflow_runs(mlflow_uri, small.name)
+    parents = {run.info.run_id: run for run in runs if run.data.tags["phase"] == "study"}
+    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in studies(small)}
+    assert {run.info.run_name for run in parents.values()} == {"demo/digits spt_deep", "demo/digits linear"}
+    children = [run for run in runs if run.info.run_id not in parents]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
+    status = Counter((run.data.tags["state"], run.info.status) for run in children)
+    assert set(status) <= {("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED")}
+    assert status["failed", "FAILED"] == 2
+    failed = next(run for run in children if run.info.status == "FAILED")
+    assert failed.data.tags["error"] == "TrainingDiverged: train/loss became nan"
+    assert best is not None
+    shown = next(run for run in children if run.data.tags["trial_id"] == best.trial_id)
+    assert shown.data.metrics["val/accuracy"] == best.score
+
+
+def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    trial = sweep.next_trial()
+    assert trial is not None
+    kept = {"prototypes.safetensors", "prompt.safetensors", "predictions.parquet", "card.json"}
+    for name in (*kept, "checkpoint.pt"):
+        write_bytes(tmp_path / "trials" / trial.trial_id / name, name.encode())
+    for epoch in range(1, 10):
+        sweep.on_epoch(trial.trial_id, epoch, {"train/loss": 1.0, "val/accuracy": 0.5})
+    tracker.close()
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    run = next(run for run in mlflow_runs(mlflow_uri, small.name) if run.data.tags.get("trial_id") == trial.trial_id)
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert names == kept, "and not the checkpoint, which is for going on only"
+    for name in kept:
+        assert Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_bytes() == name.encode()
+
+
+@pytest.mark.parametrize("events", [1, 5, 23])
+def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str, events: int
+) -> None:
+    contract = TestMlflowTracker()
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    for _ in range(3):
+        tracker, _ = contract.make(small, tmp_path, mlflow_uri)
+        drive(Sweep(small, Record(url), tracker), workers=2, events=events)
+        tracker.close()
+    # A driver may die after it made a run and before the record knew: the ledger forgets, MLflow does not.
+    record = Record(url)
+    for ledger, _ in record.open_studies(small.name, studies(small)):
+        for trial in ledger.trials:
+            if ledger.tracked(trial.number)[0] is not None:
+                ledger._save(f"mlflow/{trial.number}", [None, None])
+    tracker, seen = contract.make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(url), tracker)
+    drive(sweep, workers=2)
+    assert tracker.close() == 0
+    trials = [t for s in sweep.studies for t in (*s.search.trials, *s.final.trials) if t.duplicate_of is None]
+    assert {trial_id: epochs for trial_id, (_, _, epochs) in seen().items()} == {
+        t.trial_id: len(t.epochs) for t in trials
+    }
+
+
+def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_path: Path, mlflow_uri: str) -> None:
+    spec = parse_spec(
+        {
+            **RAW_SPEC,
+            "name": "away",
+            "tasks": ["demo/digits"],
+            "methods": ["linear"],
+            "space": {"lr": RAW_SPEC["space"]["lr"]},
+        },
+        "a test",
+    )
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    away = Runs("sqlite:////dev/null/mlflow.db", spec.name, str(tmp_path), None, str(tmp_path))
+    nowhere = MlflowTracker(away, patience_s=0)
+    sweep = Sweep(spec, Record(url), nowhere)
+    drive(sweep)
+    untold = nowhere.close()
+    trials = {t.trial_id for s in sweep.studies for t in (*s.search.trials, *s.final.trials)}
+    assert untold == len(trials) + len(sweep.studies)
+    assert nowhere.problem, "and it says why"
+    tracker, seen = TestMlflowTracker().make(spec, tmp_path, mlflow_uri)
+    again = Sweep(spec, Record(url), tracker)
+    assert again.done
+    assert (tracker.close(), len(seen())) == (0, len(trials))
+
+
+def test_mlflow_can_be_reached_before_there_is_anything_to_tell(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    assert isinstance(tracker, MlflowTracker)
+    tracker.open()
+    assert tracker.close() == 0
+    assert MlflowClient(tracking_uri=mlflow_uri).get_experiment_by_name(small.name) is not None
+
+
+def test_an_mlflow_that_is_reached_too_early_is_no_thing_untold(small: SweepSpec, tmp_path: Path) -> None:
+    away = MlflowTracker(Runs("sqlite:////dev/null/mlflow.db", small.name, str(tmp_path), None, str(tmp_path)))
+    away.open()
+    assert (away.close(), away.problem) == (0, None)
+
+
+def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> None:
+    config = studies(spec)[1].search_config({"lr": 0.01}, 0)
+    running = TrialResult(
+        trial_id=config.fingerprint(),
+        study="s",
+        phase="search",
+        number=0,
+        params={"lr": 0.01},
+        config=dataclasses.asdict(config),
+        state=TrialState.RUNNING,
+    )
+    for impossible, text in (
+        ({"state": TrialState.COMPLETE}, "must have a finite score, got None"),
+        ({"state": TrialState.COMPLETE, "score": float("nan")}, "must have a finite score, got nan"),
+        ({"state": TrialState.FAILED}, "must have an error"),
+        ({"state": TrialState.PRUNED, "score": 0.5}, "must have no score, got 0.5"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            dataclasses.replace(running, **impossible)
+
+
+def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    runs = Runs(mlflow_uri, small.name, str(tmp_path / "trials"), (tmp_path / "artifacts").as_uri(), str(tmp_path))
+    tracker = MlflowTracker(runs, patience_s=2)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    first, second = sweep.next_trial(), sweep.next_trial()
+    assert first is not None and second is not None
+    search = sweep.studies[0].search
+    end = time.monotonic() + 30
+    while None in (search.tracked(0)[0], search.tracked(1)[0]) and time.monotonic() < end:
+        time.sleep(0.05)
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    client.delete_run(str(search.tracked(0)[0]))
+    for trial in (first, second):
+        sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5})
+    assert tracker.close() == 1
+    assert tracker.problem is not None and "active" in tracker.problem, "it says what MLflow has against it"
+    assert len(client.get_metric_history(str(search.tracked(1)[0]), "train/loss")) == 1
+
+
+def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    trial = sweep.next_trial()
+    assert trial is not None and isinstance(tracker, MlflowTracker)
+    end = time.monotonic() + 30
+    while tracker._pending and time.monotonic() < end:
+        time.sleep(0.05)
+    engine = sqlalchemy.create_engine(mlflow_uri)
+    with engine.begin() as database:  # epochs find their place, tags do not
+        database.execute(sqlalchemy.text("ALTER TABLE tags RENAME TO gone"))
+    sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}, {"gpu": "none"})
+    while tracker.problem is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert tracker.problem is not None and "no such table: tags" in tracker.problem
+    with engine.begin() as database:
+        database.execute(sqlalchemy.text("ALTER TABLE gone RENAME TO tags"))
+    assert tracker.close() == 0
+    [run] = [run for run in mlflow_runs(mlflow_uri, small.name) if "trial_id" in run.data.tags]
+    assert len(MlflowClient(tracking_uri=mlflow_uri).get_metric_history(run.info.run_id, "train/loss")) == 1
+
+
+def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep(small, Record(url), tracker)
+    trial = sweep.next_trial()
+    assert trial is not None
+    tracker.close()
+    sweep.studies[0].search._save("mlflow/0", [None, None])
+    again, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    Sweep(small, Record(url), again)
+    assert again.close() == 0
+    runs = mlflow_runs(mlflow_uri, small.name)
+    assert sum(run.data.tags.get("trial_id") == trial.trial_id for run in runs) == 1

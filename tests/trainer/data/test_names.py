@@ -1,0 +1,87 @@
+"""No name that others wrote leads out of its folder: own tasks' names, and what a stored card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.catalog import TASKS, is_own
+from trainer.config import TrainConfig
+from trainer.data.importers.archive import ImportRefused
+from trainer.data.importers.registry import find
+from trainer.data.task_store import TaskMissing, find_card, read_card
+from trainer.storage.files import read_bytes, write_bytes
+
+CLIMBING = [
+    "own/../x",
+    "own/..",
+    "own/.",
+    "own/",
+    "own",
+    "own//x",
+    "own/x/..",
+    "own/a/b",
+    "own/a\\b",
+    "own/.x",
+    "own/x\n",
+]
+CLIMBING += [
+    "own/a b",
+    "own/x?region=y",
+    "own/x\0",
+    "../own/x",
+    "/own/x",
+    "own/_x",
+    "own/-x",
+    "s3://own/x",
+    "demo/../x",
+]
+
+
+@pytest.mark.parametrize("name", CLIMBING)
+def test_a_name_that_could_climb_is_no_task(name: str, tmp_path: Path) -> None:
+    assert not is_own(name)
+    with pytest.raises(ValueError, match="is not a task"):
+        TrainConfig.from_params({"task": name, "method": "linear"})
+    with pytest.raises(ImportRefused, match="is not a task"):
+        find(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["own/pets", "own/Pets-2.1_b", "own/7", "own/Äpfel", "own/x..y"])
+def test_own_tasks_may_have_any_plain_name(name: str) -> None:
+    assert is_own(name)
+    assert TrainConfig.from_params({"task": name, "method": "linear"}).task == name
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_task_of_the_catalog_is_a_users_own(name: str) -> None:
+    assert not is_own(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fingerprint": "../../climbed"}, "it is of 'demo/digits' with the fingerprint '../../climbed'"),
+        ({"task": "../demo/digits"}, "it is of '../demo/digits' with the fingerprint '"),
+        ({"colour": "red"}, "colour"),
+        (None, "Expecting value"),
+    ],
+)
+def test_a_card_that_is_damaged_or_not_its_tasks_is_refused(
+    change: dict[str, Any] | None, reason: str, tmp_path: Path
+) -> None:
+    root = str(tmp_path)
+    read_card(root, "demo/digits")
+    place = tmp_path / "demo/digits/card.json"
+    kept = read_bytes(place)
+    assert kept is not None
+    write_bytes(place, b"" if change is None else json.dumps(json.loads(kept) | change).encode())
+    for look in (read_card, find_card):
+        with pytest.raises(TaskMissing) as caught:
+            look(root, "demo/digits")
+        assert str(caught.value).startswith(f"{root}/demo/digits/card.json is damaged (")
+        assert reason in str(caught.value)
+        assert str(caught.value).endswith("); import the task again.")

@@ -1,0 +1,172 @@
+"""Decoded images: once a node, whole or resumable, shared; and the tuning sets cut from them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.catalog import OWN
+from trainer.data import image_cache as decoding
+from trainer.data.image_cache import decoded
+from trainer.data.split import fits, load_split
+from trainer.data.task_store import Card, Example, read_examples, write_task
+from trainer.data.transforms import decode
+
+TASK = f"{OWN}noise"
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    size = (40 + 7 * (seed % 3), 30 + 5 * (seed % 4))
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Card]:
+    """A store with a task of 700 + 60 + 20 images in four classes."""
+    root = str(tmp_path_factory.mktemp("store"))
+    counts = {"train": 700, "val": 60, "test": 20}
+    splits = {
+        split: [Example(key=f"{split}{i:03}", label=i % 4, image=jpeg(i)) for i in range(count)]
+        for split, count in counts.items()
+    }
+    return root, write_task(root, TASK, splits, source="here", class_names=[*"abcd"], protocol="published")
+
+
+def expected(root: str, card: Card, splits: tuple[str, ...], size: int) -> torch.Tensor:
+    return torch.stack([decode(e.image, size, "spt") for s in splits for e in read_examples(root, card.task, s)])
+
+
+def fill(root: str, card: Card, cache: str) -> None:
+    decoded(root, card, ("train", "val"), 16, "spt", "fixed", cache)
+
+
+@pytest.mark.parametrize("splits", [("train", "val"), ("test",)])
+@pytest.mark.parametrize("size", [1, 16, 33])
+def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
+    stored: tuple[str, Card], splits: tuple[str, ...], size: int, tmp_path: Path
+) -> None:
+    root, card = stored
+    for _ in range(2):  # made, and found
+        found = decoded(root, card, splits, size, "spt", "fixed", str(tmp_path))
+        assert torch.equal(found.images_N3SS, expected(root, card, splits, size))
+    aspects = [Image.open(io.BytesIO(e.image)) for s in splits for e in read_examples(root, card.task, s)]
+    assert found.aspect_N.tolist() == [image.width / image.height for image in aspects]
+
+
+def test_what_was_decoded_before_a_crash_is_not_decoded_again(
+    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, card = stored
+    count = 0
+
+    def dies(image: bytes, *arguments: object, **named: object) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == 300:
+            raise KeyboardInterrupt
+        return decode(image, *arguments, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "decode", dies)
+        with pytest.raises(KeyboardInterrupt):
+            fill(root, card, str(tmp_path))
+    assert not list(tmp_path.glob("*.u8")), "a part does not pass for the whole"
+    # Bytes of a block that was begun and not finished lie behind the mark.
+    (part,) = tmp_path.glob("*-v1.part")
+    with part.open("ab") as file:
+        file.write(b"\x07" * 1000)
+    count = -10_000
+    monkeypatch.setattr(decoding, "decode", dies)
+    found = decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+    assert count == -10_000 + 760 - decoding.BLOCK, "the first block was kept"
+    assert torch.equal(found.images_N3SS, expected(root, card, ("train", "val"), 16))
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".aspect", ".lock", ".u8"]
+
+
+def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str, Card], tmp_path: Path) -> None:
+    root, card = stored
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=fill, args=(root, card, str(tmp_path))) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert len(list(tmp_path.glob("*.u8"))) == 1
+    found = decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+    assert torch.equal(found.images_N3SS, expected(root, card, ("train", "val"), 16))
+
+
+def test_another_size_transform_view_or_content_is_another_array(stored: tuple[str, Card], tmp_path: Path) -> None:
+    root, card = stored
+    decoded(root, card, ("test",), 16, "spt", "fixed", str(tmp_path))
+    decoded(root, card, ("test",), 17, "spt", "fixed", str(tmp_path))
+    decoded(root, card, ("test",), 16, "vpt", "fixed", str(tmp_path))
+    decoded(root, card, ("test",), 16, "spt", "whole", str(tmp_path))
+    assert len(list(tmp_path.glob("*.u8"))) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_an_os_error(stored: tuple[str, Card], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        decoded(*stored, ("test",), 16, "spt", "fixed", str(tmp_path / "file"))
+
+
+def test_the_environment_names_the_cache(
+    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(os.environ, "SPTUNE_CACHE", str(tmp_path / "here"))
+    decoded(*stored, ("test",), 8, "spt", "fixed")
+    assert list((tmp_path / "here").glob("*.u8"))
+
+
+@pytest.mark.parametrize(("size", "count"), [(1.0, 760), (0.1, 80), (4, 4), (41, 41), ("5 per class", 20)])
+def test_a_tuning_set_takes_its_own_images_in_any_order(
+    stored: tuple[str, Card], size: float | int | str, count: int
+) -> None:
+    split = load_split(stored[0], TASK, "trainval", size, 16)
+    assert len(split) == len(split.keys) == len(split.labels_N) == len(split.aspect_N) == count
+    images = {f"{s}{i:03}": jpeg(i) for s, n in (("train", 700), ("val", 60)) for i in range(n)}
+    for rows_B in torch.randperm(count).split(7):
+        for row, image in zip(rows_B.tolist(), split.take(rows_B), strict=True):
+            assert torch.equal(image, decode(images[split.keys[row]], 16, "spt"))
+            assert split.labels_N[row] == int(split.keys[row][-3:]) % 4
+    assert torch.equal(torch.cat(list(split.in_order(9))), split.all_images())
+
+
+@pytest.mark.parametrize("sizes", [(4, 10, 200, 760), ("1 per class", "2 per class", "50 per class"), (0.01, 0.5, 1.0)])
+def test_smaller_tuning_sets_are_inside_larger_ones(stored: tuple[str, Card], sizes: tuple[float | int | str]) -> None:
+    sets = [set(load_split(stored[0], TASK, "trainval", size, 16).keys) for size in sizes]
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(sets))
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        (
+            "191 per class",
+            "191 per class asks for more images than 4 of 4 classes have: class 0 has 190. Use at most 190 per class, "
+            "or a number of images.",
+        ),
+        (761, "761 images were asked for, and there are 760."),
+    ],
+)
+def test_more_images_than_there_are_is_a_clear_error(stored: tuple[str, Card], size: int | str, problem: str) -> None:
+    with pytest.raises(ValueError, match="images") as caught:
+        load_split(stored[0], TASK, "trainval", size, 16)
+    assert str(caught.value) == problem
+
+
+def test_images_stay_in_a_gpus_memory_if_they_leave_most_of_what_is_free() -> None:
+    assert fits(0, 0) and fits(4 * 10**9, 10**10) and not fits(4 * 10**9 + 1, 10**10)

@@ -1,0 +1,273 @@
+"""The task store, the subsets, and files that are whole or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.catalog import TASKS
+from trainer.data.demo_tasks import render
+from trainer.data.split import load_split
+from trainer.data.subsets import nested_subset
+from trainer.data.task_store import SPLITS, Example, read_card, write_task
+from trainer.data.transforms import TransformName, decode
+from trainer.storage.files import read_bytes, write_bytes
+from trainer.training.checkpoint import load_state, save_state
+
+DEMO_TASKS = [name for name, row in TASKS.items() if row.group == "demo"]
+
+
+def png(mode: str, width: int, height: int, colour: object = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), colour).save(buffer, "PNG")  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+def test_a_rendered_task_is_what_the_catalog_says(task: str, data_root: str) -> None:
+    row = TASKS[task]
+    keys: list[str] = []
+    for split, count in zip(SPLITS, (row.num_train, row.num_val, row.num_test), strict=True):
+        loaded = load_split(data_root, task, split, 1.0, 32)
+        assert loaded.all_images().shape == (count, 3, 32, 32) and loaded.all_images().dtype == torch.uint8
+        # Every class is there, and no other; no image is empty.
+        assert sorted(set(loaded.labels_N.tolist())) == list(range(row.num_classes))
+        assert bool((loaded.all_images().flatten(1).amax(dim=1) > 127).all())
+        keys += loaded.keys
+    # No image is in two splits, or twice in one.
+    assert len(keys) == row.num_train + row.num_val + row.num_test == len(set(keys))
+    card = read_card(data_root, task)
+    assert card.counts == {"train": row.num_train, "val": row.num_val, "test": row.num_test}
+    assert (card.task, len(card.class_names)) == (task, row.num_classes)
+
+
+@pytest.mark.parametrize("task", DEMO_TASKS)
+def test_rendering_again_elsewhere_gives_the_same_bytes(task: str, data_root: str, tmp_path: Path) -> None:
+    render(str(tmp_path), task)
+    assert read_card(str(tmp_path), task) == read_card(data_root, task)
+    for split in SPLITS:
+        name = f"{task}/{split}.parquet"
+        assert (tmp_path / name).read_bytes() == read_bytes(f"{data_root}/{name}")
+
+
+def test_the_fingerprint_of_a_task_changes_with_any_of_its_examples(tmp_path: Path) -> None:
+    row, image = TASKS["demo/digits"], png("L", 8, 8)
+    counts = dict(zip(SPLITS, (row.num_train, row.num_val, row.num_test), strict=True))
+    plain = {s: [Example(key=f"{s}{i}", label=i % 10, image=image) for i in range(n)] for s, n in counts.items()}
+    last = plain["test"][-1]
+    others = [{"key": "other"}, {"label": 9 - last.label}, {"image": png("L", 8, 8, 1)}]
+    changed = [plain | {"test": [*plain["test"][:-1], dataclasses.replace(last, **other)]} for other in others]  # type: ignore[arg-type]
+    prints = set()
+    for splits in (plain, *changed):
+        write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
+        prints.add(read_card(str(tmp_path), row.name).fingerprint)
+    assert len(prints) == 4
+
+
+def test_trainval_is_train_and_val_together(data_root: str) -> None:
+    for share in (1.0, 0.1):
+        train, val, both = (load_split(data_root, "demo/digits", s, share, 32) for s in ("train", "val", "trainval"))
+        assert both.keys == train.keys + val.keys
+        assert torch.equal(both.labels_N, torch.cat([train.labels_N, val.labels_N]))
+        assert torch.equal(both.all_images(), torch.cat([train.all_images(), val.all_images()]))
+
+
+def test_a_share_of_a_split_is_the_rows_that_the_subset_names(data_root: str) -> None:
+    whole, part = (load_split(data_root, "demo/shapes_loc", "train", share, 32) for share in (1.0, 0.1))
+    rows = nested_subset(whole.labels_N.numpy(), 0.1)
+    assert part.keys == tuple(whole.keys[row] for row in rows)
+    assert torch.equal(part.all_images(), whole.all_images()[torch.from_numpy(rows)])
+    assert torch.equal(part.labels_N, whole.labels_N[torch.from_numpy(rows)])
+
+
+@pytest.mark.parametrize(
+    "counts", [[100] * 10, [1, 2, 3, 500], [1], [7, 993], [3] * 200], ids=["even", "rare", "one", "two", "many"]
+)
+def test_tuning_sets_are_nested_stratified_and_the_same_each_time(counts: list[int]) -> None:
+    labels_N = np.random.default_rng(5).permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int64)
+    smaller: set[int] = set()
+    for share in (1e-9, 0.001, 0.01, 0.05, 0.1, 0.25, 1 / 3, 0.5, 0.999, 1.0):
+        rows = nested_subset(labels_N, share)
+        assert rows.tolist() == sorted(set(rows.tolist())) == nested_subset(labels_N, share).tolist()
+        assert smaller <= set(rows.tolist())
+        for label, count in enumerate(counts):
+            taken = int((labels_N[rows] == label).sum())
+            assert taken >= 1 and (taken == 1 or abs(taken - Fraction(share) * count) < 1)
+        smaller = set(rows.tolist())
+    assert len(smaller) == sum(counts)
+
+
+COUNTS = {"even": [100] * 10, "rare": [1, 2, 3, 500], "one": [1], "two": [7, 993], "many": [3] * 200, "gap": [5, 0, 9]}
+"""Images of each class."""
+
+
+@pytest.mark.parametrize("classes", COUNTS)
+def test_a_number_of_images_is_met_exactly_with_all_classes_and_evenly(classes: str) -> None:
+    counts = {label: count for label, count in enumerate(COUNTS[classes]) if count}
+    labels_N = np.random.default_rng(5).permutation(np.repeat(list(counts), list(counts.values()))).astype(np.int64)
+    total, smaller = len(labels_N), set[int]()
+    for number in sorted(
+        {n for n in (1, 2, 3, 5, 10, 11, 50, 199, 200, 201, 400, 500, 999, 1000, total - 1, total) if 0 < n <= total}
+    ):
+        rows = nested_subset(labels_N, number)
+        assert len(rows) == number, "as many as were asked for"
+        assert rows.tolist() == sorted(set(rows.tolist())) == nested_subset(labels_N, number).tolist()
+        assert smaller <= set(rows.tolist()), "of two sizes the smaller is in the larger"
+        smaller = set(rows.tolist())
+        taken = {label: int((labels_N[rows] == label).sum()) for label in counts}
+        if number <= len(counts):
+            assert max(taken.values()) == 1, "no class has a second image before each has one"
+            continue
+        assert min(taken.values()) >= 1
+        # One share for all classes, to within an image: only a class's first image comes before its turn.
+        lowest = max((taken[label] - 1) / count for label, count in counts.items())
+        highest = min((taken[label] + 1) / count for label, count in counts.items())
+        assert lowest <= highest, taken
+    assert len(smaller) == total
+    with pytest.raises(ValueError, match="asked for") as caught:
+        nested_subset(labels_N, total + 1)
+    assert str(caught.value) == f"{total + 1} images were asked for, and there are {total}."
+
+
+def test_one_image_may_be_asked_for_and_the_whole_number_1_is_not_the_share_1() -> None:
+    labels_N = np.repeat(np.arange(10, dtype=np.int64), 7)
+    assert len(nested_subset(labels_N, 1)) == 1
+    assert len(nested_subset(labels_N, 1.0)) == 70
+    # The first ten are one of each class, in an order that mixes them.
+    first = [int(labels_N[nested_subset(labels_N, number)].sum()) for number in range(1, 11)]
+    order = np.diff([0, *first]).tolist()
+    assert sorted(order) == list(range(10)) != order
+
+
+@pytest.mark.parametrize("transform", ["spt", "vpt"])
+def test_a_split_is_loaded_as_the_view_that_is_asked_for(transform: TransformName, data_root: str) -> None:
+    fixed, whole = (
+        load_split(data_root, "demo/shapes_loc", "train", 30, 32, "cpu", transform, view)
+        for view in ("fixed", "whole")
+    )  # fmt: skip
+    assert (fixed.view, fixed.all_images().shape) == ("fixed", (30, 3, 32, 32))
+    assert (whole.view, whole.all_images().shape) == ("whole", (30, 3, 48, 48))
+    assert fixed.keys == whole.keys and torch.equal(fixed.labels_N, whole.labels_N)
+    assert fixed.aspect_N.tolist() == [1.0] * 30
+
+
+def test_the_aspect_of_each_image_is_kept_beside_it(tmp_path: Path) -> None:
+    row, generator = TASKS["demo/digits"], np.random.default_rng(0)
+    sides = {s: generator.integers(4, 40, (n, 2)).tolist() for s, n in zip(SPLITS, (800, 200, 797), strict=True)}
+    splits = {
+        split: [Example(key=f"{split}{i}", label=i % 10, image=png("L", *side)) for i, side in enumerate(sides[split])]
+        for split in SPLITS
+    }
+    write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
+    loaded = load_split(str(tmp_path), row.name, "trainval", 0.1, 8)
+    by_key = {f"{split}{i}": side for split in SPLITS for i, side in enumerate(sides[split])}
+    assert len(loaded.keys) == 100
+    assert loaded.aspect_N.tolist() == [by_key[key][0] / by_key[key][1] for key in loaded.keys]
+
+
+def test_the_fingerprint_of_a_split_says_which_images_it_is_and_how_they_were_made(data_root: str) -> None:
+    plain: tuple[Any, ...] = (data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "fixed")
+    changes = {1: "demo/shapes_loc", 2: "val", 3: 0.1, 4: 16, 6: "vpt", 7: "whole"}
+    others = [(*plain[:i], change, *plain[i + 1 :]) for i, change in changes.items()]
+    prints = [load_split(*arguments).fingerprint for arguments in (plain, *others, (*plain[:3], 1, *plain[4:]))]
+    assert len(set(prints)) == len(prints) == 8
+    assert load_split(*plain[:5]).fingerprint == prints[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA", "LA", "I;16"])
+@pytest.mark.parametrize("size", [(32, 32), (1, 1), (8, 8), (33, 50), (500, 20)], ids=str)
+def test_every_kind_of_image_becomes_a_square_of_three_channels(mode: str, size: tuple[int, int]) -> None:
+    image = decode(png(mode, *size), 32, "spt")
+    assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
+
+
+def test_decoding_keeps_the_centre_of_the_short_side() -> None:
+    # Red, green and blue squares side by side: what remains is green, whichever way they lie.
+    pixels = np.zeros((40, 120, 3), np.uint8)
+    for i in range(3):
+        pixels[:, 40 * i : 40 * (i + 1), i] = 255
+    for lying in (pixels, pixels.transpose(1, 0, 2)):
+        buffer = io.BytesIO()
+        Image.fromarray(lying).save(buffer, "PNG")
+        image = decode(buffer.getvalue(), 32, "spt")
+        assert image[:, 4:28, 4:28].reshape(3, -1).T.tolist() == [[0, 255, 0]] * 576
+
+
+@pytest.mark.parametrize("wrong", SPLITS)
+def test_a_card_tells_where_its_counts_are_not_the_catalogs(wrong: str, tmp_path: Path) -> None:
+    expected = {"train": 800, "val": 200, "test": 797}
+    counts = expected | {wrong: expected[wrong] - 1}
+    splits = {s: [Example(key=f"{s}{i}", label=0, image=b"") for i in range(n)] for s, n in counts.items()}
+    card = write_task(str(tmp_path), "demo/digits", splits, source="here", class_names=[], protocol="drawn")
+    assert card.counts == counts
+    assert card.differs == [f"{wrong} has {counts[wrong]} of {expected[wrong]} images"]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow beyond a thousand bytes: a disk that fills up in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
+    place = tmp_path / "deep" / "er" / "file"
+    write_bytes(place, b"old")
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        write_bytes(place, bytes(5000))
+    assert read_bytes(place) == b"old"
+    assert [file.name for file in place.parent.iterdir()] == ["file"], "and nothing half-written beside them"
+    write_bytes(place, b"new")
+    assert read_bytes(place) == b"new"
+
+
+def test_a_task_whose_writing_fails_is_not_present_and_can_be_written_again(tmp_path: Path, data_root: str) -> None:
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        render(str(tmp_path), "demo/digits")
+    assert read_bytes(tmp_path / "demo/digits/card.json") is None
+    assert read_card(str(tmp_path), "demo/digits") == read_card(data_root, "demo/digits")
+
+
+def test_a_place_is_a_path_or_a_uri_and_one_without_a_file_holds_nothing(tmp_path: Path) -> None:
+    for missing in ("file", "no/such/folder/file"):
+        assert read_bytes(tmp_path / missing) is None
+        assert load_state(f"file://{tmp_path}/{missing}") is None
+    write_bytes(f"file://{tmp_path}/a/b", b"bytes")
+    assert read_bytes(str(tmp_path / "a/b")) == b"bytes"
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    noise = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    values = torch.tensor([0.1, -0.0, torch.inf, torch.nan, 1e-45, 3e38])
+    tensors = {"noise": noise, "values": values, "double": noise.double() / 3, "empty": torch.zeros(0, 0, 96)}
+    state = {"tensors": tensors, "epochs": [{"epoch": 1, "loss": 0.1 + 0.2}], "config": "0123456789ab", "none": None}
+    save_state(tmp_path / "state.pt", state)
+    loaded = load_state(tmp_path / "state.pt")
+    assert loaded is not None and loaded.keys() == state.keys()
+    assert {k: v for k, v in loaded.items() if k != "tensors"} == {k: v for k, v in state.items() if k != "tensors"}
+    for name, tensor in tensors.items():
+        back = loaded["tensors"][name]
+        assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
+        assert back.numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_a_state_that_holds_other_objects_is_not_loaded(tmp_path: Path) -> None:
+    save_state(tmp_path / "state.pt", {"reader": io.BytesIO()})
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_state(tmp_path / "state.pt")

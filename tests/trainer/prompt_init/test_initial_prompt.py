@@ -1,0 +1,319 @@
+"""The bank of prototypes: what makes two sets the same, whose images they are of, and that each is built once.
+
+Shapes: M images, B batch, L prompted layers, N patch tokens, P prompt_length, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.data.split import Split, load_split
+from trainer.data.subsets import nested_subset
+from trainer.data.transforms import View
+from trainer.model.backbone import Backbone, load_backbone
+from trainer.prompt_init.initial_prompt import FirstPrompt, first_prompt, token_stream
+from trainer.prompt_init.strategies import build_prototypes
+
+Configs = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def digits(data_root: str) -> Split:
+    """The 40 digits that the small configs learn from."""
+    return load_split(data_root, "demo/digits", "train", 0.05, 32)
+
+
+@pytest.fixture
+def build(backbone: Backbone, digits: Split, data_root: str, tmp_path: Path) -> Callable[..., FirstPrompt]:
+    """The first prompt of a config from the bank in `tmp_path/bank`, with the bundled network, of 40 digits."""
+
+    def build(config: TrainConfig, network: Backbone = backbone, images: Split = digits) -> FirstPrompt:
+        return first_prompt(config, network, images, data_root=data_root, bank=str(tmp_path / "bank"))
+
+    return build
+
+
+def files_of(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "bank").rglob("*"))
+
+
+def mean_tokens(backbone: Backbone, images_MCHW: Tensor) -> Tensor:
+    """The mean of all patch tokens of the images, layer by layer ``[L, D]``: k-means with one centre."""
+    return torch.stack([tokens_MND.flatten(0, 1).mean(dim=0) for tokens_MND in backbone.patch_tokens(images_MCHW)])
+
+
+MARK, SECONDS = 7.0, 123.456
+"""What the tests put into a built set, to know it again."""
+
+
+def mark(file: Path) -> None:
+    """Give a built set other values and another duration; the rest of what is noted in it stays."""
+    with safe_open(file, "pt") as opened:
+        notes = opened.metadata()
+    marked = torch.full_like(load_file(file)["prompt"], MARK)
+    save_file({"prompt": marked}, file, metadata=notes | {"seconds": repr(SECONDS)})
+
+
+@pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
+def test_a_set_is_built_once_and_then_read(
+    prompt_init: str, tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+) -> None:
+    config = tiny(prompt_init=prompt_init)
+    built = build(config)
+    (file,) = files_of(tmp_path)
+    content = file.read_bytes()
+    read = build(config)
+    assert torch.equal(read.prompt_LPD, built.prompt_LPD) and read.prompt_LPD.shape == (5, 3, 96)
+    # The seconds are those of the build, to the last bit, whoever reads them.
+    assert read.seconds == built.seconds > 0
+    assert (files_of(tmp_path), file.read_bytes()) == ([file], content)
+    # Whoever asks again gets what the file holds: nothing is computed.
+    mark(file)
+    again = build(config)
+    assert again.prompt_LPD.eq(MARK).all() and again.seconds == SECONDS
+
+
+@pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
+def test_without_a_bank_the_values_are_the_same(
+    prompt_init: str,
+    tiny: Configs,
+    build: Callable[..., FirstPrompt],
+    backbone: Backbone,
+    digits: Split,
+    data_root: str,
+    tmp_path: Path,
+) -> None:
+    config = tiny(prompt_init=prompt_init)
+    alone = first_prompt(config, backbone, digits, data_root=data_root, bank=None)
+    assert files_of(tmp_path) == [] and alone.seconds > 0
+    assert torch.equal(alone.prompt_LPD, build(config).prompt_LPD)
+
+
+def test_configs_that_differ_in_what_prototypes_are_not_made_of_share_a_set(
+    tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+) -> None:
+    plain = tiny()
+    first = build(plain)
+    mark(files_of(tmp_path)[0])
+    for changes in (
+        {"lr": 0.001, "weight_decay": 0.0, "head_weight_decay": 0.0, "optimizer": "sgd"},
+        {"epochs": 9, "warmup_epochs": 0, "batch_size": 4, "ema_decay": 0.9, "nmi": True},
+        {"drop_path": 0.1, "precision": "bf16", "image_size": 32},
+    ):
+        assert bool(build(dataclasses.replace(plain, **changes)).prompt_LPD.eq(MARK).all()), changes
+    assert len(files_of(tmp_path)) == 1 and not bool(first.prompt_LPD.eq(MARK).any())
+
+
+def test_any_change_of_the_content_is_another_set(
+    tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, data_root: str, tmp_path: Path
+) -> None:
+    plain = tiny()
+    build(plain)
+    other_network = Backbone(backbone.vit, readout=backbone.readout, sha256="0" * 64)
+    imagenet = load_backbone.__wrapped__("vit_nano_patch4_32.mae", normalize="imagenet")
+    half = load_split(data_root, "demo/digits", "train", 0.025, 32)
+    squashed = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "vpt")
+    val = load_split(data_root, "demo/digits", "val", 0.05, 32)
+    other_task = load_split(data_root, "demo/shapes_ori", "train", 0.05, 32)
+    others: dict[str, Callable[[], FirstPrompt]] = {
+        "seed": lambda: build(tiny(seed=43)),
+        "length": lambda: build(tiny(prompt_length=4)),
+        "strategy": lambda: build(tiny(prompt_init="random")),
+        "share of images": lambda: build(tiny(init_images=0.5)),
+        "number of images": lambda: build(tiny(init_images=40)),
+        "one image, which is not the share 1.0": lambda: build(tiny(init_images=1)),
+        "another task's images": lambda: build(tiny(init_task="demo/shapes_loc", init_images=20)),
+        "depth": lambda: build(tiny("spt_shallow", prompt_init="kmeans")),
+        "the network's weights": lambda: build(plain, other_network),
+        "normalisation": lambda: build(tiny(normalize="imagenet"), imagenet),
+        "fewer images": lambda: build(plain, images=half),
+        "images squashed": lambda: build(plain, images=squashed),
+        "images of another split": lambda: build(plain, images=val),
+        "images of a task": lambda: build(plain, images=other_task),
+    }
+    for number, (what, make) in enumerate(others.items(), start=2):
+        make()
+        assert len(files_of(tmp_path)) == number, what
+
+
+def test_methods_that_have_no_prototypes_leave_the_bank_alone(
+    tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+) -> None:
+    for method, shape in (
+        ("vpt_deep", (5, 3, 96)),
+        ("vpt_shallow", (1, 3, 96)),
+        ("linear", (0, 0, 96)),
+        ("full", (0, 0, 96)),
+    ):
+        first = build(tiny(method))
+        assert (first.prompt_LPD.shape, first.seconds) == (shape, 0.0)
+    assert not (tmp_path / "bank").exists()
+
+
+@pytest.mark.parametrize(("method", "num_layers"), [("spt_deep", 5), ("spt_shallow", 1)])
+def test_prototypes_are_made_for_the_layers_that_have_prompts(
+    method: str, num_layers: int, tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split
+) -> None:
+    first = build(tiny(method, prompt_length=1))
+    expected_LD = mean_tokens(backbone, digits.all_images())[:num_layers]
+    torch.testing.assert_close(first.prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("init_images", [1.0, 0.5, 0.01, 1, 7, 10, 39, 40, 10_000], ids=repr)
+def test_prototypes_are_made_of_just_the_nested_subset_that_is_asked_for(
+    init_images: float | int, tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split
+) -> None:
+    most = min(init_images, 40) if isinstance(init_images, int) else init_images
+    rows = torch.from_numpy(nested_subset(digits.labels_N.numpy(), most))
+    config = tiny(prompt_length=1, init_images=init_images)
+    stream = token_stream(config, backbone, digits, 5, init_images)
+    assert torch.equal(stream.images_of(torch.arange(stream.num_images)), digits.all_images()[rows])
+    expected_LD = mean_tokens(backbone, digits.all_images()[rows])
+    torch.testing.assert_close(build(config).prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("eval_split", "split"), [("val", "train"), ("test", "trainval")])
+@pytest.mark.parametrize("init_images", [1.0, 20])
+def test_an_init_task_lends_all_its_training_images_whatever_the_train_size(
+    init_images: float | int,
+    eval_split: str,
+    split: str,
+    tiny: Configs,
+    build: Callable[..., FirstPrompt],
+    backbone: Backbone,
+    digits: Split,
+    data_root: str,
+    tmp_path: Path,
+) -> None:
+    own_config = tiny(prompt_init="random", init_images=init_images, eval_split=eval_split)
+    config = dataclasses.replace(own_config, init_task="demo/shapes_loc")
+    other = load_split(data_root, "demo/shapes_loc", split, 1.0, 32)
+    lent = first_prompt(config, backbone, digits, data_root=data_root, bank=None)
+    own = first_prompt(own_config, backbone, other, data_root=data_root, bank=None)
+    assert torch.equal(lent.prompt_LPD, own.prompt_LPD)
+    # The same images for the same purpose: one set, whichever task asks for it.
+    build(config)
+    build(own_config, images=other)
+    assert len(files_of(tmp_path)) == 1
+
+
+def test_prototypes_of_an_init_task_are_of_its_images_and_not_of_the_tasks_own(
+    tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split, data_root: str
+) -> None:
+    other = load_split(data_root, "demo/shapes_loc", "train", 1.0, 32)
+    rows = torch.from_numpy(nested_subset(other.labels_N.numpy(), 20))
+    first = build(tiny(prompt_length=1, init_task="demo/shapes_loc", init_images=20))
+    expected_LD = mean_tokens(backbone, other.all_images()[rows])
+    torch.testing.assert_close(first.prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
+    assert float((first.prompt_LPD[:, 0] - mean_tokens(backbone, digits.all_images())).abs().max()) > 0.1
+
+
+def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_seed(
+    tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, data_root: str
+) -> None:
+    whole = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "whole")
+    assert whole.all_images().shape == (40, 3, 48, 48)
+    crops, again, others = (
+        token_stream(tiny(seed=seed), backbone, whole, 5, 1.0).images_of(torch.arange(40)) for seed in (1, 1, 2)
+    )
+    assert crops.shape == (40, 3, 32, 32) and crops.dtype == torch.uint8
+    assert torch.equal(crops, again) and not torch.equal(crops, others)
+    config = tiny(prompt_length=1, seed=1)
+    expected_LD = mean_tokens(backbone, crops)
+    torch.testing.assert_close(build(config, images=whole).prompt_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("view", ["fixed", "whole"])
+def test_prototypes_are_the_same_where_memory_is_short(
+    view: View, tiny: Configs, backbone: Backbone, data_root: str
+) -> None:
+    config = tiny()
+    images = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", view)
+
+    def prototypes(at_once: int) -> Tensor:
+        """Those of a machine that has room for so many images."""
+        stream = token_stream(config, backbone, images, 5, 1.0)
+
+        def images_of(rows_B: Tensor) -> Tensor:
+            found_BCHW = stream.images_of(rows_B)
+            if len(rows_B) > at_once:
+                raise torch.OutOfMemoryError("no room")
+            return found_BCHW
+
+        with_less = dataclasses.replace(stream, images_of=images_of)
+        return build_prototypes(with_less, prompt_init="mean_pool", prompt_length=3, seed=0)
+
+    torch.testing.assert_close(prototypes(5), prototypes(64), rtol=1e-5, atol=1e-5)
+
+
+def test_more_prompts_than_the_images_have_tokens_are_refused_and_nothing_is_kept(
+    tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+) -> None:
+    for prompt_init, said in (
+        ("random", "prompt_length=65 exceeds the 64 tokens of the images; use more images."),
+        ("kmeans", "kmeans needs as many tokens as clusters, got 64 for 65."),
+    ):
+        with pytest.raises(ValueError, match="65") as caught:
+            build(tiny(prompt_init=prompt_init, prompt_length=65, init_images=1))
+        assert str(caught.value) == said
+    assert files_of(tmp_path) == []
+
+
+def test_a_bank_that_cannot_be_written_is_an_error(
+    tiny: Configs, backbone: Backbone, digits: Split, data_root: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bank").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="bank"):
+        first_prompt(tiny(), backbone, digits, data_root=data_root, bank=str(tmp_path / "bank"))
+    assert (tmp_path / "bank").read_text() == "a file where a folder should be"
+
+
+RACE = """
+import hashlib, sys, time
+from pathlib import Path
+import torch
+from trainer.backbone import load_backbone
+from trainer.bank import first_prompt
+from trainer.config import TrainConfig
+from trainer.data.load import load_split
+
+torch.set_num_threads(1)
+data_root, bank, meeting, name = sys.argv[1:]
+backbone, images = load_backbone("vit_nano_patch4_32.mae"), load_split(data_root, "demo/digits", "train", 0.05, 32)
+# All tokens of the 40 images at the first layer: quick to build, a megabyte to write.
+values = {"task": "demo/digits", "method": "spt_shallow", "prompt_length": 2560, "prompt_init": "random"}
+(Path(meeting) / name).touch()
+while len(list(Path(meeting).iterdir())) < 2:
+    time.sleep(0.001)
+for seed in range(60):
+    config = TrainConfig.from_params(values | {"seed": seed})
+    first = first_prompt(config, backbone, images, data_root=data_root, bank=bank)
+    print(hashlib.sha256(first.prompt_LPD.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_two_processes_that_build_the_same_sets_at_once_leave_each_whole(data_root: str, tmp_path: Path) -> None:
+    load_split(data_root, "demo/digits", "train", 0.05, 32)  # the task is there before they start
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    command = [sys.executable, "-c", RACE, data_root, str(tmp_path / "bank"), str(meeting)]
+    processes = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in ("one", "two")]
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert len(set(said[0])) == 60 and said[0] == said[1]
+    files = files_of(tmp_path)
+    assert len(files) == 60 and {file.suffix for file in files} == {".safetensors"}
+    kept = [hashlib.sha256(load_file(file)["prompt"].numpy().tobytes()).hexdigest() for file in files]
+    assert sorted(kept) == sorted(said[0])

@@ -1,0 +1,238 @@
+"""Files are whole or absent: the same laws for a folder, a file:// URI and a bucket."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.services import S3Server, use_aws
+from trainer.data.task_store import (
+    SPLITS,
+    Card,
+    Example,
+    count_examples,
+    find_card,
+    read_card,
+    read_examples,
+    write_task,
+)
+from trainer.storage.files import (
+    delete_file,
+    delete_folder,
+    file_sizes,
+    list_folders,
+    open_place,
+    read_bytes,
+    write_bytes,
+)
+
+BUCKET = pytest.param("bucket", marks=pytest.mark.slow)
+OPTIONS = pytest.param("bucket with options", marks=pytest.mark.slow)
+every_kind = pytest.mark.parametrize("place", ["folder", "file", BUCKET, OPTIONS], indirect=True)
+by_name = pytest.mark.parametrize("place", ["folder", BUCKET, OPTIONS], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    if reason := S3Server.why_not():
+        pytest.skip(reason)
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place of its own in the bucket, with the keys to it."""
+    use_aws(monkeypatch, server.env)
+    return f"s3://{server.bucket}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    match request.param:
+        case "folder":
+            return str(tmp_path / "home")
+        case "file":
+            return f"file://{tmp_path}/home"
+        case "bucket with options":
+            return f"{request.getfixturevalue('bucket')}?region=eu-west-1&scheme=http"
+        case _:
+            return str(request.getfixturevalue("bucket"))
+
+
+@every_kind
+@pytest.mark.parametrize("size", [0, 1, 3_000_000, 12_000_000])
+def test_what_is_written_is_read_and_replaced_as_a_whole(place: str, size: int) -> None:
+    for data in (os.urandom(size), b"short", os.urandom(size)):
+        write_bytes(f"{place}/a/b", data)
+        assert read_bytes(f"{place}/a/b") == data
+        assert list(file_sizes(place).values()) == [len(data)], "and nothing lies beside it"
+
+
+@every_kind
+def test_where_nothing_is_there_is_nothing(place: str) -> None:
+    for name in ("file", "no/such/folder/file"):
+        assert read_bytes(f"{place}/{name}") is None
+        assert list_folders(f"{place}/{name}") == []
+        assert file_sizes(f"{place}/{name}") == {}
+        delete_file(f"{place}/{name}")
+        delete_folder(f"{place}/{name}")
+    write_bytes(f"{place}/file", b"1")
+    assert read_bytes(f"{place}/file/below") is None
+    assert read_bytes(f"{place}/fil") is None
+
+
+@every_kind
+def test_folders_are_listed_and_deleted_alone(place: str) -> None:
+    for name in ("one/deep/file", "one/file", "ones/file", "two/file", "file"):
+        write_bytes(f"{place}/{name}", name.encode())
+    assert list_folders(place) == ["one", "ones", "two"]
+    assert list_folders(f"{place}/one") == ["deep"]
+    sizes = {name.partition("/one/")[2]: size for name, size in file_sizes(f"{place}/one").items()}
+    assert sizes == {"deep/file": 13, "file": 8}
+    delete_folder(f"{place}/one")
+    assert list_folders(place) == ["ones", "two"]
+    delete_file(f"{place}/two/file")
+    assert read_bytes(f"{place}/two/file") is None
+    assert read_bytes(f"{place}/ones/file") == b"ones/file"
+    assert read_bytes(f"{place}/file") == b"file"
+
+
+@by_name
+@pytest.mark.parametrize("name", ["with space", "50%", "a%20b", "ä+=&#", "demo/task"])
+def test_names_are_taken_as_they_are(place: str, name: str) -> None:
+    write_bytes(f"{place}/{name}/file", b"1")
+    assert read_bytes(f"{place}/{name}/file") == b"1"
+    assert list_folders(place) == [name.partition("/")[0]]
+
+
+@every_kind
+def test_who_reads_while_a_file_is_replaced_sees_the_old_or_the_new(place: str) -> None:
+    contents = [bytes([byte]) * 300_000 for byte in range(4)]
+    write_bytes(f"{place}/file", contents[0])
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write_bytes, f"{place}/file", data) for data in contents * 4]
+        while not all(writer.done() for writer in writers):
+            assert read_bytes(f"{place}/file") in contents
+        for writer in writers:
+            writer.result()
+    assert list(file_sizes(place).values()) == [300_000]
+
+
+def split_of(name: str, count: int) -> Iterator[Example]:
+    """A split, made as it is taken."""
+    return (Example(key=f"{name}{i}", label=i % 2, image=b"image") for i in range(count))
+
+
+def examples(count: int) -> dict[str, Iterator[Example]]:
+    """A task's splits."""
+    return {name: split_of(name, count) for name in SPLITS}
+
+
+def breaking() -> Iterator[Example]:
+    """Examples of which the last cannot be made."""
+    yield from split_of("test", 3000)
+    raise ValueError("damaged archive")
+
+
+@every_kind
+def test_a_task_is_stored_whole_or_not_at_all(place: str) -> None:
+    task = "vtab/dtd"
+
+    def write(splits: dict[str, Iterator[Example]]) -> Card:
+        return write_task(place, task, splits, source="here", class_names=["a", "b"], protocol="drawn")
+
+    for left in (set(), {"card.json", *(f"{split}.parquet" for split in SPLITS)}):
+        with pytest.raises(ValueError, match="damaged archive"):
+            write(examples(10) | {"test": breaking()})
+        assert {name.rpartition("/")[2] for name in file_sizes(place)} == left
+        if not left:
+            assert find_card(place, task) is None
+            old = write(examples(5000))
+    assert read_card(place, task) == old, "the task that was there stays"
+    assert count_examples(place, task, "val") == 5000
+    assert [example.key for example in read_examples(place, task, "val", start=4990)] == [
+        f"val{i}" for i in range(4990, 5000)
+    ]
+    new = write(examples(7))
+    assert read_card(place, task) == new != old
+    assert count_examples(place, task, "val") == 7
+
+
+@every_kind
+def test_a_damaged_card_does_not_keep_its_task_from_being_stored_again(place: str) -> None:
+    write_bytes(f"{place}/vtab/dtd/card.json", b"{")
+    card = write_task(place, "vtab/dtd", examples(7), source="here", class_names=["a", "b"], protocol="drawn")
+    assert find_card(place, "vtab/dtd") == card
+
+
+def test_an_error_of_this_machine_keeps_its_number(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError) as caught:
+        write_bytes(tmp_path / "file" / "below", b"1")
+    assert caught.value.errno in {errno.ENOTDIR, errno.EEXIST}
+    if Path("/dev/full").exists():
+        filesystem, _ = open_place("/dev/full")
+        with pytest.raises(OSError) as caught, filesystem.open_append_stream("/dev/full") as stream:
+            stream.write(b"1")
+        assert caught.value.errno == errno.ENOSPC, "a trial waits for space by this number"
+
+
+def requests(server: S3Server) -> list[str]:
+    """The methods of all requests so far."""
+    return re.findall(r'"(?:\x1b\[\d+m)*(GET|HEAD|PUT|POST|DELETE) /', server.log)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_one_request_to_write_and_two_to_read(server: S3Server, bucket: str) -> None:
+    before = len(requests(server))
+    write_bytes(f"{bucket}/a/b/checkpoint.pt", bytes(2_000_000))
+    assert requests(server)[before:] == ["PUT"]
+    read_bytes(f"{bucket}/a/b/checkpoint.pt")
+    assert requests(server)[before + 1 :] == ["HEAD", "GET"]
+    assert open_place(f"{bucket}/a")[0] is open_place(f"{bucket}/b")[0]
+
+
+FORK = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from trainer.storage import read_bytes, write_bytes
+place = sys.argv[1]
+write_bytes(f"{place}/file", b"1")
+children = []
+for i in range(3):
+    if (child := os.fork()) == 0:
+        write_bytes(f"{place}/{i}", b"1")
+        os._exit(0 if read_bytes(f"{place}/file") == b"1" else 1)
+    children.append(child)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_open_is_opened_anew_in_a_process_that_was_forked(bucket: str) -> None:
+    subprocess.run([sys.executable, "-c", FORK, bucket], check=True, timeout=60)
+    assert len(file_sizes(bucket)) == 4
+
+
+@pytest.mark.slow
+def test_a_bucket_that_hangs_for_20_s_is_waited_for(server: S3Server, bucket: str) -> None:
+    write_bytes(f"{bucket}/file", b"old")
+    for work in (lambda: write_bytes(f"{bucket}/file", b"new"), lambda: read_bytes(f"{bucket}/file")):
+        server.pause()
+        waker = threading.Timer(20, server.resume)
+        waker.start()
+        work()
+        waker.join()
+    assert read_bytes(f"{bucket}/file") == b"new"

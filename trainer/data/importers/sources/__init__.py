@@ -1,0 +1,1 @@
+"""Importers, one file a family of data sets."""

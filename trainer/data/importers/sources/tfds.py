@@ -1,0 +1,273 @@
+"""The 19 VTAB tasks from directories that `tensorflow_datasets` prepared: the published slices, record by record.
+
+A slice is of the order that TFDS gave a version of a data set: its shards in order, and in each its records.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.formats.tfrecord import Example, Place, offsets, opened, read_images, record_at, shard_names
+from trainer.data.importers.source import Listed, Listing, Source
+from trainer.data.importers.sources.vtab_arrays import dsprites_png
+from trainer.data.importers.sources.vtab_labels import (
+    CLASS_NAMES,
+    checked,
+    clevr_count_label,
+    clevr_distance_label,
+    dsprites_label,
+    kitti_label,
+    numbers,
+)
+
+INFO = "dataset_info.json"
+LABELS = "label.labels.txt"
+
+
+def _label(example: Example) -> int:
+    return example.one_int("label")
+
+
+def _num_objects(example: Example) -> int:
+    return clevr_count_label(len(example.ints("objects/size")))
+
+
+def _nearest_object(example: Example) -> int:
+    return clevr_distance_label(example.floats("objects/pixel_coords")[2::3])
+
+
+def _nearest_vehicle(example: Example) -> int:
+    types, locations = example.ints("objects/type"), example.floats("objects/location")
+    if len(locations) != 3 * len(types):
+        raise ImportRefused(f"{example.where} must have 3 coordinates of {len(types)} objects, got {len(locations)}.")
+    # TFDS numbers Car, Van and Truck before the others.
+    return kitti_label([distance for kind, distance in zip(types, locations[2::3], strict=True) if kind < 3])
+
+
+def _position(example: Example) -> int:
+    return dsprites_label(example.one_int("label_x_position"), 32)
+
+
+def _orientation(example: Example) -> int:
+    return dsprites_label(example.one_int("label_orientation"), 40)
+
+
+def _azimuth(example: Example) -> int:
+    return example.one_int("label_azimuth")
+
+
+def _elevation(example: Example) -> int:
+    return example.one_int("label_elevation")
+
+
+def _as_it_is(encoded: bytes, _: str) -> bytes:
+    return encoded
+
+
+def _black_and_white(encoded: bytes, key: str) -> bytes:
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            pixels = np.asarray(image.convert("L"))
+    except OSError as error:
+        raise ImportRefused(f"{key} of dsprites is no image: {error}. Prepare it again.") from error
+    return dsprites_png(pixels, f"{key} of dsprites")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Where a task's splits are in a data set that TFDS prepared."""
+
+    dataset: str
+    """Its name, and behind a `/` its config if it has some."""
+    version: str
+    num_classes: int
+    train: str
+    """A slice as TFDS writes it."""
+    val: str
+    test: str
+    label: Callable[[Example], int] = _label
+    image: Callable[[bytes, str], bytes] = _as_it_is
+    """What is stored of an encoded image; the second argument is its key."""
+
+    @property
+    def name(self) -> str:
+        """The data set without its config."""
+        return self.dataset.partition("/")[0]
+
+
+START, CLEVR_VAL = "train[:800]", "train[63000:63200]"
+SPRITES_VAL, SPRITES_TEST = "train[589824:590024]", "train[663552:]"
+RETINOPATHY = "diabetic_retinopathy_detection/btgraham-300"
+
+PREPARED: Mapping[str, Prepared] = {
+    "vtab/cifar100": Prepared("cifar100", "3.0.2", 100, START, "train[45000:45200]", "test"),
+    "vtab/caltech101": Prepared("caltech101", "3.0.1", 102, START, "train[2754:2954]", "test"),
+    "vtab/dtd": Prepared("dtd", "3.0.1", 47, START, "validation[:200]", "test"),
+    "vtab/oxford_flowers102": Prepared("oxford_flowers102", "2.1.1", 102, START, "validation[:200]", "test"),
+    "vtab/oxford_iiit_pet": Prepared("oxford_iiit_pet", "3.2.0", 37, START, "train[2944:3144]", "test"),
+    "vtab/svhn": Prepared("svhn_cropped", "3.0.0", 10, START, "train[65931:66131]", "test"),
+    "vtab/sun397": Prepared("sun397/tfds", "4.0.0", 397, START, "validation[:200]", "test"),
+    "vtab/patch_camelyon": Prepared("patch_camelyon", "2.0.0", 2, START, "validation[:200]", "test"),
+    "vtab/eurosat": Prepared("eurosat/rgb", "2.0.0", 10, START, "train[16200:16400]", "train[21600:]"),
+    "vtab/resisc45": Prepared("resisc45", "3.0.0", 45, START, "train[18900:19100]", "train[25200:]"),
+    "vtab/diabetic_retinopathy": Prepared(RETINOPATHY, "3.0.0", 5, START, "validation[:200]", "test"),
+    "vtab/clevr_count": Prepared("clevr", "3.1.0", 8, START, CLEVR_VAL, "validation", _num_objects),
+    "vtab/clevr_dist": Prepared("clevr", "3.1.0", 6, START, CLEVR_VAL, "validation", _nearest_object),
+    "vtab/dmlab": Prepared("dmlab", "2.0.1", 6, START, "validation[:200]", "test"),
+    "vtab/kitti": Prepared("kitti", "3.2.0", 4, START, "validation[:200]", "test", _nearest_vehicle),
+    "vtab/dsprites_loc": Prepared(
+        "dsprites", "2.0.0", 16, START, SPRITES_VAL, SPRITES_TEST, _position, _black_and_white
+    ),
+    "vtab/dsprites_ori": Prepared(
+        "dsprites", "2.0.0", 16, START, SPRITES_VAL, SPRITES_TEST, _orientation, _black_and_white
+    ),
+    "vtab/smallnorb_azi": Prepared("smallnorb", "2.0.0", 18, START, "test[:200]", "test[12150:]", _azimuth),
+    "vtab/smallnorb_ele": Prepared("smallnorb", "2.0.0", 9, START, "test[:200]", "test[12150:]", _elevation),
+}
+LICENCES = {"clevr": "CC BY 4.0", "dsprites": "Apache-2.0", "kitti": "CC BY-NC-SA 3.0", "patch_camelyon": "CC0"}
+
+
+def list_prepared(tree: Tree, task: str, prepared: Prepared) -> Listing:
+    """A task's three slices; an image is named by its TFDS split and its number there.
+
+    Raises:
+        ImportRefused: if the data set is not there in that version, or is not whole.
+    """
+    directory = _directory(tree, prepared)
+    class_names = _class_names(tree, task, prepared, directory)
+    records: list[Listed] = []
+    places: list[Place] = []
+    for part, text in (("train", prepared.train), ("val", prepared.val), ("test", prepared.test)):
+        for key, place, example in _slice(tree, prepared, directory, text):
+            label = checked(prepared.label(example), class_names, f"{key} of {prepared.dataset}")
+            records.append(Listed(key, label, part, len(places)))
+            places.append(place)
+
+    def read(wanted: Sequence[Listed]) -> Iterator[bytes]:
+        images = read_images(tree, [places[int(record.place)] for record in wanted])
+        return (prepared.image(image, record.key) for record, image in zip(wanted, images, strict=True))
+
+    return Listing(records=records, class_names=class_names, read=read)
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """What TFDS wrote of one version."""
+
+    folder: str
+    """What the names of its files start with."""
+    dataset: str
+    version: str
+    shard_lengths: Mapping[str, list[int]]
+    """How many records each shard of a split has."""
+
+
+def _directory(tree: Tree, prepared: Prepared) -> _Directory:
+    directories = [_read_info(tree, folder, prepared) for folder in _folders(tree, prepared.name)]
+    there = [f"{directory.dataset}:{directory.version}" for directory in directories]
+    wanted = f"{prepared.dataset}:{prepared.version}"
+    if there.count(wanted) != 1:
+        raise ImportRefused(
+            f"{tree.path} must hold {wanted} once, whose order the published split is of; it holds "
+            f"{', '.join(there) or 'none'}. Prepare it with tfds.load({wanted!r}), in an older tensorflow_datasets if "
+            "yours has no such version; of several, name one folder."
+        )
+    return directories[there.index(wanted)]
+
+
+def _folders(tree: Tree, name: str) -> list[str]:
+    """The folders with a dataset_info.json and files of a data set."""
+    folders = [info.removesuffix(INFO) for info in tree.find(INFO)]
+    return [folder for folder in folders if any(file.startswith(f"{folder}{name}-") for file in tree.names)]
+
+
+def _read_info(tree: Tree, folder: str, prepared: Prepared) -> _Directory:
+    name = f"{folder}{INFO}"
+    try:
+        info = json.loads(tree.read(name))
+        whole = [split for split in info["splits"] if "shardLengths" in split]
+        lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in whole}
+        # An older TFDS names the config in the path only: name/config/version.
+        above = (tree.path.resolve() / folder).parent.name
+        config = info.get("configName") or (above if above != prepared.name else "")
+        dataset = f"{prepared.name}/{config}" if "/" in prepared.dataset else prepared.name
+        return _Directory(folder, dataset, str(info["version"]), lengths)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ImportRefused):
+            raise
+        raise ImportRefused(f"{tree.path}/{name} is not what TFDS writes: {error!r}. Prepare it again.") from error
+
+
+def _class_names(tree: Tree, task: str, prepared: Prepared, directory: _Directory) -> list[str]:
+    if task in CLASS_NAMES:
+        return list(CLASS_NAMES[task])
+    if (file := f"{directory.folder}{LABELS}") not in tree.names:
+        return list(numbers(prepared.num_classes))
+    names = tree.read(file).decode().splitlines()
+    if len(names) != prepared.num_classes:
+        raise ImportRefused(f"{tree.path}/{file} must name {prepared.num_classes} classes, got {len(names)}.")
+    return names
+
+
+def _slice(tree: Tree, prepared: Prepared, directory: _Directory, text: str) -> Iterator[tuple[str, Place, Example]]:
+    """The key, place and features of each record of a slice; shards outside it are not opened."""
+    shape = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
+    assert shape, f"{text} is no slice"
+    split = shape[1]
+    if split not in directory.shard_lengths:
+        raise ImportRefused(
+            f"{prepared.dataset} must have a split {split}; it has {', '.join(directory.shard_lengths)}."
+        )
+    lengths = directory.shard_lengths[split]
+    total = sum(lengths)
+    start, stop = int(shape[2] or 0), int(shape[3] or total)
+    if not start < stop <= total:
+        raise ImportRefused(f"{prepared.dataset} must have the records {text}; its split {split} has {total}.")
+    firsts = itertools.accumulate([0, *lengths[:-1]])
+    shards = zip(_shards(tree, prepared, directory, split), firsts, lengths, strict=True)
+    touched = [(name, first, length) for name, first, length in shards if first < stop and first + length > start]
+    for (name, first, length), file in zip(touched, opened(tree, [name for name, *_ in touched]), strict=True):
+        starts = list(offsets(file, name))
+        if len(starts) != length:
+            raise ImportRefused(f"{name} must have {length} records, as {INFO} says; it has {len(starts)}.")
+        for index in range(max(start, first), min(stop, first + length)):
+            offset = starts[index - first]
+            yield f"{split}-{index:06d}", (name, offset), record_at(file, name, offset)
+
+
+def _shards(tree: Tree, prepared: Prepared, directory: _Directory, split: str) -> list[str]:
+    prefix = f"{directory.folder}{prepared.name}-{split}."
+    formats = {name.removeprefix(prefix).partition("-")[0] for name in tree.names if name.startswith(prefix)}
+    if formats and "tfrecord" not in formats:
+        raise ImportRefused(
+            f"{prefix}{formats.pop()}-... is no TFRecord. Prepare the data set with "
+            f"tfds.builder('{prepared.dataset}:{prepared.version}').download_and_prepare(file_format='tfrecord')."
+        )
+    return shard_names(tree, f"{prefix}tfrecord", len(directory.shard_lengths[split]))
+
+
+def _source(name: str, tasks: tuple[str, ...]) -> Source:
+    first = PREPARED[tasks[0]]
+    return Source(
+        form="tfds",
+        tasks=tasks,
+        recognise=lambda tree: bool(_folders(tree, name)),
+        listing=lambda tree, task: list_prepared(tree, task, PREPARED[task]),
+        where=f"tfds.load('{first.dataset}:{first.version}') of the package tensorflow_datasets",
+        licence=LICENCES.get(name),
+    )
+
+
+SOURCES: tuple[Source, ...] = tuple(
+    _source(name, tuple(task for task, prepared in PREPARED.items() if prepared.name == name))
+    for name in dict.fromkeys(prepared.name for prepared in PREPARED.values())
+)

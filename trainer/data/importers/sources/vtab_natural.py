@@ -1,0 +1,194 @@
+"""The natural tasks of VTAB in the forms that their makers publish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.formats.array_images import Row, numbered, png_rows
+from trainer.data.importers.formats.class_folders import class_images, class_listing
+from trainer.data.importers.formats.mat import mat_arrays, mat_shape
+from trainer.data.importers.formats.split_lists import THREE_PARTS, TWO_PARTS, check_present, label_of, lines
+from trainer.data.importers.source import Listed, Listing, Source, files
+from trainer.data.importers.sources import cifar100, sun397
+
+CALTECH101 = "*_ObjectCategories"
+CALTECH101_WITHIN = "101_ObjectCategories.tar.gz"
+DTD_LISTS = {part: f"labels/{part}1.txt" for part in ("train", "val", "test")}
+FLOWERS_IDS = {"train": "trnid", "val": "valid", "test": "tstid"}
+FLOWERS_CLASSES = 102
+PET_LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"}
+PET_CLASSES = 37
+
+
+def _has_caltech101(tree: Tree) -> bool:
+    return bool(class_images(tree, CALTECH101) or tree.find(CALTECH101_WITHIN))
+
+
+def _caltech101(tree: Tree, task: str) -> Listing:
+    return class_listing(
+        tree, CALTECH101, otherwise=f"If {CALTECH101_WITHIN} is in a zip file, unpack the zip file first."
+    )
+
+
+def _has_dtd(tree: Tree) -> bool:
+    return all(tree.find(name) for name in DTD_LISTS.values())
+
+
+def _dtd(tree: Tree, task: str) -> Listing:
+    """Fold 1 of ten, as in TFDS."""
+    root = tree.one(DTD_LISTS["train"]).removesuffix(DTD_LISTS["train"])
+    part_of = [(key, part) for part, name in DTD_LISTS.items() for key in lines(tree, root + name)]
+    classes = sorted({key.partition("/")[0] for key, _ in part_of})
+    label = {name: i for i, name in enumerate(classes)}
+    records = [Listed(key, label[key.partition("/")[0]], part, f"{root}images/{key}") for key, part in part_of]
+    check_present(tree, records, f"{root}labels")
+    return Listing(records=records, class_names=classes, read=files(tree), draw=THREE_PARTS)
+
+
+def _has_flowers(tree: Tree) -> bool:
+    return bool(tree.find("imagelabels.mat") and tree.find("setid.mat"))
+
+
+def _flowers(tree: Tree, task: str) -> Listing:
+    """The classes have the numbers that their makers gave them, for names."""
+    folders = {name.rpartition("/")[0] for name in tree.find("jpg/image_*.jpg")}
+    if len(folders) != 1:
+        raise ImportRefused(
+            f"{tree.path} must hold one folder jpg, it has {len(folders)}. Put 102flowers.tgz there, whole or unpacked."
+        )
+    folder = folders.pop()
+    labels = mat_arrays(tree, tree.one("imagelabels.mat"), "labels")[0].ravel().astype(int).tolist()
+    ids = mat_arrays(tree, tree.one("setid.mat"), *FLOWERS_IDS.values())
+    records = []
+    for part, numbers in zip(FLOWERS_IDS, ids, strict=True):
+        for number in numbers.ravel().astype(int).tolist():
+            key = f"image_{number:05d}.jpg"
+            if not 1 <= number <= len(labels):
+                raise ImportRefused(
+                    f"{tree.path}: imagelabels.mat must have a label for {key}, which setid.mat names; it has "
+                    f"{len(labels)} labels. Download both again."
+                )
+            records.append(Listed(key, label_of(key, labels[number - 1], 1, FLOWERS_CLASSES), part, f"{folder}/{key}"))
+    check_present(tree, records, "setid.mat")
+    names = [str(i + 1) for i in range(FLOWERS_CLASSES)]
+    return Listing(records=records, class_names=names, read=files(tree), draw=THREE_PARTS)
+
+
+def _has_pet(tree: Tree) -> bool:
+    return all(tree.find(name) for name in PET_LISTS.values())
+
+
+def _pet(tree: Tree, task: str) -> Listing:
+    """A line is `Abyssinian_100 1 1 1`: image, breed, species, breed within the species."""
+    root = tree.one(PET_LISTS["train"]).removesuffix(PET_LISTS["train"])
+    records = []
+    names: dict[int, str] = {}
+    for part, name in PET_LISTS.items():
+        for line in lines(tree, root + name):
+            image, *numbers = line.split()
+            label = label_of(image, numbers[0] if numbers else "nothing", 1, PET_CLASSES)
+            breed = image.rpartition("_")[0]
+            if names.setdefault(label, breed) != breed:
+                raise ImportRefused(
+                    f"{tree.path}: {name} must give each breed a number of its own; {image} has {label + 1}, the "
+                    f"number of {names[label]}. Download annotations.tar.gz again."
+                )
+            records.append(Listed(f"{image}.jpg", label, part, f"{root}images/{image}.jpg"))
+    if missing := [str(i + 1) for i in range(max(names, default=0)) if i not in names]:
+        raise ImportRefused(
+            f"{tree.path}: the lists in {root}annotations must name an image of each breed; there is none of breed "
+            f"{', '.join(missing)}. Download annotations.tar.gz again."
+        )
+    check_present(tree, records, f"{root}annotations")
+    class_names = [names[i] for i in range(len(names))]
+    return Listing(records=records, class_names=class_names, read=files(tree), draw=TWO_PARTS)
+
+
+def _has_svhn(tree: Tree) -> bool:
+    return bool(tree.find("train_32x32.mat") and tree.find("test_32x32.mat"))
+
+
+def _svhn(tree: Tree, task: str) -> Listing:
+    """X is ``[H, W, 3, N]``, and y calls the digit zero 10."""
+
+    @contextmanager
+    def open_part(part: str, folder: Path) -> Iterator[Row]:
+        name = tree.one(f"{part}_32x32.mat")
+        (images,) = mat_arrays(tree, name, "X")
+        if images.dtype != np.uint8:
+            raise ImportRefused(
+                f"{tree.path}: X of {name} must hold bytes, it holds {images.dtype}. Download it again."
+            )
+        yield lambda i: images[:, :, :, i]
+
+    records = []
+    for part in ("train", "test"):
+        name = tree.one(f"{part}_32x32.mat")
+        labels = mat_arrays(tree, name, "y")[0].ravel()
+        if mat_shape(tree, name, "X") != (32, 32, 3, len(labels)):
+            raise ImportRefused(
+                f"{tree.path}: X of {name} must be 32 x 32 x 3 x {len(labels)}, as y has {len(labels)} labels; it is "
+                f"{' x '.join(map(str, mat_shape(tree, name, 'X')))}. Download it again."
+            )
+        records += [
+            Listed(row.key, (row.label + 1) % 10, part, row.place) for row in numbered(part, labels, 10, first=1)
+        ]
+    return Listing(records=records, class_names=list("0123456789"), read=png_rows(open_part), draw=TWO_PARTS)
+
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        form="official",
+        tasks=("vtab/cifar100",),
+        recognise=cifar100.recognise,
+        listing=cifar100.listing,
+        where="the CIFAR page of Alex Krizhevsky: cifar-100-binary.tar.gz or cifar-100-python.tar.gz",
+    ),
+    Source(
+        form="official",
+        tasks=("vtab/caltech101",),
+        recognise=_has_caltech101,
+        listing=_caltech101,
+        where="Caltech's data repository: caltech-101.zip, and in it 101_ObjectCategories.tar.gz",
+    ),
+    Source(
+        form="official",
+        tasks=("vtab/dtd",),
+        recognise=_has_dtd,
+        listing=_dtd,
+        where="the Visual Geometry Group in Oxford: dtd-r1.0.1.tar.gz",
+    ),
+    Source(
+        form="official",
+        tasks=("vtab/oxford_flowers102",),
+        recognise=_has_flowers,
+        listing=_flowers,
+        where="the Visual Geometry Group in Oxford: 102flowers.tgz, imagelabels.mat, setid.mat",
+    ),
+    Source(
+        form="official",
+        tasks=("vtab/oxford_iiit_pet",),
+        recognise=_has_pet,
+        listing=_pet,
+        where="the Visual Geometry Group in Oxford: images.tar.gz, annotations.tar.gz",
+    ),
+    Source(
+        form="official",
+        tasks=("vtab/svhn",),
+        recognise=_has_svhn,
+        listing=_svhn,
+        where="the SVHN page at Stanford: train_32x32.mat, test_32x32.mat",
+    ),
+    Source(
+        form="official",
+        tasks=("vtab/sun397",),
+        recognise=sun397.recognise,
+        listing=sun397.listing,
+        where="the SUN page at Princeton: SUN397.tar.gz; TFDS's lists sun397_tfds_{tr,va,te}.txt beside it",
+    ),
+)

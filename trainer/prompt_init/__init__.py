@@ -1,0 +1,1 @@
+"""Initial values of prompts: prototypes (SPT) or uniform noise (VPT)."""

@@ -1,0 +1,111 @@
+"""The prompt's first value, and the bank that keeps prototypes: each set is built once and shared by all trials.
+
+A set's key is its content: network, images, strategy, length, seed.
+Shapes: L prompted layers, P prompt_length, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from trainer.catalog import METHODS, is_augmented
+from trainer.config import TrainConfig
+from trainer.data.split import Split, load_split
+from trainer.data.subsets import nested_subset
+from trainer.data.transforms import cut, random_crops
+from trainer.model.backbone import Backbone
+from trainer.model.prompted_vit import uniform_prompt
+from trainer.prompt_init.strategies import TokenStream, build_prototypes
+from trainer.storage.files import read_bytes, write_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPrompt:
+    """Where a prompt starts."""
+
+    prompt_LPD: Tensor
+    """On the CPU; ``[0, 0, D]`` for methods without prompts."""
+    seconds: float = 0.0
+    """What it cost to build, whoever built it."""
+
+
+def first_prompt(
+    config: TrainConfig, backbone: Backbone, learnt_from: Split, *, data_root: str, bank: str | None
+) -> FirstPrompt:
+    """The prompt's first value: prototypes of the training images (SPT), or uniform (VPT).
+
+    Args:
+        bank: folder (path or URI) of built sets; None builds anew.
+
+    Raises:
+        ValueError: if there are fewer tokens than prompts.
+        OSError: if the bank cannot be read or written.
+    """
+    num_layers = {"all": backbone.num_layers, "first": 1, "none": 0}[METHODS[config.method].prompted_layers]
+    if config.prompt_length is None:
+        return FirstPrompt(torch.zeros(0, 0, backbone.embed_dim))
+    if config.prompt_init == "uniform":
+        generator = torch.Generator().manual_seed(config.stream_seed("prompt"))
+        return FirstPrompt(
+            uniform_prompt(backbone, num_layers=num_layers, prompt_length=config.prompt_length, generator=generator)
+        )
+    images = learnt_from
+    if config.init_task is not None:
+        images = _images_of_another_task(config, data_root, str(learnt_from.labels_N.device))
+    content = {
+        "backbone": backbone.sha256,
+        "normalize": config.normalize,
+        "images": images.fingerprint,
+        "init_images": config.init_images,
+        "layers": num_layers,
+        "prompt_init": config.prompt_init,
+        "prompt_length": config.prompt_length,
+        "seed": config.seed,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    place = f"{bank}/{key}.safetensors"
+    if bank is not None and (data := read_bytes(place)) is not None:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return FirstPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
+    started = time.perf_counter()
+    prompt_LPD = build_prototypes(
+        token_stream(config, backbone, images, num_layers, config.init_images),
+        prompt_init=str(config.prompt_init),
+        prompt_length=config.prompt_length,
+        seed=config.stream_seed("prototypes"),
+    ).cpu()
+    seconds = time.perf_counter() - started
+    if bank is not None:
+        notes = {"seconds": repr(seconds), "content": json.dumps(content)}
+        write_bytes(place, save({"prompt": prompt_LPD.contiguous()}, metadata=notes))
+    return FirstPrompt(prompt_LPD, seconds)
+
+
+def token_stream(
+    config: TrainConfig, backbone: Backbone, images: Split, num_layers: int, size: float | int
+) -> TokenStream:
+    """The tokens of a share or number of the images (all, if there are fewer), seen as training sees them."""
+    most = min(size, len(images)) if isinstance(size, int) else size
+    rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), most))
+    generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
+    # Each image has its crop whatever batch it comes in: batches are cut smaller where memory is short.
+    crops_M5 = random_crops(images.aspect_N[rows_M], config.transform, generator) if images.view == "whole" else None
+
+    def images_of(rows_B: Tensor) -> Tensor:
+        chosen_BCHW = images.take(rows_M[rows_B])
+        return chosen_BCHW if crops_M5 is None else cut(chosen_BCHW, crops_M5[rows_B], config.pixels, config.transform)
+
+    return TokenStream(backbone=backbone, num_images=len(rows_M), images_of=images_of, num_layers=num_layers)
+
+
+def _images_of_another_task(config: TrainConfig, data_root: str, device: str) -> Split:
+    task = str(config.init_task)
+    view = "whole" if is_augmented(task) else "fixed"
+    return load_split(data_root, task, config.train_split, 1.0, config.pixels, device, config.transform, view)
