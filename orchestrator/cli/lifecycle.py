@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.cli.lookup import found
 from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
@@ -20,7 +21,6 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
-    found,
     missing,
 )
 from orchestrator.cli.run import run

@@ -8,16 +8,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import (
-    HomeOption,
-    SweepArgument,
-    SweepsArgument,
-    WhereOption,
-    console,
-    found,
-    opened,
-    together,
-)
+from orchestrator.cli.lookup import found, opened, together
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console
 from orchestrator.cli.trial_filter import chosen
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
@@ -40,7 +32,7 @@ def figures(
     """
     from orchestrator.figures.draw import figures_of, save
     from orchestrator.report.results_table import published_by_task
-    from orchestrator.study.advisor import importances
+    from orchestrator.study.importance import importances
 
     studies = together(home, sweeps, epochs=True)
     alone = len(studies) == 1  # then its own figures are the sweep's

@@ -11,15 +11,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.options import (
-    HomeOption,
-    SpecArgument,
-    WeightsOption,
-    console,
-    found,
-    missing,
-    place_for,
-)
+from orchestrator.cli.lookup import found
+from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, missing, place_for
 from orchestrator.environment.connections import open_record
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, found, together
+from orchestrator.cli.lookup import found, together
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from orchestrator.spec.resources import shown
+from orchestrator.redaction import shown
 from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ def status(
 
 def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
+    from orchestrator.report.failure_groups import grouped
     from orchestrator.study.study import open_studies
-    from orchestrator.sweep.retry_policy import grouped
 
     place, record, spec = found(home, sweep)
     studies = open_studies(spec, record, epochs=False)

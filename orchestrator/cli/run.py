@@ -13,9 +13,10 @@ import typer
 from orchestrator.cli.options import console, place_for
 from orchestrator.cli.results import print_report
 from orchestrator.doctor.checks import examine_machines, examine_services, refuse
-from orchestrator.environment.home import Home, Workplace
+from orchestrator.drivers.context import Workplace
+from orchestrator.environment.home import Home
 from orchestrator.errors import ServiceError, UserError
-from orchestrator.spec.resources import shown
+from orchestrator.redaction import shown
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import TrialResult
 

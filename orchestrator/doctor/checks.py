@@ -17,9 +17,9 @@ from orchestrator.environment.connections import record_server
 from orchestrator.environment.home import POSTGRESQL, Home
 from orchestrator.environment.provenance import code, versions
 from orchestrator.errors import ClusterError, ServiceError, UserError
-from orchestrator.spec.resources import shown
+from orchestrator.redaction import shown
 from orchestrator.spec.schema import SweepSpec, task_names
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 from trainer.storage.files import delete_file, read_bytes, write_bytes
 
 HERE = "this machine"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.signals import stop_on_signal
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.environment.home import Workplace
 from orchestrator.study.trial import Failure
 from orchestrator.sweep.sweep import Sweep
 

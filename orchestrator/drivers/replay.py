@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.spec.schema import Choice, FloatRange, IntRange, Space
+from orchestrator.spec.space import Choice, FloatRange, IntRange, Space
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, TrialResult
 from orchestrator.sweep.sweep import Sweep

@@ -22,13 +22,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from orchestrator.environment.home import Workplace
+from orchestrator.drivers.context import Workplace
 from orchestrator.environment.provenance import machine, software
 from orchestrator.study.selection import pack
 from orchestrator.study.trial import Cause, Epoch, Failure
 from trainer.config import TrainConfig
 from trainer.data.task_store import TaskMissing
-from trainer.model.execution import forget_used, used_gb
+from trainer.model.device_memory import forget_used, used_gb
 from trainer.plots.run_plots import draw
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train

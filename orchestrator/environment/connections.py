@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.environment.home import Home
 from orchestrator.errors import ServiceError
-from orchestrator.spec.resources import SECRETS, shown
+from orchestrator.redaction import SECRETS, shown
 from trainer.storage.files import StorageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import HomeError, UserError
-from orchestrator.spec.resources import SECRETS, Cluster, shown
+from orchestrator.redaction import SECRETS, shown
+from orchestrator.spec.resources import Cluster
 from trainer.storage.files import delete_file, list_folders, read_bytes, write_bytes
 
 DEFAULT_HOME = "sptune-home"
@@ -23,22 +24,6 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"fuse.glusterfs", "fuse.ceph", "fuse.cephfs"}
 )
 """File systems that several machines see, by the names the kernel has for them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Workplace:
-    """Where trials of a sweep run: the same for all of them, but for what each occupies."""
-
-    data_root: str
-    """The task store."""
-    trials: str
-    """Folder with a folder a trial."""
-    bank: str
-    """Folder of prototypes that trials share."""
-    weights: str | None
-    """A file, or a folder of files, in which backbones' weights are looked for first."""
-    cpus: int
-    gpus: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

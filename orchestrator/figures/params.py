@@ -27,14 +27,14 @@ from orchestrator.figures.style import (
     panels,
     study_title,
 )
-from orchestrator.spec.schema import Choice
+from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.spec.schema import Space
+    from orchestrator.spec.space import Space
     from orchestrator.study.study import Study
     from orchestrator.study.trial import TrialResult
 

@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report.blocks import Block, Cell, Grid, Lines, cells
+from orchestrator.report.comparison import FEWEST_TASKS, compare
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import stamp
 from orchestrator.report.results_table import NAMES, Board, BoardRow, Score, board_of
 from orchestrator.spec.labels import label, params_text, varying
-from orchestrator.study.selection import FEWEST_TASKS, compare, tied
+from orchestrator.study.selection import tied
 from orchestrator.study.study import Study
 from orchestrator.study.trial import TrialState
 

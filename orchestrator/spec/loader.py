@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 import search_spaces
 from orchestrator.errors import SpecError
 from orchestrator.spec.resources import Cluster, Differs, Resources, resource_problems
-from orchestrator.spec.schema import Asha, Budget, Final, FloatRange, Grid, Search, SweepSpec
+from orchestrator.spec.schema import Asha, Budget, Final, Grid, Search, SweepSpec
+from orchestrator.spec.space import FloatRange
 from orchestrator.spec.validation import config_problems, search_problems
 from trainer.validation import no_such, number_problem
 

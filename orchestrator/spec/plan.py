@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec.schema import Choice, Grid, Space, task_names
+from orchestrator.spec.schema import Grid, task_names
+from orchestrator.spec.space import Choice, Space
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 

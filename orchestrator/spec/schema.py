@@ -6,18 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from orchestrator.spec.fields import _Part
 from orchestrator.spec.resources import Cluster, Resources
+from orchestrator.spec.space import Dimension, Space
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
 from trainer.config import unused_fields
 from trainer.validation import no_such, number_problem
-
-
-def _number(value: object) -> object:
-    if problem := number_problem(value):
-        raise ValueError(problem)
-    return value
 
 
 def _in(table: Mapping[str, object], what: str) -> BeforeValidator:
@@ -59,87 +55,7 @@ def _train_size(value: object) -> object:
     return value
 
 
-def _listed(value: object) -> object:
-    return value if isinstance(value, list) else [value]
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_number)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Dimension(_Part):
-    when: dict[str, Annotated[list[str | int | float], BeforeValidator(_listed)]] = {}
-    """Other parameters' values for which this one is searched; without them it keeps its default."""
-
-    def is_active(self, params: Mapping[str, Any]) -> bool:
-        """Whether it is searched where the other parameters are these."""
-        return all(params.get(name) in values for name, values in self.when.items())
-
-
-class FloatRange(_Dimension):
-    """A real number between two ends."""
-
-    type: Literal["float"]
-    low: Number
-    high: Number
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ends(self) -> FloatRange:
-        if self.low >= self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low must be below high, and above 0 if log; got low={self.low}, high={self.high}.")
-        return self
-
-
-class IntRange(_Dimension):
-    """A whole number between two ends, both included."""
-
-    type: Literal["int"]
-    low: Whole
-    high: Whole
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ends(self) -> IntRange:
-        if self.low >= self.high or (self.log and self.low < 1):
-            raise ValueError(f"low must be below high, and at least 1 if log; got low={self.low}, high={self.high}.")
-        return self
-
-
-class Choice(_Dimension):
-    """One of a few values."""
-
-    type: Literal["choice"]
-    values: list[str | int | float] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Choice:
-        """Samplers tell values apart by ==, for which 1 is 1.0."""
-        for place, value in enumerate(self.values):
-            if value in self.values[:place]:
-                twin = self.values[self.values.index(value)]
-                raise ValueError(f"samplers cannot tell {value!r} from {twin!r}: leave one of them out.")
-        return self
-
-
-Space = FloatRange | IntRange | Choice
 Select = Literal["last_val", "simplest_tied"]
-Dimension = Annotated[Space, Field(discriminator="type")]
-
-
-def widens(old: Mapping[str, Any], new: Space) -> bool:
-    """Whether `new` allows all that `old`, a dimension from a record, allowed, on the same scale and condition."""
-    was: Space = TypeAdapter(Dimension).validate_python(old)
-    if type(was) is not type(new) or was.when != new.when:
-        return False
-    if isinstance(was, Choice) or isinstance(new, Choice):
-        values = [{*map(repr, each.values)} for each in (was, new) if isinstance(each, Choice)]
-        return values[0] <= values[1]
-    return was.log == new.log and new.low <= was.low and was.high <= new.high
 
 
 class Asha(_Part):

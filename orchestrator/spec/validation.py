@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator.spec.plan import studies
-from orchestrator.spec.schema import Choice, FloatRange, Grid, Search, Space, task_names
+from orchestrator.spec.schema import Grid, Search, task_names
+from orchestrator.spec.space import Choice, FloatRange, Space
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.validation import no_such, number_problem
 

@@ -19,16 +19,16 @@ from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, GPSamp
 from optuna.trial import Trial
 
 from orchestrator.spec.plan import StudyPlan, draw_params
-from orchestrator.spec.schema import Asha, Choice, FloatRange, Hyperband, IntRange, Median, Search, Space
+from orchestrator.spec.schema import Asha, Hyperband, Median, Search
+from orchestrator.spec.space import Choice, FloatRange, IntRange, Space
 from orchestrator.study.storage.conversion import distributions, frozen
 from orchestrator.study.trial import RUNG, TrialResult, TrialState
 
 if TYPE_CHECKING:
-    from orchestrator.study.study import Study
+    pass
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-FEWEST_FOR_IMPORTANCES = 4
 KEPT_NOTES = ("cma", "x_for_tell", RUNG)
 """How the names of those attributes begin that samplers and pruners look for in earlier trials."""
 
@@ -152,21 +152,3 @@ def _pruner(search: Search, plan: StudyPlan) -> BasePruner:
             return MedianPruner(n_startup_trials=1, n_warmup_steps=min_epochs)
         case _:
             return NopPruner()
-
-
-def importances(study: Study) -> dict[str, float]:
-    """How much each searched parameter of a study mattered for val accuracy: shares 0..1, largest first.
-
-    Optuna's PED-ANOVA (Watanabe et al., IJCAI 2023); empty with fewer than four complete trials, or where all came
-    to the same.
-    """
-    complete = [trial for trial in study.searched if trial.state is TrialState.COMPLETE]
-    if len(complete) < FEWEST_FOR_IMPORTANCES or len({trial.score for trial in complete}) == 1:
-        return {}
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: seconds
-
-    space = distributions(study.plan, "search")
-    held = optuna.create_study(direction="maximize")
-    held.add_trials([frozen(trial, space, metrics=False) for trial in complete])
-    with warnings.catch_warnings(action="ignore"):
-        return dict(get_param_importances(held, evaluator=PedAnovaImportanceEvaluator()))

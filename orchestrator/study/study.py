@@ -11,10 +11,12 @@ from typing import Any
 
 from orchestrator.spec.labels import setting_text
 from orchestrator.spec.plan import StudyPlan, studies
-from orchestrator.spec.schema import SweepSpec, widens
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.space import widens
 from orchestrator.study.advisor import Advisor
 from orchestrator.study.selection import chosen
-from orchestrator.study.storage.database import Record, StudyRecord
+from orchestrator.study.storage.database import Record
+from orchestrator.study.storage.trial_table import StudyRecord
 from orchestrator.study.trial import TrialResult, TrialState
 from trainer.config import TrainConfig
 

@@ -156,3 +156,8 @@ class TrialResult:
             losses=0,
             **(fresh if forget else {}),
         )
+
+
+def kind_of(trial: TrialResult) -> str:
+    """What the error is called: `OSError`."""
+    return trial.sentence.partition(":")[0]

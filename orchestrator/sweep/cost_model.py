@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.errors import UserError
 from orchestrator.spec.plan import StudyPlan, draw_params
 from orchestrator.spec.resources import Share
-from orchestrator.spec.schema import Choice, FloatRange, IntRange, Space
+from orchestrator.spec.space import Choice, FloatRange, IntRange, Space
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, TrialResult
 from orchestrator.sweep.gpu_sharing import on_one_gpu

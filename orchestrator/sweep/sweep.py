@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record, StudyRecord
+from orchestrator.study.storage.database import Record
 from orchestrator.study.storage.lease import Lease
+from orchestrator.study.storage.trial_table import StudyRecord
 from orchestrator.study.study import Study, StudySummary, open_studies
 from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
 from orchestrator.sweep.conflicts import refuse_contradictions

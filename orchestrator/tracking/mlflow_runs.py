@@ -145,7 +145,7 @@ class Runs:
     def tell_page(self, run_id: str, study: Study) -> None:
         """A study's description, its numbers, the images it learns from, its figures."""
         from orchestrator.figures.draw import save, study_figures
-        from orchestrator.study.advisor import importances
+        from orchestrator.study.importance import importances
 
         self._log(run_id, {0: study_metrics(study)}, {PAGE: study_page(study)})
         self._tell_images(run_id, study.plan)

@@ -6,7 +6,7 @@ import os
 
 from orchestrator.environment.connections import mlflow_reason
 from orchestrator.errors import ServiceError
-from orchestrator.spec.resources import shown
+from orchestrator.redaction import shown
 
 OLDEST = 3
 """The major version from which on a server knows all that is asked of it."""

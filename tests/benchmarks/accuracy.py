@@ -29,7 +29,7 @@ from tests.benchmarks.machine import default_device, describe, precisions, write
 from tests.benchmarks.published import train_as_published
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 from trainer.training.loop import train
 
 CONSOLE = Console(width=110)

@@ -140,7 +140,7 @@ def warm(asked: Found) -> Iterator[Found]:
     import torch
 
     from trainer.config import TrainConfig
-    from trainer.model.execution import forget_used
+    from trainer.model.device_memory import forget_used
     from trainer.plots import run_plots as pictures
     from trainer.training.loop import TrainingInterrupted, train
 

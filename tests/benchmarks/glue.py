@@ -39,7 +39,8 @@ from rich.table import Table
 
 from orchestrator.spec.loader import load_spec
 from orchestrator.spec.plan import StudyPlan, studies
-from orchestrator.spec.schema import Asha, Choice, FloatRange, Space, SweepSpec
+from orchestrator.spec.schema import Asha, SweepSpec
+from orchestrator.spec.space import Choice, FloatRange, Space
 from trainer.config import TrainConfig
 
 CPUS = 2

@@ -32,7 +32,8 @@ from trainer.config import TrainConfig
 from trainer.data.task_store import Example, write_task
 from trainer.model.backbone import Backbone, build_vit
 from trainer.prompt_init.kmeans import SAMPLE, STARTS
-from trainer.prompt_init.strategies import TokenStream, build_prototypes
+from trainer.prompt_init.strategies import build_prototypes
+from trainer.prompt_init.token_stream import TokenStream
 from trainer.training.loop import train
 
 IMAGES = (160, 1600)

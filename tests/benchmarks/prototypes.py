@@ -17,7 +17,8 @@ import torch
 
 from trainer.catalog import BACKBONES, PROTOTYPE_INITS
 from trainer.model.backbone import Backbone, build_vit
-from trainer.prompt_init.strategies import TokenStream, build_prototypes
+from trainer.prompt_init.strategies import build_prototypes
+from trainer.prompt_init.token_stream import TokenStream
 
 
 def peak_bytes(device: str) -> int:

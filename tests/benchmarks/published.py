@@ -30,7 +30,8 @@ from torchvision.transforms import InterpolationMode, v2
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import load_split
-from trainer.data.task_store import read_card, read_examples
+from trainer.data.task_store import read_examples
+from trainer.data.tasks import read_card
 from trainer.model.backbone import Backbone, cls_and_positions, load_backbone
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import first_prompt

@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.ray import driver as ray_driver
 from orchestrator.drivers.ray.cluster import connected
 from orchestrator.drivers.replay import Clock, Synthetic, drive
-from orchestrator.environment.home import Workplace
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import draw_params, studies
-from orchestrator.spec.schema import Choice, Space, SweepSpec
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.space import Choice, Space
 from orchestrator.study.selection import pack
 from orchestrator.study.storage.database import Record
 from orchestrator.study.study import open_studies

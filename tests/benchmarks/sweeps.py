@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.environment.home import Workplace
+from orchestrator.drivers.context import Workplace
 from orchestrator.spec.loader import load_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import Record

@@ -47,7 +47,8 @@ from tests.benchmarks.sides import (
 from trainer.catalog import BACKBONES, PROTOTYPE_INITS
 from trainer.config import TrainConfig
 from trainer.model.backbone import Backbone, build_vit
-from trainer.prompt_init.strategies import TokenStream, build_prototypes
+from trainer.prompt_init.strategies import build_prototypes
+from trainer.prompt_init.token_stream import TokenStream
 
 CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
 """Images of a step where two cores compute it."""

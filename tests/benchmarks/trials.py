@@ -41,7 +41,7 @@ from tests.benchmarks.machine import default_device, describe, write_found
 from tests.benchmarks.sides import BY_SIZE
 from trainer.catalog import BACKBONES, BUNDLED, TASKS
 from trainer.config import TrainConfig
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 from trainer.model.backbone import build_vit
 from trainer.model.weights import HUB_FILE, WeightsError, find_weights
 

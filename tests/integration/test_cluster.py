@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.environment.home import Workplace
 from orchestrator.study.trial import Epoch
 from tests.integration.processes import assert_told, outcome_in, sptune, started
 from tests.services.mlflow_server import MlflowServer

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.environment.home import Workplace
 from orchestrator.study.trial import Cause, Failure
 from tests.integration.processes import assert_mlflow_agrees, outcome, sptune, started, workers_of
 from trainer.config import TrainConfig

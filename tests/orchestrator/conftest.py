@@ -22,7 +22,7 @@ from orchestrator.study.storage.database import Record
 from orchestrator.study.trial import Failure, TrialResult
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 
 RAW_SPEC: dict[str, Any] = {
     "name": "small",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trainer.data.image_cache import decoded
 from trainer.data.subsets import TrainSize, nested_subset
-from trainer.data.task_store import read_card, read_column
+from trainer.data.task_store import read_column
+from trainer.data.tasks import read_card
 from trainer.data.transforms import TransformName, View
 
 RESIDENT_SHARE = 0.4

@@ -149,27 +149,6 @@ def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield group
 
 
-def read_card(root: str, task: str) -> Card:
-    """The card of a task; the demo tasks are made at first sight.
-
-    Raises:
-        TaskMissing: if the task is not in the store, or its card is damaged.
-        OSError: if the store cannot be read or written.
-    """
-    if (data := read_bytes(f"{root}/{task}/card.json")) is None:
-        if not task.startswith("demo/"):
-            raise TaskMissing(
-                f"{task} is not in the task store {shown(root)}. Import it: sptune data import PATH --task {task} "
-                "(`sptune data list` says where to get it)."
-            )
-        from trainer.data.demo_tasks import render  # rendered.py writes with this module
-
-        render(root, task)
-        data = read_bytes(f"{root}/{task}/card.json")
-        assert data is not None, f"render left no card of {task}"
-    return _card(data, root, task)
-
-
 def find_card(root: str, task: str) -> Card | None:
     """The card of a task that is in the store, or None.
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.catalog import TASKS
 from trainer.data.images import check, to_rgb
-from trainer.data.task_store import SPLITS, Card, read_card, read_examples
+from trainer.data.task_store import SPLITS, Card, read_examples
+from trainer.data.tasks import read_card
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ Shapes: B batch, N inputs, K classes.
 from __future__ import annotations
 
 import logging
-import os
-import resource
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -108,27 +106,6 @@ def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
         torch.OutOfMemoryError: if a single input does not fit.
     """
     return torch.cat(in_parts(network, inputs_N, part, "evaluation"))
-
-
-CONTEXT_GB = 0.5
-"""GPU memory that CUDA takes for a process beside what torch asks for; torch cannot tell it."""
-
-
-def used_gb(device: str) -> tuple[float, float]:
-    """The most memory that this process has held, and what there is: of the GPU since `forget_used`, or of the machine;
-    in 1e9 bytes."""
-    if torch.device(device).type == "cuda":
-        held = torch.cuda.max_memory_reserved() / 1e9 + CONTEXT_GB
-        return held, torch.cuda.get_device_properties(0).total_memory / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return peak / 1e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-
-
-def forget_used(device: str) -> None:
-    """Measure a GPU's memory anew, and give back what this process holds without need."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _half(part: int, doing: str) -> int:

@@ -5,7 +5,6 @@ Shapes: B batch, A prompts in a batch, L prompted layers, P prompt_length, N pat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -95,10 +94,3 @@ def prompted_features(backbone: Backbone, images_BCHW: Tensor, prompts: Sequence
             read = reads_all if last else len(prompts) == 1
             tokens_BTD = run_block(block, tokens_BTD, context_AXD=prompts[i], leaving=leaving, context_leaves=read)
     return backbone.read_out(tokens_BTD)
-
-
-def uniform_prompt(backbone: Backbone, *, num_layers: int, prompt_length: int, generator: torch.Generator) -> Tensor:
-    """VPT's first value ``[L, P, D]``: uniform in ± sqrt(6 / (3 p² + D)), p the patch size (VPT, section 3.2)."""
-    bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.embed_dim))
-    prompt_LPD = torch.empty(num_layers, prompt_length, backbone.embed_dim)
-    return prompt_LPD.uniform_(-bound, bound, generator=generator)

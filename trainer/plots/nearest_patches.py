@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.prompt_init.strategies import TokenStream
+from trainer.prompt_init.token_stream import TokenStream
 
 EQUAL = 1e-5
 """Squared distances that differ by less than this share of the prompt's squared length count as the same: the same

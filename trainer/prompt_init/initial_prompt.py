@@ -18,11 +18,9 @@ from torch import Tensor
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
-from trainer.data.subsets import nested_subset
-from trainer.data.transforms import cut, random_crops
 from trainer.model.backbone import Backbone
-from trainer.model.prompted_vit import uniform_prompt
-from trainer.prompt_init.strategies import TokenStream, build_prototypes
+from trainer.prompt_init.strategies import build_prototypes, uniform_prompt
+from trainer.prompt_init.token_stream import token_stream
 from trainer.storage.files import read_bytes, write_bytes
 
 
@@ -86,23 +84,6 @@ def first_prompt(
         notes = {"seconds": repr(seconds), "content": json.dumps(content)}
         write_bytes(place, save({"prompt": prompt_LPD.contiguous()}, metadata=notes))
     return FirstPrompt(prompt_LPD, seconds)
-
-
-def token_stream(
-    config: TrainConfig, backbone: Backbone, images: Split, num_layers: int, size: float | int
-) -> TokenStream:
-    """The tokens of a share or number of the images (all, if there are fewer), seen as training sees them."""
-    most = min(size, len(images)) if isinstance(size, int) else size
-    rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), most))
-    generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
-    # Each image has its crop whatever batch it comes in: batches are cut smaller where memory is short.
-    crops_M5 = random_crops(images.aspect_N[rows_M], config.transform, generator) if images.view == "whole" else None
-
-    def images_of(rows_B: Tensor) -> Tensor:
-        chosen_BCHW = images.take(rows_M[rows_B])
-        return chosen_BCHW if crops_M5 is None else cut(chosen_BCHW, crops_M5[rows_B], config.pixels, config.transform)
-
-    return TokenStream(backbone=backbone, num_images=len(rows_M), images_of=images_of, num_layers=num_layers)
 
 
 def _images_of_another_task(config: TrainConfig, data_root: str, device: str) -> Split:

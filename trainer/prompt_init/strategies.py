@@ -7,46 +7,15 @@ asks for. Shapes: M images, B images of a batch, L prompted layers, N patch toke
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trainer.model.backbone import Backbone
-from trainer.model.execution import in_parts
 from trainer.prompt_init.kmeans import kmeans
-
-TOKEN_BYTES = 5 * 2**28
-"""Memory for the tokens that k-means looks at, all layers together: 1.25 GiB. 36,408 tokens a layer of ViT-B."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenStream:
-    """The patch tokens of many images, a batch at a time."""
-
-    backbone: Backbone
-    num_images: int
-    images_of: Callable[[Tensor], Tensor]
-    """The uint8 images ``[B, 3, H, W]``, on the backbone's device, of rows ``[B]``."""
-    num_layers: int
-    """Layers looked at, from the first: 1 for shallow prompts, all for deep ones."""
-    batch_size: int = 64
-    token_bytes: int = TOKEN_BYTES
-
-    def look(self, rows_M: Tensor, see: Callable[[Tensor, int, Tensor], None]) -> None:
-        """Send rows of images through the network, and show the tokens ``[B, N, D]`` that enter each layer.
-
-        Args:
-            see: told the rows of a batch ``[B]``, the layer and its tokens; where memory ends, told again of a part.
-        """
-
-        def pass_through(rows_B: Tensor) -> None:
-            tokens = self.backbone.patch_tokens(self.images_of(rows_B))
-            for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
-                see(rows_B, layer, tokens_BND)
-
-        in_parts(pass_through, rows_M, self.batch_size, "prototypes")
+from trainer.prompt_init.token_stream import TokenStream
 
 
 def build_prototypes(stream: TokenStream, *, prompt_init: str, prompt_length: int, seed: int) -> Tensor:
@@ -123,3 +92,10 @@ PROMPT_INITS: dict[str, Callable[[TokenStream, int, torch.Generator], Tensor]] =
     "max_pool": functools.partial(_pooled, "max"),
     "kmeans": _cluster,
 }
+
+
+def uniform_prompt(backbone: Backbone, *, num_layers: int, prompt_length: int, generator: torch.Generator) -> Tensor:
+    """VPT's first value ``[L, P, D]``: uniform in ± sqrt(6 / (3 p² + D)), p the patch size (VPT, section 3.2)."""
+    bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.embed_dim))
+    prompt_LPD = torch.empty(num_layers, prompt_length, backbone.embed_dim)
+    return prompt_LPD.uniform_(-bound, bound, generator=generator)

@@ -21,13 +21,14 @@ from torch import Tensor
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 from trainer.data.transforms import random_views
 from trainer.model.backbone import load_backbone
 from trainer.model.execution import backward, images_at_once, in_batches, in_precision
 from trainer.model.prompted_vit import PromptedViT
-from trainer.prompt_init.initial_prompt import first_prompt, token_stream
+from trainer.prompt_init.initial_prompt import first_prompt
 from trainer.prompt_init.strategies import draw
+from trainer.prompt_init.token_stream import token_stream
 from trainer.storage.background_writer import Writer
 from trainer.training.checkpoint import load_state, pack_state, random_state, set_random_state
 from trainer.training.feature_cache import frozen_features

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from ray.tune import PlacementGroupFactory
+from collections.abc import Sequence
 
 from orchestrator.drivers.ray.cluster import capacity, nodes
 from orchestrator.spec.resources import Share
 
 LOOK_EVERY_S = 5.0
 """How often it is asked which nodes there are."""
-REST_S = 60.0
-"""How long workers stay that have no trial: a new one takes ten seconds to start, and a node may be wanted back."""
 
 
 class Slots:
@@ -35,26 +29,3 @@ class Slots:
             self._count = max(1, self._workers or max(capacity(share, there) for share in self._shares))
             self._looked = time.monotonic()
         return self._count
-
-
-class Resting:
-    """Workers without a trial that stay for the next one, by the count that Tune's cache of workers goes by.
-
-    By itself, the cache keeps one, and as many of a kind as trials of it are staged: those that wait for the end of a
-    search would be ended, and started anew for its final trials.
-    """
-
-    def __init__(self) -> None:
-        self._kept: Counter[PlacementGroupFactory] = Counter()
-        self._none_rested = -math.inf
-
-    def settle(self, cache: Any, wanted: Mapping[PlacementGroupFactory, int]) -> None:
-        """Let so many of each kind stay; none, once some have rested for as long as they may."""
-        now = time.monotonic()
-        if cache.num_cached_objects == 0:
-            self._none_rested = now
-        if now - self._none_rested > REST_S:
-            wanted = {}
-        for kind in {*self._kept, *wanted}:
-            cache.increase_max(kind, by=wanted.get(kind, 0) - self._kept[kind])
-            self._kept[kind] = wanted.get(kind, 0)

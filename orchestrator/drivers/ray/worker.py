@@ -12,8 +12,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.ray.lookahead import Ahead
-from orchestrator.environment.home import Workplace
 from orchestrator.study.trial import Epoch, Failure
 
 RunTrial = Callable[[dict[str, Any], Workplace, Callable[[], bool]], Iterable[Epoch | Failure]]

@@ -12,7 +12,7 @@ from optuna.trial import TrialState as OptunaState
 
 from orchestrator.errors import UserError
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.spec.schema import FloatRange, IntRange, Space
+from orchestrator.spec.space import FloatRange, IntRange, Space
 from orchestrator.study.storage.bulk_read import StoredTrial
 from orchestrator.study.trial import Cause, Phase, TrialResult, TrialState
 

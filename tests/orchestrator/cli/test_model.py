@@ -21,7 +21,7 @@ from orchestrator.environment.home import home_at
 from tests.orchestrator.conftest import Sptune
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 from trainer.model.weights import find_weights
 from trainer.training.loop import train
 

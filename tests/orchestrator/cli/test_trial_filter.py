@@ -8,9 +8,9 @@ import pytest
 
 from orchestrator.cli.trial_filter import chosen
 from orchestrator.errors import UserError
+from orchestrator.report.failure_groups import grouped
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.trial import Cause, Failure, TrialResult
-from orchestrator.sweep.retry_policy import grouped
 from tests.orchestrator.conftest import RAW_SPEC, drive, new_sweep
 
 ERRORS = {

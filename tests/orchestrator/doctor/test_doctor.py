@@ -15,7 +15,7 @@ from orchestrator.doctor.checks import Finding, examine_services, judge, refuse
 from orchestrator.doctor.node_probe import Look, Question, look
 from orchestrator.environment.home import home_at
 from orchestrator.errors import ClusterError
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 
 Sptune = Callable[..., tuple[int, str, str]]
 

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.environment.home import Workplace, home_at
+from orchestrator.environment.home import home_at
 from orchestrator.study.selection import unpack
 from orchestrator.study.trial import Cause, Epoch, Failure
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 from trainer.model.weights import find_weights
 
 

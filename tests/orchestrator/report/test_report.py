@@ -32,13 +32,14 @@ from rich.console import Console
 
 from orchestrator.cli.progress import progress_table
 from orchestrator.report.blocks import Block, Cell, Grid, Lines, cells
+from orchestrator.report.comparison import compare
 from orchestrator.report.published import published_rows
 from orchestrator.report.render import FORMATS, csv_of, latex, markdown, print_blocks, web_page
 from orchestrator.report.results_table import OVER_GROUPS, OVER_TASKS, board_of
 from orchestrator.report.sections import contents, score_text
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.selection import compare, pack
+from orchestrator.study.selection import pack
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Cause, Failure, TrialResult
 from orchestrator.sweep.sweep import Sweep

@@ -25,7 +25,8 @@ from orchestrator.report.blocks import Block, Grid, Lines
 from orchestrator.report.results_table import board_of
 from orchestrator.report.sections import contents
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.selection import LEVEL, holm, tied, unpack
+from orchestrator.study.selection import LEVEL, tied, unpack
+from orchestrator.study.statistics import holm
 from orchestrator.study.storage.database import Record
 from orchestrator.study.study import Study, open_studies
 from orchestrator.study.trial import TrialResult, TrialState

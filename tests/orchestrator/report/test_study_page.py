@@ -27,7 +27,7 @@ from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import drive, new_sweep
 from trainer.__main__ import parse
 from trainer.config import TrainConfig
-from trainer.data.task_store import read_card
+from trainer.data.tasks import read_card
 
 
 @pytest.fixture

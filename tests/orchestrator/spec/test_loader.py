@@ -12,7 +12,7 @@ import search_spaces
 from orchestrator.errors import SpecError
 from orchestrator.spec.loader import find_spec, load_spec, parse_spec
 from orchestrator.spec.plan import studies
-from orchestrator.spec.schema import Choice
+from orchestrator.spec.space import Choice
 
 SHIPPED = sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))
 

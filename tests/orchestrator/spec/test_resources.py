@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator.drivers.ray.cluster import Node, capacity, resources_of
 from orchestrator.errors import SpecError
+from orchestrator.redaction import shown
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.resources import Cluster, Differs, Resources, Share, shown
+from orchestrator.spec.resources import Cluster, Differs, Resources, Share
 from orchestrator.study.trial import Phase, TrialResult, TrialState
 from orchestrator.sweep.gpu_sharing import Sharing
 

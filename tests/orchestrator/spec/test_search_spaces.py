@@ -12,7 +12,8 @@ import search_spaces
 from orchestrator.report.published import published_rows
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, studies
-from orchestrator.spec.schema import Choice, IntRange, SweepSpec
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.space import Choice, IntRange
 from trainer.catalog import METHODS
 
 PAGES = sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))

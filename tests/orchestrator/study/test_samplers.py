@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import draw_params, studies
-from orchestrator.spec.schema import Choice, FloatRange
+from orchestrator.spec.space import Choice, FloatRange
 from orchestrator.study.trial import TrialResult, TrialState
 from tests.orchestrator.conftest import drive, new_sweep, outcome
 

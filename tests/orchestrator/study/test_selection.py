@@ -12,18 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.study.selection import (
-    FEWEST_TASKS,
-    chosen,
-    compare,
-    holm,
-    mcnemar,
-    pack,
-    ranked,
-    simplest,
-    tied,
-    unpack,
-)
+from orchestrator.report.comparison import FEWEST_TASKS, compare
+from orchestrator.study.selection import chosen, pack, ranked, simplest, tied, unpack
+from orchestrator.study.statistics import holm, mcnemar
 from orchestrator.study.trial import Cause, TrialResult, TrialState
 
 IMAGES = 200

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from orchestrator.drivers.replay import Clock
+from orchestrator.report.failure_groups import grouped
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import Record
 from orchestrator.study.study import open_studies
 from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
-from orchestrator.sweep.retry_policy import MAX_LOSSES, grouped
+from orchestrator.sweep.retry_policy import MAX_LOSSES
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import curve, drive, new_sweep, outcome

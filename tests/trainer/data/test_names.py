@@ -12,7 +12,8 @@ from trainer.catalog import TASKS, is_own
 from trainer.config import TrainConfig
 from trainer.data.importers.archive import ImportRefused
 from trainer.data.importers.registry import find
-from trainer.data.task_store import TaskMissing, find_card, read_card
+from trainer.data.task_store import TaskMissing, find_card
+from trainer.data.tasks import read_card
 from trainer.storage.files import read_bytes, write_bytes
 
 CLIMBING = [

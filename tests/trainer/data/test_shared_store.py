@@ -13,7 +13,8 @@ import pytest
 
 from tests.services import S3Server, use_aws
 from trainer.data.demo_tasks import render
-from trainer.data.task_store import SPLITS, find_card, read_card, read_examples
+from trainer.data.task_store import SPLITS, find_card, read_examples
+from trainer.data.tasks import read_card
 from trainer.storage.files import file_sizes
 
 TASK = "demo/digits"

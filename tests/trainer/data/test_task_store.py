@@ -21,7 +21,8 @@ from trainer.catalog import TASKS
 from trainer.data.demo_tasks import render
 from trainer.data.split import load_split
 from trainer.data.subsets import nested_subset
-from trainer.data.task_store import SPLITS, Example, read_card, write_task
+from trainer.data.task_store import SPLITS, Example, write_task
+from trainer.data.tasks import read_card
 from trainer.data.transforms import TransformName, decode
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.training.checkpoint import load_state, save_state

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from trainer.catalog import BACKBONES, METHODS, BackboneRow
 from trainer.model.backbone import MEAN_AND_STD, Backbone, build_vit, run_block
-from trainer.model.prompted_vit import PromptedViT, prompted_features, uniform_prompt
+from trainer.model.prompted_vit import PromptedViT, prompted_features
+from trainer.prompt_init.strategies import uniform_prompt
 
 LABELS_B = torch.tensor([0, 3, 6])
 

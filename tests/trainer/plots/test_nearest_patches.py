@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trainer.model.backbone import Backbone
 from trainer.plots.nearest_patches import Neighbours, nearest_patches
-from trainer.prompt_init.strategies import PROMPT_INITS, TokenStream, build_prototypes
+from trainer.prompt_init.strategies import PROMPT_INITS, build_prototypes
+from trainer.prompt_init.token_stream import TokenStream
 
 
 def noise_images(count: int) -> Tensor:

@@ -16,8 +16,9 @@ from PIL import Image
 
 from trainer.config import TrainConfig
 from trainer.model.backbone import Backbone
-from trainer.plots.run_plots import CELL, GAP, LEFT, LINE, OUTSIDE, confusion, draw, learning_curve, prototype_sheet
-from trainer.prompt_init.strategies import TokenStream
+from trainer.plots.prototype_sheet import CELL, GAP, LEFT, LINE, OUTSIDE, prototype_sheet
+from trainer.plots.run_plots import confusion, draw, learning_curve
+from trainer.prompt_init.token_stream import TokenStream
 from trainer.training.loop import train
 
 Configs = Callable[..., TrainConfig]

@@ -23,8 +23,9 @@ from trainer.data.split import Split, load_split
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import View
 from trainer.model.backbone import Backbone, load_backbone
-from trainer.prompt_init.initial_prompt import FirstPrompt, first_prompt, token_stream
+from trainer.prompt_init.initial_prompt import FirstPrompt, first_prompt
 from trainer.prompt_init.strategies import build_prototypes
+from trainer.prompt_init.token_stream import token_stream
 
 Configs = Callable[..., TrainConfig]
 

@@ -15,7 +15,8 @@ from trainer.catalog import BACKBONES
 from trainer.data.split import load_split
 from trainer.model.backbone import Backbone
 from trainer.prompt_init.kmeans import SAMPLE, inertia, kmeans
-from trainer.prompt_init.strategies import PROMPT_INITS, TokenStream, build_prototypes, pool_windows
+from trainer.prompt_init.strategies import PROMPT_INITS, build_prototypes, pool_windows
+from trainer.prompt_init.token_stream import TokenStream
 
 LENGTHS = (1, 5, 10, 20, 50, 64, 100, 196)
 POOLS = ("mean_pool", "max_pool")

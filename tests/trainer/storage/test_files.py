@@ -16,16 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.services import S3Server, use_aws
-from trainer.data.task_store import (
-    SPLITS,
-    Card,
-    Example,
-    count_examples,
-    find_card,
-    read_card,
-    read_examples,
-    write_task,
-)
+from trainer.data.task_store import SPLITS, Card, Example, count_examples, find_card, read_examples, write_task
+from trainer.data.tasks import read_card
 from trainer.storage.files import (
     delete_file,
     delete_folder,

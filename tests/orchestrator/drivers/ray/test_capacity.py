@@ -16,9 +16,9 @@ import psutil
 import pytest
 import ray
 
+from orchestrator.drivers.context import Workplace
 from orchestrator.drivers.ray.driver import drive
 from orchestrator.drivers.ray.worker import RunTrial
-from orchestrator.environment.home import Workplace
 from orchestrator.errors import ClusterError
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import Record
