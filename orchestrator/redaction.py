@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-SECRETS = {
+SECRET_VARIABLES = {
     "home": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "data": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "weights": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -14,7 +14,7 @@ SECRETS = {
 """Where the secret of an address belongs."""
 
 
-def shown(text: str) -> str:
+def redact(text: str) -> str:
     """A text with the secrets of addresses in it blotted out."""
     text = re.sub(r"(?<=://)([^\s/@:]*):[^\s/]+@", r"\1:***@", text)
     return re.sub(r"(?i)((?:secret|password|token|access_key)\w*=)[^\s&;'\"]+", r"\1***", text)

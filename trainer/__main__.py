@@ -100,8 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "bank": options.bank,
             }
             for epoch in train(config, device=options.device, **places):
-                loss, score = epoch.metrics["train/loss"], epoch.metrics.get(config.metric)
-                shown = f"loss {loss:.3f}" + (f"  {config.metric} {score:.4f}" if score is not None else "")
+                loss, score = epoch.metrics["train/loss"], epoch.metrics.get(config.eval_metric)
+                shown = f"loss {loss:.3f}" + (f"  {config.eval_metric} {score:.4f}" if score is not None else "")
                 progress.update(bar, completed=epoch.epoch, description=f"{config.task} {config.method}  {shown}")
     except InvalidConfig as error:
         for name, problem in error.problems.items():
@@ -110,8 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, TrainingDiverged) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    score = epoch.metrics[config.metric]
-    print(f"{config.metric} {score:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
+    score = epoch.metrics[config.eval_metric]
+    print(f"{config.eval_metric} {score:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
     return 0
 
 

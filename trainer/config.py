@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
-from trainer.validation import no_such, rule_problems, type_problem
+from trainer.validation import rule_problems, type_problem, unknown_name
 
 
 class InvalidConfig(ValueError):
@@ -129,7 +129,9 @@ class TrainConfig:
         Raises:
             InvalidConfig: as the constructor, and for names that are no fields.
         """
-        problems = {name: no_such(name, field_types(), "a TrainConfig field") for name in params.keys() - field_types()}
+        problems = {
+            name: unknown_name(name, field_types(), "a TrainConfig field") for name in params.keys() - field_types()
+        }
         problems |= {name: "is missing." for name in ("task", "method") if name not in params}
         values: dict[str, Any] = {
             name: float(value) if field_types()[name] is float and type(value) is int else value
@@ -145,6 +147,18 @@ class TrainConfig:
             problems = error.problems | problems
         if problems:
             raise InvalidConfig(problems)
+        return config
+
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Return a config that was valid when it was stored, without checking it again.
+
+        A record must stay readable when a rule or a catalog changes. Fields that did not exist then have their
+        defaults; fields that no longer exist are dropped.
+        """
+        config = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            object.__setattr__(config, field.name, values.get(field.name, field.default))
         return config
 
     def fingerprint(self) -> str:
@@ -176,7 +190,7 @@ class TrainConfig:
         return "train" if self.eval_split == "val" else "trainval"
 
     @property
-    def metric(self) -> str:
+    def eval_metric(self) -> str:
         """Name of the metric that judges this run, at its last epoch."""
         return f"{self.eval_split}/accuracy"
 

@@ -16,7 +16,7 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.model.backbone import load_backbone
-from trainer.model.execution import in_batches, in_precision
+from trainer.model.execution import evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.storage.files import read_bytes
 
@@ -60,8 +60,8 @@ class Classifier:
                     known = not isinstance(error, UnidentifiedImageError)
                     reason = error if known else "its format is unknown"
                     raise ValueError(f"{name} is no image that can be decoded: {reason}") from error
-            network = in_precision(self.model, self.config.precision, self.device)
-            logits_BK = in_batches(network, torch.stack(squares).to(self.device))
+            network = with_precision(self.model, self.config.precision, self.device)
+            logits_BK = evaluate_in_batches(network, torch.stack(squares).to(self.device))
             found = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
             for confidences, labels in zip(found.values.tolist(), found.indices.tolist(), strict=True):
                 yield [Prediction(self.class_names[k], c) for k, c in zip(labels, confidences, strict=True)]

@@ -15,7 +15,7 @@ Problem = tuple[str, str]
 """A field and its sentence."""
 
 
-def no_such(name: str, known: Collection[str], what: str) -> str:
+def unknown_name(name: str, known: Collection[str], what: str) -> str:
     """The sentence for a name that does not exist: the nearest one that does, or all of them."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"{name!r} is not {what}; " + (f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}.")
@@ -53,7 +53,7 @@ def type_problem(field_type: Any, value: object) -> str | None:
     return None if value in kinds else f"must be one of {', '.join(kinds)}, got {value!r}."
 
 
-def per_class(size: str) -> int:
+def parse_per_class(size: str) -> int:
     """The number in `5 per class`.
 
     Raises:
@@ -72,7 +72,7 @@ def _train_size_problem(task: Task | None, config: Any) -> str | None:
     if isinstance(size, float):
         return None if 0 < size <= 1 else f"as a share must be in (0, 1], got {size}; a number of images has no point."
     try:
-        fewest = 1 if isinstance(size, int) else per_class(size)
+        fewest = 1 if isinstance(size, int) else parse_per_class(size)
     except ValueError as error:
         return str(error)
     if task is None:
@@ -87,13 +87,13 @@ def _train_size_problem(task: Task | None, config: Any) -> str | None:
 def rule_problems(config: Any) -> Iterator[Problem]:
     """Each rule that the config's values break; every value has its field's type."""
     if config.task not in TASKS and not is_own(config.task):
-        yield "task", no_such(config.task, TASKS, "a task")
+        yield "task", unknown_name(config.task, TASKS, "a task")
     for field, table, what in (
         ("backbone", BACKBONES, "a backbone"),
         ("method", METHODS, "a method"),
     ):
         if getattr(config, field) not in table:
-            yield field, no_such(getattr(config, field), table, what)
+            yield field, unknown_name(getattr(config, field), table, what)
     yield from _number_problems(config)
     if not 0 <= config.warmup_epochs < max(1, config.epochs):
         yield "warmup_epochs", f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
@@ -142,7 +142,7 @@ def _most_images(task: Task, config: Any) -> int:
     images: int = task.num_train + (task.num_val if config.eval_split == "test" else 0)
     if not isinstance(config.train_size, float):
         size = config.train_size
-        return size if isinstance(size, int) else min(images, per_class(size) * task.num_classes)
+        return size if isinstance(size, int) else min(images, parse_per_class(size) * task.num_classes)
     share: int = math.ceil(config.train_size * images) + 2 * task.num_classes
     return min(images, share)
 
@@ -176,4 +176,4 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
         if len(method.prompt_inits) == 1:
             yield "init_task", f"{method.name} starts without prototypes: leave it out."
         elif config.init_task not in TASKS and not is_own(config.init_task):
-            yield "init_task", no_such(config.init_task, TASKS, "a task")
+            yield "init_task", unknown_name(config.init_task, TASKS, "a task")

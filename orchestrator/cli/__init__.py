@@ -43,9 +43,9 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        from orchestrator.environment.connections import told
+        from orchestrator.environment.connections import explain_error
 
-        if (sentence := told(error)) is None:
+        if (sentence := explain_error(error)) is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(2)

@@ -15,7 +15,7 @@ from orchestrator.cli.options import console
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
 from trainer.catalog import OWN, TASKS
-from trainer.data.task_store import Card, find_card
+from trainer.data.task_store import Card, read_card
 from trainer.storage.files import list_folders
 
 app = typer.Typer(no_args_is_help=True, help="Import, list, verify and look at the tasks.")
@@ -58,11 +58,11 @@ def import_(
 ) -> None:
     """Put the tasks that a path holds into the store; what it is, is found out."""
     from trainer.data.importers.archive import ImportRefused
-    from trainer.data.importers.registry import find, import_task
+    from trainer.data.importers.registry import find_candidates, import_task
 
     root = _root(data)
     try:
-        for found in find(path.expanduser(), task, form):
+        for found in find_candidates(path.expanduser(), task, form):
             with _bar() as progress:
                 bar = progress.add_task(found.task, total=None)
                 card = import_task(root, found, functools.partial(_show, progress, bar))
@@ -80,7 +80,7 @@ def list_(data: DataOption = None) -> None:
         table.add_column(name, justify="right" if name in ("classes", "train", "val", "test") else "left", no_wrap=True)
     absent = []
     for task in _tasks(root):
-        card, row = find_card(root, task), TASKS.get(task)
+        card, row = read_card(root, task), TASKS.get(task)
         sizes = (row.num_train, row.num_val, row.num_test) if row else (0, 0, 0)
         numbers = tuple(card.counts[split] for split in ("train", "val", "test")) if card else sizes
         classes = row.num_classes if row else len(card.class_names) if card else 0
@@ -116,7 +116,7 @@ def verify(
     from trainer.data.verify import verify as read_through
 
     root = _root(data)
-    tasks = [task] if task else [name for name in _tasks(root) if find_card(root, name)]
+    tasks = [task] if task else [name for name in _tasks(root) if read_card(root, name)]
     if not tasks:
         raise UserError(f"{root} holds no task; `sptune data list` says where to get them.")
     bad = 0

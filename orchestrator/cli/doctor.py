@@ -9,9 +9,9 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.options import AddressOption, HomeOption, WeightsOption, console
-from orchestrator.doctor.checks import Finding, examine_machines, examine_services
+from orchestrator.doctor.checks import Finding, check_nodes, check_services
 from orchestrator.environment.home import home_at
-from orchestrator.spec.loader import cluster_of, find_spec, load_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 
 STYLES = {"well": "", "slow": "yellow", "wrong": "red"}
 
@@ -31,19 +31,19 @@ def doctor(
     started. Exit status 1 if something is wrong. A launch on a cluster looks at the same before it starts.
     """
     path = find_spec(spec) if spec else None
-    cluster = cluster_of(path) if path else None
+    cluster = load_cluster(path) if path else None
     place = home_at(home, cluster)
     sweep = load_spec(path) if path else None
     if cluster is not None:
         address, weights = address or cluster.address, weights or cluster.weights
     with console.status("looking at the servers"):
-        findings = examine_services(place)
-    if all(finding.verdict != "wrong" or finding.what not in ("addresses", "home") for finding in findings):
+        findings = check_services(place)
+    if all(finding.verdict != "wrong" or finding.subject not in ("addresses", "home") for finding in findings):
         from orchestrator.drivers.ray import cluster as ray_nodes
 
         looking = console.status("looking at the nodes" if address else "looking at this machine")
         with looking, ray_nodes.connected(address) if address else contextlib.nullcontext():
-            findings += examine_machines(place, sweep, weights, cluster=address is not None)
+            findings += check_nodes(place, sweep, weights, cluster=address is not None)
     _print(findings)
     if any(finding.verdict == "wrong" for finding in findings):
         raise typer.Exit(1)
@@ -54,11 +54,11 @@ def _print(findings: list[Finding]) -> None:
     for name in ("where", "what", "", "found"):
         table.add_column(name, overflow="fold")
     for one in findings:
-        table.add_row(one.where, one.what, one.verdict, one.found, style=STYLES[one.verdict])
+        table.add_row(one.where, one.subject, one.verdict, one.detail, style=STYLES[one.verdict])
     console.print(table)
-    cures = [one for one in findings if one.cure]
+    cures = [one for one in findings if one.remedy]
     for one in cures:
-        console.print(f"{one.where}, {one.what}: {one.cure}", highlight=False, soft_wrap=True)
+        console.print(f"{one.where}, {one.subject}: {one.remedy}", highlight=False, soft_wrap=True)
     wrong = sum(one.verdict == "wrong" for one in findings)
     told = "all is well" if not wrong else "1 thing is wrong" if wrong == 1 else f"{wrong} things are wrong"
     console.print(f"{told}.", highlight=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.lookup import found
+from orchestrator.cli.lookup import find_sweep
 from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
@@ -24,17 +24,17 @@ from orchestrator.cli.options import (
     missing,
 )
 from orchestrator.cli.run import run
-from orchestrator.cli.trial_filter import chosen
-from orchestrator.environment.connections import open_record
+from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
-from orchestrator.spec.loader import cluster_of, find_spec, load_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.trial import TrialResult, TrialState
+from orchestrator.study.trial import Trial, TrialState
 from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
-    from orchestrator.study.storage.database import Record
+    from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import Study
 
 
@@ -50,7 +50,7 @@ def launch(
     Ctrl-C once: running trials save at their next epoch; twice: at once. Both go on later.
     """
     path = find_spec(spec)
-    cluster = cluster_of(path)
+    cluster = load_cluster(path)
     place, weights = home_at(home, cluster), weights or cluster.weights
     problems = [*place.problems()]
     sweep = None
@@ -60,8 +60,8 @@ def launch(
         problems = [*error.problems, *problems]
     if problems or sweep is None:
         raise SpecError(str(path), problems)
-    place.make()
-    run(sweep, place, open_record(place), inline, address or cluster.address, weights)
+    place.create()
+    run(sweep, place, open_database(place), inline, address or cluster.address, weights)
 
 
 def resume(
@@ -78,22 +78,22 @@ def resume(
 
     `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` choose among them.
     """
-    place, record, spec = found(home, sweep)
+    place, record, spec = find_sweep(home, sweep)
     weights = weights or spec.cluster.weights
     if problems := [*place.problems(), *missing(spec, place, weights)]:
         raise SpecError(f"the recorded spec of {spec.name}", problems)
-    place.make()
-    fits = chosen(where, trial or [])
+    place.create()
+    fits = parse_trial_filter(where, trial or [])
     again = (lambda found: found.state is TrialState.FAILED and fits(found)) if failed or trial or where else None
     run(spec, place, record, inline, address or spec.cluster.address, weights, again, bool(trial or where))
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Stop a sweep that a driver is at work on elsewhere: its running trials save at their next epoch."""
-    _, record, spec = found(home, sweep)
+    _, record, spec = find_sweep(home, sweep)
     name = spec.name
     lease = record.lease(name)
-    if not lease.ask_to_stop():
+    if not lease.request_stop():
         raise UserError(f"no driver is at work on {name}: there is nothing to stop.")
     with console.status(f"asked; waiting for the running trials of {name} to save"):
         while lease.holders():
@@ -115,19 +115,19 @@ def rm(
 
     Chosen trials are as if they had never been run; the next `launch` or `resume` runs what its spec asks for.
     """
-    from orchestrator.study.study import open_studies
+    from orchestrator.study.study import load_studies
 
-    place, record, spec = found(home, sweep)
+    place, record, spec = find_sweep(home, sweep)
     name = spec.name
     if study and (trial or where):
         raise UserError("--study forgets whole studies; give it without --trial and --where.")
-    everything = open_studies(spec, record)
+    everything = load_studies(spec, record)
     studies = [one for one in everything if study is None or fnmatchcase(one.plan.key, study)]
     if not studies:
         raise UserError(
             f"no study of {name} is like {study!r}; there are: {', '.join(s.plan.key for s in everything)}."
         )
-    fits = chosen(where, trial or [])
+    fits = parse_trial_filter(where, trial or [])
     count = sum(fits(one) for each in studies for one in each.trials)
     whole = not (trial or where)
     if not count and not whole:
@@ -136,44 +136,44 @@ def rm(
     if not yes:
         typer.confirm(f"Forget {what} of {name}, for ever?", abort=True)
     lease = record.lease(name)
-    lease.take(name)
+    lease.acquire(name)
     try:
-        _forget(record, spec, place, studies, fits, studies_too=whole)
+        _delete(record, spec, place, studies, fits, studies_too=whole)
         if whole and study is None:
-            record.forget(name)
-            delete_folder(place.trials(name).rpartition("/")[0])
+            record.delete_sweep(name)
+            delete_folder(place.trials_folder(name).rpartition("/")[0])
     finally:
         lease.release()
     console.print(f"forgot {what} of {name}.", highlight=False)
 
 
-def _forget(
-    record: Record,
+def _delete(
+    record: StudyDatabase,
     spec: SweepSpec,
     home: Home,
     studies: list[Study],
-    fits: Callable[[TrialResult], bool],
+    fits: Callable[[Trial], bool],
     *,
     studies_too: bool,
 ) -> None:
     """First in MLflow and on disk, last in the record: interrupted, it can be said again."""
-    from orchestrator.tracking.mlflow_runs import forget_runs
+    from orchestrator.tracking.mlflow_runs import delete_runs
 
     trials = [trial for study in studies for trial in study.trials if fits(trial)]
     runs = [
-        rows.tracked(trial.number)[0]
+        rows.synced_run(trial.number)[0]
         for study in studies
-        for rows in (study.search, study.final)
+        for rows in (study.search_table, study.final_table)
         for trial in rows.trials
         if fits(trial)
     ]
-    runs += [study.search.mlflow_run for study in studies] if studies_too else []
-    forget_runs(home.mlflow_uri, [run for run in runs if run is not None])
+    runs += [study.search_table.mlflow_run for study in studies] if studies_too else []
+    delete_runs(home.mlflow_uri, [run for run in runs if run is not None])
     for trial in trials:
-        delete_folder(f"{home.trials(spec.name)}/{trial.trial_id}")
+        delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
     for study in studies:
         if studies_too:
-            study.search.remove()
-            study.final.remove()
+            study.search_table.delete()
+            study.final_table.delete()
         else:
-            study.again(fits, forget=True)
+            study.reset_trials(fits, discard_progress=True)

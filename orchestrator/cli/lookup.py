@@ -6,40 +6,40 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.environment.connections import open_record
+from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import UserError
-from orchestrator.redaction import shown
-from orchestrator.spec.loader import cluster_of, find_spec, load_spec, parse_spec
+from orchestrator.redaction import redact
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
-from trainer.validation import no_such
+from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
-    from orchestrator.study.storage.database import Record
+    from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import Study
 
 
-def recorded(home: Home, name: str) -> tuple[Record, SweepSpec]:
+def load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, SweepSpec]:
     """The record, and the spec in it of a sweep.
 
     Raises:
         UserError: if there is no such sweep, with those there are, or the record cannot be opened.
     """
-    where = home.place if home.record_file else f"the record {shown(home.studies)}"
-    if home.record_file is not None and not home.record_file.exists():
+    where = home.root if home.database_file else f"the record {redact(home.database_url)}"
+    if home.database_file is not None and not home.database_file.exists():
         raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or give its --home.")
-    if not home.studies:
+    if not home.database_url:
         raise UserError("\n".join(home.problems()))
-    record = open_record(home)
+    record = open_database(home)
     specs = record.sweeps()
     if not specs:
         raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
     if name not in specs:
-        raise UserError(f"{name}: {no_such(name, specs, f'a sweep in {where}')}")
+        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
     return record, parse_spec(specs[name], f"the recorded spec of {name}")
 
 
-def found(home: str | None, sweep: str) -> tuple[Home, Record, SweepSpec]:
+def find_sweep(home: str | None, sweep: str) -> tuple[Home, StudyDatabase, SweepSpec]:
     """Where a sweep is, its record, and the spec in it.
 
     Args:
@@ -50,34 +50,34 @@ def found(home: str | None, sweep: str) -> tuple[Home, Record, SweepSpec]:
     """
     if sweep.endswith((".yaml", ".yml")):
         path = find_spec(sweep)
-        record, spec = recorded(home_at(home, cluster_of(path)), load_spec(path).name)
+        record, spec = load_recorded_spec(home_at(home, load_cluster(path)), load_spec(path).name)
     else:
-        record, spec = recorded(home_at(home), sweep)
+        record, spec = load_recorded_spec(home_at(home), sweep)
     return home_at(home, spec.cluster), record, spec
 
 
-def opened(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
     """The studies of sweeps.
 
     Raises:
         UserError: if one is not there.
     """
-    from orchestrator.study.study import open_studies
+    from orchestrator.study.study import load_studies
 
     studies = []
     for name in dict.fromkeys(sweeps):
-        _, record, spec = found(home, name)
-        studies += open_studies(spec, record, epochs=epochs)
+        _, record, spec = find_sweep(home, name)
+        studies += load_studies(spec, record, epochs=epochs)
     return studies
 
 
-def together(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+def load_combinable_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
     """The studies of sweeps, for one table or figure.
 
     Raises:
         UserError: if a sweep is not there, or two have the same study.
     """
-    studies = opened(home, sweeps, epochs=epochs)
+    studies = load_sweeps(home, sweeps, epochs=epochs)
     if twice := [key for key, count in Counter(study.plan.key for study in studies).items() if count > 1]:
         raise UserError(f"{twice[0]} is in several of these sweeps and has one cell in a table: take them apart.")
     return studies

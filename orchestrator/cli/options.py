@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.environment.home import DEFAULT_HOME, Home
-from orchestrator.spec.schema import Grid, SweepSpec, task_names
+from orchestrator.spec.schema import StudyMatrix, SweepSpec, task_names
 from trainer.catalog import BACKBONES
-from trainer.data.task_store import find_card
+from trainer.data.task_store import read_card
 from trainer.model.weights import WeightsError, find_weights
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ WhereOption = Annotated[
 ]
 
 
-def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
+def missing(spec: StudyMatrix, home: Home, weights: str | None) -> list[str]:
     """A sentence for each task that is not in the store, and each backbone whose weights are nowhere."""
     problems = []
     tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name) if not task.startswith("demo/"))
     try:
-        absent = ", ".join(task for task in tasks if find_card(home.data_root, task) is None)
+        absent = ", ".join(task for task in tasks if read_card(home.data_root, task) is None)
     except OSError as error:
         problems.append(f"data: {error}")
     else:
@@ -86,13 +86,13 @@ def missing(spec: Grid, home: Home, weights: str | None) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def place_for(spec: SweepSpec, home: Home, weights: str | None, trials: str) -> Workplace:
+def place_for(spec: SweepSpec, home: Home, weights: str | None, trials: str) -> TrialContext:
     """Where a sweep's trials run, with their folders in `trials`."""
-    return Workplace(
+    return TrialContext(
         data_root=home.data_root,
-        trials=trials,
-        bank=home.bank,
+        trials_folder=trials,
+        prototype_cache=home.prototype_cache,
         weights=weights and (weights if "://" in weights else str(Path(weights).expanduser().absolute())),
         cpus=spec.resources.cpus,
-        gpus=spec.resources.most_gpus,
+        gpus=spec.resources.initial_gpus,
     )

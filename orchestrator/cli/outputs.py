@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.lookup import found, opened, together
+from orchestrator.cli.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console
-from orchestrator.cli.trial_filter import chosen
+from orchestrator.cli.trial_filter import parse_trial_filter
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
 
@@ -30,20 +30,22 @@ def figures(
     Test accuracy by task beside published numbers, tuning-set size, model size, NMI; of each study learning curves,
     accuracy against each parameter, init strategy by images used, parallel coordinates, importances.
     """
-    from orchestrator.figures.draw import figures_of, save
-    from orchestrator.report.results_table import published_by_task
-    from orchestrator.study.importance import importances
+    from orchestrator.figures.draw import draw_figures, save_figure
+    from orchestrator.report.results_table import published_scores
+    from orchestrator.study.importance import param_importances
 
-    studies = together(home, sweeps, epochs=True)
+    studies = load_combinable_sweeps(home, sweeps, epochs=True)
     alone = len(studies) == 1  # then its own figures are the sweep's
-    published = published_by_task({study.plan.backbone for study in studies})
+    published = published_scores({study.plan.backbone for study in studies})
     folder = out or Path(f"{studies[0].spec.name}-figures")
     count = 0
     with console.status("drawing"):
-        drawn = figures_of(studies, published=published, importances=importances, each_study=each_study or alone)
+        drawn = draw_figures(
+            studies, published=published, importances=param_importances, each_study=each_study or alone
+        )
         for stem, figure in drawn:
             try:
-                png, _ = save(figure, folder, stem)
+                png, _ = save_figure(figure, folder, stem)
             except OSError as error:
                 raise _not_written(error) from None
             console.print(f"{png}", highlight=False, soft_wrap=True)
@@ -55,19 +57,19 @@ def figures(
 
 def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = None) -> None:
     """Write trials.parquet, epochs.parquet and predictions.parquet for other tools; the schema tells each column."""
-    from orchestrator.report.export import export as write
+    from orchestrator.report.export import export_studies as write
 
-    place, _, first = found(home, sweeps[0])
-    studies = opened(home, sweeps, epochs=True)
+    place, _, first = find_sweep(home, sweeps[0])
+    studies = load_sweeps(home, sweeps, epochs=True)
     with console.status("writing"):
         try:
-            files, absent = write(studies, place.trials, out or Path(f"{first.name}-export"))
+            files, absent = write(studies, place.trials_folder, out or Path(f"{first.name}-export"))
         except OSError as error:
             raise _not_written(error) from None
     for file in files:
         console.print(f"{file}", highlight=False, soft_wrap=True)
     if absent:
-        where = f"in {place.trials(first.name)}" if len(sweeps) == 1 else "with their sweeps"
+        where = f"in {place.trials_folder(first.name)}" if len(sweeps) == 1 else "with their sweeps"
         console.print(f"{absent} complete trials have no predictions {where}", highlight=False, soft_wrap=True)
 
 
@@ -81,16 +83,16 @@ def register(
 
     Which seed is best on test is not asked: that would be choosing on test.
     """
-    from orchestrator.study.study import open_studies
+    from orchestrator.study.study import load_studies
     from orchestrator.tracking.mlflow_registry import register as put
 
-    place, record, spec = found(home, sweep)
-    fits = chosen(where, [])
+    place, record, spec = find_sweep(home, sweep)
+    fits = parse_trial_filter(where, [])
     picked = []
-    for study in open_studies(spec, record, epochs=False):
-        done = [trial for trial in study.finals if trial.state is TrialState.COMPLETE and fits(trial)]
+    for study in load_studies(spec, record, epochs=False):
+        done = [trial for trial in study.requested_final_trials if trial.state is TrialState.COMPLETE and fits(trial)]
         if done:
-            picked.append((study, min(done, key=lambda trial: study.spec.final.seeds.index(trial.config["seed"]))))
+            picked.append((study, min(done, key=lambda trial: study.spec.final.seeds.index(trial.config.seed))))
     if not picked:
         raise UserError(
             f"no complete final trial of {spec.name} is like that; `sptune status {sweep}` shows what there is."
@@ -99,7 +101,7 @@ def register(
         keys = ", ".join(study.plan.key for study, _ in picked[:4])
         raise UserError(f"--name is for one study, and {len(picked)} are chosen: {keys}; choose one with --where.")
     for study, trial in picked:
-        run_id, told = study.final.tracked(trial.number)
+        run_id, told = study.final_table.synced_run(trial.number)
         if run_id is None or told is None:
             raise UserError(f"MLflow was not told of {trial.trial_id} yet; `sptune resume {sweep}` tells it.")
         plan = study.plan
@@ -107,7 +109,7 @@ def register(
             r"[^\w.-]+", "-", f"{spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}"
         )
         version = put(place.mlflow_uri, run_id, own)
-        console.print(f"models:/{own}/{version}  {plan.key}, seed {trial.config['seed']}", highlight=False)
+        console.print(f"models:/{own}/{version}  {plan.key}, seed {trial.config.seed}", highlight=False)
 
 
 def _not_written(error: OSError) -> UserError:

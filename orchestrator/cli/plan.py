@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.lookup import found
+from orchestrator.cli.lookup import find_sweep
 from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, missing, place_for
-from orchestrator.environment.connections import open_record
+from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
-from orchestrator.spec.labels import clock, label, varying
+from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.plan import studies
+from orchestrator.spec.plan import plan_studies
 from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
@@ -43,9 +43,9 @@ def plan(
     place = home_at(home, sweep.cluster)
     if calibrate:
         _calibrate(sweep, place, weights)
-    plans = studies(sweep)
-    done, costs, known = _known(sweep, place)
-    named, same = varying(plans, ("backbone", "train_size"))
+    plans = plan_studies(sweep)
+    done, costs, known = _load_existing(sweep, place)
+    named, same = varying_fields(plans, ("backbone", "train_size"))
     table = Table(box=None, pad_edge=False, title=same, title_justify="left")
     for name in ("task", "method", *named):
         table.add_column(name, no_wrap=True)
@@ -54,27 +54,29 @@ def plan(
     for study in plans:
         counts = (str(sweep.search.trials), str(len(sweep.final.seeds)), str(done.get(study.key, 0)))
         cost = costs.get(study.key)
-        table.add_row(*label(study, ["task", "method", *named]), *counts, "?" if cost is None else clock(cost))
+        table.add_row(
+            *study_label(study, ["task", "method", *named]), *counts, "?" if cost is None else format_duration(cost)
+        )
     console.print(table)
     for method in sweep.methods:
-        searched = ", ".join(sweep.params_of(method)[1]) or "nothing"
+        searched = ", ".join(sweep.params_for(method)[1]) or "nothing"
         console.print(f"{method} searches {searched}", highlight=False)
     trials, finals = len(plans) * sweep.search.trials, len(plans) * len(sweep.final.seeds)
     console.print(
         f"{len(plans)} studies, {trials} search trials, {finals} final trials, "
-        f"{_occupied(sweep)}; {sum(done.values())} are done",
+        f"{_resources_per_trial(sweep)}; {sum(done.values())} are done",
         highlight=False,
     )
-    slots = workers or _slots(sweep)
+    slots = workers or _num_slots(sweep)
     if not known:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
     else:
         seconds = sum(cost for cost in costs.values() if cost is not None)
         unknown = sum(cost is None for cost in costs.values())
-        gpus = {study.key: sweep.resources.of(study.backbone).most_gpus for study in plans}
+        gpus = {study.key: sweep.resources.for_backbone(study.backbone).initial_gpus for study in plans}
         gpu_seconds = sum(cost * gpus[key] for key, cost in costs.items() if cost is not None)
         console.print(
-            f"at most {clock(seconds)} of work, {clock(seconds / slots)} on {slots} workers"
+            f"at most {format_duration(seconds)} of work, {format_duration(seconds / slots)} on {slots} workers"
             + (f", {gpu_seconds / 3600:.1f} GPU-hours" if gpu_seconds else "")
             + (f"; {unknown} studies not counted: nothing like them was run" if unknown else ""),
             highlight=False,
@@ -95,30 +97,30 @@ def replay(
     Nothing is trained and nothing is kept.
     """
     from orchestrator.cli.progress import progress_table
-    from orchestrator.drivers.replay import Clock, Curves, Recorded, Synthetic, drive
-    from orchestrator.study.storage.database import Record
-    from orchestrator.study.study import open_studies
+    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, SyntheticCurves, run_sweep
+    from orchestrator.study.storage.database import StudyDatabase
+    from orchestrator.study.study import load_studies
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.sweep.tracker import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = Synthetic(studies(sweep_spec))
+    curves: Curves = SyntheticCurves(plan_studies(sweep_spec))
     if like is not None:
-        _, record, known = found(home, like)
-        curves = Recorded(open_studies(known, record))
+        _, record, known = find_sweep(home, like)
+        curves = RecordedCurves(load_studies(known, record))
     now = Clock()
-    slots = workers or _slots(sweep_spec)
+    slots = workers or _num_slots(sweep_spec)
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(sweep_spec, Record(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=now)
+        sweep = Sweep(sweep_spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=now)
         try:
-            busy = drive(sweep, curves, now, slots)
+            busy = run_sweep(sweep, curves, now, slots)
         except ValueError as error:
             raise UserError(f"--like {like}: {error}") from None
     console.print(progress_table(sweep.summaries()))
-    whole, share = sweep.finished * max(study.plan.epochs for study in sweep.studies), busy / (now.now * slots)
+    whole, share = sweep.num_finished * max(study.plan.epochs for study in sweep.studies), busy / (now.now * slots)
     ran = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
     console.print(
-        f"{sweep.finished} trials in {clock(now.now)} on {slots} workers, busy {share:.0%}; "
+        f"{sweep.num_finished} trials in {format_duration(now.now)} on {slots} workers, busy {share:.0%}; "
         f"{ran} of {whole} epochs were trained, the others pruned or answered from the record"
         + (f"; {sweep.halt.reason}" if sweep.halt else ""),
         highlight=False,
@@ -126,33 +128,33 @@ def replay(
     )
 
 
-def _known(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, float | None], bool]:
+def _load_existing(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, float | None], bool]:
     """Of each study, how many trials are done and what the rest costs; whether anything is known of costs."""
-    empty = home.record_file is not None and not home.record_file.exists()
-    if not home.studies or (empty and not Path(home.throughput_file).exists()):
+    empty = home.database_file is not None and not home.database_file.exists()
+    if not home.database_url or (empty and not Path(home.cost_model_file).exists()):
         return {}, {}, False
-    from orchestrator.study.study import open_studies
-    from orchestrator.sweep.conflicts import refuse_contradictions
-    from orchestrator.sweep.cost_model import Throughput
+    from orchestrator.study.study import load_studies
+    from orchestrator.sweep.conflicts import check_spec_matches_trials
+    from orchestrator.sweep.cost_model import CostModel
 
-    throughput = Throughput.of(home.throughput_file)
-    opened = open_studies(sweep, open_record(home))
-    refuse_contradictions(sweep, opened)
-    done = {study.plan.key: study.summary().finished for study in opened}
+    throughput = CostModel.load(home.cost_model_file)
+    opened = load_studies(sweep, open_database(home))
+    check_spec_matches_trials(sweep, opened)
+    done = {study.plan.key: study.summary().num_finished for study in opened}
     costs = {study.plan.key: throughput.estimate(study, home.data_root).seconds for study in opened}
     return done, costs, any(cost is not None for cost in costs.values())
 
 
 def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
     """Whether the trials that share a device fit its memory."""
-    from orchestrator.sweep.cost_model import Throughput, device_share
+    from orchestrator.sweep.cost_model import CostModel, memory_share
 
-    throughput = Throughput.of(home.throughput_file)
-    for key in dict.fromkeys((study.method, study.backbone) for study in studies(sweep)):
-        study = next(study for study in studies(sweep) if (study.method, study.backbone) == key)
-        own = sweep.resources.of(study.backbone)
-        if (rate := throughput.rate(study, own.most_gpus)) is not None:
-            share = device_share(own, rate, slots)
+    throughput = CostModel.load(home.cost_model_file)
+    for key in dict.fromkeys((study.method, study.backbone) for study in plan_studies(sweep)):
+        study = next(study for study in plan_studies(sweep) if (study.method, study.backbone) == key)
+        own = sweep.resources.for_backbone(study.backbone)
+        if (rate := throughput.rate(study, own.initial_gpus)) is not None:
+            share = memory_share(own, rate, slots)
             verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
             console.print(
                 f"memory of {' '.join(key)}: {rate.peak_gb:.1f} GB a trial, "
@@ -165,25 +167,27 @@ def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
 def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
     """Time two epochs of each method and backbone on its first task, at the largest values of the space."""
     from orchestrator.drivers.trial_runner import run_trial
-    from orchestrator.sweep.cost_model import Throughput, largest
+    from orchestrator.sweep.cost_model import CostModel, most_expensive_config
 
     if problems := missing(sweep, home, weights):
         raise SpecError("the spec", problems)
-    home.make()
-    throughput = Throughput.of(home.throughput_file)
-    for study in {(study.method, study.backbone): study for study in reversed(studies(sweep))}.values():
+    home.create()
+    throughput = CostModel.load(home.cost_model_file)
+    for study in {(study.method, study.backbone): study for study in reversed(plan_studies(sweep))}.values():
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
-            share = sweep.resources.of(study.backbone)
-            place = dataclasses.replace(place_for(sweep, home, weights, folder), cpus=share.cpus, gpus=share.most_gpus)
-            events = [*run_trial(largest(study, sweep.search.seed), place)]
-        throughput.learn_one(study, events, share.most_gpus, home.data_root)
+            share = sweep.resources.for_backbone(study.backbone)
+            place = dataclasses.replace(
+                place_for(sweep, home, weights, folder), cpus=share.cpus, gpus=share.initial_gpus
+            )
+            events = [*run_trial(most_expensive_config(study, sweep.search.seed), place)]
+        throughput.update_from_calibration(study, events, share.initial_gpus, home.data_root)
 
 
-def _occupied(sweep: SweepSpec) -> str:
+def _resources_per_trial(sweep: SweepSpec) -> str:
     """What a trial occupies, of each backbone that differs."""
     shares: dict[str, list[str]] = {}
     for backbone in sweep.backbones:
-        share = sweep.resources.of(backbone)
+        share = sweep.resources.for_backbone(backbone)
         gpus = share.gpus if share.gpus == "auto" else f"{share.gpus:g}"
         kind = f" ({share.accelerator_type})" if share.accelerator_type else ""
         shares.setdefault(f"{share.cpus} CPU and {gpus} GPU{kind}", []).append(backbone)
@@ -192,7 +196,7 @@ def _occupied(sweep: SweepSpec) -> str:
     return ", ".join(f"of {' and '.join(names)} on {text}" for text, names in shares.items())
 
 
-def _slots(sweep: SweepSpec) -> int:
+def _num_slots(sweep: SweepSpec) -> int:
     """How many trials fit this machine's cores at once."""
-    cpus = max(sweep.resources.of(backbone).cpus for backbone in sweep.backbones)
+    cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)
     return max(1, (os.cpu_count() or 1) // cpus)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.spec.labels import clock, label, varying
+from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.study.study import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
@@ -25,7 +25,7 @@ def progress_table(summaries: list[StudySummary], rows: int | None = None) -> Ta
     Args:
         rows: how many studies fit; those that neither run nor are still to come are left out first.
     """
-    named, same = varying([summary.plan for summary in summaries], ("backbone", "train_size"))
+    named, same = varying_fields([summary.plan for summary in summaries], ("backbone", "train_size"))
     names = ["task", "method", *named]
     table = Table(box=None, pad_edge=False, title=same, title_justify="left")
     for name in names:
@@ -36,21 +36,21 @@ def progress_table(summaries: list[StudySummary], rows: int | None = None) -> Ta
     shown = [*zip(summaries, left, strict=True)]
     if rows is not None and len(shown) > rows:
         shown = sorted(
-            shown, key=lambda row: (row[0].states[TrialState.RUNNING] == 0, row[0].finished == row[0].planned)
+            shown, key=lambda row: (row[0].states[TrialState.RUNNING] == 0, row[0].num_finished == row[0].num_planned)
         )
         table.caption = f"and {len(shown) - rows} more studies: sptune status"
     for summary, seconds in shown[:rows]:
-        scores = [trial.score for trial in summary.finals if trial.score is not None]
+        scores = [trial.score for trial in summary.final_trials if trial.score is not None]
         best = summary.best.score if summary.best else None
         states = (TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED)
         table.add_row(
-            *label(summary.plan, names),
-            f"{summary.finished}/{summary.planned}",
+            *study_label(summary.plan, names),
+            f"{summary.num_finished}/{summary.num_planned}",
             *(_count(summary.states[state]) for state in states),
             Text(_count(summary.states[TrialState.FAILED]), style="red"),
             f"{100 * best:.1f}" if best is not None else "",
             f"{100 * sum(scores) / len(scores):.1f}" if scores else "",
-            Text("stopped", style="red") if summary.stopped else clock(seconds) if seconds else "",
+            Text("stopped", style="red") if summary.stop_reason else format_duration(seconds) if seconds else "",
         )
     return table
 
@@ -64,10 +64,10 @@ def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
     for summary in summaries:
         for key in (summary.plan.key, (summary.plan.method, summary.plan.backbone), None):
             seconds, trials = paces.get(key, (0.0, 0))
-            paces[key] = seconds + summary.seconds, trials + summary.finished
+            paces[key] = seconds + summary.seconds, trials + summary.num_finished
     left: list[float | None] = []
     for summary in summaries:
-        open_trials = 0 if summary.stopped else summary.planned - summary.finished
+        open_trials = 0 if summary.stop_reason else summary.num_planned - summary.num_finished
         known = [
             seconds / trials
             for key in (summary.plan.key, (summary.plan.method, summary.plan.backbone), None)
@@ -78,15 +78,15 @@ def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
     return left
 
 
-def headline(summaries: Sequence[StudySummary], workers: int) -> str:
+def summary_line(summaries: Sequence[StudySummary], workers: int) -> str:
     """How many trials are finished, and what the others will take with so many workers."""
-    planned, finished = sum(s.planned for s in summaries), sum(s.finished for s in summaries)
+    planned, finished = sum(s.num_planned for s in summaries), sum(s.num_finished for s in summaries)
     seconds = sum(left or 0 for left in work_left(summaries))
-    left = f", about {clock(seconds / workers)} left" if workers and seconds else ""
+    left = f", about {format_duration(seconds / workers)} left" if workers and seconds else ""
     return f"{finished} of {planned} trials finished{left}"
 
 
-def busy(summaries: Sequence[StudySummary]) -> int:
+def num_running(summaries: Sequence[StudySummary]) -> int:
     """How many workers have a trial."""
     return sum(summary.states[TrialState.RUNNING] for summary in summaries)
 
@@ -120,18 +120,18 @@ class LiveView:
         if self._console.is_terminal:
             return
         now = time.monotonic()
-        if now - self._shown_at < LINE_EVERY_S and not self._sweep.done:
+        if now - self._shown_at < LINE_EVERY_S and not self._sweep.is_done:
             return
-        if (finished := self._sweep.finished) != self._shown:
+        if (finished := self._sweep.num_finished) != self._shown:
             self._shown, self._shown_at = finished, now
             self._console.print(self._headline(), highlight=False)
 
     def _headline(self) -> str:
-        elapsed = clock(time.monotonic() - self._started)
+        elapsed = format_duration(time.monotonic() - self._started)
         halt = f"; {self._sweep.halt.reason}" if self._sweep.halt else ""
         summaries = self._sweep.summaries()
-        self._workers = max(self._workers, busy(summaries))
-        return f"{self._sweep.spec.name}: {headline(summaries, self._workers)}, {elapsed} so far{halt}"
+        self._workers = max(self._workers, num_running(summaries))
+        return f"{self._sweep.spec.name}: {summary_line(summaries, self._workers)}, {elapsed} so far{halt}"
 
     def _render(self) -> Group:
         rows = max(3, self._console.height - 6)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.lookup import found, together
+from orchestrator.cli.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from orchestrator.redaction import shown
+from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
 
 if TYPE_CHECKING:
@@ -39,16 +39,16 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")] = False,
 ) -> None:
     """Show how far a sweep is and who works on it, from any terminal."""
-    from orchestrator.cli.progress import busy, headline, progress_table
-    from orchestrator.study.storage.lease import told
-    from orchestrator.study.study import open_studies
-    from orchestrator.sweep.checkpoint_retention import Checkpoints
+    from orchestrator.cli.progress import num_running, progress_table, summary_line
+    from orchestrator.study.storage.lease import describe_holder
+    from orchestrator.study.study import load_studies
+    from orchestrator.sweep.checkpoint_retention import CheckpointRetention
 
-    place, record, spec = found(home, sweep)
+    place, record, spec = find_sweep(home, sweep)
     name = spec.name
-    summaries = [study.summary() for study in open_studies(spec, record)]
-    drivers, halt = record.lease(name).holders(), record.halt(name)
-    count, checkpoints, total = Checkpoints(place.trials(name), spec.keep).size()
+    summaries = [study.summary() for study in load_studies(spec, record)]
+    drivers, halt = record.lease(name).holders(), record.halt_reason(name)
+    count, checkpoints, total = CheckpointRetention(place.trials_folder(name), spec.keep).size()
     if as_json:
         shown = {
             "sweep": name,
@@ -61,23 +61,23 @@ def status(
         print(json.dumps(shown, indent=2))
         return
     console.print(progress_table(summaries))
-    console.print(f"{name}: {headline(summaries, busy(summaries))}", highlight=False)
-    driven = f"driven by {told(drivers[0])}" if drivers else "no driver is at work on it"
+    console.print(f"{name}: {summary_line(summaries, num_running(summaries))}", highlight=False)
+    driven = f"driven by {describe_holder(drivers[0])}" if drivers else "no driver is at work on it"
     console.print(f"{driven}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
     console.print(f"{count} checkpoints, {checkpoints / 1e6:.1f} MB, of {total / 1e6:.1f} MB in all", highlight=False)
 
 
 def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
-    from orchestrator.report.failure_groups import grouped
-    from orchestrator.study.study import open_studies
+    from orchestrator.report.failure_groups import group_failures
+    from orchestrator.study.study import load_studies
 
-    place, record, spec = found(home, sweep)
-    studies = open_studies(spec, record, epochs=False)
+    place, record, spec = find_sweep(home, sweep)
+    studies = load_studies(spec, record, epochs=False)
     failed = [trial for study in studies for trial in study.trials if trial.state is TrialState.FAILED]
-    for group in grouped(failed):
+    for group in group_failures(failed):
         console.print(
-            f"[red]{len(group.trials)} × {group.cause.value}[/red]: {group.trials[-1].sentence}", highlight=False
+            f"[red]{len(group.trials)} × {group.cause.value}[/red]: {group.trials[-1].error_summary}", highlight=False
         )
         for line in group.trace:
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
@@ -85,13 +85,13 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
         if len(group.trials) > 10:
             console.print(f"  and {len(group.trials) - 10} more", highlight=False)
-        log = f"{place.trials(spec.name)}/{group.trials[-1].trial_id}/log.txt"
+        log = f"{place.trials_folder(spec.name)}/{group.trials[-1].trial_id}/log.txt"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
         retry = f"sptune resume {sweep} --where '{group.condition}'"
         console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)
     for study in studies:
-        if study.search.stopped:
-            console.print(f"[red]stopped[/red] {study.plan.key}: {study.search.stopped}", highlight=False)
+        if study.search_table.stop_reason:
+            console.print(f"[red]stopped[/red] {study.plan.key}: {study.search_table.stop_reason}", highlight=False)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.", highlight=False)
 
@@ -104,18 +104,18 @@ def report(
     ),
 ) -> None:
     """Print the table of test accuracies, published numbers beside it, and how far to trust it."""
-    from orchestrator.report.render import FORMATS, csv_of
-    from orchestrator.report.results_table import board_of
-    from orchestrator.report.sections import contents
+    from orchestrator.report.render import FORMATS, to_csv
+    from orchestrator.report.results_table import build_results_table
+    from orchestrator.report.sections import build_sections
 
-    studies = together(home, sweeps, epochs=False)
+    studies = load_combinable_sweeps(home, sweeps, epochs=False)
     match form:
         case Form.terminal:
             print_report(studies)
         case Form.csv:
-            print(csv_of(board_of(studies)), end="")
+            print(to_csv(build_results_table(studies)), end="")
         case _:
-            print(FORMATS[form.value](contents(studies)), end="")
+            print(FORMATS[form.value](build_sections(studies)), end="")
 
 
 def ui(
@@ -123,21 +123,19 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
 ) -> None:
     """Serve the MLflow of a home on this machine, at 127.0.0.1, and say each sweep's address; Ctrl-C ends it."""
-    from orchestrator.tracking.mlflow_runs import views
+    from orchestrator.tracking.mlflow_runs import view_paths
 
     place = home_at(home)
     if place.mlflow_file is None:
-        where = shown(place.mlflow_uri) or "nowhere: set MLFLOW_TRACKING_URI"
+        where = redact(place.mlflow_uri) or "nowhere: set MLFLOW_TRACKING_URI"
         raise UserError(f"MLflow is a server of its own, {where}: open that address.")
     if not place.mlflow_file.exists():
-        raise UserError(
-            f"{place.place} has no MLflow database yet; run `sptune launch demo --home {place.place}` first."
-        )
+        raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
-    console.print(f"MLflow at http://127.0.0.1:{port} for {place.place}; Ctrl-C ends it.", highlight=False)
-    for name, path in views(place.mlflow_uri).items():
+    console.print(f"MLflow at http://127.0.0.1:{port} for {place.root}; Ctrl-C ends it.", highlight=False)
+    for name, path in view_paths(place.mlflow_uri).items():
         console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
@@ -146,23 +144,23 @@ def ui(
 def print_report(studies: Sequence[Study]) -> None:
     """The report, as a terminal shows it."""
     from orchestrator.report.render import print_blocks
-    from orchestrator.report.sections import contents
+    from orchestrator.report.sections import build_sections
 
-    print_blocks(contents(studies), console)
+    print_blocks(build_sections(studies), console)
 
 
 def _row(summary: StudySummary) -> dict[str, Any]:
-    scores = [trial.score for trial in summary.finals if trial.score is not None]
+    scores = [trial.score for trial in summary.final_trials if trial.score is not None]
     return {
         "task": summary.plan.task,
         "method": summary.plan.method,
         "backbone": summary.plan.backbone,
         "train_size": summary.plan.train_size,
-        "planned": summary.planned,
-        "finished": summary.finished,
+        "planned": summary.num_planned,
+        "finished": summary.num_finished,
         **{state.value: summary.states[state] for state in TrialState},
         "best_val_accuracy": summary.best.score if summary.best else None,
         "test_accuracies": scores,
-        "stopped": summary.stopped,
+        "stopped": summary.stop_reason,
         "worker_seconds": summary.seconds,
     }

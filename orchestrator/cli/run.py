@@ -12,16 +12,16 @@ import typer
 
 from orchestrator.cli.options import console, place_for
 from orchestrator.cli.results import print_report
-from orchestrator.doctor.checks import examine_machines, examine_services, refuse
-from orchestrator.drivers.context import Workplace
+from orchestrator.doctor.checks import check_nodes, check_services, raise_on_errors
+from orchestrator.drivers.context import TrialContext
 from orchestrator.environment.home import Home
 from orchestrator.errors import ServiceError, UserError
-from orchestrator.redaction import shown
+from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.trial import TrialResult
+from orchestrator.study.trial import Trial
 
 if TYPE_CHECKING:
-    from orchestrator.study.storage.database import Record
+    from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 def run(
     spec: SweepSpec,
     home: Home,
-    record: Record,
+    record: StudyDatabase,
     inline: bool,
     address: str | None,
     weights: str | None,
-    again: Callable[[TrialResult], bool] | None = None,
+    again: Callable[[Trial], bool] | None = None,
     named: bool = False,
 ) -> None:
     """Drive a sweep to its end, and print its table.
@@ -47,53 +47,53 @@ def run(
         UserError: if it cannot be started; nothing is.
         typer.Exit: with the status that README tells, unless all went well.
     """
-    from orchestrator.study.study import open_studies
-    from orchestrator.sweep.checkpoint_retention import Checkpoints
-    from orchestrator.sweep.cost_model import Throughput
+    from orchestrator.study.study import load_studies
+    from orchestrator.sweep.checkpoint_retention import CheckpointRetention
+    from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.mlflow_runs import Runs
+    from orchestrator.tracking.mlflow_runs import MlflowRuns
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     if address is not None and not inline:
         with console.status("looking at the servers"):
-            refuse(examine_services(home))
+            raise_on_errors(check_services(home))
     else:
         _see_mlflow(home)
-    trials = home.trials(spec.name)
+    trials = home.trials_folder(spec.name)
     with contextlib.ExitStack() as ends:
         lease = record.lease(spec.name)
-        lease.take(spec.name)
+        lease.acquire(spec.name)
         ends.callback(lease.release)
         if again is not None:
-            found = [entry for study in open_studies(spec, record) for entry in study.again(again)]
+            found = [entry for study in load_studies(spec, record) for entry in study.reset_trials(again)]
             if named and not found:
                 raise UserError(
                     f"no failed trial of {spec.name} is like that; `sptune failures {spec.name}` lists them."
                 )
             console.print(f"{len(found)} failed trials of {spec.name} are run again.", highlight=False)
-        runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root, [*spec.space])
+        runs = MlflowRuns(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, home.data_root, [*spec.space])
         tracker = MlflowTracker(runs)
         ends.callback(_tell_the_rest, tracker)
-        checkpoints = Checkpoints(trials, spec.keep)
-        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=checkpoints.tidy)
+        checkpoints = CheckpointRetention(trials, spec.keep)
+        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
         ends.callback(sweep.close)
-        if sweep.done:
+        if sweep.is_done:
             console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
         else:
             tracker.open()
             _drive(sweep, place_for(spec, home, weights, trials), home, inline, address)
-            checkpoints.tidy_late(sweep.studies)
-    Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
+            checkpoints.delete_late(sweep.studies)
+    CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     print_report(sweep.studies)
     console.print(f"\nEvery trial in MLflow: {_where_to_look(home)}", highlight=False, soft_wrap=True)
     if sweep.halt is not None:
         console.print(f"\n{sweep.halt.reason}; `sptune resume {spec.name}` goes on.", highlight=False, soft_wrap=True)
-        raise typer.Exit(130 if sweep.halt.at_once else 3)
-    if any(not summary.finals for summary in sweep.summaries()):
+        raise typer.Exit(130 if sweep.halt.interrupt_running else 3)
+    if any(not summary.final_trials for summary in sweep.summaries()):
         raise typer.Exit(1)
 
 
-def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address: str | None) -> None:
+def _drive(sweep: Sweep, workplace: TrialContext, home: Home, inline: bool, address: str | None) -> None:
     from orchestrator.cli.progress import LiveView
 
     try:
@@ -101,7 +101,7 @@ def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address
             from orchestrator.drivers import inline as inline_driver
 
             with LiveView(sweep, console) as update:
-                inline_driver.drive(sweep, workplace, update)
+                inline_driver.run_sweep(sweep, workplace, update)
         else:
             from orchestrator.drivers.ray import cluster as ray_nodes
             from orchestrator.drivers.ray import driver as ray_driver
@@ -109,9 +109,9 @@ def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address
             with ray_nodes.connected(address):
                 if address is not None:
                     with console.status("looking at the nodes"):
-                        refuse(examine_machines(home, sweep.spec, workplace.weights, cluster=True))
+                        raise_on_errors(check_nodes(home, sweep.spec, workplace.weights, cluster=True))
                 with LiveView(sweep, console) as update:
-                    ray_driver.drive(sweep, workplace, update)
+                    ray_driver.run_sweep(sweep, workplace, update)
     except KeyboardInterrupt:
         told = f"stopped; `sptune resume {sweep.spec.name}` goes on from the last finished epochs."
         console.print(told, highlight=False)
@@ -121,10 +121,10 @@ def _drive(sweep: Sweep, workplace: Workplace, home: Home, inline: bool, address
 def _see_mlflow(home: Home) -> None:
     """Refuse wrong credentials before they cost a sweep its runs; a server that is away is told later."""
     if home.mlflow_file is None:
-        from orchestrator.tracking.mlflow_server import reach
+        from orchestrator.tracking.mlflow_server import check_reachable
 
         try:
-            reach(home.mlflow_uri)
+            check_reachable(home.mlflow_uri)
         except ServiceError as error:
             if not error.away:
                 raise
@@ -141,6 +141,6 @@ def _tell_the_rest(tracker: MlflowTracker) -> None:
 
 def _where_to_look(home: Home) -> str:
     if home.mlflow_file is None:
-        return shown(home.mlflow_uri)
-    folder = Path(home.place)
+        return redact(home.mlflow_uri)
+    folder = Path(home.root)
     return f"sptune ui --home {os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder}"

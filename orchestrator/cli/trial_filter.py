@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import shlex
 from collections.abc import Callable, Sequence
 
 from orchestrator.errors import UserError
-from orchestrator.study.trial import TrialResult
+from orchestrator.study.trial import Trial
 from trainer.config import field_types
-from trainer.validation import no_such
+from trainer.validation import unknown_name
 
 NAMES = ("study", "phase", "number", "state", "cause", "error", "attempt", *field_types())
 """What a condition may be about."""
 
 
-def chosen(where: str | None, ids: Sequence[str]) -> Callable[[TrialResult], bool]:
+def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial], bool]:
     """Whether a trial fulfils all conditions and has one of the ids, as far as any are given.
 
     Args:
@@ -30,7 +31,7 @@ def chosen(where: str | None, ids: Sequence[str]) -> Callable[[TrialResult], boo
     except ValueError as error:
         raise UserError(f"--where {where!r}: {error}.") from None
     problems = [
-        f"{name}: {no_such(name, NAMES, 'something a trial has')}"
+        f"{name}: {unknown_name(name, NAMES, 'something a trial has')}"
         if name not in NAMES
         else f"{name}: a condition is NAME=PATTERN"
         for name, sign, _ in words
@@ -39,15 +40,15 @@ def chosen(where: str | None, ids: Sequence[str]) -> Callable[[TrialResult], boo
     if problems:
         raise UserError(f"--where {where!r}: {'; '.join(problems)}")
 
-    def fulfils(trial: TrialResult) -> bool:
+    def fulfils(trial: Trial) -> bool:
         known = {
-            **{name: "" if value is None else str(value) for name, value in trial.config.items()},
+            **{name: "" if value is None else str(value) for name, value in dataclasses.asdict(trial.config).items()},
             "study": trial.study,
             "phase": trial.phase,
             "number": str(trial.number),
             "state": trial.state.value,
             "cause": trial.cause.value if trial.cause else "",
-            "error": trial.sentence,
+            "error": trial.error_summary,
             "attempt": str(trial.attempt),
         }
         named = not ids or any(trial.trial_id.startswith(one) for one in ids)

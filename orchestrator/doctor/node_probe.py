@@ -14,7 +14,7 @@ import psutil
 from orchestrator.environment.home import network_file_system
 from orchestrator.environment.provenance import code, versions
 from trainer.catalog import BACKBONES
-from trainer.data.task_store import find_card, read_examples
+from trainer.data.task_store import read_card, read_examples
 from trainer.model.weights import WeightsError, find_weights
 from trainer.storage.files import delete_file, read_bytes, write_bytes
 from trainer.storage.local_cache import cache_folder
@@ -27,7 +27,7 @@ for index in range(torch.cuda.device_count()):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class ProbeRequest:
     """What a machine is asked."""
 
     home: str
@@ -49,7 +49,7 @@ class Question:
 
 
 @dataclass(kw_only=True, slots=True)
-class Look:
+class NodeReport:
     """What it found; of everything, in words, what is wrong, and nothing where all is well."""
 
     host: str = field(default_factory=socket.gethostname)
@@ -75,9 +75,9 @@ class Look:
     cache_free_gb: float = 0.0
 
 
-def look(question: Question) -> Look:
+def probe_node(question: ProbeRequest) -> NodeReport:
     """Try on this machine all that a trial will do, but for training."""
-    found = Look()
+    found = NodeReport()
     own = f"{question.home}/.probe-{uuid.uuid4().hex}"
     try:
         found.sees_probe = read_bytes(question.probe) == question.token.encode()
@@ -120,7 +120,7 @@ def _data_trouble(root: str, task: str, fingerprint: str) -> str:
     from trainer.data.transforms import decode
 
     try:
-        card = find_card(root, task)
+        card = read_card(root, task)
         if card is None:
             return "not there"
         if card.fingerprint != fingerprint:

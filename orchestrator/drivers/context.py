@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Workplace:
+class TrialContext:
     """Where trials of a sweep run: the same for all of them, but for what each occupies."""
 
     data_root: str
     """The task store."""
-    trials: str
+    trials_folder: str
     """Folder with a folder a trial."""
-    bank: str
+    prototype_cache: str
     """Folder of prototypes that trials share."""
     weights: str | None
     """A file, or a folder of files, in which backbones' weights are looked for first."""

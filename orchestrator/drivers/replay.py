@@ -6,6 +6,7 @@ over thousands of trials in seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import heapq
 import math
@@ -14,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.spec.space import Choice, FloatRange, IntRange, Space
+from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Epoch, Failure, TrialResult
+from orchestrator.study.trial import Epoch, Failure, Trial
 from orchestrator.sweep.sweep import Sweep
 
 Curve = Iterator[tuple[Epoch | Failure, float]]
 """What a trial tells, each with the seconds until then since the last."""
-Curves = Callable[[TrialResult], Curve]
+Curves = Callable[[Trial], Curve]
 
 
 class Clock:
@@ -34,7 +35,7 @@ class Clock:
         return self.now
 
 
-def drive(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float = math.inf) -> float:
+def run_sweep(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float = math.inf) -> float:
     """Run a sweep with so many workers until it has ended, or until a time.
 
     Args:
@@ -62,11 +63,11 @@ def drive(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float
         sweep.tick()
         if isinstance(event, Failure):
             sweep.on_failure(trial_id, event)
-        elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.facts):
+        elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.provenance):
             expect(trial_id, curve)
 
 
-class Synthetic:
+class SyntheticCurves:
     """Learning curves of made-up tasks: each has its own best place in the space, near its group's.
 
     Accuracy rises towards a height that falls with the distance from that place, with noise that depends on the
@@ -86,32 +87,32 @@ class Synthetic:
         self._spread = spread
         self._seed = seed
 
-    def __call__(self, trial: TrialResult) -> Curve:
+    def __call__(self, trial: Trial) -> Curve:
         """The curve of a trial."""
         height = self.height(trial)
         noise = _draws(self._seed, trial.trial_id)
-        epochs = trial.config["epochs"]
+        epochs = trial.config.epochs
         for epoch in range(1, epochs + 1):
             accuracy = height * (1 - math.exp(-4 * epoch / epochs)) + 0.01 * (next(noise) - 0.5)
-            split = trial.config["eval_split"]
+            split = trial.config.eval_split
             metrics = {"train/loss": 2.0 * (1 - accuracy), "epoch/seconds": self._seconds}
             if split == "val" or epoch == epochs:
                 metrics[f"{split}/accuracy"] = min(1.0, max(0.0, accuracy))
             yield Epoch(epoch=epoch, metrics=metrics), self._seconds
 
-    def height(self, trial: TrialResult) -> float:
+    def height(self, trial: Trial) -> float:
         """The accuracy that a trial would reach with endless epochs."""
         plan = self._plans[trial.study]
-        distance = 0.0
+        config, distance = dataclasses.asdict(trial.config), 0.0
         for name, dimension in plan.space.items():
-            if name in trial.config and dimension.is_active(trial.config):
+            if dimension.is_active(config):
                 group, own = (next(_draws(self._seed, f"{name} {key}")) for key in (plan.group, plan.task))
                 place = min(1.0, max(0.0, group + self._spread * (own - 0.5) * 2))
-                distance += (unit(dimension, trial.config[name]) - place) ** 2
+                distance += (unit(dimension, config[name]) - place) ** 2
         return 0.3 + 0.6 * math.exp(-3 * distance)
 
 
-class Recorded:
+class RecordedCurves:
     """Curves of an earlier sweep: of the same config where it was tried, else of the nearest in the same study.
 
     Args:
@@ -124,35 +125,36 @@ class Recorded:
     def __init__(self, studies: Sequence[Study]) -> None:
         self._plans = {study.plan.key: study.plan for study in studies}
         self._trials = {
-            (study.plan.key, phase): [trial for trial in trials if len(trial.epochs) == trial.config["epochs"]]
+            (study.plan.key, phase): [trial for trial in trials if len(trial.epochs) == trial.config.epochs]
             for study in studies
-            for phase, trials in (("search", study.search.trials), ("final", study.final.trials))
+            for phase, trials in (("search", study.search_table.trials), ("final", study.final_table.trials))
         }
 
-    def __call__(self, trial: TrialResult) -> Curve:
+    def __call__(self, trial: Trial) -> Curve:
         """The curve of a trial."""
-        epochs, seed = trial.config["epochs"], trial.config["seed"]
+        epochs, seed = trial.config.epochs, trial.config.seed
         known = [one for one in self._trials.get((trial.study, trial.phase), []) if len(one.epochs) == epochs]
         if not known:
             raise ValueError(
                 f"the record has no {trial.phase} trial of {trial.study} that ran to its end of {epochs} epochs."
             )
-        nearest = min(known, key=lambda other: (self._distance(trial, other), other.config["seed"] != seed))
+        nearest = min(known, key=lambda other: (self._distance(trial, other), other.config.seed != seed))
         for epoch, metrics in enumerate(nearest.epochs, start=1):
             yield Epoch(epoch=epoch, metrics=metrics), metrics["epoch/seconds"]
 
-    def _distance(self, one: TrialResult, other: TrialResult) -> float:
+    def _distance(self, one: Trial, other: Trial) -> float:
+        configs = [dataclasses.asdict(trial.config) for trial in (one, other)]
         distance = 0.0
         for name, dimension in self._plans[one.study].space.items():
-            active = [dimension.is_active(trial.config) for trial in (one, other)]
+            active = [dimension.is_active(config) for config in configs]
             if all(active):
-                distance += (unit(dimension, one.config[name]) - unit(dimension, other.config[name])) ** 2
+                distance += (unit(dimension, configs[0][name]) - unit(dimension, configs[1][name])) ** 2
             elif any(active):
                 distance += 1.0
         return distance
 
 
-def unit(dimension: Space, value: Any) -> float:
+def unit(dimension: Dimension, value: Any) -> float:
     """Where in its dimension a value lies, from 0 to 1."""
     match dimension:
         case FloatRange() | IntRange():

@@ -20,7 +20,7 @@ def stop_on_signal(sweep: Sweep) -> Iterator[None]:
     """
 
     def answer(number: int, _: FrameType | None) -> None:
-        if sweep.halt is not None and sweep.halt.at_once:
+        if sweep.halt is not None and sweep.halt.interrupt_running:
             raise KeyboardInterrupt
         sweep.stop(f"stopped by {signal.Signals(number).name}")
         print("stopping: running trials save at their next epoch; again to stop at once", file=sys.stderr)

@@ -6,6 +6,7 @@ training only.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import json
@@ -17,30 +18,29 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from typing import Any
 
 import pyarrow.parquet as pq
 import torch
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.environment.provenance import machine, software
-from orchestrator.study.selection import pack
-from orchestrator.study.trial import Cause, Epoch, Failure
+from orchestrator.study.selection import pack_correct
+from orchestrator.study.trial import Epoch, Failure, FailureCause
 from trainer.config import TrainConfig
 from trainer.data.task_store import TaskMissing
-from trainer.model.device_memory import forget_used, used_gb
-from trainer.plots.run_plots import draw
+from trainer.model.device_memory import memory_gb, reset_peak_memory
+from trainer.plots.run_plots import draw_run_plots
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 
-STORAGE_WAITS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
+STORAGE_RETRY_DELAYS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
 """Pauses of a trial that finds the disk full or the bucket away, before it gives up."""
-PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, errno.EBUSY})
+TRANSIENT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, errno.EBUSY})
 """Errors of storage that may pass: full, away, overloaded."""
 
 
 def run_trial(
-    config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool] = lambda: False
+    config: TrainConfig, context: TrialContext, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Epoch | Failure]:
     """Train one config, from its checkpoint if it has one.
 
@@ -52,70 +52,74 @@ def run_trial(
     Yields:
         Each epoch, earlier attempts' first; a `Failure` as the last item if the trial did not come to its end.
     """
-    torch.set_num_threads(workplace.cpus)
-    forget_used("cuda" if workplace.gpus else "cpu")
-    log = _Log()
+    torch.set_num_threads(context.cpus)
+    reset_peak_memory("cuda" if context.gpus else "cpu")
+    log = _AttemptLog()
     since = time.monotonic()
     folder = None
     try:
-        train_config = TrainConfig(**config)
-        folder = f"{workplace.trials}/{train_config.fingerprint()}"
-        for epoch, scored in _train_patiently(train_config, workplace, folder, stop):
+        train_config = dataclasses.replace(config)  # checks it again: a stored config may break today's rules
+        folder = f"{context.trials_folder}/{train_config.fingerprint()}"
+        for epoch, scored in _train_with_retries(train_config, context, folder, stop):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
             facts = software() | machine(log.device) | scored
-            peak_gb, device_gb = used_gb("cuda" if workplace.gpus else "cpu")
+            peak_gb, device_gb = memory_gb("cuda" if context.gpus else "cpu")
             told = {"memory/device_gb": device_gb}
             if not epoch.resumed:  # or else nobody knows what it took
                 told |= {"epoch/seconds": now - since, "memory/peak_gb": peak_gb}
-            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, facts=facts)
+            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, provenance=facts)
             since = now
     except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
         text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
         log.add(text)
-        yield Failure(cause=cause_of(error), error=text, seconds=time.monotonic() - since)
+        yield Failure(cause=failure_cause(error), error=text, seconds=time.monotonic() - since)
     finally:
         log.close()
         if folder is not None:
             log.write(folder)
 
 
-def cause_of(error: Exception) -> Cause:
+def failure_cause(error: Exception) -> FailureCause:
     """Which kind of failure an exception is."""
     match error:
         case TrainingDiverged():
-            return Cause.DIVERGED
+            return FailureCause.DIVERGED
         case TrainingInterrupted():
-            return Cause.LOST
+            return FailureCause.LOST
         case torch.OutOfMemoryError() | MemoryError():
-            return Cause.MEMORY
+            return FailureCause.MEMORY
         case ValueError() | TaskMissing():
-            return Cause.INVALID
+            return FailureCause.INVALID
         case _:
-            return Cause.ERROR
+            return FailureCause.ERROR
 
 
-def _scored(folder: str, config: TrainConfig) -> dict[str, str]:
+def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
     """On which images a finished trial learnt and was judged; of a search trial, which it got right."""
     card, predictions = (read_bytes(f"{folder}/{name}") for name in ("card.json", "predictions.parquet"))
     assert card is not None and predictions is not None, "they are written before the last epoch is told"
     found = json.loads(card)
     told: dict[str, str] = {name: found[name] for name in ("learnt_from", "scored_on", "protocol")}
     if config.eval_split == "val":
-        told["correct"] = pack(pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy())
+        told["correct"] = pack_correct(
+            pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy()
+        )
     return told
 
 
-def _draw(config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: Workplace, folder: str) -> dict[str, str]:
+def _draw_plots(
+    config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: TrialContext, folder: str
+) -> dict[str, str]:
     """Draw a finished trial's pictures, or tell as a fact why not: no result is lost for a picture."""
     try:
-        draw(
+        draw_run_plots(
             config,
             [epoch.metrics for epoch in epochs],
             folder,
             data_root=workplace.data_root,
             weights=workplace.weights,
-            bank=workplace.bank,
+            prototype_cache=workplace.prototype_cache,
             device="cuda" if workplace.gpus else "cpu",
         )
     except OSError:
@@ -125,8 +129,8 @@ def _draw(config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: Workpl
     return {}
 
 
-def _train_patiently(
-    config: TrainConfig, workplace: Workplace, folder: str, stop: Callable[[], bool]
+def _train_with_retries(
+    config: TrainConfig, workplace: TrialContext, folder: str, stop: Callable[[], bool]
 ) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
     """Train, waiting for storage that is full or away: the trial goes on from its last checkpoint.
 
@@ -134,24 +138,28 @@ def _train_patiently(
         Each epoch, with the last what it was scored on.
     """
     told: list[EpochMetrics] = []
-    for wait_s in (*STORAGE_WAITS_S, None):
+    for wait_s in (*STORAGE_RETRY_DELAYS_S, None):
         try:
             for epoch in train(
                 config,
                 data_root=workplace.data_root,
                 device="cuda" if workplace.gpus else "cpu",
                 weights=workplace.weights,
-                bank=workplace.bank,
+                prototype_cache=workplace.prototype_cache,
                 folder=folder,
                 stop=stop,
             ):
                 if epoch.epoch > len(told):
                     last = epoch.epoch == config.epochs
-                    facts = _scored(folder, config) | _draw(config, [*told, epoch], workplace, folder) if last else {}
+                    facts = (
+                        _scoring_provenance(folder, config) | _draw_plots(config, [*told, epoch], workplace, folder)
+                        if last
+                        else {}
+                    )
                     yield epoch, facts
                     told.append(epoch)
         except OSError as error:
-            if error.errno not in PASSING or wait_s is None:
+            if error.errno not in TRANSIENT_ERRNOS or wait_s is None:
                 raise
             logging.getLogger("trainer").warning("%s; trying again in %g s", error, wait_s)
         else:
@@ -163,7 +171,7 @@ def _train_patiently(
             time.sleep(min(left_s, 0.5))
 
 
-class _Log(logging.Handler):
+class _AttemptLog(logging.Handler):
     """What the trainer says during one attempt."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import HomeError, UserError
-from orchestrator.redaction import SECRETS, shown
+from orchestrator.redaction import SECRET_VARIABLES, redact
 from orchestrator.spec.resources import Cluster
 from trainer.storage.files import delete_file, list_folders, read_bytes, write_bytes
 
@@ -30,9 +30,9 @@ NETWORK_FILE_SYSTEMS = frozenset(
 class Home:
     """What belongs together: the files in one folder or bucket, and the record and the MLflow beside them."""
 
-    place: str
+    root: str
     """Absolute path, or URI such as s3://bucket/folder."""
-    studies: str
+    database_url: str
     """The record's database, as SQLAlchemy names it."""
     mlflow_uri: str
     """Tracking server, or database."""
@@ -40,9 +40,9 @@ class Home:
     """The task store."""
 
     @property
-    def record_file(self) -> Path | None:
+    def database_file(self) -> Path | None:
         """The record's SQLite database; None where it is on a server."""
-        return Path(self.studies.removeprefix(SQLITE)) if self.studies.startswith(SQLITE) else None
+        return Path(self.database_url.removeprefix(SQLITE)) if self.database_url.startswith(SQLITE) else None
 
     @property
     def mlflow_file(self) -> Path | None:
@@ -54,21 +54,21 @@ class Home:
         """Where MLflow keeps artifacts; None where a server decides."""
         if self.mlflow_uri.startswith(("http://", "https://")):
             return None
-        return f"{self.place if '://' in self.place else Path(self.place).as_uri()}/mlartifacts"
+        return f"{self.root if '://' in self.root else Path(self.root).as_uri()}/mlartifacts"
 
     @property
-    def bank(self) -> str:
+    def prototype_cache(self) -> str:
         """Prototypes, built once and shared by all sweeps."""
-        return f"{self.place}/prototypes"
+        return f"{self.root}/prototypes"
 
     @property
-    def throughput_file(self) -> str:
+    def cost_model_file(self) -> str:
         """How fast trials were here, for estimates."""
-        return f"{self.place}/throughput.json"
+        return f"{self.root}/throughput.json"
 
-    def trials(self, sweep: str) -> str:
+    def trials_folder(self, sweep: str) -> str:
         """The folder with a folder a trial."""
-        return f"{self.place}/sweeps/{sweep}/trials"
+        return f"{self.root}/sweeps/{sweep}/trials"
 
     def trial_folder(self, trial: str) -> str:
         """The folder of a finished trial, by the first letters of its id or by its place.
@@ -79,36 +79,37 @@ class Home:
         if "://" in trial or (Path(trial) / "card.json").is_file():
             return trial
         found = {
-            name: f"{self.trials(sweep)}/{name}"
-            for sweep in list_folders(f"{self.place}/sweeps")
-            for name in list_folders(self.trials(sweep))
-            if name.startswith(trial) and read_bytes(f"{self.trials(sweep)}/{name}/card.json") is not None
+            name: f"{self.trials_folder(sweep)}/{name}"
+            for sweep in list_folders(f"{self.root}/sweeps")
+            for name in list_folders(self.trials_folder(sweep))
+            if name.startswith(trial) and read_bytes(f"{self.trials_folder(sweep)}/{name}/card.json") is not None
         }
         if not found:
-            raise UserError(f"{self.place} holds no finished trial {trial!r}; give its id, or the folder it is in.")
+            raise UserError(f"{self.root} holds no finished trial {trial!r}; give its id, or the folder it is in.")
         if len(found) > 1:
             raise UserError(f"{trial!r} is the beginning of {len(found)} trials: {', '.join(sorted(found)[:4])}...")
         return str(*found.values())
 
     def problems(self) -> Iterator[str]:
         """A sentence for each address that cannot be right, and why the home cannot be written; nothing is made."""
-        for name, value, variable in (("home", self.place, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
-            if shown(value) != value:
-                yield f"{variable} {shown(value)}: keep keys out of the address; put them into {SECRETS[name]}."
-        if "://" in self.place and not self.studies:
+        for name, value, variable in (("home", self.root, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
+            if redact(value) != value:
+                secret = SECRET_VARIABLES[name]
+                yield f"{variable} {redact(value)}: keep keys out of the address; put them into {secret}."
+        if "://" in self.root and not self.database_url:
             yield (
-                f"home {self.place} holds files only, and the record needs a database: set SPTUNE_STUDIES or "
+                f"home {self.root} holds files only, and the record needs a database: set SPTUNE_STUDIES or "
                 f"`cluster.studies` to {POSTGRESQL}USER@HOST/DATABASE."
             )
-        elif self.record_file is None and not self.studies.startswith(POSTGRESQL):
-            yield f"studies {shown(self.studies)}: must be {POSTGRESQL}USER@HOST/DATABASE or {SQLITE}/FILE."
-        if "://" in self.place and not self.mlflow_uri:
+        elif self.database_file is None and not self.database_url.startswith(POSTGRESQL):
+            yield f"studies {redact(self.database_url)}: must be {POSTGRESQL}USER@HOST/DATABASE or {SQLITE}/FILE."
+        if "://" in self.root and not self.mlflow_uri:
             yield (
-                f"home {self.place} holds files only, and MLflow needs a server: set MLFLOW_TRACKING_URI or "
+                f"home {self.root} holds files only, and MLflow needs a server: set MLFLOW_TRACKING_URI or "
                 "`cluster.mlflow` to http://HOST:PORT."
             )
         for file, what, way_out in (
-            (self.record_file, "the record", f"set SPTUNE_STUDIES to {POSTGRESQL}USER@HOST/DATABASE"),
+            (self.database_file, "the record", f"set SPTUNE_STUDIES to {POSTGRESQL}USER@HOST/DATABASE"),
             (self.mlflow_file, "MLflow's database", "set MLFLOW_TRACKING_URI to a server"),
         ):
             if file is not None and (kind := network_file_system(file)):
@@ -116,16 +117,16 @@ class Home:
                     f"{what} {file} is SQLite on {kind}, a network file system, whose locks do not keep it whole: "
                     f"{way_out}, or choose a home on a local disk."
                 )
-        if "://" not in self.place and (reason := _unwritable(Path(self.place))):
+        if "://" not in self.root and (reason := _unwritable(Path(self.root))):
             yield self._unusable(reason)
 
-    def make(self) -> None:
+    def create(self) -> None:
         """Create the folder where it is missing, and see that files can be written and read there.
 
         Raises:
             HomeError: if they cannot.
         """
-        probe = f"{self.place}/.probe-{uuid.uuid4().hex}"
+        probe = f"{self.root}/.probe-{uuid.uuid4().hex}"
         try:
             write_bytes(probe, b"sptune")
             delete_file(probe)
@@ -133,7 +134,7 @@ class Home:
             raise HomeError(self._unusable(error.strerror or str(error))) from None
 
     def _unusable(self, reason: str) -> str:
-        return f"home {self.place} cannot be written: {reason.rstrip('.')}. Choose another with --home or SPTUNE_HOME."
+        return f"home {self.root} cannot be written: {reason.rstrip('.')}. Choose another with --home or SPTUNE_HOME."
 
 
 def home_at(place: str | None = None, cluster: Cluster | None = None) -> Home:
@@ -145,8 +146,10 @@ def home_at(place: str | None = None, cluster: Cluster | None = None) -> Home:
     if local:
         folder = str(Path(folder).expanduser().absolute())
     return Home(
-        place=folder,
-        studies=os.environ.get("SPTUNE_STUDIES") or named.studies or (f"{SQLITE}{folder}/studies.db" if local else ""),
+        root=folder,
+        database_url=os.environ.get("SPTUNE_STUDIES")
+        or named.studies
+        or (f"{SQLITE}{folder}/studies.db" if local else ""),
         mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI")
         or named.mlflow
         or (f"{SQLITE}{folder}/mlflow.db" if local else ""),

@@ -15,12 +15,12 @@ import matplotlib
 
 from orchestrator.figures.learning import learning_curves, mutual_information
 from orchestrator.figures.params import against_params, choice_grid
-from orchestrator.figures.search import importances as importances_figure
+from orchestrator.figures.search import importance_bars as importances_figure
 from orchestrator.figures.search import parallel_coordinates
 from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
-from orchestrator.spec.plan import size_text
+from orchestrator.spec.plan import format_train_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ STUDY_FIGURES: dict[str, Callable[[Study], Figure | None]] = {
 _SAVING = threading.Lock()
 
 
-def figures_of(
+def draw_figures(
     opened: Sequence[Study],
     *,
     published: Published | None = None,
@@ -59,8 +59,13 @@ def figures_of(
         importances: tells how much each parameter of a study mattered.
         each_study: whether to draw the figures of each study after those of the sweep; their stems begin with its key.
     """
-    backbones, sizes = _by(opened, lambda s: s.plan.backbone), _by(opened, lambda s: size_text(s.plan.train_size))
-    for (backbone, size), studies in _by(opened, lambda s: (s.plan.backbone, size_text(s.plan.train_size))).items():
+    backbones, sizes = (
+        _by(opened, lambda s: s.plan.backbone),
+        _by(opened, lambda s: format_train_size(s.plan.train_size)),
+    )
+    for (backbone, size), studies in _by(
+        opened, lambda s: (s.plan.backbone, format_train_size(s.plan.train_size))
+    ).items():
         place = f"{backbone}, train size {size}"
         own = [backbone] * (len(backbones) > 1) + [size] * (len(sizes) > 1)
         if (figure := per_task(studies, (published or {}).get(backbone, {}), place)) is not None:
@@ -91,7 +96,7 @@ def study_figures(study: Study, importances: Importances | None = None) -> Itera
         yield "importances", figure
 
 
-def save(figure: Figure, folder: Path, stem: str) -> list[Path]:
+def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
     """Write a figure as PNG (200 dpi) and PDF (with fonts that can be edited); what was there is replaced.
 
     Returns:

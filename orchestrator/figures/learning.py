@@ -17,10 +17,10 @@ from orchestrator.figures.style import (
     WIDE,
     columns_for,
     finish,
-    method_look,
     name_axes,
     panels,
     study_title,
+    style_of,
 )
 from orchestrator.study.trial import TrialState
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from orchestrator.study.study import Study
-    from orchestrator.study.trial import TrialResult
+    from orchestrator.study.trial import Trial
 
 LAYERS = "nmi/layer_"
 """How the metrics of normalised mutual information begin, one a prompted layer."""
@@ -38,7 +38,7 @@ LAYERS = "nmi/layer_"
 def learning_curves(study: Study) -> Figure | None:
     """Accuracy on val and training loss of every search trial by epoch; the chosen one is bold."""
     best = study.best
-    trials = [trial for trial in study.search.trials if trial.duplicate_of is None and trial != best]
+    trials = [trial for trial in study.search_table.trials if trial.duplicate_of is None and trial != best]
     shown = [trial for trial in [*trials, *([best] if best else [])] if _series(trial, "val/accuracy")]
     if not shown:
         return None
@@ -48,7 +48,7 @@ def learning_curves(study: Study) -> Figure | None:
         word = f"chosen (trial {trial.number})" if trial == best else _word(trial.state)
         for ax, metric, scale in ((left, "val/accuracy", 100.0), (right, "train/loss", 1.0)):
             if series := _series(trial, metric):
-                line = _draw(ax, trial, series, scale, best=trial == best, color=method_look(study.plan.method).color)
+                line = _draw(ax, trial, series, scale, best=trial == best, color=style_of(study.plan.method).color)
                 entries.setdefault(word, line)
     name_axes(left, "epoch", "val accuracy, %")
     name_axes(right, "epoch", "train loss")
@@ -67,9 +67,7 @@ def _word(state: TrialState) -> str:
     return state.value if state.is_finished else "under way"
 
 
-def _draw(
-    ax: Axes, trial: TrialResult, series: list[tuple[int, float]], scale: float, *, best: bool, color: str
-) -> Line2D:
+def _draw(ax: Axes, trial: Trial, series: list[tuple[int, float]], scale: float, *, best: bool, color: str) -> Line2D:
     styles = {TrialState.PRUNED: (0, (4, 2)), TrialState.FAILED: (0, (1, 1.5)), TrialState.COMPLETE: "-"}
     (line,) = ax.plot(
         [epoch for epoch, _ in series],
@@ -84,7 +82,7 @@ def _draw(
     return line
 
 
-def _series(trial: TrialResult, metric: str) -> list[tuple[int, float]]:
+def _series(trial: Trial, metric: str) -> list[tuple[int, float]]:
     """Epochs, counted from 1, and the finite values that a metric had at their ends."""
     found = ((epoch, metrics.get(metric, math.nan)) for epoch, metrics in enumerate(trial.epochs, start=1))
     return [(epoch, value) for epoch, value in found if math.isfinite(value)]
@@ -109,7 +107,7 @@ def mutual_information(studies: Sequence[Study], place: str) -> Figure | None:
     figure, axes = panels(len(tasks), width=width, height=2.3 if columns == 1 else 1.7, columns=columns, share_y=True)
     entries: dict[str, Artist] = {}
     for (task, method), layers in found.items():
-        ax, style = axes[tasks.index(task)], method_look(method)
+        ax, style = axes[tasks.index(task)], style_of(method)
         epochs = [epoch for epoch, _ in layers]
         means = [statistics.mean(values) for _, values in layers]
         (entries[method],) = ax.plot(
@@ -139,7 +137,7 @@ def mutual_information(studies: Sequence[Study], place: str) -> Figure | None:
 
 def _layers(study: Study) -> list[tuple[int, list[float]]]:
     """Each epoch with the values of the layers, averaged over final trials."""
-    finals = [trial for trial in study.finals if _measured(trial.epochs)]
+    finals = [trial for trial in study.requested_final_trials if _measured(trial.epochs)]
     trials = finals or ([study.best] if study.best is not None else [])
     by_epoch: dict[int, dict[str, list[float]]] = {}
     for trial in trials:

@@ -21,11 +21,11 @@ from orchestrator.figures.style import (
     jitter,
     log_x,
     log_y,
-    look,
-    method_look,
     name_axes,
     panels,
     study_title,
+    style_at,
+    style_of,
 )
 from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.spec.space import Space
+    from orchestrator.spec.space import Dimension
     from orchestrator.study.study import Study
-    from orchestrator.study.trial import TrialResult
+    from orchestrator.study.trial import Trial
 
 BUILDING = "prototypes/seconds"
 """The metric that says how long the prompt's first value took to build."""
@@ -44,7 +44,7 @@ BUILDING = "prototypes/seconds"
 
 def against_params(study: Study) -> Figure | None:
     """Val accuracy against each searched parameter: all search trials, the median of a choice, the hull of a range."""
-    trials = [trial for trial in study.search.trials if trial.duplicate_of is None]
+    trials = [trial for trial in study.search_table.trials if trial.duplicate_of is None]
     space = {name: dim for name, dim in study.plan.space.items() if any(name in trial.params for trial in trials)}
     if not space or all(reached(trial) is None for trial in trials):
         return None
@@ -52,7 +52,7 @@ def against_params(study: Study) -> Figure | None:
     width = NARROW if columns == 1 else WIDE
     figure, axes = panels(len(space), width=width, height=2.2, columns=columns, share_y=True)
     axes[0].margins(y=0.12)  # room for the star
-    best, color = study.best, method_look(study.plan.method).color
+    best, color = study.best, style_of(study.plan.method).color
     entries: dict[str, Artist] = {}
     for place, (ax, (name, dimension)) in enumerate(zip(axes, space.items(), strict=True)):
         own = [trial for trial in trials if name in trial.params]
@@ -65,9 +65,9 @@ def against_params(study: Study) -> Figure | None:
     )
 
 
-def reached(trial: TrialResult) -> float | None:
+def reached(trial: Trial) -> float | None:
     """The val accuracy that a trial has last had, 0..1; None if it failed or has none."""
-    value = trial.score if trial.score is not None else trial.last.get("val/accuracy", math.nan)
+    value = trial.score if trial.score is not None else trial.last_metrics.get("val/accuracy", math.nan)
     return value if math.isfinite(value) and trial.state is not TrialState.FAILED else None
 
 
@@ -76,7 +76,7 @@ def text(value: object) -> str:
     return str(value)
 
 
-def _scale(ax: Axes, dimension: Space, room: float) -> None:
+def _scale(ax: Axes, dimension: Dimension, room: float) -> None:
     if isinstance(dimension, Choice):
         categories(ax, [text(value) for value in dimension.values], 0.75 * room)
     elif dimension.log:
@@ -89,7 +89,7 @@ def _scale(ax: Axes, dimension: Space, room: float) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=dimension.type == "int"))
 
 
-def _x(dimension: Space, value: object) -> float | None:
+def _x(dimension: Dimension, value: object) -> float | None:
     """Where on the x axis a value stands; None for a choice that the spec has no longer."""
     if isinstance(dimension, Choice):
         places = [text(one) for one in dimension.values]
@@ -98,7 +98,7 @@ def _x(dimension: Space, value: object) -> float | None:
 
 
 def _points(
-    ax: Axes, name: str, dimension: Space, trials: Sequence[TrialResult], best: TrialResult | None, color: str
+    ax: Axes, name: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None, color: str
 ) -> dict[str, Artist]:
     groups: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
@@ -127,7 +127,7 @@ def _points(
     return entries
 
 
-def _summary(ax: Axes, name: str, dimension: Space, trials: Sequence[TrialResult]) -> dict[str, Artist]:
+def _summary(ax: Axes, name: str, dimension: Dimension, trials: Sequence[Trial]) -> dict[str, Artist]:
     """What complete trials say: the median of each choice, the upper hull over a range."""
     points = [(_x(dimension, trial.params[name]), 100 * trial.score) for trial in trials if trial.score is not None]
     known = [(x, y) for x, y in points if x is not None]
@@ -178,12 +178,12 @@ def choice_grid(study: Study) -> Figure | None:
     steps = [text(value) for value in _in_order(choices[count])]
     scores: dict[tuple[str, str], list[float]] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
-    for trial in study.search.trials:
+    for trial in study.search_table.trials:
         if word in trial.params and count in trial.params:
             cell = (text(trial.params[word]), text(trial.params[count]))
             if trial.score is not None:
                 scores.setdefault(cell, []).append(100 * trial.score)
-            took = trial.last.get(BUILDING, math.nan)
+            took = trial.last_metrics.get(BUILDING, math.nan)
             if math.isfinite(took) and took > 0:
                 seconds.setdefault(cell, []).append(took)
     best = {cell: max(values) for cell, values in scores.items()}
@@ -198,7 +198,7 @@ def choice_grid(study: Study) -> Figure | None:
         for place, value in enumerate(choices[word]):
             own = [(x, cells[text(value), step]) for x, step in enumerate(steps) if (text(value), step) in cells]
             if own:
-                style = look(place)
+                style = style_at(place)
                 (entries[text(value)],) = ax.plot(
                     *zip(*own, strict=True),
                     color=style.color,

@@ -19,12 +19,12 @@ from orchestrator.figures.style import (
     TEXT,
     WIDE,
     finish,
-    method_look,
     name_axes,
     number,
     panels,
     plain,
     study_title,
+    style_of,
 )
 from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.spec.space import Space
+    from orchestrator.spec.space import Dimension
     from orchestrator.study.study import Study
-    from orchestrator.study.trial import TrialResult
+    from orchestrator.study.trial import Trial
 
 UNUSED = -0.12
 """Where a line passes an axis whose parameter its trial did not draw."""
@@ -47,7 +47,7 @@ def parallel_coordinates(study: Study) -> Figure | None:
     Trials that did not run to their end are grey: what they had reached is no match for the others.
     """
     space = study.plan.space
-    trials = [t for t in study.search.trials if t.duplicate_of is None and reached(t) is not None]
+    trials = [t for t in study.search_table.trials if t.duplicate_of is None and reached(t) is not None]
     if not space or not trials:
         return None
     complete = sorted((trial for trial in trials if trial.score is not None), key=lambda t: (t.score, -t.number))
@@ -90,7 +90,7 @@ def parallel_coordinates(study: Study) -> Figure | None:
     return finish(figure, f"search: {study_title(study.plan)}", {word: entries[word] for word in order})
 
 
-def _word(trial: TrialResult) -> str:
+def _word(trial: Trial) -> str:
     return "pruned" if trial.state is TrialState.PRUNED else "under way"
 
 
@@ -99,7 +99,7 @@ def _norm(values: list[float]) -> Normalize:
     return Normalize(low, high) if high > low else Normalize(low - 0.5, high + 0.5)
 
 
-def _height(dimension: Space, value: object) -> float:
+def _height(dimension: Dimension, value: object) -> float:
     """Where on its axis a value lies, 0 to 1."""
     if value is None:
         return UNUSED
@@ -112,7 +112,7 @@ def _height(dimension: Space, value: object) -> float:
     return (at - low) / (high - low)
 
 
-def _draw_axes(ax: Axes, space: Mapping[str, Space], names: list[str], ends: list[tuple[float, str]]) -> None:
+def _draw_axes(ax: Axes, space: Mapping[str, Dimension], names: list[str], ends: list[tuple[float, str]]) -> None:
     """An upright line a parameter, with the ends of its range or its choices beside it."""
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
@@ -145,7 +145,7 @@ def _draw_axes(ax: Axes, space: Mapping[str, Space], names: list[str], ends: lis
             )
 
 
-def _marks(dimension: Space) -> list[tuple[float, str]]:
+def _marks(dimension: Dimension) -> list[tuple[float, str]]:
     if isinstance(dimension, Choice):
         return [(_height(dimension, value), _short(text(value))) for value in dimension.values]
     return [(0.0, f"{dimension.low:g}"), (1.0, f"{dimension.high:g}")]
@@ -155,7 +155,7 @@ def _short(word: str, most: int = 14) -> str:
     return word if len(word) <= most else f"{word[: most - 1]}…"
 
 
-def importances(study: Study, shares: Mapping[str, float]) -> Figure | None:
+def importance_bars(study: Study, shares: Mapping[str, float]) -> Figure | None:
     """How much of the differences in val accuracy each parameter explains, the most important on top.
 
     Args:
@@ -166,7 +166,7 @@ def importances(study: Study, shares: Mapping[str, float]) -> Figure | None:
         return None
     ordered = sorted(known, key=lambda name: known[name])
     figure, (ax,) = panels(1, width=NARROW, height=0.9 + 0.2 * len(ordered))
-    ax.barh(ordered, [100 * known[name] for name in ordered], color=method_look(study.plan.method).color, height=0.6)
+    ax.barh(ordered, [100 * known[name] for name in ordered], color=style_of(study.plan.method).color, height=0.6)
     for place, name in enumerate(ordered):
         ax.annotate(
             f"{100 * known[name]:.0f}",

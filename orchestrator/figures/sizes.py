@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.artist import Artist
 
-from orchestrator.figures.style import LINES, NARROW, finish, log_x, method_look, name_axes, panels
+from orchestrator.figures.style import LINES, NARROW, finish, log_x, name_axes, panels, style_of
 from orchestrator.report.data_efficiency import curves, fit_power_law, over_seeds
 from trainer.catalog import BACKBONES
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from orchestrator.study.study import Study
-    from orchestrator.study.trial import TrialResult
+    from orchestrator.study.trial import Trial
 
 
 def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
@@ -31,7 +31,7 @@ def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
     figure, (ax,) = panels(1, width=NARROW, height=2.9)
     entries: dict[str, Artist] = {}
     for curve in found:
-        style = method_look(curve.method)
+        style = style_of(curve.method)
         images = [point.images for point in curve.points]
         (line,) = ax.plot(
             images,
@@ -80,9 +80,13 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     Args:
         studies: of one train size, of all backbones.
     """
-    finals: dict[tuple[str, str], dict[str, list[TrialResult]]] = {}
+    finals: dict[tuple[str, str], dict[str, list[Trial]]] = {}
     for study in studies:
-        scored = [trial for trial in study.finals if trial.score is not None and "learnable/share" in trial.last]
+        scored = [
+            trial
+            for trial in study.requested_final_trials
+            if trial.score is not None and "learnable/share" in trial.last_metrics
+        ]
         if scored:
             finals.setdefault((study.plan.method, study.plan.backbone), {})[study.plan.task] = scored
     tasks = [
@@ -104,7 +108,7 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     kinds = list(dict.fromkeys(kind for _, kind in lines))
     entries: dict[str, Artist] = {}
     for (method, kind), points in lines.items():
-        style = method_look(method)
+        style = style_of(method)
         ordered = sorted(points)
         name = f"{method}, {kind}" if len(kinds) > 1 else method
         (entries[name],) = ax.plot(
@@ -126,5 +130,5 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     return finish(figure, f"model size: {of}{kind}, train size {train_size}; bars: std over seeds", entries)
 
 
-def _millions(trial: TrialResult) -> float:
-    return trial.last["learnable/parameters"] / trial.last["learnable/share"] / 1e6
+def _millions(trial: Trial) -> float:
+    return trial.last_metrics["learnable/parameters"] / trial.last_metrics["learnable/share"] / 1e6

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from orchestrator.spec.plan import size_text
+from orchestrator.spec.plan import format_train_size
 from trainer.catalog import METHODS
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++")
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class MethodStyle:
     """What tells one line or bar from the others, with and without colour."""
 
     color: str
@@ -48,14 +48,14 @@ class Look:
     hatch: str
 
 
-def look(place: int) -> Look:
+def style_at(place: int) -> MethodStyle:
     """The look of the first, second, ... of a few things."""
-    return Look(*(table[place % len(table)] for table in (PALETTE, MARKERS, LINES, HATCHES)))
+    return MethodStyle(*(table[place % len(table)] for table in (PALETTE, MARKERS, LINES, HATCHES)))
 
 
-def method_look(method: str) -> Look:
+def style_of(method: str) -> MethodStyle:
     """The look of a method: the same in every figure of every sweep."""
-    return look([*METHODS].index(method))
+    return style_at([*METHODS].index(method))
 
 
 def panels(
@@ -186,7 +186,7 @@ def number(value: float) -> str:
 
 def study_title(plan: StudyPlan) -> str:
     """A study in a title."""
-    return f"{plan.task}, {plan.method}, {plan.backbone}, train size {size_text(plan.train_size)}"
+    return f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}"
 
 
 def plain(text: str) -> str:

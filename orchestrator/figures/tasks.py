@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.artist import Artist
 
-from orchestrator.figures.style import NARROW, SMALL, WIDE, finish, method_look, name_axes, panels, plain
+from orchestrator.figures.style import NARROW, SMALL, WIDE, finish, name_axes, panels, plain, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,9 @@ def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float
         published: test accuracy in per cent by method and task.
     """
     scores = {
-        (study.plan.method, study.plan.task): [100 * t.score for t in study.finals if t.score is not None]
+        (study.plan.method, study.plan.task): [
+            100 * t.score for t in study.requested_final_trials if t.score is not None
+        ]
         for study in studies
     }
     groups = {study.plan.task: study.plan.group for study in studies}
@@ -63,7 +65,7 @@ def _bars(
     step = min(0.35, 0.8 / len(methods))
     entries: dict[str, Artist] = {}
     for row, method in enumerate(methods):
-        style = method_look(method)
+        style = style_of(method)
         left = step * (row + 0.5 - len(methods) / 2)
         own = {x + left: scores.get((method, task), []) for x, task in enumerate(tasks)}
         there = {x: values for x, values in own.items() if values}

@@ -14,7 +14,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
+class TableBlock:
     """A table."""
 
     title: str
@@ -29,16 +29,16 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lines:
+class TextBlock:
     """Sentences, one a line."""
 
     lines: tuple[str, ...]
     title: str = ""
-    alarming: bool = False
+    is_warning: bool = False
     """Whether they say that something is wrong."""
 
 
-Block = Grid | Lines
+Block = TableBlock | TextBlock
 
 
 def cells(*texts: str) -> tuple[Cell, ...]:

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from orchestrator.study.statistics import _paired_t, _signed_rank, holm
+from orchestrator.study.statistics import holm, paired_t, signed_rank
 
-FEWEST_TASKS = 6
+MIN_TASKS = 6
 """Below this many tasks no outcome of a signed-rank test has p < 0.05."""
 
 
@@ -38,11 +38,11 @@ Scores = Mapping[tuple[str, int], float]
 """Test accuracy by task and seed."""
 
 
-def compare(methods: Mapping[str, Scores]) -> list[Comparison]:
+def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
     """Every pair of methods that have a task in common; p-values are corrected for the number of pairs (Holm)."""
     names = [*methods]
     pairs = [(one, other) for place, one in enumerate(names) for other in names[place + 1 :]]
-    found = [_compared(one, other, methods[one], methods[other]) for one, other in pairs]
+    found = [_compare_pair(one, other, methods[one], methods[other]) for one, other in pairs]
     kept = [comparison for comparison in found if comparison is not None]
     over_tasks = iter(holm([each.p_tasks for each in kept if each.p_tasks is not None]))
     over_seeds = iter(holm([each.p_seeds for each in kept if each.p_seeds is not None]))
@@ -56,27 +56,27 @@ def compare(methods: Mapping[str, Scores]) -> list[Comparison]:
     ]
 
 
-def _compared(one: str, other: str, ours: Scores, theirs: Scores) -> Comparison | None:
+def _compare_pair(one: str, other: str, ours: Scores, theirs: Scores) -> Comparison | None:
     both = sorted(ours.keys() & theirs.keys())
     tasks = sorted({task for task, _ in both})
     if not tasks:
         return None
     seeds_of = {task: {seed for own, seed in both if own == task} for task in tasks}
-    by_task = [_mean(ours[task, s] - theirs[task, s] for s in sorted(seeds_of[task])) for task in tasks]
+    by_task = [rounded_mean(ours[task, s] - theirs[task, s] for s in sorted(seeds_of[task])) for task in tasks]
     common = sorted(set.intersection(*seeds_of.values()))
-    by_seed = [_mean(ours[task, seed] - theirs[task, seed] for task in tasks) for seed in common]
+    by_seed = [rounded_mean(ours[task, seed] - theirs[task, seed] for task in tasks) for seed in common]
     return Comparison(
         one=one,
         other=other,
         tasks=len(tasks),
         seeds=len(common),
-        difference=_mean(by_task),
+        difference=rounded_mean(by_task),
         better_on=sum(difference > 0 for difference in by_task),
-        p_tasks=_signed_rank(by_task) if len(tasks) >= FEWEST_TASKS else None,
-        p_seeds=_paired_t(by_seed) if len(by_seed) > 1 else None,
+        p_tasks=signed_rank(by_task) if len(tasks) >= MIN_TASKS else None,
+        p_seeds=paired_t(by_seed) if len(by_seed) > 1 else None,
     )
 
 
-def _mean(differences: Iterable[float]) -> float:
+def rounded_mean(differences: Iterable[float]) -> float:
     """Without the last bits, in which equal accuracies may differ."""
     return round(statistics.mean(differences), 12)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.study.study import StudySummary
-    from orchestrator.study.trial import TrialResult
+    from orchestrator.study.trial import Trial
 
 IMAGES = "train/images"
 """The metric that counts the images a trial was trained on."""
@@ -115,13 +115,15 @@ def curves(summaries: Sequence[StudySummary]) -> list[Curve]:
     methods that have none at all, are not there.
     """
     several = len({summary.plan.backbone for summary in summaries}) > 1
-    finals: dict[tuple[str, str], dict[object, dict[str, list[TrialResult]]]] = {}
+    finals: dict[tuple[str, str], dict[object, dict[str, list[Trial]]]] = {}
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for summary in summaries:
         plan = summary.plan
         place = (plan.method, plan.backbone)
         tasks.setdefault(place, {})[plan.task] = None
-        if scored := [trial for trial in summary.finals if trial.score is not None and IMAGES in trial.last]:
+        if scored := [
+            trial for trial in summary.final_trials if trial.score is not None and IMAGES in trial.last_metrics
+        ]:
             finals.setdefault(place, {}).setdefault(repr(plan.train_size), {})[plan.task] = scored
     found = []
     for place, sizes in finals.items():
@@ -141,20 +143,20 @@ def curves(summaries: Sequence[StudySummary]) -> list[Curve]:
     return found
 
 
-def over_seeds(tasks: Sequence[Sequence[TrialResult]]) -> list[float]:
+def over_seeds(tasks: Sequence[Sequence[Trial]]) -> list[float]:
     """The score averaged over tasks, once for each seed with which every task was scored.
 
     Args:
         tasks: the final trials of each task.
     """
-    scores = [{trial.config["seed"]: trial.score for trial in trials if trial.score is not None} for trials in tasks]
+    scores = [{trial.config.seed: trial.score for trial in trials if trial.score is not None} for trials in tasks]
     seeds = [seed for seed in scores[0] if all(seed in task for task in scores)]
     return [statistics.mean(task[seed] for task in scores) for seed in seeds]
 
 
-def _point(tasks: Sequence[Sequence[TrialResult]]) -> Point:
+def _point(tasks: Sequence[Sequence[Trial]]) -> Point:
     mean = statistics.mean(statistics.mean(t.score for t in trials if t.score is not None) for trials in tasks)
-    images = statistics.mean(statistics.mean(trial.last[IMAGES] for trial in trials) for trials in tasks)
+    images = statistics.mean(statistics.mean(trial.last_metrics[IMAGES] for trial in trials) for trials in tasks)
     scores = over_seeds(tasks)
     if len(scores) < 2:
         return Point(images=images, mean=mean)

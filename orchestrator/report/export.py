@@ -12,6 +12,7 @@ Their columns are these, whatever the sweep; each has its description in the fil
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,13 +22,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.study.selection import tied
+from orchestrator.study.selection import find_tied
 from orchestrator.study.study import Study
-from orchestrator.study.trial import TrialResult
+from orchestrator.study.trial import Trial
 from trainer.config import field_types
 from trainer.storage.files import read_bytes
 
-FACTS = ("host", "device", "software", "commit", "lock", "protocol", "learnt_from", "scored_on")
+PROVENANCE_COLUMNS = ("host", "device", "software", "commit", "lock", "protocol", "learnt_from", "scored_on")
 FROM_CONFIG = "field of TrainConfig"
 
 
@@ -63,7 +64,7 @@ TRIALS = _schema(
         ),
         ("tied", pa.bool_(), "whether val cannot tell it from its study's best"),
         ("duplicate_of", pa.int64(), "number of the trial with the same config whose outcome it has"),
-        *((name, pa.string(), f"told by its worker: {name}") for name in FACTS),
+        *((name, pa.string(), f"told by its worker: {name}") for name in PROVENANCE_COLUMNS),
         *((name, _config_type(hint), FROM_CONFIG) for name, hint in field_types().items()),
     ]
 )
@@ -89,7 +90,7 @@ PREDICTIONS = _schema(
 )
 
 
-def export(studies: Sequence[Study], trials: Callable[[str], str], folder: Path) -> tuple[list[Path], int]:
+def export_studies(studies: Sequence[Study], trials: Callable[[str], str], folder: Path) -> tuple[list[Path], int]:
     """Write the three files; each appears when it is whole. Final trials of an earlier choice are there, not chosen.
 
     Args:
@@ -130,13 +131,15 @@ def _write(place: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
     return place
 
 
-def _every(study: Study) -> list[TrialResult]:
-    return [*study.search.trials, *study.final.trials]
+def _every(study: Study) -> list[Trial]:
+    return [*study.search_table.trials, *study.final_table.trials]
 
 
 def _trials(study: Study) -> list[dict[str, Any]]:
-    best, among = study.best, {trial.trial_id for trial in tied(study.searched)}
-    chosen = ({best.trial_id} if best is not None else set()) | {trial.trial_id for trial in study.finals}
+    best, among = study.best, {trial.trial_id for trial in find_tied(study.requested_search_trials)}
+    chosen = ({best.trial_id} if best is not None else set()) | {
+        trial.trial_id for trial in study.requested_final_trials
+    }
     return [
         {
             "sweep": study.spec.name,
@@ -147,15 +150,15 @@ def _trials(study: Study) -> list[dict[str, Any]]:
             "trial_id": trial.trial_id,
             "state": trial.state.value,
             "cause": trial.cause.value if trial.cause else None,
-            "error": trial.sentence or None,
+            "error": trial.error_summary or None,
             "attempt": trial.attempt,
             "seconds": trial.seconds,
             "score": trial.score,
             "chosen": trial.trial_id in chosen,
             "tied": trial.trial_id in among,
             "duplicate_of": trial.duplicate_of,
-            **{name: trial.facts.get(name) for name in FACTS},
-            **{name: _as(TRIALS.field(name).type, value) for name, value in trial.config.items()},
+            **{name: trial.provenance.get(name) for name in PROVENANCE_COLUMNS},
+            **{name: _as(TRIALS.field(name).type, value) for name, value in dataclasses.asdict(trial.config).items()},
         }
         for trial in _every(study)
     ]

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from orchestrator.study.trial import Cause, TrialResult, kind_of
+from orchestrator.study.trial import FailureCause, Trial, error_kind
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class FailureGroup:
     """Trials that failed in the same way."""
 
-    cause: Cause
+    cause: FailureCause
     kind: str
-    trials: list[TrialResult]
+    trials: list[Trial]
 
     @property
     def condition(self) -> str:
@@ -29,11 +29,11 @@ class Group:
         return [line for line in str(self.trials[-1].error).splitlines()[1:] if line.strip()][-6:]
 
 
-def grouped(trials: Iterable[TrialResult]) -> list[Group]:
+def group_failures(trials: Iterable[Trial]) -> list[FailureGroup]:
     """Failed trials by cause and kind of error, the largest group first."""
-    groups: dict[tuple[Cause, str], Group] = {}
+    groups: dict[tuple[FailureCause, str], FailureGroup] = {}
     for trial in trials:
         if trial.cause is not None and trial.duplicate_of is None:
-            key = (trial.cause, kind_of(trial))
-            groups.setdefault(key, Group(*key, [])).trials.append(trial)
+            key = (trial.cause, error_kind(trial))
+            groups.setdefault(key, FailureGroup(*key, [])).trials.append(trial)
     return sorted(groups.values(), key=lambda group: -len(group.trials))

@@ -15,8 +15,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.blocks import Block, Cell, Grid, Lines
-from orchestrator.report.results_table import Board
+from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock
+from orchestrator.report.results_table import ResultsTable
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -41,19 +41,19 @@ def print_blocks(blocks: Sequence[Block], console: Console) -> None:
     """Show a report in a terminal; a table that is too wide for it is parted between groups of columns."""
     for block in blocks:
         match block:
-            case Grid():
+            case TableBlock():
                 for part in _parted(block, console):
                     console.print(_rich(part))
-            case Lines():
+            case TextBlock():
                 if block.title:
                     console.print(Text(block.title, style="bold"))
                 for line in block.lines:
                     kind, colon, rest = line.partition(":")
-                    told = Text.assemble((kind, "red"), colon, rest) if block.alarming else Text(line)
+                    told = Text.assemble((kind, "red"), colon, rest) if block.is_warning else Text(line)
                     console.print(told)
 
 
-def _rich(grid: Grid) -> Table:
+def _rich(grid: TableBlock) -> Table:
     """A table in which nothing is cut: with spans no entry is broken either, for `_parted` sees to the width."""
     table = Table(title=grid.title)
     for place, name in enumerate(grid.header):
@@ -67,11 +67,11 @@ def _rich(grid: Grid) -> Table:
     return table
 
 
-def _parted(grid: Grid, console: Console) -> list[Grid]:
+def _parted(grid: TableBlock, console: Console) -> list[TableBlock]:
     """The grid, or where it is too wide as few as fit: parted between its spans, within those that are too wide."""
     unlimited = console.options.update(width=1_000_000)
 
-    def part(columns: Sequence[int]) -> Grid:
+    def part(columns: Sequence[int]) -> TableBlock:
         kept = [*range(grid.names), *columns]
         rows = [tuple(row[place] for place in kept) for row in grid.rows]
         header = tuple(grid.header[place] for place in kept)
@@ -93,29 +93,29 @@ def _parted(grid: Grid, console: Console) -> list[Grid]:
     return [part(columns) for columns in parts]
 
 
-def markdown(blocks: Sequence[Block]) -> str:
+def to_markdown(blocks: Sequence[Block]) -> str:
     """GitHub's Markdown, which MLflow shows too."""
     parts = []
     for block in blocks:
         match block:
-            case Grid():
+            case TableBlock():
                 rule = ["---" if _is_text(block, place) else "---:" for place in range(len(block.header))]
                 rows = [[*map(_escaped, block.header)], rule, *([_marked(cell) for cell in row] for row in block.rows)]
                 table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
                 parts.append(f"**{_escaped(_one_line(block.title))}**\n\n{table}")
-            case Lines():
+            case TextBlock():
                 lines = [_escaped(line) for text in block.lines for line in text.splitlines()]
                 title = [f"**{block.title}**", ""] if block.title else []
                 parts.append("\n".join([*title, *(f"- {line}" for line in lines)]))
     return "\n\n".join(parts) + "\n"
 
 
-def latex(blocks: Sequence[Block]) -> str:
+def to_latex(blocks: Sequence[Block]) -> str:
     r"""Tables for a paper: `\input` it; the preamble needs booktabs and graphicx."""
     parts = [r"% needs \usepackage{booktabs,graphicx}"]
     for block in blocks:
         match block:
-            case Grid():
+            case TableBlock():
                 kinds = "".join("l" if _is_text(block, place) else "r" for place in range(len(block.header)))
                 rows = [" & ".join(map(_tex, block.header)) + r" \\ \midrule"]
                 rows += [" & ".join(map(_tex_cell, row)) + r" \\" for row in block.rows]
@@ -124,19 +124,19 @@ def latex(blocks: Sequence[Block]) -> str:
                     "\\begin{table}\n\\caption{" + _tex(_one_line(block.title)) + "}\n\\resizebox{\\linewidth}{!}{%\n"
                     f"\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
                 )
-            case Lines():
+            case TextBlock():
                 title = f"\\textbf{{{_tex(block.title)}}}\\\\\n" if block.title else ""
                 lines = [_tex(line) for text in block.lines for line in text.splitlines()]
                 parts.append("\\noindent{\\footnotesize\n" + title + "\\\\\n".join(lines) + "}\n")
     return "\n\n".join(parts) + "\n"
 
 
-def web_page(blocks: Sequence[Block]) -> str:
+def to_html(blocks: Sequence[Block]) -> str:
     """One HTML page that needs nothing else."""
     parts = []
     for block in blocks:
         match block:
-            case Grid():
+            case TableBlock():
                 head = "".join(_html_cell(block, p, Cell(name), "th") for p, name in enumerate(block.header))
                 rows = [
                     f"<tr>{''.join(_html_cell(block, place, cell, 'td') for place, cell in enumerate(row))}</tr>"
@@ -146,21 +146,21 @@ def web_page(blocks: Sequence[Block]) -> str:
                     f"<table><caption>{html.escape(block.title)}</caption>\n<thead><tr>{head}</tr></thead>\n"
                     f"<tbody>{chr(10).join(rows)}</tbody></table>"
                 )
-            case Lines():
+            case TextBlock():
                 lines = [html.escape(line) for text in block.lines for line in text.splitlines()]
                 title = f"<strong>{html.escape(block.title)}</strong><br>" if block.title else ""
-                kind = ' class="alarming"' if block.alarming else ""
+                kind = ' class="alarming"' if block.is_warning else ""
                 parts.append(f"<p{kind}>{title}{'<br>'.join(lines)}</p>")
     body = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>sptune report</title>\n<style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
-FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": markdown, "latex": latex, "html": web_page}
+FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
 """How a report can be written beside a terminal's way."""
 
 
-def csv_of(board: Board) -> str:
+def to_csv(board: ResultsTable) -> str:
     """The numbers of the main table, a line a cell: full precision, accuracies in per cent."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -176,7 +176,7 @@ def csv_of(board: Board) -> str:
     return text.getvalue()
 
 
-def _is_text(grid: Grid, place: int) -> bool:
+def _is_text(grid: TableBlock, place: int) -> bool:
     return place < grid.names or (grid.last_is_text and place == len(grid.header) - 1)
 
 
@@ -202,7 +202,7 @@ def _tex_cell(cell: Cell) -> str:
     return f"\\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
 
 
-def _html_cell(grid: Grid, place: int, cell: Cell, tag: str) -> str:
+def _html_cell(grid: TableBlock, place: int, cell: Cell, tag: str) -> str:
     last = grid.last_is_text and place == len(grid.header) - 1
     kind = ' class="text"' if last else ' class="name"' if place < grid.names else ""
     text = f"<b>{html.escape(cell.text)}</b>" if cell.bold else html.escape(cell.text)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.report.published import PublishedRow, published_rows
-from orchestrator.spec.labels import label
+from orchestrator.spec.labels import study_label
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import Study
 from trainer.catalog import METHODS, TASKS
@@ -35,7 +35,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BoardRow:
+class ResultsRow:
     """One row: a method of ours, or what a paper reports, or ours minus theirs."""
 
     kind: Literal["ours", "published", "difference"]
@@ -49,13 +49,13 @@ class BoardRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Board:
+class ResultsTable:
     """All rows over the same columns."""
 
     tasks: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
     """Tasks of the sweep by group, where there is more than one group."""
-    rows: list[BoardRow]
+    rows: list[ResultsRow]
 
     @property
     def means(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Board:
         return told
 
 
-def board_of(studies: Sequence[Study]) -> Board:
+def build_results_table(studies: Sequence[Study]) -> ResultsTable:
     """The board of one or more sweeps' studies."""
     plans = [study.plan for study in studies]
     tasks = tuple(dict.fromkeys(plan.task for plan in plans))
@@ -96,10 +96,10 @@ def board_of(studies: Sequence[Study]) -> Board:
     for plan in plans:
         groups[plan.group] = tuple(dict.fromkeys((*groups.get(plan.group, ()), plan.task)))
     groups = groups if len(groups) > 1 else {}
-    rows: list[BoardRow] = []
+    rows: list[ResultsRow] = []
     for key in dict.fromkeys(_names(plan) for plan in plans):
         own = [study for study in studies if _names(study.plan) == key]
-        ours = BoardRow(kind="ours", names=key, tuned=_tuned(own), scores=_with_means(_scores(own), tasks, groups))
+        ours = ResultsRow(kind="ours", names=key, tuned=_tuned(own), scores=_with_means(_scores(own), tasks, groups))
         rows.append(ours)
         if key[2] == "1.0" and (known := published_rows(key[1])):
             theirs = next((row for row in known if row.method == key[0]), None)
@@ -109,10 +109,10 @@ def board_of(studies: Sequence[Study]) -> Board:
         there = {row.names[0] for row in rows if row.names[1] == backbone}
         others = [row for row in published_rows(backbone) if row.method not in there]
         rows += [_published(row, (row.method, backbone, "1.0"), tasks, groups) for row in others]
-    return Board(tasks=tasks, groups=groups, rows=rows)
+    return ResultsTable(tasks=tasks, groups=groups, rows=rows)
 
 
-def published_by_task(backbones: Iterable[str]) -> dict[str, dict[tuple[str, str], float]]:
+def published_scores(backbones: Iterable[str]) -> dict[str, dict[tuple[str, str], float]]:
     """Published accuracies of our methods, by backbone, then by method and task."""
     return {
         backbone: {
@@ -126,14 +126,14 @@ def published_by_task(backbones: Iterable[str]) -> dict[str, dict[tuple[str, str
 
 
 def _names(plan: StudyPlan) -> tuple[str, str, str]:
-    method, backbone, size = label(plan, NAMES)
+    method, backbone, size = study_label(plan, NAMES)
     return method, backbone, size
 
 
 def _scores(studies: Sequence[Study]) -> dict[str, Score]:
     found = {}
     for study in studies:
-        scored = [(trial.score, trial.config["seed"]) for trial in study.finals if trial.score is not None]
+        scored = [(trial.score, trial.config.seed) for trial in study.requested_final_trials if trial.score is not None]
         if scored:
             values = [100 * score for score, _ in scored]
             found[study.plan.task] = Score(
@@ -147,7 +147,11 @@ def _scores(studies: Sequence[Study]) -> dict[str, Score]:
 
 def _tuned(studies: Sequence[Study]) -> float | None:
     by_task = [
-        [trial.last["learnable/share"] for trial in study.finals if "learnable/share" in trial.last]
+        [
+            trial.last_metrics["learnable/share"]
+            for trial in study.requested_final_trials
+            if "learnable/share" in trial.last_metrics
+        ]
         for study in studies
     ]
     means = [statistics.mean(shares) for shares in by_task if shares]
@@ -175,10 +179,10 @@ def _mean(scores: Sequence[Score]) -> Score:
 
 def _published(
     row: PublishedRow | None, names: tuple[str, str, str], tasks: Sequence[str], groups: Mapping[str, Sequence[str]]
-) -> BoardRow:
+) -> ResultsRow:
     """A paper's row over our columns; a group's printed mean only where we have all of the group's tasks."""
     if row is None:
-        return BoardRow(kind="published", names=names, source="none found")
+        return ResultsRow(kind="published", names=names, source="none found")
     found = _with_means({task: Score(mean=row.tasks[task]) for task in tasks if task in row.tasks}, tasks, groups)
     for group, mean in row.groups.items():
         whole = {task.name for task in TASKS.values() if task.group == group}
@@ -192,10 +196,10 @@ def _published(
         found.setdefault(OVER_TASKS, Score(mean=sum(mean * size for mean, size in by_group) / len(tasks)))
     share = re.match(r"([\d.]+) ?%", row.tuned or "")
     tuned = float(share[1]) if share else None
-    return BoardRow(kind="published", names=names, source=row.source, tuned=tuned, scores=found)
+    return ResultsRow(kind="published", names=names, source=row.source, tuned=tuned, scores=found)
 
 
-def _difference(ours: BoardRow, theirs: BoardRow) -> BoardRow:
+def _difference(ours: ResultsRow, theirs: ResultsRow) -> ResultsRow:
     both = ours.scores.keys() & theirs.scores.keys()
     scores = {column: Score(mean=ours.scores[column].mean - theirs.scores[column].mean) for column in both}
-    return BoardRow(kind="difference", names=ours.names, scores=scores)
+    return ResultsRow(kind="difference", names=ours.names, scores=scores)

@@ -5,40 +5,40 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.blocks import Block, Cell, Grid, Lines, cells
-from orchestrator.report.comparison import FEWEST_TASKS, compare
+from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, cells
+from orchestrator.report.comparison import MIN_TASKS, compare_methods
 from orchestrator.report.published import published_rows
-from orchestrator.report.reproducibility import stamp
-from orchestrator.report.results_table import NAMES, Board, BoardRow, Score, board_of
-from orchestrator.spec.labels import label, params_text, varying
-from orchestrator.study.selection import tied
+from orchestrator.report.reproducibility import reproducibility_lines
+from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
+from orchestrator.spec.labels import format_params, study_label, varying_fields
+from orchestrator.study.selection import find_tied
 from orchestrator.study.study import Study
 from orchestrator.study.trial import TrialState
 
 NOTHING = "—"
 
 
-def contents(studies: Sequence[Study]) -> list[Block]:
+def build_sections(studies: Sequence[Study]) -> list[Block]:
     """All that is to be said of the studies of one or more sweeps."""
-    board = board_of(studies)
+    board = build_results_table(studies)
     parts = [
-        result_grid(board, studies),
-        Lines(lines=(*_reading(board, studies), *counts(studies))),
-        Lines(lines=(*_missing(studies),), alarming=True),
-        Lines(lines=(*board.beats_full(), *_sources(board))),
+        results_block(board, studies),
+        TextBlock(lines=(*_reading(board, studies), *count_trials(studies))),
+        TextBlock(lines=(*_missing(studies),), is_warning=True),
+        TextBlock(lines=(*board.beats_full(), *_sources(board))),
         _comparisons(studies),
-        chosen_grid(studies),
-        Lines(lines=(_selection(studies),)),
+        chosen_block(studies),
+        TextBlock(lines=(_selection(studies),)),
         *_efficiency(studies),
         _peeking(studies),
-        stamp(studies),
+        reproducibility_lines(studies),
     ]
-    return [part for part in parts if part is not None and (part.rows if isinstance(part, Grid) else part.lines)]
+    return [part for part in parts if part is not None and (part.rows if isinstance(part, TableBlock) else part.lines)]
 
 
-def result_grid(board: Board, studies: Sequence[Study]) -> Grid:
+def results_block(board: ResultsTable, studies: Sequence[Study]) -> TableBlock:
     """Rows methods, columns tasks and means: mean ± std over seeds, the best of ours in bold."""
-    named, same = varying([study.plan for study in studies], NAMES[1:])
+    named, same = varying_fields([study.plan for study in studies], NAMES[1:])
     kept = [0, *(place for place, name in enumerate(NAMES) if name in named)]
     columns = (*board.tasks, *board.means)
     rows = []
@@ -48,10 +48,10 @@ def result_grid(board: Board, studies: Sequence[Study]) -> Grid:
         for column in columns:
             score = row.scores.get(column)
             best = row.kind == "ours" and score is not None and round(score.mean, 1) == board.best(column)
-            entries.append(Cell(score_text(row, score), bold=best))
+            entries.append(Cell(format_score(row, score), bold=best))
         rows.append(tuple(entries))
     groups = tuple(len(members) for members in board.groups.values()) or (len(board.tasks),)
-    return Grid(
+    return TableBlock(
         title=f"test accuracy, %\n{same}",
         header=(*(NAMES[place] for place in kept), "tuned %", *columns),
         rows=rows,
@@ -60,7 +60,7 @@ def result_grid(board: Board, studies: Sequence[Study]) -> Grid:
     )
 
 
-def score_text(row: BoardRow, score: Score | None) -> str:
+def format_score(row: ResultsRow, score: Score | None) -> str:
     """A cell: `89.5 ± 0.5`; `[1 missing]` where not all of its final trials have a score."""
     if score is None:
         return NOTHING
@@ -70,29 +70,29 @@ def score_text(row: BoardRow, score: Score | None) -> str:
     return f"{score.mean:.1f}{spread}" + (f" [{score.missing} missing]" if score.missing else "")
 
 
-def counts(studies: Sequence[Study]) -> Iterator[str]:
+def count_trials(studies: Sequence[Study]) -> Iterator[str]:
     """How the trials of a report ended, all of them."""
     summaries = [study.summary() for study in studies]
     states = {state: sum(summary.states[state] for summary in summaries) for state in TrialState}
     finished = sum(count for state, count in states.items() if state.is_finished)
-    missing = sum(summary.planned for summary in summaries) - finished
+    missing = sum(summary.num_planned for summary in summaries) - finished
     trials = ", ".join(f"{states[state]} {state.value}" for state in TrialState if state.is_finished)
     yield f"Trials: {trials}, {missing} missing."
 
 
-def chosen_grid(studies: Sequence[Study]) -> Grid:
+def chosen_block(studies: Sequence[Study]) -> TableBlock:
     """The params that each study chose on val, and the trials that val cannot tell from the best."""
-    names, same = varying([study.plan for study in studies], NAMES[1:])
+    names, same = varying_fields([study.plan for study in studies], NAMES[1:])
     rows = []
     for study in studies:
         if (best := study.best) is not None and best.score is not None:
-            among = tied(study.searched)
+            among = find_tied(study.requested_search_trials)
             others = [str(trial.number) for trial in among if trial.trial_id != best.trial_id]
             more = f" and {len(others) - 6} more" if len(others) > 6 else ""
-            shown = f"{', '.join(others[:6])}{more}" if others else "none" if "correct" in best.facts else NOTHING
-            place = label(study.plan, ["task", "method", *names])
-            rows.append(cells(*place, f"{100 * best.score:.1f}", str(best.number), shown, params_text(best.params)))
-    return Grid(
+            shown = f"{', '.join(others[:6])}{more}" if others else "none" if "correct" in best.provenance else NOTHING
+            place = study_label(study.plan, ["task", "method", *names])
+            rows.append(cells(*place, f"{100 * best.score:.1f}", str(best.number), shown, format_params(best.params)))
+    return TableBlock(
         title=f"chosen on val\n{same}",
         header=("task", "method", *names, "val %", "trial", "tied", "params"),
         rows=rows,
@@ -101,11 +101,11 @@ def chosen_grid(studies: Sequence[Study]) -> Grid:
     )
 
 
-def _named(row: BoardRow, method: str) -> str:
+def _named(row: ResultsRow, method: str) -> str:
     return {"ours": method, "published": f"{method}, published", "difference": "  difference"}[row.kind]
 
 
-def _reading(board: Board, studies: Sequence[Study]) -> Iterator[str]:
+def _reading(board: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
     seeds = sorted({seed for study in studies for seed in study.spec.final.seeds})
     peeked = any(study.spec.final.measure_peeking for study in studies)
     yield (
@@ -125,21 +125,21 @@ def _missing(studies: Sequence[Study]) -> Iterator[str]:
     """What is not in the table, study by study."""
     for study in studies:
         summary = study.summary()
-        if summary.stopped:
-            yield f"stopped: {study.plan.key}: {summary.stopped}"
-        if summary.failed:
-            last = summary.failed[-1]
-            yield f"failed: {study.plan.key}: {len(summary.failed)} trials, the last: {last.sentence}"
+        if summary.stop_reason:
+            yield f"stopped: {study.plan.key}: {summary.stop_reason}"
+        if summary.failed_trials:
+            last = summary.failed_trials[-1]
+            yield f"failed: {study.plan.key}: {len(summary.failed_trials)} trials, the last: {last.error_summary}"
         absent = [seed for seed in study.spec.final.seeds if seed not in _seeds(study)]
-        if absent and not summary.stopped:
+        if absent and not summary.stop_reason:
             yield f"missing: {study.plan.key}: no final score of seeds {', '.join(map(str, absent))}"
 
 
 def _seeds(study: Study) -> set[int]:
-    return {trial.config["seed"] for trial in study.finals if trial.score is not None}
+    return {trial.config.seed for trial in study.requested_final_trials if trial.score is not None}
 
 
-def _sources(board: Board) -> Iterator[str]:
+def _sources(board: ResultsTable) -> Iterator[str]:
     sources: dict[str, list[str]] = {}
     for row in board.rows:
         if row.kind == "published" and row.scores:
@@ -151,29 +151,33 @@ def _sources(board: Board) -> Iterator[str]:
         yield f"No published results are known for {', '.join(absent)}."
 
 
-def _comparisons(studies: Sequence[Study]) -> Grid:
+def _comparisons(studies: Sequence[Study]) -> TableBlock:
     """Every pair of methods on the same backbone and train size."""
-    named, _ = varying([study.plan for study in studies], NAMES[1:])
+    named, _ = varying_fields([study.plan for study in studies], NAMES[1:])
     rows = []
-    for place in dict.fromkeys(label(study.plan, NAMES[1:]) for study in studies):
+    for place in dict.fromkeys(study_label(study.plan, NAMES[1:]) for study in studies):
         methods: dict[str, dict[tuple[str, int], float]] = {}
         for study in studies:
-            if label(study.plan, NAMES[1:]) == place:
-                scores = {(study.plan.task, t.config["seed"]): t.score for t in study.finals if t.score is not None}
+            if study_label(study.plan, NAMES[1:]) == place:
+                scores = {
+                    (study.plan.task, t.config.seed): t.score
+                    for t in study.requested_final_trials
+                    if t.score is not None
+                }
                 methods.setdefault(study.plan.method, {}).update(scores)
-        own = label(next(s.plan for s in studies if label(s.plan, NAMES[1:]) == place), named)
-        for found in compare(methods):
+        own = study_label(next(s.plan for s in studies if study_label(s.plan, NAMES[1:]) == place), named)
+        for found in compare_methods(methods):
             rows.append(
                 cells(
                     f"{found.one} − {found.other}",
                     *own,
                     f"{100 * found.difference:+.1f}",
                     f"{found.better_on} of {found.tasks}",
-                    _p(found.p_tasks) if found.tasks >= FEWEST_TASKS else f"needs {FEWEST_TASKS} tasks",
+                    _p(found.p_tasks) if found.tasks >= MIN_TASKS else f"needs {MIN_TASKS} tasks",
                     NOTHING if found.p_seeds is None else f"{_p(found.p_seeds)} ({found.seeds})",
                 )
             )
-    return Grid(
+    return TableBlock(
         title="between methods, % points; p with Holm over the pairs; (n) seeds",
         header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds"),
         rows=rows,
@@ -217,21 +221,25 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
         for point in curve.points
     ]
     header = ("method", "images", "test %", "95 % interval over seeds")
-    yield Grid(title="accuracy over tuning-set size, mean over tasks", header=header, rows=rows, names=1)
+    yield TableBlock(title="accuracy over tuning-set size, mean over tasks", header=header, rows=rows, names=1)
     laws = [(curve.label, fit_power_law(curve.points)) for curve in found]
     left_out = [f"{curve.label}: without {', '.join(curve.left_out)}" for curve in found if curve.left_out]
     told = [f"{name}: {law}" for name, law in laws if law is not None]
-    yield Lines(lines=(*map(str, efficiency_table(found)), *told, *left_out))
+    yield TextBlock(lines=(*map(str, efficiency_table(found)), *told, *left_out))
 
 
-def _peeking(studies: Sequence[Study]) -> Grid:
+def _peeking(studies: Sequence[Study]) -> TableBlock:
     """What choosing the epoch on test would have gained: apart from every result."""
     tasks = tuple(dict.fromkeys(study.plan.task for study in studies))
     gains: dict[tuple[str, ...], dict[str, float]] = {}
     for study in studies:
-        found = [trial.last["peeking/gain"] for trial in study.finals if "peeking/gain" in trial.last]
+        found = [
+            trial.last_metrics["peeking/gain"]
+            for trial in study.requested_final_trials
+            if "peeking/gain" in trial.last_metrics
+        ]
         if found:
-            gains.setdefault(label(study.plan, NAMES), {})[study.plan.task] = 100 * statistics.mean(found)
+            gains.setdefault(study_label(study.plan, NAMES), {})[study.plan.task] = 100 * statistics.mean(found)
     rows = [
         cells(
             *names,
@@ -240,7 +248,7 @@ def _peeking(studies: Sequence[Study]) -> Grid:
         )
         for names, by_task in gains.items()
     ]
-    return Grid(
+    return TableBlock(
         title="peeking, % points: what choosing the best epoch on test would have added.\nIn no other number here.",
         header=(*NAMES, *tasks, "mean"),
         rows=rows,

@@ -9,15 +9,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from trainer.validation import number_problem
 
 
-def _number(value: object) -> object:
+def check_number(value: object) -> object:
     if problem := number_problem(value):
         raise ValueError(problem)
     return value
 
 
-Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(check_number)]
+Whole = Annotated[int, BeforeValidator(check_number)]
 
 
-class _Part(BaseModel):
+class SpecPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ValidationError
 
 import search_spaces
 from orchestrator.errors import SpecError
-from orchestrator.spec.resources import Cluster, Differs, Resources, resource_problems
-from orchestrator.spec.schema import Asha, Budget, Final, Grid, Search, SweepSpec
+from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, resource_problems
+from orchestrator.spec.schema import Asha, Budget, Final, Search, StudyMatrix, SweepSpec
 from orchestrator.spec.space import FloatRange
 from orchestrator.spec.validation import config_problems, search_problems
-from trainer.validation import no_such, number_problem
+from trainer.validation import number_problem, unknown_name
 
 TAGS = ("float", "int", "choice", "asha", "hyperband", "median", "none")
 """Values of `type`, which pydantic puts into the place of a finding."""
@@ -32,15 +32,15 @@ def find_spec(spec: str) -> Path:
     if spec in shipped:
         return shipped[spec]
     if not Path(spec).is_file():
-        raise SpecError(spec, [f"is no file, and {no_such(spec, shipped, 'a spec that ships')}"])
+        raise SpecError(spec, [f"is no file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
     return Path(spec)
 
 
-Needs = Callable[[Grid], Iterable[str]]
+MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """What a grid asks for and is not there, as sentences."""
 
 
-def load_spec(path: Path, needs: Needs = lambda _: ()) -> SweepSpec:
+def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpec:
     """Read and check a spec.
 
     Args:
@@ -55,10 +55,10 @@ def load_spec(path: Path, needs: Needs = lambda _: ()) -> SweepSpec:
         raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(raw, dict):
         raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
-    return parse_spec(raw, str(path), needs)
+    return parse_spec(raw, str(path), find_missing)
 
 
-def cluster_of(path: Path) -> Cluster:
+def load_cluster(path: Path) -> Cluster:
     """Where a spec says that everything is; nothing where it says so wrongly, which `load_spec` tells."""
     try:
         return Cluster.model_validate(yaml.load(path.read_text(), _UniqueKeyLoader)["cluster"])
@@ -66,7 +66,7 @@ def cluster_of(path: Path) -> Cluster:
         return Cluster()
 
 
-def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) -> SweepSpec:
+def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = lambda _: ()) -> SweepSpec:
     """Check a spec that is already a mapping.
 
     Raises:
@@ -74,7 +74,7 @@ def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) ->
     """
     problems: dict[str, None] = {}
     broken: set[str] = set()
-    grid: Grid | None
+    grid: StudyMatrix | None
     left: dict[str, Any] = {}
     try:
         grid = spec = SweepSpec.model_validate(raw)
@@ -83,16 +83,16 @@ def parse_spec(raw: dict[str, Any], source: str, needs: Needs = lambda _: ()) ->
         places = []
         for detail in error.errors():
             place = tuple(part for part in detail["loc"] if part not in TAGS)
-            problems[f"{'.'.join(map(str, place))}: {_sentence(detail, place)}"] = None
+            problems[f"{'.'.join(map(str, place))}: {_explain(detail, place)}"] = None
             places.append(place)
         broken = {str(place[1]) for place in places if place[0] == "space" and len(place) > 1}
-        left = _left(raw, places, broken)
-        grid = _grid_of(left)
+        left = _valid_keys(raw, places, broken)
+        grid = _matrix_of(left)
     found = [*config_problems(grid)] if grid else []
     problems |= dict.fromkeys(problem for field, problem in found if field not in broken)
     if grid and not broken and (search := _search_of(raw)) and "epochs" not in {field for field, _ in found}:
         problems |= dict.fromkeys(search_problems(grid, search))
-    problems |= dict.fromkeys(needs(grid or Grid.model_construct(**left)))
+    problems |= dict.fromkeys(find_missing(grid or StudyMatrix.model_construct(**left)))
     if problems:
         raise SpecError(source, list(problems))
     return spec
@@ -115,7 +115,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
+def _explain(detail: Any, place: tuple[int | str, ...]) -> str:
     """What is wrong in one of pydantic's findings, as rule, value and way out."""
     kind, value = detail["type"], detail["input"]
     if kind == "extra_forbidden":
@@ -128,15 +128,15 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
             ("cluster",): Cluster,
             ("budget",): Budget,
         }
-        other = Differs if place[:2] == ("resources", "backbones") else FloatRange
-        return no_such(str(place[-1]), owners.get(place[:-1], other).model_fields, "a key here")
+        other = ResourceOverride if place[:2] == ("resources", "backbones") else FloatRange
+        return unknown_name(str(place[-1]), owners.get(place[:-1], other).model_fields, "a key here")
     if kind == "missing":
         return "is missing."
     if kind in ("union_tag_not_found", "model_attributes_type"):
         example = "asha, min_epochs: 10" if "pruner" in place else "float, low: 0.1, high: 1.0"
         return f"must be a mapping with a `type`, such as {{type: {example}}}; got {value!r}."
     if kind == "union_tag_invalid":
-        return no_such(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
+        return unknown_name(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
     if kind == "value_error":
         return str(detail["ctx"]["error"])
     if isinstance(value, str) and (kind.startswith(("int", "float"))):
@@ -144,7 +144,7 @@ def _sentence(detail: Any, place: tuple[int | str, ...]) -> str:
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
 
 
-def _left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> dict[str, Any]:
+def _valid_keys(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> dict[str, Any]:
     """A grid's values without the broken entries, so that the rest is checked too."""
     kept: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
     for part in ("tasks", "backbones", "methods", "train_sizes"):
@@ -155,10 +155,10 @@ def _left(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[
     return kept
 
 
-def _grid_of(left: dict[str, Any]) -> Grid | None:
+def _matrix_of(left: dict[str, Any]) -> StudyMatrix | None:
     """The grid of what is left; None if that is too little."""
     try:
-        return Grid.model_validate(left)
+        return StudyMatrix.model_validate(left)
     except ValidationError:
         return None
 

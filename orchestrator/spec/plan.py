@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec.schema import Grid, task_names
-from orchestrator.spec.space import Choice, Space
+from orchestrator.spec.schema import StudyMatrix, task_names
+from orchestrator.spec.space import Choice, Dimension
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 
@@ -22,12 +22,12 @@ class StudyPlan:
     method: str
     train_size: float | int | str
     fixed: dict[str, Any]
-    space: dict[str, Space]
+    space: dict[str, Dimension]
 
     @property
     def key(self) -> str:
         """Name of the study within its sweep."""
-        return f"{self.task} {self.method} {self.backbone} {size_text(self.train_size)}"
+        return f"{self.task} {self.method} {self.backbone} {format_train_size(self.train_size)}"
 
     @property
     def group(self) -> str:
@@ -56,12 +56,12 @@ class StudyPlan:
         return TrainConfig.from_params({**self.fixed, **params, **place, **own})
 
 
-def size_text(train_size: float | int | str) -> str:
+def format_train_size(train_size: float | int | str) -> str:
     """A train size in a name: 0.1 for a share, 200 for a number of images, `5 per class`."""
     return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
 
 
-def studies(spec: Grid) -> list[StudyPlan]:
+def plan_studies(spec: StudyMatrix) -> list[StudyPlan]:
     """Every study of a sweep, in the order of the spec, each once."""
     plans = {}
     for name in spec.tasks:
@@ -69,7 +69,7 @@ def studies(spec: Grid) -> list[StudyPlan]:
             for backbone in spec.backbones:
                 for method in spec.methods:
                     for train_size in spec.train_sizes:
-                        fixed, space = spec.params_of(method)
+                        fixed, space = spec.params_for(method)
                         plan = StudyPlan(
                             task=task, backbone=backbone, method=method, train_size=train_size, fixed=fixed, space=space
                         )
@@ -77,7 +77,7 @@ def studies(spec: Grid) -> list[StudyPlan]:
     return list(plans.values())
 
 
-def draw_params(plan: StudyPlan, suggest: Callable[[str, Space], Any]) -> dict[str, Any]:
+def suggest_params(plan: StudyPlan, suggest: Callable[[str, Dimension], Any]) -> dict[str, Any]:
     """Values for the params that are searched, conditional ones after those they depend on."""
     params = dict(plan.fixed)
     drawn = {}

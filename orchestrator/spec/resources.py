@@ -6,21 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from orchestrator.redaction import SECRETS, shown
+from orchestrator.redaction import SECRET_VARIABLES, redact
 from trainer.catalog import BACKBONES
-from trainer.validation import no_such, number_problem
+from trainer.validation import number_problem, unknown_name
 
 
-def _address(value: str, info: ValidationInfo) -> str:
-    if shown(value) != value:
+def _check_address(value: str, info: ValidationInfo) -> str:
+    if redact(value) != value:
         raise ValueError(
-            f"{shown(value)} holds a secret, and a spec is kept in the record for all to read. "
-            f"Leave it out, and put it into {SECRETS[str(info.field_name)]}."
+            f"{redact(value)} holds a secret, and a spec is kept in the record for all to read. "
+            f"Leave it out, and put it into {SECRET_VARIABLES[str(info.field_name)]}."
         )
     return value
 
 
-def _gpus(value: object) -> object:
+def _check_gpus(value: object) -> object:
     if value == "auto":
         return value
     if number_problem(value) is None and float(str(value)) >= 0:
@@ -28,15 +28,15 @@ def _gpus(value: object) -> object:
     raise ValueError(f"must be a number of GPUs such as 0.25 or 1, or auto; got {value!r}.")
 
 
-Address = Annotated[str, AfterValidator(_address)]
-Gpus = Annotated[float | Literal["auto"], BeforeValidator(_gpus)]
+Address = Annotated[str, AfterValidator(_check_address)]
+Gpus = Annotated[float | Literal["auto"], BeforeValidator(_check_gpus)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Share(_Part):
+class TrialResources(_Part):
     """What one trial occupies."""
 
     cpus: int = Field(default=1, ge=1)
@@ -46,12 +46,12 @@ class Share(_Part):
     """The kind of GPU, as Ray names it: A100, H100."""
 
     @property
-    def most_gpus(self) -> float:
+    def initial_gpus(self) -> float:
         """The share of a GPU that a trial begins with."""
         return 1.0 if self.gpus == "auto" else self.gpus
 
 
-class Differs(_Part):
+class ResourceOverride(_Part):
     """What differs for a backbone; what is not given is as for all."""
 
     cpus: int | None = Field(default=None, ge=1)
@@ -59,16 +59,16 @@ class Differs(_Part):
     accelerator_type: str | None = None
 
 
-class Resources(Share):
+class Resources(TrialResources):
     """What one trial occupies, of any backbone and of single ones."""
 
-    backbones: dict[str, Differs] = {}
+    backbones: dict[str, ResourceOverride] = {}
 
-    def of(self, backbone: str) -> Share:
+    def for_backbone(self, backbone: str) -> TrialResources:
         """What a trial on this backbone occupies."""
-        own = self.backbones.get(backbone, Differs())
-        common = {name: getattr(self, name) for name in Share.model_fields}
-        return Share(**(common | own.model_dump(exclude_none=True)))
+        own = self.backbones.get(backbone, ResourceOverride())
+        common = {name: getattr(self, name) for name in TrialResources.model_fields}
+        return TrialResources(**(common | own.model_dump(exclude_none=True)))
 
 
 class Cluster(_Part):
@@ -93,7 +93,7 @@ class Cluster(_Part):
 def resource_problems(resources: Resources, backbones: list[str]) -> list[str]:
     """A sentence for each backbone that has resources of its own and is not in the sweep."""
     return [
-        f"resources.backbones.{name}: {no_such(name, backbones, 'a backbone of this spec')}"
+        f"resources.backbones.{name}: {unknown_name(name, backbones, 'a backbone of this spec')}"
         for name in resources.backbones
         if name not in backbones or name not in BACKBONES
     ]

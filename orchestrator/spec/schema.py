@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from orchestrator.spec.fields import _Part
+from orchestrator.spec.fields import SpecPart
 from orchestrator.spec.resources import Cluster, Resources
-from orchestrator.spec.space import Dimension, Space
+from orchestrator.spec.space import Dimension, DimensionField
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
 from trainer.config import unused_fields
-from trainer.validation import no_such, number_problem
+from trainer.validation import number_problem, unknown_name
 
 
-def _in(table: Mapping[str, object], what: str) -> BeforeValidator:
+def _one_of(table: Mapping[str, object], what: str) -> BeforeValidator:
     def check(value: object) -> object:
         if value not in table:
-            raise ValueError(no_such(str(value), table, what))
+            raise ValueError(unknown_name(str(value), table, what))
         return value
 
     return BeforeValidator(check)
@@ -32,19 +32,21 @@ def task_names(name: str) -> list[str]:
     return [task.name for task in TASKS.values() if name in (task.name, task.group, task.name.partition("/")[0])]
 
 
-def _task(value: object) -> object:
+def _check_task(value: object) -> object:
     if not task_names(str(value)):
-        raise ValueError(no_such(str(value), [*TASKS, *{task.group for task in TASKS.values()}], "a task or group"))
+        raise ValueError(
+            unknown_name(str(value), [*TASKS, *{task.group for task in TASKS.values()}], "a task or group")
+        )
     return value
 
 
-def _name(value: object) -> object:
+def _check_name(value: object) -> object:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(value)):
         raise ValueError(f"must be lower-case letters, digits, - and _, got {value!r}.")
     return value
 
 
-def _train_size(value: object) -> object:
+def _parse_train_size(value: object) -> object:
     """As TrainConfig has it; `{per_class: 5}` becomes the words `5 per class`."""
     if isinstance(value, Mapping):
         if [*value] != ["per_class"]:
@@ -58,7 +60,7 @@ def _train_size(value: object) -> object:
 Select = Literal["last_val", "simplest_tied"]
 
 
-class Asha(_Part):
+class Asha(SpecPart):
     """Asynchronous successive halving (Li et al., MLSys 2020): stop what is not in the best 1/reduction at a rung."""
 
     type: Literal["asha"]
@@ -66,7 +68,7 @@ class Asha(_Part):
     reduction: int = Field(default=4, ge=2)
 
 
-class Hyperband(_Part):
+class Hyperband(SpecPart):
     """Several halvings that begin to stop at different epochs (Li et al., JMLR 2018)."""
 
     type: Literal["hyperband"]
@@ -74,20 +76,20 @@ class Hyperband(_Part):
     reduction: int = Field(default=3, ge=2)
 
 
-class Median(_Part):
+class Median(SpecPart):
     """Stop what is below the median of the finished trials at the same epoch."""
 
     type: Literal["median"]
     min_epochs: int = Field(ge=1)
 
 
-class NoPruner(_Part):
+class NoPruner(SpecPart):
     """Every trial runs to its end."""
 
     type: Literal["none"]
 
 
-class Search(_Part):
+class Search(SpecPart):
     """How a study looks for its best parameters."""
 
     trials: int = Field(ge=1)
@@ -103,7 +105,7 @@ class Search(_Part):
     pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
 
 
-class Final(_Part):
+class Final(SpecPart):
     """How a study's parameters are chosen, and scored on test."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
@@ -122,7 +124,7 @@ class Final(_Part):
         return self
 
 
-class Budget(_Part):
+class Budget(SpecPart):
     """Where a sweep stops starting trials; those under way are finished."""
 
     max_trials: int | None = Field(default=None, ge=1)
@@ -132,7 +134,7 @@ class Budget(_Part):
     max_gpu_hours: float | None = Field(default=None, gt=0)
     """Hours of trials, times their share of a GPU."""
 
-    def used_up(self, hours: float, gpu_hours: float) -> str | None:
+    def exhausted(self, hours: float, gpu_hours: float) -> str | None:
         """Which of its hours are over, if any."""
         if self.max_hours is not None and hours >= self.max_hours:
             return f"budget: max_hours {self.max_hours:g} are over"
@@ -141,28 +143,30 @@ class Budget(_Part):
         return None
 
 
-class Grid(_Part):
+class StudyMatrix(SpecPart):
     """The part of a spec that decides which configs there are."""
 
-    tasks: list[Annotated[str, BeforeValidator(_task)]] = Field(min_length=1)
-    backbones: list[Annotated[str, _in(BACKBONES, "a backbone")]] = Field(min_length=1)
-    methods: list[Annotated[str, _in(METHODS, "a method")]] = Field(min_length=1)
-    train_sizes: list[Annotated[float | int | str, BeforeValidator(_train_size)]] = Field(default=[1.0], min_length=1)
+    tasks: list[Annotated[str, BeforeValidator(_check_task)]] = Field(min_length=1)
+    backbones: list[Annotated[str, _one_of(BACKBONES, "a backbone")]] = Field(min_length=1)
+    methods: list[Annotated[str, _one_of(METHODS, "a method")]] = Field(min_length=1)
+    train_sizes: list[Annotated[float | int | str, BeforeValidator(_parse_train_size)]] = Field(
+        default=[1.0], min_length=1
+    )
     """Shares (0.1, 1.0), numbers of images (200), or numbers of each class ({per_class: 5})."""
-    fixed: dict[str, Any] = {}
-    space: dict[str, Dimension] = {}
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, DimensionField] = Field(default_factory=dict)
 
-    def params_of(self, method: str) -> tuple[dict[str, Any], dict[str, Space]]:
+    def params_for(self, method: str) -> tuple[dict[str, Any], dict[str, Dimension]]:
         """The fixed values and the space that have an effect on a method."""
         unused = unused_fields(method)
         fixed = {name: value for name, value in self.fixed.items() if name not in unused}
         return fixed, {name: dimension for name, dimension in self.space.items() if name not in unused}
 
 
-class SweepSpec(Grid):
+class SweepSpec(StudyMatrix):
     """All that a sweep is asked for."""
 
-    name: Annotated[str, BeforeValidator(_name)]
+    name: Annotated[str, BeforeValidator(_check_name)]
     search: Search
     final: Final
     resources: Resources = Resources()

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
-from orchestrator.spec.fields import Number, Whole, _Part
+from orchestrator.spec.fields import Number, SpecPart, Whole
 
 
-def _listed(value: object) -> object:
+def as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-class _Dimension(_Part):
-    when: dict[str, Annotated[list[str | int | float], BeforeValidator(_listed)]] = {}
+class DimensionBase(SpecPart):
+    when: dict[str, Annotated[list[str | int | float], BeforeValidator(as_list)]] = Field(default_factory=dict)
     """Other parameters' values for which this one is searched; without them it keeps its default."""
 
     def is_active(self, params: Mapping[str, Any]) -> bool:
@@ -23,7 +23,7 @@ class _Dimension(_Part):
         return all(params.get(name) in values for name, values in self.when.items())
 
 
-class FloatRange(_Dimension):
+class FloatRange(DimensionBase):
     """A real number between two ends."""
 
     type: Literal["float"]
@@ -38,7 +38,7 @@ class FloatRange(_Dimension):
         return self
 
 
-class IntRange(_Dimension):
+class IntRange(DimensionBase):
     """A whole number between two ends, both included."""
 
     type: Literal["int"]
@@ -53,7 +53,7 @@ class IntRange(_Dimension):
         return self
 
 
-class Choice(_Dimension):
+class Choice(DimensionBase):
     """One of a few values."""
 
     type: Literal["choice"]
@@ -69,13 +69,13 @@ class Choice(_Dimension):
         return self
 
 
-Space = FloatRange | IntRange | Choice
-Dimension = Annotated[Space, Field(discriminator="type")]
+Dimension = FloatRange | IntRange | Choice
+DimensionField = Annotated[Dimension, Field(discriminator="type")]
 
 
-def widens(old: Mapping[str, Any], new: Space) -> bool:
+def widens(old: Mapping[str, Any], new: Dimension) -> bool:
     """Whether `new` allows all that `old`, a dimension from a record, allowed, on the same scale and condition."""
-    was: Space = TypeAdapter(Dimension).validate_python(old)
+    was: Dimension = TypeAdapter(DimensionField).validate_python(old)
     if type(was) is not type(new) or was.when != new.when:
         return False
     if isinstance(was, Choice) or isinstance(new, Choice):

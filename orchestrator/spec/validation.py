@@ -7,17 +7,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.spec.plan import studies
-from orchestrator.spec.schema import Grid, Search, task_names
-from orchestrator.spec.space import Choice, FloatRange, Space
+from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.schema import Search, StudyMatrix, task_names
+from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.validation import no_such, number_problem
+from trainer.validation import number_problem, unknown_name
 
 SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "measure_peeking", "seed")
 """Fields of TrainConfig that the sweep sets itself; a spec may neither fix nor search them."""
 
 
-def config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
+def config_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     """Field and sentence of everything that `TrainConfig` would refuse at a corner of some study's space."""
     for part, names in (("fixed", spec.fixed), ("space", spec.space)):
         for name in names:
@@ -25,7 +25,7 @@ def config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
                 yield name, f"{part}.{name}: the sweep sets it itself; use {_own_key(name)}."
             elif name not in field_types():
                 fields = [field for field in field_types() if field not in SWEEP_FIELDS]
-                yield name, f"{part}.{name}: {no_such(name, fields, 'a TrainConfig field')}"
+                yield name, f"{part}.{name}: {unknown_name(name, fields, 'a TrainConfig field')}"
             elif all(name in unused_fields(method) for method in spec.methods):
                 yield name, f"{part}.{name}: without effect on {', '.join(spec.methods)}; leave it out."
             elif part == "space" and name in spec.fixed:
@@ -36,11 +36,11 @@ def config_problems(spec: Grid) -> Iterator[tuple[str, str]]:
     tasks = [task for name in spec.tasks for task in task_names(name)]
     places = list(itertools.product(tasks, spec.train_sizes))
     for backbone, method in itertools.product(spec.backbones, spec.methods):
-        fixed, space = spec.params_of(method)
+        fixed, space = spec.params_for(method)
         base = {name: value for name, value in fixed.items() if name in field_types()}
         base |= {"backbone": backbone, "method": method}
         known = {name: dimension for name, dimension in space.items() if name in field_types()}
-        corners = [*_corners(base, known)]
+        corners = [*_corner_configs(base, known)]
         # Every corner at the first place, and every place at the first corner: rules join no more than these.
         for (task, size), corner in [*((places[0], c) for c in corners), *((p, corners[0]) for p in places[1:])]:
             try:
@@ -63,7 +63,7 @@ def _own_key(field: str) -> str:
     }[field]
 
 
-def _when_problems(spec: Grid, name: str, other: str, values: list[Any]) -> Iterator[str]:
+def _when_problems(spec: StudyMatrix, name: str, other: str, values: list[Any]) -> Iterator[str]:
     """Why a parameter cannot be searched only where another has these values."""
     if other in spec.fixed:
         if (fixed := spec.fixed[other]) not in values:
@@ -73,54 +73,54 @@ def _when_problems(spec: Grid, name: str, other: str, values: list[Any]) -> Iter
     dimension = spec.space.get(other)
     if dimension is None or other == name:
         others = [one for one in (*spec.space, *spec.fixed) if one != name]
-        yield no_such(other, others, "another parameter of this spec")
+        yield unknown_name(other, others, "another parameter of this spec")
     elif dimension.when:
         yield f"{other} is itself searched only at times; name the parameters that it depends on."
     else:
         for value in values:
-            if not _can_be(dimension, value):
-                yield f"{other} is never {value!r}, but {_told(dimension)}."
+            if not _contains(dimension, value):
+                yield f"{other} is never {value!r}, but {_describe(dimension)}."
 
 
-def _can_be(dimension: Space, value: Any) -> bool:
+def _contains(dimension: Dimension, value: Any) -> bool:
     """Whether a value lies in a dimension."""
     if isinstance(dimension, Choice):
         return value in dimension.values
     return number_problem(value) is None and dimension.low <= value <= dimension.high
 
 
-def _told(dimension: Space) -> str:
+def _describe(dimension: Dimension) -> str:
     """A dimension in words."""
     if isinstance(dimension, Choice):
         return f"one of {', '.join(map(str, dimension.values))}"
     return f"between {dimension.low} and {dimension.high}"
 
 
-def _corners(fixed: dict[str, Any], space: dict[str, Space]) -> Iterator[dict[str, Any]]:
+def _corner_configs(fixed: dict[str, Any], space: dict[str, Dimension]) -> Iterator[dict[str, Any]]:
     """The ends of a space's dimensions in every combination, conditional ones where they are searched at all."""
     asked: dict[str, list[Any]] = {}
     for dimension in space.values():
         for other, values in dimension.when.items():
             asked.setdefault(other, []).extend(values)
     free = {
-        name: [*_ends(dimension), *(value for value in asked.get(name, []) if _can_be(dimension, value))]
+        name: [*_extremes(dimension), *(value for value in asked.get(name, []) if _contains(dimension, value))]
         for name, dimension in space.items()
         if not dimension.when
     }
     for ends in itertools.product(*free.values()):
         corner = dict(zip(free, ends, strict=True))
-        active = {name: _ends(d) for name, d in space.items() if d.when and d.is_active(fixed | corner)}
+        active = {name: _extremes(d) for name, d in space.items() if d.when and d.is_active(fixed | corner)}
         for more in itertools.product(*active.values()):
             yield corner | dict(zip(active, more, strict=True))
 
 
-def _ends(dimension: Space) -> list[Any]:
+def _extremes(dimension: Dimension) -> list[Any]:
     return dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]
 
 
-def search_problems(spec: Grid, search: Search) -> Iterator[str]:
+def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
     """What the sampler or the pruner cannot do with the space."""
-    for study in studies(spec):
+    for study in plan_studies(spec):
         least = getattr(search.pruner, "min_epochs", 0)
         if least >= study.epochs:
             rule = f"must be below epochs={study.epochs}, or no trial is ever stopped"
@@ -133,13 +133,13 @@ def search_problems(spec: Grid, search: Search) -> Iterator[str]:
             f"space.{name}: sampler grid tries every value, and a float range has no end of them; "
             "list some: {type: choice, values: [...]}."
         )
-    points = {method: _num_points(*spec.params_of(method)) for method in spec.methods} if not endless else {}
+    points = {method: _num_points(*spec.params_for(method)) for method in spec.methods} if not endless else {}
     if points and search.trials > (most := max(points.values())):
         cure = f"use at most {most}, or list more values"
         yield f"search.trials: {search.trials} exceed the {most} points of the grid; {cure}."
 
 
-def _num_points(fixed: dict[str, Any], space: dict[str, Space]) -> int:
+def _num_points(fixed: dict[str, Any], space: dict[str, Dimension]) -> int:
     """How many different combinations of values a space without real numbers has."""
     deciding = [name for name in space if any(name in dimension.when for dimension in space.values())]
     free = [dimension for name, dimension in space.items() if name not in deciding and not dimension.when]
@@ -150,7 +150,7 @@ def _num_points(fixed: dict[str, Any], space: dict[str, Space]) -> int:
     return points * math.prod(len(_values(dimension)) for dimension in free)
 
 
-def _values(dimension: Space) -> Sequence[Any]:
+def _values(dimension: Dimension) -> Sequence[Any]:
     """Every value of a dimension without real numbers."""
     assert not isinstance(dimension, FloatRange), "real numbers have no end"
     return dimension.values if isinstance(dimension, Choice) else range(dimension.low, dimension.high + 1)

@@ -26,7 +26,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _signed_rank(differences: Sequence[float]) -> float:
+def signed_rank(differences: Sequence[float]) -> float:
     """Exact two-sided p of Wilcoxon's signed-rank test: zeros left out, equal ranks shared, all 2^n signs counted.
 
     scipy.stats counts them one by one where ranks are shared: a second for twelve tasks.
@@ -41,7 +41,7 @@ def _signed_rank(differences: Sequence[float]) -> float:
     return min(1.0, 2.0 * float(min(ways[: found + 1].sum(), ways[found:].sum()) / ways.sum()))
 
 
-def _paired_t(differences: Sequence[float]) -> float | None:
+def paired_t(differences: Sequence[float]) -> float | None:
     from scipy.special import stdtr
 
     mean, spread = statistics.mean(differences), statistics.stdev(differences)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trainer.config import TrainConfig
+
 Phase = Literal["search", "final"]
 RUNG = "completed_rung"
 """How the notes begin in which a pruner keeps what a trial had reached at an epoch where it judges."""
@@ -30,7 +32,7 @@ class TrialState(enum.Enum):
         return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 
 
-class Cause(enum.Enum):
+class FailureCause(enum.Enum):
     """Why an attempt ended badly, and with it what is done about it."""
 
     LOST = "worker lost"
@@ -55,7 +57,7 @@ class Epoch:
     """As the trainer has them, and from the worker: epoch/seconds that it was busy since it last told something,
     memory/peak_gb that it has used at most, memory/device_gb that its device has; the first two not where an earlier
     attempt did the work and was lost before it could tell."""
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    provenance: dict[str, str] = dataclasses.field(default_factory=dict)
     """What is no number: where it ran, on what software, which images it learnt from and was scored on."""
 
 
@@ -63,7 +65,7 @@ class Epoch:
 class Failure:
     """How an attempt ended badly."""
 
-    cause: Cause
+    cause: FailureCause
     error: str
     """One sentence, then the trace."""
     seconds: float = 0.0
@@ -71,7 +73,7 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrialResult:
+class Trial:
     """One trial, as far as it has come.
 
     Raises:
@@ -87,20 +89,20 @@ class TrialResult:
     """Place in its study and phase, from 0."""
     params: dict[str, Any]
     """What was searched: the values this trial drew; a final trial's seed."""
-    config: dict[str, Any]
+    config: TrainConfig
     """The whole TrainConfig."""
     state: TrialState
     epochs: tuple[dict[str, float], ...] = ()
     """Metrics of each finished epoch; a report has them not (`open_studies`)."""
-    last: dict[str, float] = dataclasses.field(default_factory=dict)
+    last_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """Each metric's last value."""
-    facts: dict[str, str] = dataclasses.field(default_factory=dict)
+    provenance: dict[str, str] = dataclasses.field(default_factory=dict)
     """What its worker told that is no number."""
     score: float | None = None
     """val/accuracy of a complete search trial at its last epoch, test/accuracy of a final one; 0..1."""
     error: str | None = None
     """How its last attempt ended badly: one sentence, then the trace."""
-    cause: Cause | None = None
+    cause: FailureCause | None = None
     """Why it did."""
     attempt: int = 1
     """How often it was handed out."""
@@ -108,13 +110,13 @@ class TrialResult:
     """Attempts that count against `retries`."""
     losses: int = 0
     """Workers lost since it last finished an epoch."""
-    share: int = 1
+    gpu_share_factor: int = 1
     """Times the spec's share of a GPU that it is given; doubled when memory ran out."""
-    wasted_s: float = 0.0
+    lost_seconds: float = 0.0
     """Seconds of attempts after their last epoch."""
     duplicate_of: int | None = None
     """Number of the earlier trial with the same config, whose outcome this one has without training."""
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sampler_attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What Optuna's sampler and pruner keep with the trial."""
 
     def __post_init__(self) -> None:
@@ -128,24 +130,28 @@ class TrialResult:
     @property
     def seconds(self) -> float:
         """How long workers were busy with it, as far as is known."""
-        return self.wasted_s + sum(epoch.get("epoch/seconds", 0.0) for epoch in self.epochs)
+        return self.lost_seconds + sum(epoch.get("epoch/seconds", 0.0) for epoch in self.epochs)
 
     @property
-    def sentence(self) -> str:
+    def error_summary(self) -> str:
         """The error without its trace; empty where there is none."""
         return self.error.splitlines()[0] if self.error else ""
 
-    def after(self, epoch: dict[str, float], facts: Mapping[str, str]) -> TrialResult:
+    def with_epoch(self, epoch: dict[str, float], facts: Mapping[str, str]) -> Trial:
         """The same trial with one more epoch."""
         return dataclasses.replace(
-            self, epochs=(*self.epochs, epoch), last=self.last | epoch, facts={**self.facts, **facts}, losses=0
+            self,
+            epochs=(*self.epochs, epoch),
+            last_metrics=self.last_metrics | epoch,
+            provenance={**self.provenance, **facts},
+            losses=0,
         )
 
-    def again(self, *, forget: bool = False) -> TrialResult:
+    def reset(self, *, discard_progress: bool = False) -> Trial:
         """The same trial waiting for a new attempt: from its last epoch, or as if it had never been run."""
-        drawn = {name: value for name, value in self.notes.items() if not name.startswith(RUNG)}
-        fresh: dict[str, Any] = {"epochs": (), "last": {}, "facts": {}, "notes": drawn}
-        fresh |= {"attempt": 0, "share": 1, "wasted_s": 0.0}
+        drawn = {name: value for name, value in self.sampler_attrs.items() if not name.startswith(RUNG)}
+        fresh: dict[str, Any] = {"epochs": (), "last_metrics": {}, "provenance": {}, "sampler_attrs": drawn}
+        fresh |= {"attempt": 0, "gpu_share_factor": 1, "lost_seconds": 0.0}
         return dataclasses.replace(
             self,
             state=TrialState.WAITING,
@@ -154,10 +160,10 @@ class TrialResult:
             cause=None,
             failures=0,
             losses=0,
-            **(fresh if forget else {}),
+            **(fresh if discard_progress else {}),
         )
 
 
-def kind_of(trial: TrialResult) -> str:
+def error_kind(trial: Trial) -> str:
     """What the error is called: `OSError`."""
-    return trial.sentence.partition(":")[0]
+    return trial.error_summary.partition(":")[0]

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Literal
 
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Cause, TrialState
+from orchestrator.study.trial import FailureCause, TrialState
 from trainer.storage.files import delete_file, file_sizes
 
 CHECKPOINT = "checkpoint.pt"
 
 
-class Checkpoints:
+class CheckpointRetention:
     """The checkpoints of a sweep.
 
     Args:
@@ -26,14 +26,14 @@ class Checkpoints:
         self._keep = keep
         self._dropped: set[str] = set()
 
-    def tidy(self, study: Study) -> None:
+    def delete_unneeded(self, study: Study) -> None:
         """Drop what a study's finished trials have no use for, as far as storage lets it."""
         if self._keep == "all":
             return
         best = study.best if self._keep == "best" else None
-        for trial in study.search.trials:
+        for trial in study.search_table.trials:
             may_go_on = not trial.state.is_finished or (
-                trial.state is TrialState.FAILED and trial.cause is not Cause.DIVERGED
+                trial.state is TrialState.FAILED and trial.cause is not FailureCause.DIVERGED
             )
             is_best = best is not None and trial.trial_id == best.trial_id
             if not (may_go_on or is_best or trial.trial_id in self._dropped):
@@ -43,7 +43,7 @@ class Checkpoints:
                     return  # storage is away: they are dropped when the study's next trial is finished
                 self._dropped.add(trial.trial_id)
 
-    def tidy_late(self, studies: Iterable[Study]) -> None:
+    def delete_late(self, studies: Iterable[Study]) -> None:
         """Drop those too that a worker was still writing when their trial was given up; no worker is left now."""
         if not self._dropped:
             return
@@ -54,7 +54,7 @@ class Checkpoints:
         if late := self._dropped & there:
             self._dropped -= late
             for study in studies:
-                self.tidy(study)
+                self.delete_unneeded(study)
 
     def size(self) -> tuple[int, int, int]:
         """How many there are, their bytes, and the bytes of all that the trials hold."""

@@ -10,7 +10,7 @@ from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.study import Study
 
 
-def refuse_contradictions(spec: SweepSpec, opened: Iterable[Study]) -> None:
+def check_spec_matches_trials(spec: SweepSpec, opened: Iterable[Study]) -> None:
     """See that a spec fits the trials that are there.
 
     Raises:
@@ -18,7 +18,7 @@ def refuse_contradictions(spec: SweepSpec, opened: Iterable[Study]) -> None:
     """
     places: dict[str, list[StudyPlan]] = {}
     for study in opened:
-        for difference in study.contradictions():
+        for difference in study.conflicts():
             places.setdefault(difference, []).append(study.plan)
     if places:
         told = [

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
-from orchestrator.spec.plan import StudyPlan, draw_params
-from orchestrator.spec.resources import Share
-from orchestrator.spec.space import Choice, FloatRange, IntRange, Space
+from orchestrator.spec.plan import StudyPlan, suggest_params
+from orchestrator.spec.resources import TrialResources
+from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Epoch, Failure, TrialResult
-from orchestrator.sweep.gpu_sharing import on_one_gpu
+from orchestrator.study.trial import Epoch, Failure, Trial
+from orchestrator.sweep.gpu_sharing import trials_per_gpu
 from trainer.catalog import TASKS
-from trainer.data.task_store import find_card
+from trainer.config import TrainConfig
+from trainer.data.task_store import read_card
 from trainer.storage.files import read_bytes, write_bytes
-from trainer.validation import per_class
+from trainer.validation import parse_per_class
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,7 @@ class Estimate:
     """Worker time if none is pruned; None where nothing like it was ever measured."""
 
 
-class Throughput:
+class CostModel:
     """Rates by method, backbone and kind of device, kept in a file."""
 
     def __init__(self, place: str, rates: dict[str, Rate]) -> None:
@@ -55,7 +56,7 @@ class Throughput:
         self.rates = rates
 
     @classmethod
-    def of(cls, place: str) -> Throughput:
+    def load(cls, place: str) -> CostModel:
         """What is known in a file, which need not be there."""
         data = read_bytes(place) if "://" in place or Path(place).exists() else None
         return cls(place, {key: Rate(**rate) for key, rate in json.loads(data).items()} if data else {})
@@ -64,13 +65,15 @@ class Throughput:
         """What is known of a study's trials."""
         return self.rates.get(_key(plan, gpus))
 
-    def learn(self, studies: Iterable[Study], data_root: str) -> None:
+    def update(self, studies: Iterable[Study], data_root: str) -> None:
         """Take in finished trials, and write down what is new."""
         before = dict(self.rates)
-        trials: dict[str, list[tuple[TrialResult, float]]] = {}
+        trials: dict[str, list[tuple[Trial, float]]] = {}
         for study in studies:
-            found = trials.setdefault(_key(study.plan, study.spec.resources.of(study.plan.backbone).most_gpus), [])
-            for record, splits in ((study.search, ("train",)), (study.final, ("train", "val"))):
+            found = trials.setdefault(
+                _key(study.plan, study.spec.resources.for_backbone(study.plan.backbone).initial_gpus), []
+            )
+            for record, splits in ((study.search_table, ("train",)), (study.final_table, ("train", "val"))):
                 images = num_images(study.plan, splits, data_root) if record.trials else 0.0
                 found += [(trial, images) for trial in record.trials if trial.duplicate_of is None]
         for key, found in trials.items():
@@ -84,7 +87,9 @@ class Throughput:
         text = {key: dataclasses.asdict(rate) for key, rate in self.rates.items()}
         write_bytes(self._place, json.dumps(text, indent=2).encode())
 
-    def learn_one(self, plan: StudyPlan, events: Sequence[Epoch | Failure], gpus: float, data_root: str) -> None:
+    def update_from_calibration(
+        self, plan: StudyPlan, events: Sequence[Epoch | Failure], gpus: float, data_root: str
+    ) -> None:
         """Take in one short trial, unless finished ones have taught more; its first epoch is counted out.
 
         Raises:
@@ -106,8 +111,8 @@ class Throughput:
     def estimate(self, study: Study, data_root: str) -> Estimate:
         """What is left to do in a study: every trial with all its epochs, those begun without what they have."""
         plan, spec = study.plan, study.spec
-        rate = self.rate(plan, spec.resources.of(plan.backbone).most_gpus)
-        begun = {"search": study.searched, "final": study.finals}
+        rate = self.rate(plan, spec.resources.for_backbone(plan.backbone).initial_gpus)
+        begun = {"search": study.requested_search_trials, "final": study.requested_final_trials}
         wanted = {"search": spec.search.trials, "final": len(spec.final.seeds)}
         seconds, count = 0.0, 0
         for phase, trials in begun.items():
@@ -122,7 +127,7 @@ class Throughput:
 
 def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:
     """How many images a trial of a study learns from."""
-    card, row = find_card(data_root, plan.task), TASKS.get(plan.task)
+    card, row = read_card(data_root, plan.task), TASKS.get(plan.task)
     counts = card.counts if card else {"train": row.num_train, "val": row.num_val} if row else {}
     classes = len(card.class_names) if card else row.num_classes if row else 0
     have = sum(counts.get(split, 0) for split in splits)
@@ -132,13 +137,13 @@ def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:
         case int() as number:
             return min(number, have)
         case text:
-            return min(per_class(text) * classes, have)
+            return min(parse_per_class(text) * classes, have)
 
 
-def largest(plan: StudyPlan, seed: int) -> dict[str, Any]:
+def most_expensive_config(plan: StudyPlan, seed: int) -> TrainConfig:
     """A config of two epochs that costs as much as any of the study's: the largest counts, the middle else."""
 
-    def costly(_: str, dimension: Space) -> Any:
+    def costly(_: str, dimension: Dimension) -> Any:
         match dimension:
             case FloatRange(low=low, high=high, log=log):
                 return math.sqrt(low * high) if log else (low + high) / 2
@@ -148,14 +153,14 @@ def largest(plan: StudyPlan, seed: int) -> dict[str, Any]:
                 counts = [value for value in values if isinstance(value, int)]
                 return max(counts) if len(counts) == len(values) else values[len(values) // 2]
 
-    params = draw_params(plan, costly)
-    return dataclasses.asdict(plan.search_config(params | {"epochs": 2, "warmup_epochs": 0}, seed))
+    params = suggest_params(plan, costly)
+    return plan.search_config(params | {"epochs": 2, "warmup_epochs": 0}, seed)
 
 
-def device_share(share: Share, rate: Rate, workers: int) -> float:
+def memory_share(share: TrialResources, rate: Rate, workers: int) -> float:
     """How much of a device's memory is used by the trials that share it: above 1 they do not fit."""
     if share.gpus == "auto":
-        together = on_one_gpu(rate.peak_gb / rate.device_gb)
+        together = trials_per_gpu(rate.peak_gb / rate.device_gb)
     else:
         together = max(1, int(1 / share.gpus)) if share.gpus else workers
     return together * rate.peak_gb / rate.device_gb
@@ -165,7 +170,7 @@ def _key(plan: StudyPlan, gpus: float) -> str:
     return f"{plan.method} {plan.backbone} {'gpu' if gpus else 'cpu'}"
 
 
-def _measured(found: list[tuple[TrialResult, float]]) -> Rate | None:
+def _measured(found: list[tuple[Trial, float]]) -> Rate | None:
     """The rate of trials, each with the number of its images, as far as their workers told their time."""
     seconds, passes, peak, device, count = 0.0, 0.0, 0.0, 0.0, 0
     for trial, images in found:

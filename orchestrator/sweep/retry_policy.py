@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState, kind_of
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState, error_kind
 
 MAX_LOSSES = 5
 """Workers that a trial may lose without finishing an epoch, before it is taken for what kills them."""
 
 
-def settled(trial: TrialResult, failure: Failure, *, retries: int, gpus: float) -> TrialResult:
+def next_state_after(trial: Trial, failure: Failure, *, retries: int, gpus: float) -> Trial:
     """A trial after a failure: waiting for another attempt, or failed.
 
     Args:
         gpus: the share of a GPU that it had.
     """
     trial = dataclasses.replace(
-        trial, error=failure.error, cause=failure.cause, wasted_s=trial.wasted_s + failure.seconds
+        trial, error=failure.error, cause=failure.cause, lost_seconds=trial.lost_seconds + failure.seconds
     )
     match failure.cause:
-        case Cause.LOST:
+        case FailureCause.LOST:
             trial = dataclasses.replace(trial, losses=trial.losses + 1)
             again = trial.losses < MAX_LOSSES
-        case Cause.MEMORY if 0 < gpus < 1:
-            trial, again = dataclasses.replace(trial, share=2 * trial.share), True
-        case Cause.DIVERGED | Cause.INVALID:
+        case FailureCause.MEMORY if 0 < gpus < 1:
+            trial, again = dataclasses.replace(trial, gpu_share_factor=2 * trial.gpu_share_factor), True
+        case FailureCause.DIVERGED | FailureCause.INVALID:
             again = False
         case _:
             trial = dataclasses.replace(trial, failures=trial.failures + 1)
@@ -33,26 +33,26 @@ def settled(trial: TrialResult, failure: Failure, *, retries: int, gpus: float) 
     return dataclasses.replace(trial, state=TrialState.WAITING if again else TrialState.FAILED)
 
 
-class Row:
+class FailureStreak:
     """Failures with nothing good between them, as long as they are of one kind."""
 
     def __init__(self) -> None:
-        self._kind: tuple[Cause, str] | None = None
+        self._kind: tuple[FailureCause, str] | None = None
         self._trials: list[str] = []
 
-    def end(self) -> None:
+    def reset(self) -> None:
         """Something went well."""
         self._trials = []
 
-    def add(self, trial: TrialResult) -> None:
+    def add(self, trial: Trial) -> None:
         """One more failure. A diverged trial is a result; a first loss is a machine's, which may have held many."""
         assert trial.cause is not None, "a failure has a cause"
-        kind = (trial.cause, kind_of(trial))
-        lost_once = trial.cause is Cause.LOST and trial.losses < 2
-        if trial.cause is not Cause.DIVERGED and not lost_once:
+        kind = (trial.cause, error_kind(trial))
+        lost_once = trial.cause is FailureCause.LOST and trial.losses < 2
+        if trial.cause is not FailureCause.DIVERGED and not lost_once:
             self._trials = [*(self._trials if kind == self._kind else []), trial.trial_id]
             self._kind = kind
 
-    def is_long(self, limit: int) -> bool:
+    def reaches(self, limit: int) -> bool:
         """Whether there are so many, and not all of one trial."""
         return len(self._trials) >= limit and len({*self._trials}) > 1

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.study.trial import TrialResult, TrialState
+from orchestrator.study.trial import Trial, TrialState
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study
 
 
-class Ledger(Protocol):
+class SyncLog(Protocol):
     """Where it is kept what was shown of a study and its trials; `record.StudyRecord` is one."""
 
     @property
@@ -24,16 +24,16 @@ class Ledger(Protocol):
         """Remember the parent run."""
 
     @property
-    def shown(self) -> str | None:
+    def synced_digest(self) -> str | None:
         """What the study had come to when it was last shown."""
 
-    def save_shown(self, mark: str) -> None:
+    def save_synced_digest(self, mark: str) -> None:
         """Remember what the study had come to."""
 
-    def tracked(self, number: int) -> tuple[str | None, str | None]:
+    def synced_run(self, number: int) -> tuple[str | None, str | None]:
         """A trial's run id, and the finished state that was told."""
 
-    def save_tracked(self, number: int, run_id: str, state: TrialState | None) -> None:
+    def save_synced_run(self, number: int, run_id: str, state: TrialState | None) -> None:
         """Remember a trial's run, and the finished state once all of it is told."""
 
 
@@ -43,7 +43,7 @@ class Tracker(Protocol):
     def open_study(self, study: Study) -> None:
         """Make a study known before its trials."""
 
-    def sync(self, trial: TrialResult, ledger: Ledger) -> None:
+    def sync(self, trial: Trial, ledger: SyncLog) -> None:
         """Show a trial as it is now; whatever was shown of it before is not shown twice."""
 
     def sync_study(self, study: Study) -> None:
@@ -58,21 +58,21 @@ class MemoryTracker:
 
     def __init__(self) -> None:
         self.studies: list[Study] = []
-        self.runs: dict[str, TrialResult] = {}
-        self.shown: dict[str, str] = {}
+        self.runs: dict[str, Trial] = {}
+        self.digests: dict[str, str] = {}
         """What each study had come to, by its key."""
 
     def open_study(self, study: Study) -> None:
         """Keep the study."""
         self.studies.append(study)
 
-    def sync(self, trial: TrialResult, ledger: Ledger) -> None:
+    def sync(self, trial: Trial, ledger: SyncLog) -> None:
         """Keep the trial."""
         self.runs[trial.trial_id] = trial
 
     def sync_study(self, study: Study) -> None:
         """Keep how far it is."""
-        self.shown[study.plan.key] = study.mark
+        self.digests[study.plan.key] = study.digest
 
     def close(self) -> int:
         """Nothing is left."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainer.inference import Classifier
 
-FILES = ("prompt.safetensors", "card.json")
+MODEL_FILES = ("prompt.safetensors", "card.json")
 """What a model is made of, beside the backbone's weights: those are found as everywhere (`SPTUNE_WEIGHTS`)."""
 
 
-class Served:
+class PyfuncModel:
     """What MLflow calls."""
 
     def __init__(self, classifier: Classifier) -> None:
@@ -38,10 +38,10 @@ class Served:
         )
 
 
-def _load_pyfunc(path: str) -> Served:
+def _load_pyfunc(path: str) -> PyfuncModel:
     """What MLflow asks the module for that an `MLmodel` names."""
     import torch
 
     import trainer
 
-    return Served(trainer.load(path, device="cuda" if torch.cuda.is_available() else "cpu"))
+    return PyfuncModel(trainer.load(path, device="cuda" if torch.cuda.is_available() else "cpu"))

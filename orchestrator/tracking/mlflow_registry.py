@@ -9,9 +9,9 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.tracking import mlflow_pyfunc as served
-from orchestrator.tracking.mlflow_pyfunc import FILES
+from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 
-MODEL = "model"
+MODEL_FOLDER = "model"
 """Folder of a final trial's model among its artifacts."""
 
 
@@ -23,10 +23,10 @@ def save_model(folder: Path) -> None:
 
     warnings.filterwarnings("ignore", ".*input example was not provided")  # the schema says what an input is
     with tempfile.TemporaryDirectory() as scratch:
-        for name in FILES:
+        for name in MODEL_FILES:
             Path(scratch, name).write_bytes((folder / name).read_bytes())
         pyfunc.save_model(
-            str(folder / MODEL),
+            str(folder / MODEL_FOLDER),
             loader_module=served.__name__,
             data_path=scratch,
             pip_requirements=[f"sptune=={importlib.metadata.version('sptune')}"],
@@ -48,7 +48,7 @@ def register(uri: str, run_id: str, name: str) -> str:
 
     client = MlflowClient(tracking_uri=uri)
     try:
-        if not client.list_artifacts(run_id, MODEL):
+        if not client.list_artifacts(run_id, MODEL_FOLDER):
             raise UserError(f"run {run_id} has no model among its artifacts.")
         try:
             client.create_registered_model(name)
@@ -58,7 +58,7 @@ def register(uri: str, run_id: str, name: str) -> str:
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.run_id == run_id:
                 return str(version.version)
-        source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+        source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
         return str(client.create_model_version(name, source, run_id).version)
     except MlflowException as error:
         raise UserError(f"MLflow does not register {name}: {error.message}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -13,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.report.study_page import study_metrics, study_page
-from orchestrator.spec.labels import label, varying
-from orchestrator.spec.plan import StudyPlan, size_text, studies
+from orchestrator.report.study_page import render_study_page, study_summary_metrics
+from orchestrator.spec.labels import study_label, varying_fields
+from orchestrator.spec.plan import StudyPlan, format_train_size, plan_studies
 from orchestrator.study.study import Study
-from orchestrator.study.trial import TrialResult, TrialState
-from orchestrator.tracking.mlflow_pyfunc import FILES
+from orchestrator.study.trial import Trial, TrialState
+from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 from orchestrator.tracking.mlflow_registry import save_model
-from trainer.data.task_store import find_card
+from trainer.data.task_store import read_card
 from trainer.storage.files import read_bytes
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ RUN_STATUS = {
 }
 SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "sptune"
 """The tag with which MLflow keeps a view that was shared, and the key of ours."""
-MOST_METRICS = 1000
+MAX_METRICS_PER_BATCH = 1000
 """What MLflow takes at once."""
-PAGE = "mlflow.note.content"
+DESCRIPTION_TAG = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 
 
-class Runs:
+class MlflowRuns:
     """The runs of one sweep's experiment.
 
     Args:
@@ -83,53 +84,59 @@ class Runs:
 
     def create_study(self, study: Study) -> str:
         """The parent run of a study."""
-        tags = self._tags(study.plan) | {"phase": "study", "study": study.plan.key, PAGE: study_page(study)}
-        named, _ = varying(studies(study.spec), ("backbone", "train_size"))
-        name = " ".join(label(study.plan, ["task", "method", *named]))
+        tags = self._tags(study.plan) | {
+            "phase": "study",
+            "study": study.plan.key,
+            DESCRIPTION_TAG: render_study_page(study),
+        }
+        named, _ = varying_fields(plan_studies(study.spec), ("backbone", "train_size"))
+        name = " ".join(study_label(study.plan, ["task", "method", *named]))
         run = self._client.create_run(self._experiment, tags=tags, run_name=name)
         self._client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 
-    def create_trial(self, study: Study, trial: TrialResult, parent: str) -> str:
+    def create_trial(self, study: Study, trial: Trial, parent: str) -> str:
         """The run of a trial."""
         tags = self._tags(study.plan) | {
             "mlflow.parentRunId": parent,
             "trial_id": trial.trial_id,
             "phase": trial.phase,
-            "seed": str(trial.config["seed"]),
+            "seed": str(trial.config.seed),
             "state": trial.state.value,
         }
-        name = f"trial {trial.number}" if trial.phase == "search" else f"final seed {trial.config['seed']}"
+        name = f"trial {trial.number}" if trial.phase == "search" else f"final seed {trial.config.seed}"
         return str(self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id)
 
-    def tell_params(self, run_id: str, trial: TrialResult) -> None:
+    def log_params(self, run_id: str, trial: Trial) -> None:
         """The whole TrainConfig."""
         from mlflow.entities import Param
 
-        self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in trial.config.items()])
+        self._client.log_batch(
+            run_id, params=[Param(key, str(value)) for key, value in dataclasses.asdict(trial.config).items()]
+        )
 
-    def epochs_told(self, run_id: str) -> int:
+    def num_logged_epochs(self, run_id: str) -> int:
         """How many epochs a run has."""
         return max((metric.step for metric in self._client.get_metric_history(run_id, "train/loss")), default=0)
 
-    def tell_epochs(self, run_id: str, trial: TrialResult, told: int) -> None:
+    def log_epochs(self, run_id: str, trial: Trial, told: int) -> None:
         """The metrics of the epochs after those that were told, and what is known of the trial beside them."""
         by_epoch = {epoch: values for epoch, values in enumerate(trial.epochs, start=1) if epoch > told}
         tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
         if told == 0 or trial.state is not TrialState.RUNNING:  # they do not change from epoch to epoch
-            tags |= {name: text for name, text in trial.facts.items() if name != "correct"}
+            tags |= {name: text for name, text in trial.provenance.items() if name != "correct"}
         if trial.cause is not None or trial.attempt > 1:  # an attempt that goes well takes back what failed before
-            tags |= {"error": trial.sentence, "cause": trial.cause.value if trial.cause else ""}
+            tags |= {"error": trial.error_summary, "cause": trial.cause.value if trial.cause else ""}
         self._log(run_id, by_epoch, tags)
 
-    def tell_status(self, run_id: str, state: TrialState) -> None:
+    def log_status(self, run_id: str, state: TrialState) -> None:
         """Whether it runs or waits."""
         self._client.update_run(run_id, status=RUN_STATUS[state])
 
-    def tell_end(self, run_id: str, trial: TrialResult) -> None:
+    def log_outcome(self, run_id: str, trial: Trial) -> None:
         """What a finished trial came to: its last and best values by name, its artifacts, a final trial's model."""
         if trial.state is not TrialState.FAILED:
-            self._log(run_id, {len(trial.epochs): outcome(trial)}, {})
+            self._log(run_id, {len(trial.epochs): outcome_metrics(trial)}, {})
         if trial.state is TrialState.FAILED:
             self._client.log_text(run_id, str(trial.error), "error.txt")
         folder = f"{self._trials}/{trial.trial_id}"
@@ -137,33 +144,33 @@ class Runs:
             for name in ARTIFACTS:
                 if (data := read_bytes(f"{folder}/{name}")) is not None:
                     Path(scratch, name).write_bytes(data)
-            if trial.phase == "final" and all(Path(scratch, name).exists() for name in FILES):
+            if trial.phase == "final" and all(Path(scratch, name).exists() for name in MODEL_FILES):
                 save_model(Path(scratch))
             self._client.log_artifacts(run_id, scratch)
         self._client.set_terminated(run_id, RUN_STATUS[trial.state])
 
-    def tell_page(self, run_id: str, study: Study) -> None:
+    def log_study(self, run_id: str, study: Study) -> None:
         """A study's description, its numbers, the images it learns from, its figures."""
-        from orchestrator.figures.draw import save, study_figures
-        from orchestrator.study.importance import importances
+        from orchestrator.figures.draw import save_figure, study_figures
+        from orchestrator.study.importance import param_importances
 
-        self._log(run_id, {0: study_metrics(study)}, {PAGE: study_page(study)})
-        self._tell_images(run_id, study.plan)
+        self._log(run_id, {0: study_summary_metrics(study)}, {DESCRIPTION_TAG: render_study_page(study)})
+        self._log_dataset(run_id, study.plan)
         with tempfile.TemporaryDirectory() as scratch:
-            for name, figure in study_figures(study, importances):
-                save(figure, Path(scratch), name)
+            for name, figure in study_figures(study, param_importances):
+                save_figure(figure, Path(scratch), name)
             self._client.log_artifacts(run_id, scratch, "figures")
 
-    def _tell_images(self, run_id: str, plan: StudyPlan) -> None:
+    def _log_dataset(self, run_id: str, plan: StudyPlan) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        card = find_card(self._data_root, plan.task)
+        card = read_card(self._data_root, plan.task)
         known = self._client.get_run(run_id).inputs
         if card is None or (known is not None and known.dataset_inputs):
             return
         source = json.dumps({"source": card.source, "protocol": card.protocol, "importer": card.importer})
         profile = json.dumps(
-            {**card.counts, "classes": len(card.class_names), "train_size": size_text(plan.train_size)}
+            {**card.counts, "classes": len(card.class_names), "train_size": format_train_size(plan.train_size)}
         )
         dataset = Dataset(card.task, card.fingerprint, "sptune", source, profile=profile)
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "tuning")])])
@@ -175,7 +182,7 @@ class Runs:
             "group": plan.group,
             "method": plan.method,
             "backbone": plan.backbone,
-            "train_size": size_text(plan.train_size),
+            "train_size": format_train_size(plan.train_size),
         }
 
     def _log(self, run_id: str, by_step: Mapping[int, Mapping[str, float]], tags: Mapping[str, str]) -> None:
@@ -185,7 +192,7 @@ class Runs:
         batch: list[Metric] = []
         for step, values in by_step.items():
             epoch = [Metric(name, value, now_ms, step) for name, value in values.items()]
-            if len(batch) + len(epoch) > MOST_METRICS:  # an epoch is told whole: train/loss says how many are
+            if len(batch) + len(epoch) > MAX_METRICS_PER_BATCH:  # an epoch is told whole: train/loss says how many are
                 self._client.log_batch(run_id, batch)
                 batch = []
             batch += epoch
@@ -217,14 +224,14 @@ class Runs:
         return found
 
 
-def outcome(trial: TrialResult) -> dict[str, float]:
+def outcome_metrics(trial: Trial) -> dict[str, float]:
     """Of a finished trial, each score's last value as `final/...` and its best over the epochs as `best/...`.
 
     MLflow's tables show a metric's last value, so both have names of their own. Final trials have no best: they are
     judged once.
     """
-    judged = [name for name in trial.last if name.startswith(("val/", "test/", "train/loss"))]
-    found = {f"final/{name}": trial.last[name] for name in judged}
+    judged = [name for name in trial.last_metrics if name.startswith(("val/", "test/", "train/loss"))]
+    found = {f"final/{name}": trial.last_metrics[name] for name in judged}
     for name in judged if trial.phase == "search" else ():
         values = [epoch[name] for epoch in trial.epochs if name in epoch]
         found[f"best/{name}"] = min(values) if name == "train/loss" else max(values)
@@ -249,7 +256,7 @@ def _view(params: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def views(uri: str) -> dict[str, str]:
+def view_paths(uri: str) -> dict[str, str]:
     """Of each sweep's experiment, what follows a server's address to see its table with our columns."""
     from mlflow import MlflowClient
 
@@ -261,7 +268,7 @@ def views(uri: str) -> dict[str, str]:
     }
 
 
-def forget_runs(uri: str, run_ids: list[str]) -> None:
+def delete_runs(uri: str, run_ids: list[str]) -> None:
     """Delete runs and their artifacts from MLflow; `mlflow gc` frees what is left of them in its database."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 
 from orchestrator.study.study import Study
-from orchestrator.study.trial import TrialResult, TrialState
-from orchestrator.sweep.tracker import Ledger
-from orchestrator.tracking.mlflow_runs import RUN_STATUS, Runs
+from orchestrator.study.trial import Trial, TrialState
+from orchestrator.sweep.tracker import SyncLog
+from orchestrator.tracking.mlflow_runs import RUN_STATUS, MlflowRuns
 
 
 class MlflowTracker:
@@ -25,7 +25,7 @@ class MlflowTracker:
         patience_s: how long `close` goes on trying when MLflow does not answer.
     """
 
-    def __init__(self, runs: Runs, patience_s: float = 30.0) -> None:
+    def __init__(self, runs: MlflowRuns, patience_s: float = 30.0) -> None:
         self._runs = runs
         self._patience_s = patience_s
         self._studies: dict[str, Study] = {}
@@ -40,22 +40,22 @@ class MlflowTracker:
 
     def open(self) -> None:
         """Have the thread reach MLflow already: its import and a new database take seconds, as Ray's start does."""
-        self._do("", self._open)
+        self._enqueue("", self._open)
 
     def open_study(self, study: Study) -> None:
         """The parent run is made with the study's first trial."""
         self._studies[study.plan.key] = study
 
-    def sync(self, trial: TrialResult, ledger: Ledger) -> None:
+    def sync(self, trial: Trial, ledger: SyncLog) -> None:
         """Have the thread tell MLflow what it lacks of a trial; a later state replaces one not yet told."""
-        if ledger.tracked(trial.number)[1] is None:
-            self._do(trial.trial_id, lambda: self._tell(trial, ledger))
+        if ledger.synced_run(trial.number)[1] is None:
+            self._enqueue(trial.trial_id, lambda: self._log_trial(trial, ledger))
 
     def sync_study(self, study: Study) -> None:
         """Have the thread write the parent's page anew, if the study has come to something else since."""
-        mark = study.mark
-        if study.search.shown != mark:
-            self._do(study.plan.key, lambda: self._tell_study(study, mark))
+        mark = study.digest
+        if study.search_table.synced_digest != mark:
+            self._enqueue(study.plan.key, lambda: self._log_study(study, mark))
 
     def close(self) -> int:
         """Tell what is left, trying for `patience_s` if MLflow does not answer; how much was not told."""
@@ -66,7 +66,7 @@ class MlflowTracker:
             self._thread.join()
         return len(self._pending)
 
-    def _do(self, key: str, work: Callable[[], None]) -> None:
+    def _enqueue(self, key: str, work: Callable[[], None]) -> None:
         with self._changed:
             self._pending.pop(key, None)
             self._pending[key] = work
@@ -108,42 +108,42 @@ class MlflowTracker:
         with contextlib.suppress(Exception):  # what fails here fails again, and is said, when something is told
             self._runs.open()
 
-    def _tell(self, trial: TrialResult, ledger: Ledger) -> None:
+    def _log_trial(self, trial: Trial, ledger: SyncLog) -> None:
         """Make a trial's run equal the trial."""
         run_id = self._run_of(trial, ledger)
         # What fails may have been done in part: unless all goes well, the run is asked again what it has.
         told = self._told.pop(trial.trial_id)
-        self._runs.tell_epochs(run_id, trial, told)
+        self._runs.log_epochs(run_id, trial, told)
         self._told[trial.trial_id] = max(told, len(trial.epochs))
         if trial.state.is_finished:
-            self._runs.tell_end(run_id, trial)
-            ledger.save_tracked(trial.number, run_id, trial.state)
+            self._runs.log_outcome(run_id, trial)
+            ledger.save_synced_run(trial.number, run_id, trial.state)
         elif self._status.get(trial.trial_id) != RUN_STATUS[trial.state]:
-            self._runs.tell_status(run_id, trial.state)
+            self._runs.log_status(run_id, trial.state)
             self._status[trial.trial_id] = RUN_STATUS[trial.state]
 
-    def _tell_study(self, study: Study, mark: str) -> None:
-        self._runs.tell_page(self._parent(study), study)
-        study.search.save_shown(mark)
+    def _log_study(self, study: Study, mark: str) -> None:
+        self._runs.log_study(self._parent(study), study)
+        study.search_table.save_synced_digest(mark)
 
-    def _run_of(self, trial: TrialResult, ledger: Ledger) -> str:
+    def _run_of(self, trial: Trial, ledger: SyncLog) -> str:
         """The trial's run: the one in the ledger, or one that an earlier driver made and died, or a new one."""
-        run_id, _ = ledger.tracked(trial.number)
+        run_id, _ = ledger.synced_run(trial.number)
         if run_id is None:
             study = self._studies[trial.study]
             may_have_one = trial.attempt > 1 or trial.state is not TrialState.RUNNING
             run_id = self._runs.find("trial_id", trial.trial_id) if may_have_one else None
             if run_id is None:
                 run_id = self._runs.create_trial(study, trial, self._parent(study))
-            ledger.save_tracked(trial.number, run_id, None)
-            self._runs.tell_params(run_id, trial)
+            ledger.save_synced_run(trial.number, run_id, None)
+            self._runs.log_params(run_id, trial)
         if trial.trial_id not in self._told:
-            self._told[trial.trial_id] = self._runs.epochs_told(run_id)
+            self._told[trial.trial_id] = self._runs.num_logged_epochs(run_id)
         return run_id
 
     def _parent(self, study: Study) -> str:
-        run_id = study.search.mlflow_run
+        run_id = study.search_table.mlflow_run
         if run_id is None:
             run_id = self._runs.find("study", study.plan.key) or self._runs.create_study(study)
-            study.search.save_mlflow_run(run_id)
+            study.search_table.save_mlflow_run(run_id)
         return run_id

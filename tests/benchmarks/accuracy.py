@@ -29,7 +29,7 @@ from tests.benchmarks.machine import default_device, describe, precisions, write
 from tests.benchmarks.published import train_as_published
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.training.loop import train
 
 CONSOLE = Console(width=110)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, list[float]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory(prefix="sptune-accuracy-") as scratch:
         data = options.data or scratch
-        read_card(data, options.task)
+        open_task(data, options.task)
         workers = (os.cpu_count() or 1) if options.device == "cpu" else 1
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             asked = [(side, seed) for seed in options.seeds for side in sides]

@@ -140,7 +140,7 @@ def warm(asked: Found) -> Iterator[Found]:
     import torch
 
     from trainer.config import TrainConfig
-    from trainer.model.device_memory import forget_used
+    from trainer.model.device_memory import reset_peak_memory
     from trainer.plots import run_plots as pictures
     from trainer.training.loop import TrainingInterrupted, train
 
@@ -151,13 +151,13 @@ def warm(asked: Found) -> Iterator[Found]:
     stop = watch.begun if asked.get("first_step") else (lambda: False)
     for fields in asked["configs"]:
         watch.start()
-        forget_used(asked["device"])
+        reset_peak_memory(asked["device"])
         config, epochs = TrainConfig(**fields), []
         own = f"{folder}/trials/{config.fingerprint()}"
         with contextlib.suppress(TrainingInterrupted):
-            for epoch in train(config, **places, folder=own, bank=f"{folder}/bank", stop=stop):
+            for epoch in train(config, **places, folder=own, prototype_cache=f"{folder}/bank", stop=stop):
                 epochs.append(epoch.metrics)
-            pictures.draw(config, epochs, own, **places, bank=f"{folder}/bank")
+            pictures.draw_run_plots(config, epochs, own, **places, prototype_cache=f"{folder}/bank")
         metrics = epochs[-1] if epochs else {}
         yield watch.read() | {"metrics": metrics, "resident MB": process.memory_info().rss / 1e6}
 

@@ -38,9 +38,9 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.spec.loader import load_spec
-from orchestrator.spec.plan import StudyPlan, studies
+from orchestrator.spec.plan import StudyPlan, plan_studies
 from orchestrator.spec.schema import Asha, SweepSpec
-from orchestrator.spec.space import Choice, FloatRange, Space
+from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import TrainConfig
 
 CPUS = 2
@@ -60,11 +60,11 @@ def train_one(config: dict[str, Any], plan: StudyPlan, search_seed: int, folder:
     params = {name: value for name, value in config.items() if name != "seed"}
     seed = config.get("seed")
     made = plan.search_config(params, search_seed) if seed is None else plan.final_config(params, seed)
-    for epoch in train(made, data_root=os.environ["SPTUNE_DATA"], bank=f"{folder}/prototypes"):
+    for epoch in train(made, data_root=os.environ["SPTUNE_DATA"], prototype_cache=f"{folder}/prototypes"):
         tune.report(epoch.metrics)
 
 
-def tune_space(dimension: Space) -> Any:
+def tune_space(dimension: Dimension) -> Any:
     """A dimension in Tune's words."""
     from ray import tune
 
@@ -98,7 +98,7 @@ def glue(spec: SweepSpec, folder: Path, reuse_actors: bool) -> tuple[int, int]:
     everything = []
     pruner = spec.search.pruner
     assert isinstance(pruner, Asha)
-    for plan in studies(spec):
+    for plan in plan_studies(spec):
         searched = fit(
             plan,
             {name: tune_space(dimension) for name, dimension in plan.space.items()},
@@ -175,13 +175,13 @@ def measures(seconds: float, busy: float, trials: int, epochs: int, folder: Path
 
 def ours(spec: SweepSpec, folder: Path, environment: dict[str, str]) -> dict[str, float]:
     """Launch it as a user does, and read its record."""
-    from orchestrator.study.storage.database import Record
-    from orchestrator.study.study import open_studies
+    from orchestrator.study.storage.database import StudyDatabase
+    from orchestrator.study.study import load_studies
 
     program = str(Path(sys.executable).with_name("sptune"))
     took = timed([program, "launch", str(folder / "spec.yaml"), "--home", str(folder)], folder, environment)
-    found = open_studies(spec, Record(f"sqlite:///{folder}/studies.db"))
-    assert all(study.done and not study.summary().failed for study in found)
+    found = load_studies(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"))
+    assert all(study.is_done and not study.summary().failed_trials for study in found)
     trials = [trial for study in found for trial in study.trials]
     return measures(*took, len(trials), sum(len(trial.epochs) for trial in trials), folder)
 
@@ -229,7 +229,7 @@ def main() -> None:
         sides = {"ours": ours(spec, places[0], environment), "stock": stock(places[1], environment)}
         if options.reuse_actors:
             sides["stock, actors reused"] = stock(places[2], environment, "--reuse-actors")
-    table = Table("", *sides["ours"], title=f"studies: {len(studies(spec))}; cores: {CPUS} of {os.cpu_count()}")
+    table = Table("", *sides["ours"], title=f"studies: {len(plan_studies(spec))}; cores: {CPUS} of {os.cpu_count()}")
     for name, found in sides.items():
         table.add_row(name, *(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in found.values()))
     Console(width=110).print(table)

@@ -187,18 +187,18 @@ def trials_row() -> Row:
     Raises:
         ImportError: where the orchestrator's packages are missing.
     """
-    from orchestrator.drivers.replay import Clock, Synthetic, drive
-    from orchestrator.spec.plan import studies
-    from orchestrator.study.storage.database import Record
+    from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+    from orchestrator.spec.plan import plan_studies
+    from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.sweep.sweep import Sweep
     from tests.benchmarks.scale import Silent, spec_of
 
     def driven(num_studies: int) -> float:
         spec, clock = spec_of(num_studies, TRIALS - 2, 2, 10), Clock()
         with tempfile.TemporaryDirectory() as folder:
-            sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+            sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
             started = time.process_time()
-            drive(sweep, Synthetic(studies(spec)), clock, workers=64)
+            run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers=64)
             return time.process_time() - started
 
     driven(1)  # libraries import as they are needed

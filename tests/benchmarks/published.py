@@ -31,10 +31,10 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import load_split
 from trainer.data.task_store import read_examples
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.model.backbone import Backbone, cls_and_positions, load_backbone
 from trainer.model.prompted_vit import PromptedViT
-from trainer.prompt_init.initial_prompt import first_prompt
+from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.training.optimizer import lr_at
 
 EMA_DECAY = 0.9999
@@ -188,7 +188,7 @@ def train_as_published(
         ValueError: for what the recipe does not have: dropout, a learning backbone, bf16, SGD, another transform.
         FloatingPointError: if the loss is NaN or infinite.
     """
-    method, card = METHODS[config.method], read_card(data_root, config.task)
+    method, card = METHODS[config.method], open_task(data_root, config.task)
     if method.prompt_dropout or method.backbone_learns or config.drop_path or not config.prompt_length:
         raise ValueError(f"the published recipe is that of spt_deep and spt_shallow, got {config.method}.")
     if (config.precision, config.optimizer, config.transform) != ("fp32", "adamw", "spt"):
@@ -205,7 +205,7 @@ def train_as_published(
     first = PromptedViT(
         backbone,
         num_classes=len(card.class_names),
-        prompt_LPD=first_prompt(config, backbone, learnt_from, data_root=data_root, bank=None).prompt_LPD,
+        prompt_LPD=initial_prompt(config, backbone, learnt_from, data_root=data_root, prototype_cache=None).prompt_LPD,
         prompt_dropout=0.0,
         head_std=config.backbone_row.head_std,
         generator=torch.Generator().manual_seed(config.stream_seed("head")),
@@ -255,7 +255,7 @@ def train_as_published(
             "train/loss": sum(losses) / len(losses),
             "train/lr": lr,
             "train/images_per_s": len(losses) * config.batch_size / (trained - started),
-            config.metric: accuracy_of(model, eval_loader, device),
+            config.eval_metric: accuracy_of(model, eval_loader, device),
         }
         save_whole(place, model, optimizer, average, epoch)
         yield metrics | {"epoch/seconds": time.perf_counter() - started}

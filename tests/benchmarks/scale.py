@@ -9,7 +9,6 @@ python -m tests.benchmarks.scale --report   `sptune report` over 5,000 trials of
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
@@ -26,21 +25,22 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.ray import driver as ray_driver
 from orchestrator.drivers.ray.cluster import connected
-from orchestrator.drivers.replay import Clock, Synthetic, drive
+from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import draw_params, studies
+from orchestrator.spec.plan import plan_studies, suggest_params
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.spec.space import Choice, Space
-from orchestrator.study.selection import pack
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import open_studies
-from orchestrator.study.trial import Epoch, Failure, TrialResult, TrialState
+from orchestrator.spec.space import Choice, Dimension
+from orchestrator.study.selection import pack_correct
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import load_studies
+from orchestrator.study.trial import Epoch, Failure, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from trainer.catalog import TASKS
+from trainer.config import TrainConfig
 
 
 class Silent:
@@ -75,7 +75,7 @@ def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpe
         "final": {"seeds": [*range(finals)]},
     }
     spec = parse_spec(raw, "the benchmark")
-    assert len(studies(spec)) == num_studies
+    assert len(plan_studies(spec)) == num_studies
     return spec
 
 
@@ -93,24 +93,24 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
         opened = time.perf_counter() - started
         marks = [(0, time.process_time(), resident_mb())]
         started = time.perf_counter()
-        curves = Synthetic(studies(spec))
+        curves = SyntheticCurves(plan_studies(spec))
 
         def marked(trial: Any) -> Any:
-            if sweep.started % 1000 == 0:
-                marks.append((sweep.started, time.process_time(), resident_mb()))
+            if sweep.num_started % 1000 == 0:
+                marks.append((sweep.num_started, time.process_time(), resident_mb()))
             return curves(trial)
 
-        drive(sweep, marked, clock, workers=64)
-        count = sum(summary.finished for summary in sweep.summaries())
+        run_sweep(sweep, marked, clock, workers=64)
+        count = sum(summary.num_finished for summary in sweep.summaries())
         last, wall = time.process_time(), time.perf_counter() - started
         epochs_run = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
         started = time.perf_counter()
-        again = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
-        assert again.done
+        again = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        assert again.is_done
         reopened = time.perf_counter() - started
     per_thousand = [(b[1] - a[1]) / (b[0] - a[0]) * 1000 for a, b in itertools.pairwise(marks)]
     return {
@@ -128,28 +128,30 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
     }
 
 
-def nothing(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+def nothing(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
     """A trial that does nothing, in one epoch."""
-    yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 0.0})
+    yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 0.0})
 
 
 def through_ray(trials: int) -> dict[str, float]:
     """Trials that do nothing, through Ray."""
     spec = spec_of(4, trials // 4 - 2, 2, 1)
     with tempfile.TemporaryDirectory() as folder:
-        workplace = Workplace(data_root=folder, trials=folder, bank=folder, weights=None, cpus=1, gpus=0)
-        sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), Silent())
+        workplace = TrialContext(
+            data_root=folder, trials_folder=folder, prototype_cache=folder, weights=None, cpus=1, gpus=0
+        )
+        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent())
         first: list[float] = []
         started = time.perf_counter()
 
         def note() -> None:
-            if not first and sweep.finished:
+            if not first and sweep.num_finished:
                 first.append(time.perf_counter())
 
         with connected(None):
-            ray_driver.drive(sweep, workplace, note, nothing)
+            ray_driver.run_sweep(sweep, workplace, note, nothing)
         ended = time.perf_counter()
-    count = sum(summary.finished for summary in sweep.summaries())
+    count = sum(summary.num_finished for summary in sweep.summaries())
     return {"trials": count, "s in all": ended - started, "s a trial": (ended - first[0]) / (count - 1)}
 
 
@@ -159,8 +161,8 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
     results: queue.Queue[tuple[str, Epoch]] = queue.Queue()
     lengths, absorbed = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(spec, Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-        curves = Synthetic(studies(spec))
+        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+        curves = SyntheticCurves(plan_studies(spec))
         running: dict[str, Any] = {}
         turns = threading.Event()
 
@@ -189,7 +191,9 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
                 continue
             lengths.append(results.qsize())
             absorbed += 1
-            if sweep.is_under_way(trial_id) and not sweep.on_epoch(trial_id, epoch.epoch, epoch.metrics, epoch.facts):
+            if sweep.is_running(trial_id) and not sweep.on_epoch(
+                trial_id, epoch.epoch, epoch.metrics, epoch.provenance
+            ):
                 running.pop(trial_id, None)
                 fill()
         reporter.join()
@@ -207,16 +211,16 @@ def reported(num_studies: int, trials: int) -> dict[str, float]:
     spec = spec_of(num_studies, trials - 2, 2, 100)
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        record = Record(f"sqlite:///{folder}/studies.db")
+        record = StudyDatabase(f"sqlite:///{folder}/studies.db")
         record.save_sweep(spec.name, spec.model_dump(mode="json"))
-        for study in open_studies(spec, record):
-            study.open()
+        for study in load_studies(spec, record):
+            study.save_settings()
             for number in range(trials):
                 searched = number < trials - 2
-                rows = study.search if searched else study.final
+                rows = study.search_table if searched else study.final_table
                 params: dict[str, Any] = {"seed": number - trials + 2}
                 if searched:
-                    params = draw_params(study.plan, _drawn_by(draw))
+                    params = suggest_params(study.plan, _drawn_by(draw))
                 asked = params if searched or study.best is None else study.best.params
                 config = (study.plan.search_config if searched else study.plan.final_config)(
                     asked, params.get("seed", 0)
@@ -225,20 +229,20 @@ def reported(num_studies: int, trials: int) -> dict[str, float]:
                 right = draw.random(200) < draw.uniform(0.4, 0.9)
                 losses = {f"train/{name}": 0.123456789 for name in "abcdefgh"}
                 epoch = losses | {f"{split}/accuracy": float(right.mean())}
-                facts = {"correct": pack(right.tolist())} if searched else {}
+                facts = {"correct": pack_correct(right.tolist())} if searched else {}
                 facts |= {"scored_on": "0123456789abcdef/test", "protocol": "published", "software": "torch " * 20}
                 rows.add(
-                    TrialResult(
+                    Trial(
                         trial_id=config.fingerprint(),
                         study=study.plan.key,
                         phase=rows.phase,
                         number=len(rows.trials),
                         params=params,
-                        config=dataclasses.asdict(config),
+                        config=config,
                         state=TrialState.COMPLETE,
                         epochs=(*[losses] * 99, epoch),
-                        last=epoch | {"learnable/share": 0.01, "learnable/parameters": float(number)},
-                        facts=facts,
+                        last_metrics=epoch | {"learnable/share": 0.01, "learnable/parameters": float(number)},
+                        provenance=facts,
                         score=epoch[f"{split}/accuracy"],
                     )
                 )
@@ -252,10 +256,10 @@ def reported(num_studies: int, trials: int) -> dict[str, float]:
     return {"trials": num_studies * trials, "record, MB": size, "s, median of 3": sorted(taken)[1]}
 
 
-def _drawn_by(draw: np.random.Generator) -> Callable[[str, Space], Any]:
+def _drawn_by(draw: np.random.Generator) -> Callable[[str, Dimension], Any]:
     """A value of each dimension, at random."""
 
-    def drawn(_: str, dimension: Space) -> Any:
+    def drawn(_: str, dimension: Dimension) -> Any:
         if isinstance(dimension, Choice):
             return dimension.values[int(draw.integers(len(dimension.values)))]
         return float(np.exp(draw.uniform(np.log(dimension.low), np.log(dimension.high))))

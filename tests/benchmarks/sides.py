@@ -41,7 +41,7 @@ from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.model.backbone import Backbone
-from trainer.model.execution import backward, images_at_once, in_batches, in_precision
+from trainer.model.execution import backward, eval_batch_size, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.training.checkpoint import save_state
 from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
@@ -136,7 +136,7 @@ def our_side(
     """Ours over decoded images that stay on the device, as `trainer.loop` has it."""
     model = copy.deepcopy(first).to(device)
     learnable = model.learnable()
-    network = in_precision(model, config.precision, device)
+    network = with_precision(model, config.precision, device)
     optimizer, average = build_optimizer(config, learnable), MovingAverage(learnable, EMA_DECAY)
     total = torch.zeros((), device=device)
     number = itertools.count()
@@ -156,8 +156,8 @@ def our_side(
     def evaluate() -> int:
         model.eval()
         tokens = 1 + first.backbone.num_patches + first.prompt_LPD.shape[1]
-        parts = images_NCHW[:num_eval].split(images_at_once(device, tokens))
-        logits_NK = torch.cat([in_batches(network, part_BCHW) for part_BCHW in parts])
+        parts = images_NCHW[:num_eval].split(eval_batch_size(device, tokens))
+        logits_NK = torch.cat([evaluate_in_batches(network, part_BCHW) for part_BCHW in parts])
         return int((logits_NK.argmax(dim=1) == labels_N[:num_eval]).sum())
 
     def save(folder: Path) -> None:

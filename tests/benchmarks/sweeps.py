@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -19,12 +20,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.spec.loader import load_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import Study, open_studies
-from orchestrator.study.trial import Epoch, Failure, TrialResult
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import Study, load_studies
+from orchestrator.study.trial import Epoch, Failure, Trial
 from orchestrator.sweep.sweep import Sweep
 from tests.benchmarks.alone import Found, environment_of, trials_alone
 from trainer.catalog import BUNDLED
@@ -73,24 +74,29 @@ def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) 
     environment = environment_of(folder, f"{home}/cache")
     environment.pop("OMP_NUM_THREADS", None)  # Ray gives each worker its own
     seconds, cpu_s = timed(command, home, environment)
-    studies = open_studies(load_spec(home / "spec.yaml"), Record(f"sqlite:///{home}/studies.db"))
-    assert all(study.done and not study.summary().failed for study in studies), "all went well"
-    trials = [trial for study in studies for trial in (*study.searched, *study.finals)]
+    studies = load_studies(load_spec(home / "spec.yaml"), StudyDatabase(f"sqlite:///{home}/studies.db"))
+    assert all(study.is_done and not study.summary().failed_trials for study in studies), "all went well"
+    trials = [trial for study in studies for trial in (*study.requested_search_trials, *study.requested_final_trials)]
     found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in trials)}
-    found |= {"test": statistics.mean(study.finals[0].score or 0.0 for study in studies)}
+    found |= {"test": statistics.mean(study.requested_final_trials[0].score or 0.0 for study in studies)}
     return found | {"trials": len(trials), "pruned": sum(trial.score is None for trial in trials)}, studies
 
 
-def as_published(trial: TrialResult, options: argparse.Namespace, folder: Path) -> tuple[float, float, float | None]:
+def as_published(trial: Trial, options: argparse.Namespace, folder: Path) -> tuple[float, float, float | None]:
     """Seconds of a trial's params in a process of the published recipe; its score there, and with us."""
     own = tempfile.mkdtemp(prefix="published", dir=folder)
     environment, started = environment_of(folder, f"{own}/cache"), time.perf_counter()
     (told,) = trials_alone(
-        "published", [trial.config], environment, folder=own, data=f"{folder}/data", device=options.device
+        "published",
+        [dataclasses.asdict(trial.config)],
+        environment,
+        folder=own,
+        data=f"{folder}/data",
+        device=options.device,
     )
     seconds = time.perf_counter() - started
     CONSOLE.print(f"published, {trial.study}, {trial.phase} trial {trial.number}: {seconds:.1f} s")
-    return seconds, told["metrics"][TrainConfig(**trial.config).metric], trial.score
+    return seconds, told["metrics"][trial.config.eval_metric], trial.score
 
 
 def sweep(options: argparse.Namespace, folder: Path) -> Found:
@@ -98,12 +104,16 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
     asha = f"{{type: asha, min_epochs: {max(1, options.sweep_epochs // 10)}}}"
     slow, studies = launched("whole", "{type: none}", options, folder)
     CONSOLE.print(f"launch, no pruner: {slow['seconds']:.0f} s")
-    chosen = [trial for study in studies for trial in (study.searched if options.full else study.searched[:4])]
+    chosen = [
+        trial
+        for study in studies
+        for trial in (study.requested_search_trials if options.full else study.requested_search_trials[:4])
+    ]
     searched = [as_published(trial, options, folder) for trial in chosen[::2]]
     fast, _ = launched("pruned", asha, options, folder)  # between the published trials: a machine's speed may change
     CONSOLE.print(f"launch, TPE and ASHA: {fast['seconds']:.0f} s")
     searched += [as_published(trial, options, folder) for trial in chosen[1::2]]
-    finals = [as_published(study.finals[0], options, folder) for study in studies]
+    finals = [as_published(study.requested_final_trials[0], options, folder) for study in studies]
     count, each = slow["trials"], [*searched, *finals]
     search_s = statistics.mean(taken for taken, *_ in searched)
     seconds = search_s * (count - len(finals)) + sum(taken for taken, *_ in finals)
@@ -131,17 +141,17 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
 # How busy workers are.
 
 
-def asleep(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+def asleep(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
     """A trial that sleeps."""
-    for epoch in range(1, config["epochs"] + 1):
+    for epoch in range(1, config.epochs + 1):
         time.sleep(SLEEP_S)
         metrics = {"train/loss": 1.0, "epoch/seconds": SLEEP_S}
-        if config["eval_split"] == "val" or epoch == config["epochs"]:
-            metrics[f"{config['eval_split']}/accuracy"] = config["lr"]
+        if config.eval_split == "val" or epoch == config.epochs:
+            metrics[f"{config.eval_split}/accuracy"] = config.lr
         yield Epoch(epoch=epoch, metrics=metrics)
 
 
-def trained(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+def trained(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
     """A trial as it is."""
     from orchestrator.drivers import trial_runner as worker  # torch is a worker's business
 
@@ -152,17 +162,17 @@ def trained(config: dict[str, Any], workplace: Workplace, stop: Callable[[], boo
 class Noted:
     """What a worker does with a config, with a note of when it did."""
 
-    run_trial: Callable[[dict[str, Any], Workplace, Callable[[], bool]], Iterator[Epoch | Failure]]
+    run_trial: Callable[[TrainConfig, TrialContext, Callable[[], bool]], Iterator[Epoch | Failure]]
     folder: str
 
     def __call__(
-        self, config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]
+        self, config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]
     ) -> Iterator[Epoch | Failure]:
         """Called when a worker begins with a trial; the first step comes later."""
         return self._events(time.time(), config, workplace, stop)
 
     def _events(
-        self, called: float, config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]
+        self, called: float, config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]
     ) -> Iterator[Epoch | Failure]:
         begun, inside = time.time(), 0.0
         waits: list[float] = []
@@ -172,7 +182,7 @@ class Noted:
             for event in events:
                 told = time.time()
                 inside += told - resumed
-                if isinstance(event, Failure) or event.epoch == config["epochs"]:
+                if isinstance(event, Failure) or event.epoch == config.epochs:
                     self._note(trial=config, called=called, begun=begun, told=told, inside=inside, waits=waits)
                 yield event
                 resumed = time.time()
@@ -213,26 +223,33 @@ def busy(options: argparse.Namespace, folder: Path) -> Found:
     from orchestrator.drivers.ray import driver as ray_driver
     from orchestrator.drivers.ray.cluster import connected
     from orchestrator.environment.home import home_at
-    from orchestrator.tracking.mlflow_runs import Runs
+    from orchestrator.tracking.mlflow_runs import MlflowRuns
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     spec, home, notes = busy_spec(options.trials), home_at(f"{folder}/busy"), folder / "notes"
     notes.mkdir()
-    home.make()
+    home.create()
     os.environ |= {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": WORKERS, "GPU": 0}), "RAY_ADDRESS": "local"}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    trials = home.trials(spec.name)
-    workplace = Workplace(data_root=f"{folder}/data", trials=trials, bank=home.bank, weights=None, cpus=1, gpus=0)
-    runs = Runs(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, f"{folder}/data", [*spec.space])
+    trials = home.trials_folder(spec.name)
+    workplace = TrialContext(
+        data_root=f"{folder}/data",
+        trials_folder=trials,
+        prototype_cache=home.prototype_cache,
+        weights=None,
+        cpus=1,
+        gpus=0,
+    )
+    runs = MlflowRuns(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, f"{folder}/data", [*spec.space])
     tracker = MlflowTracker(runs)
-    driven = Driven(Sweep(spec, Record(home.studies), tracker))
+    driven = Driven(Sweep(spec, StudyDatabase(home.database_url), tracker))
     try:
         with connected(None):
             run_trial = Noted(trained if options.train else asleep, str(notes))
-            ray_driver.drive(driven.sweep, workplace, driven.tell, run_trial)
+            ray_driver.run_sweep(driven.sweep, workplace, driven.tell, run_trial)
     finally:
         tracker.close()
-    assert driven.sweep.done, driven.sweep.halt
+    assert driven.sweep.is_done, driven.sweep.halt
     return shown(
         [[json.loads(line) for line in file.read_text().splitlines()] for file in notes.glob("*.jsonl")], driven
     )
@@ -250,7 +267,7 @@ class Driven:
 
     def tell(self) -> None:
         """Say how far it is."""
-        if (finished := self.sweep.finished) >= self._told + 20:
+        if (finished := self.sweep.num_finished) >= self._told + 20:
             self._told = finished
             CONSOLE.print(f"{finished} trials")
 

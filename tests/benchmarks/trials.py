@@ -41,7 +41,7 @@ from tests.benchmarks.machine import default_device, describe, write_found
 from tests.benchmarks.sides import BY_SIZE
 from trainer.catalog import BACKBONES, BUNDLED, TASKS
 from trainer.config import TrainConfig
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.model.backbone import build_vit
 from trainer.model.weights import HUB_FILE, WeightsError, find_weights
 
@@ -170,7 +170,7 @@ def trial(options: argparse.Namespace, folder: Path) -> Found:
 def memory(options: argparse.Namespace, folder: Path) -> Found:
     """What a process holds after each of many warm trials of all kinds."""
     data = folder / "few"
-    read_card(str(data), TASK)
+    open_task(str(data), TASK)
     for split in ("val", "test"):
         file = data / f"{TASK}/{split}.parquet"
         pq.write_table(pq.read_table(file)[:20], file)
@@ -250,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: Found = {"machine": describe(options.device)}
     with tempfile.TemporaryDirectory(prefix="sptune-trials-") as name:
         folder = Path(name)
-        read_card(f"{folder}/data", TASK)
+        open_task(f"{folder}/data", TASK)
         for backbone in options.backbones:
             CONSOLE.print(f"{backbone}: {put_weights(backbone, folder / 'hub')} weights")
         for part in options.only:

@@ -14,8 +14,8 @@ import psutil
 from mlflow import MlflowClient
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import Study, open_studies
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import Study, load_studies
 
 SPTUNE = str(Path(sys.executable).with_name("sptune"))
 CLOCKS = ("train/images_per_s", "prototypes/seconds", "epoch/seconds", "memory/peak_gb")
@@ -68,9 +68,9 @@ def outcome(home: Path, sweep: str) -> list[tuple[object, ...]]:
 
 def outcome_in(url: str, sweep: str) -> list[tuple[object, ...]]:
     """All that a sweep decided and found, without what depends on interruptions."""
-    record = Record(url)
+    record = StudyDatabase(url)
     try:
-        return came(open_studies(parse_spec(record.sweeps()[sweep], "the record"), record))
+        return came(load_studies(parse_spec(record.sweeps()[sweep], "the record"), record))
     finally:
         record.close()
 
@@ -90,7 +90,7 @@ def came(studies: list[Study]) -> list[tuple[object, ...]]:
             tuple(tuple(sorted((k, v) for k, v in epoch.items() if k not in CLOCKS)) for epoch in trial.epochs),
         )
         for study in studies
-        for trial in (*study.search.trials, *study.final.trials)
+        for trial in (*study.search_table.trials, *study.final_table.trials)
     ]
 
 

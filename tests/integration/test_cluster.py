@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import re
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.study.trial import Epoch
 from tests.integration.processes import assert_told, outcome_in, sptune, started
@@ -143,11 +142,16 @@ def test_a_bucket_that_is_away_for_a_while_costs_a_trial_nothing_but_time(
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     params = {"task": "demo/digits", "method": "linear", "epochs": 4, "warmup_epochs": 0, "train_size": 0.1}
-    config = dataclasses.asdict(TrainConfig.from_params({"backbone": "vit_nano_patch4_32.mae", **params}))
+    config = TrainConfig.from_params({"backbone": "vit_nano_patch4_32.mae", **params})
 
     def losses(home: str, before: Callable[[int], object] = lambda _: None) -> list[float]:
-        place = Workplace(
-            data_root=str(tmp_path / "data"), trials=f"{home}/trials", bank=f"{home}/bank", weights=None, cpus=1, gpus=0
+        place = TrialContext(
+            data_root=str(tmp_path / "data"),
+            trials_folder=f"{home}/trials",
+            prototype_cache=f"{home}/bank",
+            weights=None,
+            cpus=1,
+            gpus=0,
         )
         found = []
         for event in run_trial(config, place):

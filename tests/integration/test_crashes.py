@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import re
@@ -19,9 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.study.trial import Cause, Failure
+from orchestrator.study.trial import Failure, FailureCause
 from tests.integration.processes import assert_mlflow_agrees, outcome, sptune, started, workers_of
 from trainer.config import TrainConfig
 
@@ -228,12 +227,12 @@ def test_a_trial_that_waits_for_a_full_disk_goes_when_it_is_told_to(store: Path,
     with pytest.raises(OSError, match="No space left"):
         fill(small_disk / "filler")
     params = {"task": "demo/digits", "method": "linear", "backbone": SPEC["backbones"][0], "train_size": 0.1}
-    config = dataclasses.asdict(TrainConfig.from_params(params))
+    config = TrainConfig.from_params(params)
     home = str(small_disk / "home")
-    place = Workplace(data_root=str(store), trials=home, bank=home, weights=None, cpus=1, gpus=0)
+    place = TrialContext(data_root=str(store), trials_folder=home, prototype_cache=home, weights=None, cpus=1, gpus=0)
     [lost] = run_trial(config, place, lambda: True)
     assert isinstance(lost, Failure)
-    assert lost.cause is Cause.LOST
+    assert lost.cause is FailureCause.LOST
     assert "asked to stop while storage was away" in lost.error
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.errors import ConflictError
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.storage.database import Record
+from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import curve, drive, new_sweep, outcome
@@ -40,15 +40,17 @@ def test_in_a_wider_range_old_trials_stay_and_new_ones_use_it(
     raw_study["space"][name] = after
     raw_study["search"]["trials"] = 20
     wider = new_sweep(parse_spec(raw_study, "after"), record_url)
-    assert wider.studies[0].search.trials == old.studies[0].search.trials, "finished trials are as they were"
+    assert wider.studies[0].search_table.trials == old.studies[0].search_table.trials, (
+        "finished trials are as they were"
+    )
     drive(wider, workers=3)
-    drawn = [trial.params[name] for trial in wider.studies[0].search.trials]
+    drawn = [trial.params[name] for trial in wider.studies[0].search_table.trials]
     news = [value for value in drawn[8:] if not _lies_in(before, value)]
     assert news, "new trials leave the old range"
     assert all(_lies_in(after, value) for value in drawn)
     again = new_sweep(parse_spec(raw_study, "after"), record_url)
     assert outcome(again) == outcome(wider), "and the record holds all of it"
-    assert again.done
+    assert again.is_done
 
 
 def _lies_in(dimension: dict[str, Any], value: Any) -> bool:
@@ -66,8 +68,8 @@ def test_every_sampler_goes_on_in_a_wider_space(raw_study: dict[str, Any], recor
     raw_study["search"]["trials"] = 10
     wider = new_sweep(parse_spec(raw_study, "after"), record_url)
     drive(wider, workers=2)
-    assert wider.done
-    assert len(wider.studies[0].searched) == 10
+    assert wider.is_done
+    assert len(wider.studies[0].requested_search_trials) == 10
 
 
 @pytest.mark.parametrize(
@@ -118,25 +120,25 @@ def test_a_stopped_sweep_goes_on_and_ends_like_one_that_was_never_stopped(
     url = f"sqlite:///{tmp_path / 'stopped.db'}"
     sweep = new_sweep(spec, url)
     drive(sweep, workers=3, events=events)
-    running = [t for s in sweep.studies for t in s.search.trials if t.state is TrialState.RUNNING]
+    running = [t for s in sweep.studies for t in s.search_table.trials if t.state is TrialState.RUNNING]
     sweep.stop("stopped by a test")
     assert sweep.next_trial() is None, "nothing more is started"
-    assert sweep.ended
-    assert not sweep.done
+    assert sweep.has_ended
+    assert not sweep.is_done
     for trial in running:
         epoch = len(trial.epochs) + 1
         event = list(curve(trial.config))[epoch - 1]
-        ends = epoch == trial.config["epochs"]
+        ends = epoch == trial.config.epochs
         assert not sweep.on_epoch(trial.trial_id, epoch, event), "and what runs is interrupted at its next epoch"
-        now = sweep.studies[0].search.trials[trial.number]
+        now = sweep.studies[0].search_table.trials[trial.number]
         assert ends or now.state in (TrialState.WAITING, TrialState.PRUNED)
         assert (now.failures, now.losses, now.error, now.cause) == (0, 0, None, None), "an interruption is no failure"
         assert len(now.epochs) == epoch, "and the epoch is kept"
     sweep.close()
-    assert Record(url).halt("small") == "stopped by a test"
+    assert StudyDatabase(url).halt_reason("small") == "stopped by a test"
     again = new_sweep(spec, url)
     assert again.halt is None
-    assert Record(url).halt("small") is None, "a new driver has no reason to stop"
+    assert StudyDatabase(url).halt_reason("small") is None, "a new driver has no reason to stop"
     drive(again, workers=2)
     assert outcome(again) == outcome(plain)
 
@@ -157,10 +159,10 @@ def test_a_halt_that_keeps_nothing_from_starting_is_none(raw_study: dict[str, An
     raw_study |= {"search": {"trials": 1}, "final": {"seeds": [42]}}
     sweep = new_sweep(parse_spec(raw_study, "a test"), record_url)
     drive(sweep, events=9 + 8)
-    final = sweep.studies[0].final.trials[0]
+    final = sweep.studies[0].final_table.trials[0]
     sweep.stop("too late")
     sweep.on_epoch(final.trial_id, 9, {"train/loss": 1.0, "test/accuracy": 0.5})
-    assert sweep.done
+    assert sweep.is_done
     assert sweep.halt is None
 
 
@@ -179,7 +181,7 @@ def test_final_trials_that_were_left_while_there_was_more_to_search_are_gone_on_
     after = new_sweep(parse_spec(raw_study, "after"), url)
     drive(after)
     assert after.studies[0].best == best, "with this seed the new trial is not the best"
-    assert after.done
+    assert after.is_done
     plain = new_sweep(after.spec, f"sqlite:///{tmp_path / 'plain.db'}")
     drive(plain)
     assert outcome(plain) == outcome(after)

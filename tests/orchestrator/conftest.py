@@ -18,11 +18,12 @@ from mlflow import MlflowClient
 from orchestrator.cli import main
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.trial import Failure, TrialResult
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.trial import Failure, Trial
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
-from trainer.data.tasks import read_card
+from trainer.config import TrainConfig
+from trainer.data.tasks import open_task
 
 RAW_SPEC: dict[str, Any] = {
     "name": "small",
@@ -49,7 +50,7 @@ RAW_SPEC: dict[str, Any] = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The digits, with the first 60 of val and 90 of test only, for all homes: quickly scored."""
     root = tmp_path_factory.mktemp("data")
-    read_card(str(root), "demo/digits")
+    open_task(str(root), "demo/digits")
     for split, count in (("val", 60), ("test", 90)):
         file = root / f"demo/digits/{split}.parquet"
         pq.write_table(pq.read_table(file)[:count], file)
@@ -89,18 +90,18 @@ def record_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'studies.db'}"
 
 
-def curve(config: dict[str, Any]) -> Iterator[dict[str, float]]:
+def curve(config: TrainConfig) -> Iterator[dict[str, float]]:
     """A learning curve that depends on what the sweep decides; search trials are scored each epoch, final ones at last.
 
     A new field of TrainConfig changes no curve.
     """
     names = ("task", "method", "train_size", "eval_split", "seed", *RAW_SPEC["space"])
-    digest = hashlib.sha256(repr([config[name] for name in names]).encode()).digest()
+    digest = hashlib.sha256(repr([getattr(config, name) for name in names]).encode()).digest()
     top = 0.3 + 0.6 * digest[0] / 255
-    for epoch in range(1, config["epochs"] + 1):
+    for epoch in range(1, config.epochs + 1):
         metrics = {"train/loss": 2.0 / epoch}
-        if config["eval_split"] == "val" or epoch == config["epochs"]:
-            metrics[f"{config['eval_split']}/accuracy"] = top * epoch / config["epochs"]
+        if config.eval_split == "val" or epoch == config.epochs:
+            metrics[f"{config.eval_split}/accuracy"] = top * epoch / config.epochs
         yield metrics
 
 
@@ -110,7 +111,7 @@ def drive(
     workers: int = 1,
     seed: int = 0,
     events: int = 1_000_000,
-    fail: Callable[[TrialResult], Failure | None] = lambda _: None,
+    fail: Callable[[Trial], Failure | None] = lambda _: None,
 ) -> int:
     """Run a sweep on synthetic curves with that many workers, in an order drawn by `seed`; stop after some events.
 
@@ -126,7 +127,7 @@ def drive(
             else:
                 running[trial.trial_id] = iter(list(enumerate(curve(trial.config), start=1)))
         if not running:
-            assert sweep.ended, "nothing runs and nothing is next, so it must have ended"
+            assert sweep.has_ended, "nothing runs and nothing is next, so it must have ended"
             return event
         trial_id = order.choice(sorted(running))
         if not sweep.on_epoch(trial_id, *next(running[trial_id])):
@@ -139,12 +140,12 @@ def outcome(sweep: Sweep) -> list[tuple[object, ...]]:
     return [
         (trial.study, trial.phase, trial.number, trial.trial_id, trial.params, trial.state, trial.epochs, trial.score)
         for study in sweep.studies
-        for trial in (*study.search.trials, *study.final.trials)
+        for trial in (*study.search_table.trials, *study.final_table.trials)
     ]
 
 
 def new_sweep(spec: SweepSpec, url: str, tracker: MemoryTracker | None = None) -> Sweep:
-    return Sweep(spec, Record(url), tracker or MemoryTracker())
+    return Sweep(spec, StudyDatabase(url), tracker or MemoryTracker())
 
 
 Sptune = Callable[..., tuple[int, str, str]]

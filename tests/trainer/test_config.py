@@ -364,7 +364,7 @@ def test_every_purpose_epoch_and_seed_has_a_stream_of_random_numbers_of_its_own(
 @pytest.mark.parametrize(("eval_split", "learnt_from"), [("val", "train"), ("test", "trainval")])
 def test_what_is_scored_on_is_never_learnt_from(eval_split: str, learnt_from: str) -> None:
     config = TrainConfig.from_params(VALID | {"eval_split": eval_split})
-    assert (config.train_split, config.metric) == (learnt_from, f"{eval_split}/accuracy")
+    assert (config.train_split, config.eval_metric) == (learnt_from, f"{eval_split}/accuracy")
 
 
 def test_every_field_has_a_docstring() -> None:

@@ -39,7 +39,7 @@ def test_images_that_have_no_room_there_come_batch_by_batch_to_the_same_end(
     there = losses(data_root, tiny("spt_deep"), "cuda")
     request.getfixturevalue("no_room")
     split = load_split(data_root, "demo/digits", "train", 1.0, 32, "cuda")
-    assert (split.array_RCSS.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
+    assert (split.images_RCSS.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
     assert losses(data_root, tiny("spt_deep"), "cuda") == there
 
 

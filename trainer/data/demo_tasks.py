@@ -19,7 +19,7 @@ CANVAS = 64
 SPLIT_SEED = 0
 
 
-def render(root: str, task: str) -> None:
+def make_demo_task(root: str, task: str) -> None:
     """Make a task of the `demo` group and put it into the store."""
     if task == "demo/digits":
         examples, source, class_names = _digits(), "scikit-learn's load_digits (UCI, CC BY 4.0)", [*"0123456789"]

@@ -33,7 +33,7 @@ BLOCK = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
+class DecodedImages:
     """All images of some splits of a task, in the order of the store."""
 
     images_N3SS: Tensor
@@ -42,7 +42,7 @@ class Decoded:
     """Width over height of each image as it was stored, float64."""
 
 
-def decoded(
+def load_decoded(
     root: str,
     card: Card,
     splits: tuple[str, ...],
@@ -50,7 +50,7 @@ def decoded(
     transform: TransformName,
     view: View,
     cache: str | None = None,
-) -> Decoded:
+) -> DecodedImages:
     """Images at a backbone's size, decoded at the first call on this node.
 
     Args:
@@ -73,7 +73,7 @@ def decoded(
     size = count * 3 * side * side
     flat = torch.from_file(str(whole), shared=False, size=size, dtype=torch.uint8)
     aspect_N = torch.from_file(str(aspects), shared=False, size=count, dtype=torch.float64)
-    return Decoded(images_N3SS=flat.view(count, 3, side, side), aspect_N=aspect_N)
+    return DecodedImages(images_N3SS=flat.view(count, 3, side, side), aspect_N=aspect_N)
 
 
 def _decode(

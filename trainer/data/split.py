@@ -14,10 +14,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer.data.image_cache import decoded
+from trainer.data.image_cache import load_decoded
 from trainer.data.subsets import TrainSize, nested_subset
 from trainer.data.task_store import read_column
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View
 
 RESIDENT_SHARE = 0.4
@@ -32,7 +32,7 @@ class Split:
     the machine's memory, and batches follow the device's work from there.
     """
 
-    array_RCSS: Tensor
+    images_RCSS: Tensor
     """uint8; this split's images are its rows `rows_N`."""
     rows_N: Tensor
     """int64, where the array is."""
@@ -56,7 +56,7 @@ class Split:
         """The images ``[B, 3, S, S]`` of rows of this split, on the device; asked for with rows where the array is,
         nothing is waited for."""
         rows_B = self.rows_N[wanted_B.to(self.rows_N.device)]
-        images_BCSS = self.array_RCSS.index_select(0, rows_B)  # five times as fast as indexing
+        images_BCSS = self.images_RCSS.index_select(0, rows_B)  # five times as fast as indexing
         if images_BCSS.device == self.labels_N.device:
             return images_BCSS
         return images_BCSS.pin_memory().to(self.labels_N.device, non_blocking=True)
@@ -92,7 +92,7 @@ def load_split(
         ValueError: if the images have not what `train_size` asks for.
         OSError: if the store cannot be read or the cache not be written.
     """
-    card = read_card(root, task)
+    card = open_task(root, task)
     names = ("test",) if split == "test" else ("train", "val")
     labels = {name: read_column(root, task, name, "label").to_numpy() for name in names}
     wanted = names if split in ("trainval", "test") else (split,)
@@ -103,12 +103,12 @@ def load_split(
     else:
         rows_N = offsets[wanted[0]] + nested_subset(np.concatenate([labels[name] for name in wanted]), train_size)
     every_label, every_key = np.concatenate([labels[name] for name in names]), _keys(root, task, names)
-    whole = decoded(root, card, names, image_size, transform, view, cache)
+    whole = load_decoded(root, card, names, image_size, transform, view, cache)
     array, rows = whole.images_N3SS, torch.from_numpy(rows_N)
-    if device != "cpu" and fits(len(rows) * array[0].numel(), torch.cuda.mem_get_info(device)[0]):
+    if device != "cpu" and fits_on_device(len(rows) * array[0].numel(), torch.cuda.mem_get_info(device)[0]):
         array, rows = array[rows].to(device), torch.arange(len(rows), device=device)
     return Split(
-        array_RCSS=array,
+        images_RCSS=array,
         rows_N=rows,
         labels_N=torch.from_numpy(every_label[rows_N].astype(np.int64)).to(device),
         keys=tuple(every_key.take(pa.array(rows_N)).to_pylist()),
@@ -118,7 +118,7 @@ def load_split(
     )
 
 
-def fits(images_bytes: int, free_bytes: int) -> bool:
+def fits_on_device(images_bytes: int, free_bytes: int) -> bool:
     """Whether images may stay in a GPU's memory: the network, its tokens and other splits want some too."""
     return images_bytes <= RESIDENT_SHARE * free_bytes
 

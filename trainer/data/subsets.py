@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.validation import per_class
+from trainer.validation import parse_per_class
 
 SUBSET_SEED = 0
 """One seed for all, so that every method and trial of a size learns from the same images."""
@@ -30,7 +30,7 @@ def nested_subset(labels_N: NDArray[np.int64], size: TrainSize) -> NDArray[np.in
     if isinstance(size, float):
         return np.sort(np.concatenate([rows[: max(1, round(size * len(rows)))] for rows in shuffled]))
     if isinstance(size, str):
-        count = per_class(size)
+        count = parse_per_class(size)
         few = {int(label): len(rows) for label, rows in zip(classes_K, shuffled, strict=True) if len(rows) < count}
         if few:
             label = min(few, key=lambda one: few[one])

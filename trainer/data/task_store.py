@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from trainer.catalog import TASKS
-from trainer.storage.files import delete_file, has_folders, open_place, read_bytes, telling, write_bytes
-from trainer.storage.s3 import shown
+from trainer.storage.files import delete_file, has_folders, open_filesystem, read_bytes, translate_errors, write_bytes
+from trainer.storage.s3 import redact_query
 
 SPLITS = ("train", "val", "test")
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
@@ -95,17 +95,17 @@ def write_task(
     Raises:
         OSError: if the store cannot be written; nothing of the new task is left.
     """
-    filesystem, folder = open_place(f"{root}/{task}")
+    filesystem, folder = open_filesystem(f"{root}/{task}")
     digest, counts = hashlib.sha256(), {}
     parts = {split: f"{folder}/{split}.{uuid.uuid4().hex}.part" for split in SPLITS}
-    with telling(f"{root}/{task}", "written"):
+    with translate_errors(f"{root}/{task}", "written"):
         if has_folders(filesystem):
             filesystem.create_dir(folder, recursive=True)
         try:
             for split in SPLITS:
                 with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
                     counts[split] = 0
-                    for group in _groups(splits[split]):
+                    for group in _batches(splits[split]):
                         for one in group:
                             digest.update(one.content(split))
                         writer.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in group], SCHEMA))
@@ -136,7 +136,7 @@ def write_task(
     return card
 
 
-def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
     group: list[Example] = []
     size = 0
     for example in examples:
@@ -149,7 +149,7 @@ def _groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield group
 
 
-def find_card(root: str, task: str) -> Card | None:
+def read_card(root: str, task: str) -> Card | None:
     """The card of a task that is in the store, or None.
 
     Raises:
@@ -167,7 +167,9 @@ def _card(data: bytes, root: str, task: str) -> Card:
         if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
             raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
     except (ValueError, TypeError) as error:
-        raise TaskMissing(f"{shown(root)}/{task}/card.json is damaged ({error}); import the task again.") from error
+        raise TaskMissing(
+            f"{redact_query(root)}/{task}/card.json is damaged ({error}); import the task again."
+        ) from error
     return card
 
 
@@ -199,13 +201,13 @@ def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[
 @contextmanager
 def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
     place = f"{root}/{task}/{split}.parquet"
-    filesystem, path = open_place(place)
-    with telling(place, "read"):
+    filesystem, path = open_filesystem(place)
+    with translate_errors(place, "read"):
         try:
             file = filesystem.open_input_file(path)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{shown(root)}/{task} has a card and no {split}.parquet; import the task again."
+                f"{redact_query(root)}/{task} has a card and no {split}.parquet; import the task again."
             ) from None
         with file:
             yield file

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from trainer.data.task_store import Card, TaskMissing, _card
 from trainer.storage.files import read_bytes
-from trainer.storage.s3 import shown
+from trainer.storage.s3 import redact_query
 
 
-def read_card(root: str, task: str) -> Card:
+def open_task(root: str, task: str) -> Card:
     """The card of a task; the demo tasks are made at first sight.
 
     Raises:
@@ -17,12 +17,12 @@ def read_card(root: str, task: str) -> Card:
     if (data := read_bytes(f"{root}/{task}/card.json")) is None:
         if not task.startswith("demo/"):
             raise TaskMissing(
-                f"{task} is not in the task store {shown(root)}. Import it: sptune data import PATH --task {task} "
-                "(`sptune data list` says where to get it)."
+                f"{task} is not in the task store {redact_query(root)}. "
+                f"Import it: sptune data import PATH --task {task} (`sptune data list` says where to get it)."
             )
-        from trainer.data.demo_tasks import render  # rendered.py writes with this module
+        from trainer.data.demo_tasks import make_demo_task  # rendered.py writes with this module
 
-        render(root, task)
+        make_demo_task(root, task)
         data = read_bytes(f"{root}/{task}/card.json")
         assert data is not None, f"render left no card of {task}"
     return _card(data, root, task)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from trainer.catalog import TASKS
 from trainer.data.images import check, to_rgb
 from trainer.data.task_store import SPLITS, Card, read_examples
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
         TaskMissing: if the task is not in the store.
         OSError: if the store cannot be read.
     """
-    card = read_card(root, task)
+    card = open_task(root, task)
     verdict = Verdict(card, notes=[f"{part}, as its source has them" for part in card.differs])
     problems, notes = verdict.problems, verdict.notes
     row, classes = TASKS.get(task), len(card.class_names)
@@ -81,7 +81,7 @@ def contact_sheet(root: str, task: str, *, classes: int = 12, images: int = 8, s
     Raises:
         TaskMissing: if the task is not in the store.
     """
-    card = read_card(root, task)
+    card = open_task(root, task)
     shown = [round(i * (len(card.class_names) - 1) / max(1, classes - 1)) for i in range(classes)]
     rows: dict[int, list[Image.Image]] = {label: [] for label in shown}
     for example in read_examples(root, task, "train"):

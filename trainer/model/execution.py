@@ -23,7 +23,7 @@ def has_bf16(device: str) -> bool:
     return torch.device(device).type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def in_precision(network: Network, precision: str, device: str) -> Network:
+def with_precision(network: Network, precision: str, device: str) -> Network:
     """The network under autocast (`bf16`) or as it is (`fp32`); its outputs are float32 or wider."""
     if precision == "bf16" and not has_bf16(device):
         log.warning("this processor has no arithmetic for bf16 and will be many times slower than with precision fp32")
@@ -37,7 +37,7 @@ def in_precision(network: Network, precision: str, device: str) -> Network:
 
 
 def backward(
-    network: Network, parameters: Sequence[nn.Parameter], inputs_B: Tensor, labels_B: Tensor, part: int
+    network: Network, parameters: Sequence[nn.Parameter], inputs_B: Tensor, labels_B: Tensor, micro_batch_size: int
 ) -> tuple[Tensor, int]:
     """Set each parameter's `grad` to that of the batch's mean cross entropy, `part` inputs at a time.
 
@@ -51,24 +51,24 @@ def backward(
     for parameter in parameters:
         parameter.grad = None
     while done < len(labels_B):
-        rows = slice(done, done + part)
+        rows = slice(done, done + micro_batch_size)
         try:
             loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
             gradients = torch.autograd.grad(loss, parameters)  # all of them or none, unlike loss.backward()
         except torch.OutOfMemoryError:
-            if part == 1:
+            if micro_batch_size == 1:
                 raise
         else:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             total += loss.detach()
-            done += part
+            done += micro_batch_size
             continue
-        part = _half(part, "training")
-    return total, part
+        micro_batch_size = _halve(micro_batch_size, "training")
+    return total, micro_batch_size
 
 
-def in_parts(run: Callable[[Tensor], Output], inputs_N: Tensor, part: int, doing: str) -> list[Output]:
+def run_in_micro_batches(run: Callable[[Tensor], Output], inputs_N: Tensor, part: int, doing: str) -> list[Output]:
     """What a function makes of the inputs, `part` at a time; where memory ends, the part is tried again in halves.
 
     Raises:
@@ -85,30 +85,30 @@ def in_parts(run: Callable[[Tensor], Output], inputs_N: Tensor, part: int, doing
         else:
             done += part
             continue
-        part = _half(part, doing)
+        part = _halve(part, doing)
     return outputs
 
 
-TOKENS_AT_ONCE = 5000
+TOKENS_PER_EVAL_BATCH = 5000
 """Tokens of an evaluation's batch that a CPU's caches hold; with four times as many it is a quarter slower."""
 
 
-def images_at_once(device: str, tokens: int) -> int:
+def eval_batch_size(device: str, tokens: int) -> int:
     """How many images of so many tokens are evaluated together: what fills a GPU, or what stays in a CPU's caches."""
-    return 256 if torch.device(device).type == "cuda" else max(1, TOKENS_AT_ONCE // tokens)
+    return 256 if torch.device(device).type == "cuda" else max(1, TOKENS_PER_EVAL_BATCH // tokens)
 
 
 @torch.no_grad()
-def in_batches(network: Network, inputs_N: Tensor, part: int = 256) -> Tensor:
+def evaluate_in_batches(network: Network, inputs_N: Tensor, micro_batch_size: int = 256) -> Tensor:
     """A network's outputs ``[N, ...]`` for any number of inputs, without gradients.
 
     Raises:
         torch.OutOfMemoryError: if a single input does not fit.
     """
-    return torch.cat(in_parts(network, inputs_N, part, "evaluation"))
+    return torch.cat(run_in_micro_batches(network, inputs_N, micro_batch_size, "evaluation"))
 
 
-def _half(part: int, doing: str) -> int:
+def _halve(part: int, doing: str) -> int:
     """Half of a size, said aloud; called behind the handler, where the failed attempt's tensors are gone."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

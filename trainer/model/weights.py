@@ -35,7 +35,7 @@ class Source:
 
     def __str__(self) -> str:
         known = {"bundled": "in this package", "hub": "timm's hub", "cache": "Hugging Face cache"}
-        return known.get(self.kind, _shown(self.uri or str(self.path)))
+        return known.get(self.kind, _display(self.uri or str(self.path)))
 
 
 def find_weights(row: BackboneRow, named: str | None) -> Source:
@@ -83,7 +83,7 @@ def fetch_weights(row: BackboneRow, named: str | None) -> Path:
     if source.path is not None:
         return source.path
     if source.kind == "uri":
-        return _brought(source)
+        return _fetched(source)
     from huggingface_hub import hf_hub_download
 
     try:
@@ -116,7 +116,7 @@ def _at(uri: str, row: BackboneRow) -> Source | None:
     from trainer.storage.files import file_stamps
 
     if (stamps := file_stamps(uri)) is None:
-        raise WeightsError(f"weights {_shown(uri)}: there is no such file or folder.")
+        raise WeightsError(f"weights {_display(uri)}: there is no such file or folder.")
     if "" in stamps:
         return Source("uri", None, uri, stamps[""])
     below = file_stamps(f"{uri}/{row.name}") or {}
@@ -124,13 +124,13 @@ def _at(uri: str, row: BackboneRow) -> Source | None:
     return next((Source("uri", None, f"{uri}/{name}", stamps[name]) for name in _names(row) if name in stamps), None)
 
 
-def _brought(source: Source) -> Path:
+def _fetched(source: Source) -> Path:
     """This machine's copy of the file at a URI: whole or absent, made by one process while others wait."""
-    from trainer.storage.files import open_place, read_chunks
+    from trainer.storage.files import open_filesystem, read_chunks
 
-    which = hashlib.sha256(f"{_shown(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
+    which = hashlib.sha256(f"{_display(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
     folder = cache_folder() / "weights" / which
-    whole = folder / open_place(source.uri)[1].rpartition("/")[2]  # its name tells the format
+    whole = folder / open_filesystem(source.uri)[1].rpartition("/")[2]  # its name tells the format
     if not whole.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as lock:
@@ -143,16 +143,16 @@ def _brought(source: Source) -> Path:
                     file.flush()
                     os.fsync(file.fileno())
                     if file.tell() != source.stamp[0]:
-                        raise OSError(f"{_shown(source.uri)} was replaced while it was read; try again.")
+                        raise OSError(f"{_display(source.uri)} was replaced while it was read; try again.")
                 part.replace(whole)
     return whole
 
 
 def _among(named: str | None) -> str:
-    return f", nor in {_shown(named)}" if named else ""
+    return f", nor in {_display(named)}" if named else ""
 
 
-def _shown(place: str) -> str:
-    from trainer.storage.s3 import shown
+def _display(place: str) -> str:
+    from trainer.storage.s3 import redact_query
 
-    return shown(place)
+    return redact_query(place)

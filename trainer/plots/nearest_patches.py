@@ -20,7 +20,7 @@ NONE_YET = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Neighbours:
+class NearestPatches:
     """The K patch tokens nearest to each prompt, the nearest first; on the CPU."""
 
     image_LPK: Tensor
@@ -31,7 +31,7 @@ class Neighbours:
     """float64, squared Euclidean."""
 
 
-def nearest_patches(prompt_LPD: Tensor, stream: TokenStream, *, nearest: int = 3) -> Neighbours:
+def nearest_patches(prompt_LPD: Tensor, stream: TokenStream, *, nearest: int = 3) -> NearestPatches:
     """The tokens that are nearest to each prompt among all that enter its layer, by squared Euclidean distance.
 
     Images go through the network once, a batch at a time; memory holds one layer's tokens of one batch. Of tokens
@@ -70,8 +70,8 @@ def nearest_patches(prompt_LPD: Tensor, stream: TokenStream, *, nearest: int = 3
         rank_LPK[layer] = best_PK.values
         distance_LPK[layer] = torch.cat([distance_LPK[layer], distance_PR], dim=1).gather(1, best_PK.indices)
 
-    stream.look(torch.arange(stream.num_images), compare)
+    stream.for_each_batch(torch.arange(stream.num_images), compare)
     place_LPK = (rank_LPK % total).cpu()
-    return Neighbours(
+    return NearestPatches(
         image_LPK=place_LPK // per_image, patch_LPK=place_LPK % per_image, distance_LPK=distance_LPK.cpu()
     )

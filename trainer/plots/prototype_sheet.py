@@ -84,8 +84,14 @@ def prototype_sheet(prompt_LPD: Tensor, stream: TokenStream, title: str) -> byte
     return buffer.getvalue()
 
 
-def _kept_sheet(
-    config: TrainConfig, prototypes: bytes, *, data_root: str, weights: str | None, bank: str | None, device: str
+def cached_prototype_sheet(
+    config: TrainConfig,
+    prototypes: bytes,
+    *,
+    data_root: str,
+    weights: str | None,
+    prototype_cache: str | None,
+    device: str,
 ) -> bytes:
     """The sheet of a run's prototypes: from the bank, or drawn and kept there."""
     backbone = load_backbone(
@@ -110,14 +116,14 @@ def _kept_sheet(
         "title": title,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    if bank is not None and (kept := read_bytes(f"{bank}/{key}.png")) is not None:
+    if prototype_cache is not None and (kept := read_bytes(f"{prototype_cache}/{key}.png")) is not None:
         return kept
     prompt_LPD = load(prototypes)["prompt"]
     cpu = token_stream(config, backbone, images, len(prompt_LPD), IMAGES)
     stream = dataclasses.replace(cpu, images_of=lambda rows_B: cpu.images_of(rows_B).to(device))
     sheet = prototype_sheet(prompt_LPD, stream, title)
-    if bank is not None:
-        write_bytes(f"{bank}/{key}.png", sheet)
+    if prototype_cache is not None:
+        write_bytes(f"{prototype_cache}/{key}.png", sheet)
     return sheet
 
 

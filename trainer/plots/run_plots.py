@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
-from trainer.plots.prototype_sheet import _kept_sheet
+from trainer.plots.prototype_sheet import cached_prototype_sheet
 from trainer.plots.style import BLUE, ORANGE
 from trainer.storage.files import read_bytes, write_bytes
 
@@ -29,14 +29,14 @@ NUMBERED_CLASSES = 12
 """Classes up to which each of its cells has room for a number."""
 
 
-def draw(
+def draw_run_plots(
     config: TrainConfig,
     epochs: Sequence[Mapping[str, float]],
     folder: str,
     *,
     data_root: str,
     weights: str | None = None,
-    bank: str | None = None,
+    prototype_cache: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Put the pictures of a complete run into its folder (path or URI).
@@ -55,10 +55,14 @@ def draw(
     table = pq.read_table(io.BytesIO(_left_by_run(folder, "predictions.parquet")))
     names = json.loads(_left_by_run(folder, "card.json"))["class_names"]
     label_N, predicted_N = (table[column].to_numpy() for column in ("label", "prediction"))
-    write_bytes(f"{folder}/confusion.png", confusion(label_N, predicted_N, names, f"{config.task} {config.metric}"))
+    write_bytes(
+        f"{folder}/confusion.png", confusion_matrix(label_N, predicted_N, names, f"{config.task} {config.eval_metric}")
+    )
     if len(METHODS[config.method].prompt_inits) > 1:
         prototypes = _left_by_run(folder, "prototypes.safetensors")
-        sheet = _kept_sheet(config, prototypes, data_root=data_root, weights=weights, bank=bank, device=device)
+        sheet = cached_prototype_sheet(
+            config, prototypes, data_root=data_root, weights=weights, prototype_cache=prototype_cache, device=device
+        )
         write_bytes(f"{folder}/prototypes.png", sheet)
 
 
@@ -76,7 +80,7 @@ def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -
     if min(loss) > 0 and max(loss) > 10 * min(loss):
         loss_axes.set_yscale("log")
     told: list[str] = []
-    for name, colour, style in ((config.metric, BLUE, "-"), (f"{config.metric}_ema", ORANGE, "--")):
+    for name, colour, style in ((config.eval_metric, BLUE, "-"), (f"{config.eval_metric}_ema", ORANGE, "--")):
         found = [(i, epoch[name]) for i, epoch in zip(number, epochs, strict=True) if name in epoch]
         if found:
             kind = marker or ("o" if len(found) == 1 else "")
@@ -94,7 +98,7 @@ def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -
     return _png(figure)
 
 
-def confusion(
+def confusion_matrix(
     label_N: NDArray[np.int64], predicted_N: NDArray[np.int64], class_names: Sequence[str], title: str
 ) -> bytes:
     """A PNG of the confusion matrix, a row a class: how its images were classified, as shares of the row.

@@ -25,7 +25,7 @@ from trainer.storage.files import read_bytes, write_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class FirstPrompt:
+class InitialPrompt:
     """Where a prompt starts."""
 
     prompt_LPD: Tensor
@@ -34,9 +34,9 @@ class FirstPrompt:
     """What it cost to build, whoever built it."""
 
 
-def first_prompt(
-    config: TrainConfig, backbone: Backbone, learnt_from: Split, *, data_root: str, bank: str | None
-) -> FirstPrompt:
+def initial_prompt(
+    config: TrainConfig, backbone: Backbone, train_split: Split, *, data_root: str, prototype_cache: str | None
+) -> InitialPrompt:
     """The prompt's first value: prototypes of the training images (SPT), or uniform (VPT).
 
     Args:
@@ -48,15 +48,15 @@ def first_prompt(
     """
     num_layers = {"all": backbone.num_layers, "first": 1, "none": 0}[METHODS[config.method].prompted_layers]
     if config.prompt_length is None:
-        return FirstPrompt(torch.zeros(0, 0, backbone.embed_dim))
+        return InitialPrompt(torch.zeros(0, 0, backbone.embed_dim))
     if config.prompt_init == "uniform":
         generator = torch.Generator().manual_seed(config.stream_seed("prompt"))
-        return FirstPrompt(
+        return InitialPrompt(
             uniform_prompt(backbone, num_layers=num_layers, prompt_length=config.prompt_length, generator=generator)
         )
-    images = learnt_from
+    images = train_split
     if config.init_task is not None:
-        images = _images_of_another_task(config, data_root, str(learnt_from.labels_N.device))
+        images = _images_of_another_task(config, data_root, str(train_split.labels_N.device))
     content = {
         "backbone": backbone.sha256,
         "normalize": config.normalize,
@@ -68,10 +68,10 @@ def first_prompt(
         "seed": config.seed,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    place = f"{bank}/{key}.safetensors"
-    if bank is not None and (data := read_bytes(place)) is not None:
+    place = f"{prototype_cache}/{key}.safetensors"
+    if prototype_cache is not None and (data := read_bytes(place)) is not None:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return FirstPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
+        return InitialPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
     started = time.perf_counter()
     prompt_LPD = build_prototypes(
         token_stream(config, backbone, images, num_layers, config.init_images),
@@ -80,10 +80,10 @@ def first_prompt(
         seed=config.stream_seed("prototypes"),
     ).cpu()
     seconds = time.perf_counter() - started
-    if bank is not None:
+    if prototype_cache is not None:
         notes = {"seconds": repr(seconds), "content": json.dumps(content)}
         write_bytes(place, save({"prompt": prompt_LPD.contiguous()}, metadata=notes))
-    return FirstPrompt(prompt_LPD, seconds)
+    return InitialPrompt(prompt_LPD, seconds)
 
 
 def _images_of_another_task(config: TrainConfig, data_root: str, device: str) -> Split:

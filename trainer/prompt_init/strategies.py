@@ -40,7 +40,9 @@ def pool_windows(tokens_BND: Tensor, prompt_length: int, pool: str) -> Tensor:
     return torch.stack([w.mean(dim=1) if pool == "mean" else w.amax(dim=1) for w in windows], dim=1)
 
 
-def draw(candidates: Callable[[Tensor], Tensor], stream: TokenStream, count: int, generator: torch.Generator) -> Tensor:
+def sample_tokens(
+    candidates: Callable[[Tensor], Tensor], stream: TokenStream, count: int, generator: torch.Generator
+) -> Tensor:
     """`count` of all images' candidates a layer ``[L, count, D]``, uniformly, without replacement.
 
     Only images of which a candidate is drawn are looked at.
@@ -62,35 +64,35 @@ def draw(candidates: Callable[[Tensor], Tensor], stream: TokenStream, count: int
         place = torch.searchsorted(rows_B, image_LP[layer, here])
         drawn_LPD[layer, here] = candidates(tokens_BND)[place, slot_LP[layer, here]].to(drawn_LPD.dtype)
 
-    stream.look(image_LP.unique(), keep)
+    stream.for_each_batch(image_LP.unique(), keep)
     return drawn_LPD
 
 
-def _pooled(pool: str, stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
+def _pool_tokens(pool: str, stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
     """P of all images' pooled windows, layer by layer."""
     windows = functools.partial(pool_windows, prompt_length=prompt_length, pool=pool)
-    return draw(windows, stream, prompt_length, generator)
+    return sample_tokens(windows, stream, prompt_length, generator)
 
 
-def _cluster(stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
+def _cluster_tokens(stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
     """The P cluster centres of the tokens, layer by layer; of a uniform sample of them where they do not fit."""
     fit = stream.token_bytes // (4 * stream.num_layers * stream.backbone.embed_dim)
     total = stream.num_images * stream.backbone.num_patches
     if prompt_length > min(fit, total):
         raise ValueError(f"kmeans needs as many tokens as clusters, got {min(fit, total)} for {prompt_length}.")
-    tokens_LRD = draw(_tokens, stream, min(fit, total), generator)
+    tokens_LRD = sample_tokens(_flatten, stream, min(fit, total), generator)
     return torch.stack([kmeans(tokens_RD, prompt_length, generator) for tokens_RD in tokens_LRD])
 
 
-def _tokens(tokens_BND: Tensor) -> Tensor:
+def _flatten(tokens_BND: Tensor) -> Tensor:
     return tokens_BND
 
 
 PROMPT_INITS: dict[str, Callable[[TokenStream, int, torch.Generator], Tensor]] = {
-    "random": functools.partial(draw, _tokens),
-    "mean_pool": functools.partial(_pooled, "mean"),
-    "max_pool": functools.partial(_pooled, "max"),
-    "kmeans": _cluster,
+    "random": functools.partial(sample_tokens, _flatten),
+    "mean_pool": functools.partial(_pool_tokens, "mean"),
+    "max_pool": functools.partial(_pool_tokens, "max"),
+    "kmeans": _cluster_tokens,
 }
 
 

@@ -13,7 +13,7 @@ from trainer.data.split import Split
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import cut, random_crops
 from trainer.model.backbone import Backbone
-from trainer.model.execution import in_parts
+from trainer.model.execution import run_in_micro_batches
 
 
 def token_stream(
@@ -50,7 +50,7 @@ class TokenStream:
     batch_size: int = 64
     token_bytes: int = TOKEN_BYTES
 
-    def look(self, rows_M: Tensor, see: Callable[[Tensor, int, Tensor], None]) -> None:
+    def for_each_batch(self, rows_M: Tensor, callback: Callable[[Tensor, int, Tensor], None]) -> None:
         """Send rows of images through the network, and show the tokens ``[B, N, D]`` that enter each layer.
 
         Args:
@@ -60,6 +60,6 @@ class TokenStream:
         def pass_through(rows_B: Tensor) -> None:
             tokens = self.backbone.patch_tokens(self.images_of(rows_B))
             for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
-                see(rows_B, layer, tokens_BND)
+                callback(rows_B, layer, tokens_BND)
 
-        in_parts(pass_through, rows_M, self.batch_size, "prototypes")
+        run_in_micro_batches(pass_through, rows_M, self.batch_size, "prototypes")

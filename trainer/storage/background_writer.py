@@ -13,7 +13,7 @@ from trainer.storage.files import write_bytes
 log = logging.getLogger(__name__)
 
 
-class Writer:
+class BackgroundWriter:
     """Writes files one after another, in the order given, while its owner does something else.
 
     with Writer() as writer:

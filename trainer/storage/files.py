@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from trainer.storage.s3 import StorageError, address_of, explained, open_bucket, see_bucket, shown
+from trainer.storage.s3 import StorageError, address_of, check_bucket, explain, open_bucket, redact_query
 
 __all__ = [
     "StorageError",
@@ -23,22 +23,22 @@ __all__ = [
     "file_stamps",
     "has_folders",
     "list_folders",
-    "open_place",
+    "open_filesystem",
     "read_bytes",
     "read_chunks",
-    "telling",
+    "translate_errors",
     "write_bytes",
 ]
 
 
-def open_place(place: str | Path) -> tuple[fs.FileSystem, str]:
+def open_filesystem(place: str | Path) -> tuple[fs.FileSystem, str]:
     """The file system and the path in it, of a local path or of a URI such as ``s3://bucket/folder``.
 
     Raises:
         OSError: if a URI is none that is known.
     """
     if (address := address_of(str(place))) is not None:
-        with telling(place, "opened"):
+        with translate_errors(place, "opened"):
             return open_bucket(address), address.path
     if "://" in str(place):
         filesystem, path = fs.FileSystem.from_uri(str(place))
@@ -52,7 +52,7 @@ def has_folders(filesystem: fs.FileSystem) -> bool:
 
 
 @contextmanager
-def telling(place: str | Path, done: str) -> Iterator[None]:
+def translate_errors(place: str | Path, done: str) -> Iterator[None]:
     """Say what a bucket's errors mean; all others are left as they are, a file's that is not there among them.
 
     Args:
@@ -64,9 +64,9 @@ def telling(place: str | Path, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (told := explained(error, str(place))) is None:
+        if (told := explain(error, str(place))) is None:
             raise
-        told.tried = told.tried or f"{shown(str(place))} cannot be {done}"
+        told.tried = told.tried or f"{redact_query(str(place))} cannot be {done}"
         raise told from None if told is error else error
 
 
@@ -76,9 +76,9 @@ def write_bytes(place: str | Path, data: bytes) -> None:
     Raises:
         OSError: if the place cannot be written; the old bytes are still there.
     """
-    filesystem, path = open_place(place)
+    filesystem, path = open_filesystem(place)
     if not has_folders(filesystem):
-        with telling(place, "written"), filesystem.open_output_stream(path) as stream:
+        with translate_errors(place, "written"), filesystem.open_output_stream(path) as stream:
             stream.write(data)
         return
     part = f"{path}.{uuid.uuid4().hex}.part"
@@ -99,12 +99,12 @@ def read_bytes(place: str | Path) -> bytes | None:
     Raises:
         OSError: if the place cannot be read.
     """
-    filesystem, path = open_place(place)
+    filesystem, path = open_filesystem(place)
     try:
-        with telling(place, "read"), filesystem.open_input_file(path) as file:
+        with translate_errors(place, "read"), filesystem.open_input_file(path) as file:
             return bytes(file.read(file.size()))
     except (FileNotFoundError, NotADirectoryError):
-        _see_bucket(place, "read")
+        _check_bucket(place, "read")
         return None
 
 
@@ -114,8 +114,8 @@ def read_chunks(place: str | Path, size: int = 8 * 2**20) -> Iterator[bytes]:
     Raises:
         OSError: if there is no such file, or it cannot be read.
     """
-    filesystem, path = open_place(place)
-    with telling(place, "read"), filesystem.open_input_stream(path) as stream:
+    filesystem, path = open_filesystem(place)
+    with translate_errors(place, "read"), filesystem.open_input_stream(path) as stream:
         while chunk := stream.read(size):
             yield bytes(chunk)
 
@@ -135,11 +135,11 @@ def file_stamps(place: str | Path) -> dict[str, tuple[int, int]] | None:
 
     None where there is no such place.
     """
-    filesystem, path = open_place(place)
-    with telling(place, "read"):
+    filesystem, path = open_filesystem(place)
+    with translate_errors(place, "read"):
         info = filesystem.get_file_info(path)
     if info.type == fs.FileType.NotFound:
-        _see_bucket(place, "read")
+        _check_bucket(place, "read")
         return None
     found = {"": info} if info.type == fs.FileType.File else {one.base_name: one for one in _listed(place)}
     return {name: (one.size, one.mtime_ns) for name, one in found.items() if one.type == fs.FileType.File}
@@ -147,33 +147,33 @@ def file_stamps(place: str | Path) -> dict[str, tuple[int, int]] | None:
 
 def delete_file(place: str | Path) -> None:
     """Delete a file, if it is there."""
-    filesystem, path = open_place(place)
-    with telling(place, "deleted"):
+    filesystem, path = open_filesystem(place)
+    with translate_errors(place, "deleted"):
         if filesystem.get_file_info(path).type == fs.FileType.File:
             filesystem.delete_file(path)
 
 
 def delete_folder(place: str | Path) -> None:
     """Delete a folder and all that is in it, if it is there."""
-    filesystem, path = open_place(place)
-    with telling(place, "deleted"):
+    filesystem, path = open_filesystem(place)
+    with translate_errors(place, "deleted"):
         if filesystem.get_file_info(path).type == fs.FileType.Directory:
             filesystem.delete_dir(path)
 
 
 def _listed(place: str | Path, *, recursive: bool = False) -> list[fs.FileInfo]:
-    filesystem, path = open_place(place)
-    with telling(place, "listed"):
+    filesystem, path = open_filesystem(place)
+    with translate_errors(place, "listed"):
         found: list[fs.FileInfo] = filesystem.get_file_info(
             fs.FileSelector(path, allow_not_found=True, recursive=recursive)
         )
     if not found:
-        _see_bucket(place, "listed")
+        _check_bucket(place, "listed")
     return found
 
 
-def _see_bucket(place: str | Path, done: str) -> None:
+def _check_bucket(place: str | Path, done: str) -> None:
     """Where nothing is found, it must not be for want of the bucket."""
     if (address := address_of(str(place))) is not None:
-        with telling(place, done):
-            see_bucket(address.authority, address.query)
+        with translate_errors(place, done):
+            check_bucket(address.authority, address.query)

@@ -105,7 +105,7 @@ def address_of(place: str) -> Address | None:
     return Address(authority, query, "/".join(filter(None, parts)))
 
 
-def shown(place: str) -> str:
+def redact_query(place: str) -> str:
     """An address without its secrets."""
     place = re.sub(r"://[^/?]*@", "://***@", place)
     return re.sub(r"([?&])(\w+)=[^&/]*", lambda m: m[0] if m[2] in OPTIONS else f"{m[1]}{m[2]}=***", place)
@@ -145,7 +145,7 @@ def _open(authority: str, query: str, variables: tuple[tuple[str, str], ...], _p
     )
 
 
-def explained(error: OSError, place: str) -> StorageError | None:
+def explain(error: OSError, place: str) -> StorageError | None:
     """What an error of the client means; None of an error that is not the client's."""
     if isinstance(error, StorageError):
         return error
@@ -161,20 +161,20 @@ def explained(error: OSError, place: str) -> StorageError | None:
     for pattern, (number, reason) in REASONS.items():
         if re.search(pattern, text, re.IGNORECASE):
             return StorageError(number, _with_words(reason, address))
-    return StorageError(errno.EIO, shown(text.rpartition(" operation: ")[2]))
+    return StorageError(errno.EIO, redact_query(text.rpartition(" operation: ")[2]))
 
 
 def _with_words(reason: str, address: Address) -> str:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     known = "AWS_ACCESS_KEY_ID" in os.environ or "@" in address.authority
     return reason.format(
-        endpoint=f" ({shown(endpoint)})" if endpoint else "",
+        endpoint=f" ({redact_query(endpoint)})" if endpoint else "",
         who="this key" if known else "one without a key (AWS_ACCESS_KEY_ID is not set)",
     )
 
 
 @lru_cache(maxsize=64)
-def see_bucket(authority: str, query: str) -> None:
+def check_bucket(authority: str, query: str) -> None:
     """Where nothing is found: see that it is not for want of the bucket.
 
     Raises:

@@ -32,7 +32,7 @@ def load_state(place: str | Path) -> dict[str, Any] | None:
     return state
 
 
-def random_state() -> list[torch.Tensor]:
+def get_random_state() -> list[torch.Tensor]:
     """Where torch's own random numbers are, on the CPU and on the GPU that is in use."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 

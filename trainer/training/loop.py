@@ -21,16 +21,16 @@ from torch import Tensor
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.data.transforms import random_views
 from trainer.model.backbone import load_backbone
-from trainer.model.execution import backward, images_at_once, in_batches, in_precision
+from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
-from trainer.prompt_init.initial_prompt import first_prompt
-from trainer.prompt_init.strategies import draw
+from trainer.prompt_init.initial_prompt import initial_prompt
+from trainer.prompt_init.strategies import sample_tokens
 from trainer.prompt_init.token_stream import token_stream
-from trainer.storage.background_writer import Writer
-from trainer.training.checkpoint import load_state, pack_state, random_state, set_random_state
+from trainer.storage.background_writer import BackgroundWriter
+from trainer.training.checkpoint import get_random_state, load_state, pack_state, set_random_state
 from trainer.training.feature_cache import frozen_features
 from trainer.training.metrics import normalized_mutual_information, predictions, scores
 from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
@@ -68,7 +68,7 @@ def train(
     device: str = "cpu",
     folder: str | None = None,
     weights: str | None = None,
-    bank: str | None = None,
+    prototype_cache: str | None = None,
     cache: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochMetrics]:
@@ -94,7 +94,7 @@ def train(
         OSError: if data, bank or folder cannot be read or written.
     """
     # Data and network.
-    method, card = METHODS[config.method], read_card(data_root, config.task)
+    method, card = METHODS[config.method], open_task(data_root, config.task)
     augmented = is_augmented(config.task)
     frozen = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
@@ -118,7 +118,7 @@ def train(
         )
 
     # The prompt's first value, and the model around it.
-    first = first_prompt(config, frozen, learnt_from, data_root=data_root, bank=bank)
+    first = initial_prompt(config, frozen, learnt_from, data_root=data_root, prototype_cache=prototype_cache)
     model = PromptedViT(
         frozen.variant(learns=method.backbone_learns, drop_path=config.drop_path),
         num_classes=len(card.class_names),
@@ -134,11 +134,11 @@ def train(
         stream = token_stream(config, frozen, learnt_from, len(first.prompt_LPD), 1.0)
         sample = torch.Generator().manual_seed(config.stream_seed("nmi"))
         available = stream.num_images * frozen.num_patches
-        nmi_tokens_LTD = draw(lambda tokens_BND: tokens_BND, stream, min(NMI_TOKENS, available), sample)
+        nmi_tokens_LTD = sample_tokens(lambda tokens_BND: tokens_BND, stream, min(NMI_TOKENS, available), sample)
 
     # Where nothing below the head learns or varies, the network's features take the images' place, computed once.
     learns_above_features = not (config.prompt_length or method.backbone_learns or augmented or config.drop_path)
-    network = in_precision(model.head if learns_above_features else model, config.precision, device)
+    network = with_precision(model.head if learns_above_features else model, config.precision, device)
 
     def inputs_of(split: Split, rows_B: Tensor) -> Tensor:
         if learns_above_features:
@@ -147,14 +147,14 @@ def train(
 
     def logits_of(split: Split) -> Tensor:
         tokens = 1 + frozen.num_patches + (config.prompt_length or 0)
-        rows = torch.arange(len(split)).split(images_at_once(device, tokens))
-        return torch.cat([in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
+        rows = torch.arange(len(split)).split(eval_batch_size(device, tokens))
+        return torch.cat([evaluate_in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
 
     # Groups with a weight decay each, and the average that is scored beside the weights.
     optimizer = build_optimizer(config, learnable)
     average = MovingAverage(learnable, config.ema_decay) if config.ema_decay else None
     part = config.batch_size  # images at once; less where memory is short
-    writer = Writer()
+    writer = BackgroundWriter()
 
     def save(under_way: dict[str, Any] | None) -> None:
         """All that an attempt needs to go on, after an epoch or within one."""
@@ -174,7 +174,7 @@ def train(
         """Save the epoch after some of its steps, and end, if asked to."""
         if stop():
             if folder is not None:
-                drawn = {"crops": crops.get_state(), "dropout": random_state()}
+                drawn = {"crops": crops.get_state(), "dropout": get_random_state()}
                 save({"done": done, "loss": loss.cpu(), "seconds": time.perf_counter() - started} | drawn)
                 writer.wait()
             raise TrainingInterrupted(f"asked to stop in epoch {epoch}, after {done} of {steps_per_epoch} steps.")
@@ -273,7 +273,7 @@ def train(
                 if judged and average is not None:
                     with average.in_place():
                         averaged_NK = logits_of(scored_on)
-                    metrics[f"{config.metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
+                    metrics[f"{config.eval_metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
             finished.append(EpochMetrics(epoch=epoch, metrics=metrics))
 
             # Bytes first, then the word that they exist.

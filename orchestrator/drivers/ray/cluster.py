@@ -15,11 +15,11 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import ClusterError
-from orchestrator.spec.resources import Share
+from orchestrator.spec.resources import TrialResources
 
-KIND = "accelerator_type:"
+ACCELERATOR_PREFIX = "accelerator_type:"
 """How Ray's resources name a kind of GPU."""
-ANSWER_S = 120.0
+ANSWER_TIMEOUT_S = 120.0
 """How long a node may take to answer: it imports torch for it."""
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
@@ -84,23 +84,23 @@ def nodes() -> list[Node]:
     return sorted(found, key=lambda node: ("node:__internal_head__" not in node.resources, node.name))
 
 
-def resources_of(share: Share) -> dict[str, float]:
+def ray_resources(share: TrialResources) -> dict[str, float]:
     """What a trial asks of Ray."""
-    asked = {"CPU": float(share.cpus), "GPU": share.most_gpus}
+    asked = {"CPU": float(share.cpus), "GPU": share.initial_gpus}
     if share.accelerator_type is not None:
-        asked[f"{KIND}{share.accelerator_type}"] = 0.001
+        asked[f"{ACCELERATOR_PREFIX}{share.accelerator_type}"] = 0.001
     return {name: amount for name, amount in asked.items() if amount}
 
 
-def capacity(share: Share, there: Iterable[Node]) -> int:
+def num_trials_that_fit(share: TrialResources, there: Iterable[Node]) -> int:
     """How many such trials fit the nodes at once, each on one of them."""
-    asked = resources_of(share)
+    asked = ray_resources(share)
     return sum(
         min(int(node.resources.get(name, 0) / amount + 1e-6) for name, amount in asked.items()) for node in there
     )
 
 
-def refuse_what_never_fits(shares: Mapping[str, Share]) -> None:
+def check_resources_exist(shares: Mapping[str, TrialResources]) -> None:
     """See that each backbone's trials fit some node.
 
     Raises:
@@ -109,19 +109,19 @@ def refuse_what_never_fits(shares: Mapping[str, Share]) -> None:
     there = nodes()
     problems = []
     for backbone, share in shares.items():
-        if capacity(share, there):
+        if num_trials_that_fit(share, there):
             continue
         kind = f" of type {share.accelerator_type}" if share.accelerator_type else ""
-        problems.append(f"a trial of {backbone} asks for {share.cpus} CPUs and {share.most_gpus:g} GPUs{kind}")
+        problems.append(f"a trial of {backbone} asks for {share.cpus} CPUs and {share.initial_gpus:g} GPUs{kind}")
     if problems:
-        have = "; ".join(dict.fromkeys(_told(node) for node in there))
+        have = "; ".join(dict.fromkeys(_describe(node) for node in there))
         raise ClusterError(
             f"no node can run these: {', '.join(problems)}. Ray's nodes have: {have}. Lower `resources` in the spec, "
             "give --address of another cluster, or `cluster: {workers: N}` for one that grows."
         )
 
 
-def on_each_node(answer: Callable[[Question], Answer], question: Question) -> list[tuple[Node, Answer | str]]:
+def ask_each_node(answer: Callable[[Question], Answer], question: Question) -> list[tuple[Node, Answer | str]]:
     """What a function answers on each node, all asked at once; in place of an answer that fails, why."""
     task = ray.remote(num_cpus=0, max_retries=0)(answer)
     there = nodes()
@@ -129,7 +129,7 @@ def on_each_node(answer: Callable[[Question], Answer], question: Question) -> li
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(question)
         for node in there
     ]
-    ray.wait(asked, num_returns=len(asked), timeout=ANSWER_S)
+    ray.wait(asked, num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
     return [(node, _answer(reference)) for node, reference in zip(there, asked, strict=True)]
 
 
@@ -137,13 +137,13 @@ def _answer(reference: Any) -> Any:
     try:
         return ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
-        return f"it did not answer within {ANSWER_S:.0f} s"
+        return f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s"
     except (RayError, ImportError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         return lines[-1].strip() if lines else type(error).__name__
 
 
-def _told(node: Node) -> str:
+def _describe(node: Node) -> str:
     cpus, gpus = node.resources.get("CPU", 0), node.resources.get("GPU", 0)
-    kinds = [name.removeprefix(KIND) for name in node.resources if name.startswith(KIND)]
+    kinds = [name.removeprefix(ACCELERATOR_PREFIX) for name in node.resources if name.startswith(ACCELERATOR_PREFIX)]
     return f"{cpus:g} CPUs and {gpus:g} GPUs" + (f" ({', '.join(kinds)})" if kinds and gpus else "")

@@ -18,19 +18,19 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from orchestrator.drivers.context import Workplace
-from orchestrator.drivers.ray.bridge import _Bridge
-from orchestrator.drivers.ray.capacity import Slots
-from orchestrator.drivers.ray.cluster import refuse_what_never_fits
-from orchestrator.drivers.ray.warm_workers import Resting
+from orchestrator.drivers.context import TrialContext
+from orchestrator.drivers.ray.bridge import TuneBridge
+from orchestrator.drivers.ray.capacity import ClusterCapacity
+from orchestrator.drivers.ray.cluster import check_resources_exist
+from orchestrator.drivers.ray.warm_workers import WarmWorkerPool
 from orchestrator.drivers.ray.worker import RunTrial, TrialWorker
 from orchestrator.drivers.signals import stop_on_signal
 from orchestrator.sweep.sweep import Sweep
 
 
-def drive(
+def run_sweep(
     sweep: Sweep,
-    workplace: Workplace,
+    context: TrialContext,
     on_change: Callable[[], None],
     run_trial: RunTrial | None = None,
 ) -> None:
@@ -43,14 +43,14 @@ def drive(
         ClusterError: if no node has what a trial needs, and the cluster is not said to grow.
         KeyboardInterrupt: if it was told twice to stop.
     """
-    shares = {backbone: sweep.spec.resources.of(backbone) for backbone in sweep.spec.backbones}
+    shares = {backbone: sweep.spec.resources.for_backbone(backbone) for backbone in sweep.spec.backbones}
     if sweep.spec.cluster.workers is None:
-        refuse_what_never_fits(shares)
-    slots = Slots([*shares.values()], sweep.spec.cluster.workers)
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count())
-    bridge = _Bridge(sweep, on_change, slots)
+        check_resources_exist(shares)
+    slots = ClusterCapacity([*shares.values()], sweep.spec.cluster.workers)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.num_trials())
+    bridge = TuneBridge(sweep, on_change, slots)
     trainable = tune.with_resources(
-        tune.with_parameters(TrialWorker, workplace=workplace, run_trial=run_trial),
+        tune.with_parameters(TrialWorker, workplace=context, run_trial=run_trial),
         lambda config: PlacementGroupFactory([config["resources"]]),
     )
     trainable.__qualname__ = TrialWorker.__name__  # what `ps` shows of a worker, for who wants to end it
@@ -67,7 +67,7 @@ def drive(
                 name=sweep.spec.name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_Watch(bridge)],
+                callbacks=[_StepCallback(bridge)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trainer keeps its own
             ),
         )
@@ -79,10 +79,10 @@ def drive(
             raise
 
 
-class _Watch(tune.Callback):
+class _StepCallback(tune.Callback):
     """Looks at the sweep as often as Tune turns round, some ten times a second."""
 
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: TuneBridge) -> None:
         self._bridge = bridge
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
@@ -91,23 +91,23 @@ class _Watch(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A worker has it now."""
-        self._bridge.begin(trial.trial_id)
+        self._bridge.on_start(trial.trial_id)
 
 
 class _SweepSearcher(Searcher):
     """Hands Tune the sweep's next trial."""
 
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: TuneBridge) -> None:
         super().__init__()
         self._bridge = bridge
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial; None to be asked again, FINISHED when no more will come."""
-        return self._bridge.next(trial_id)
+        return self._bridge.next_config(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The trial's worker is free, whatever happened."""
-        if trial_id in self._bridge.ours:
+        if trial_id in self._bridge.trial_ids:
             self._bridge.on_end(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
@@ -120,16 +120,16 @@ class _SweepSearcher(Searcher):
 class _SweepScheduler(FIFOScheduler):
     """Passes each epoch to the sweep."""
 
-    def __init__(self, bridge: _Bridge) -> None:
+    def __init__(self, bridge: TuneBridge) -> None:
         super().__init__()
         self._bridge = bridge
-        self._resting = Resting()
+        self._resting = WarmWorkerPool()
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Tune starts what is pending in its order; FIFO's own choice walks over every trial there ever was."""
-        for trial in self._bridge.withdrawn():
+        for trial in self._bridge.take_unstarted():
             tune_controller.stop_trial(trial)
-        self._resting.settle(tune_controller._tune_controller._actor_cache, self._bridge.may_rest())
+        self._resting.resize(tune_controller._tune_controller._actor_cache, self._bridge.allowed_idle_workers())
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Know Tune's trial, to be able to kill its worker."""
@@ -137,7 +137,7 @@ class _SweepScheduler(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Trial) -> None:
         """What Ray says of a lost worker: asked here, before the searcher is told without it."""
-        if trial.trial_id in self._bridge.ours:
+        if trial.trial_id in self._bridge.trial_ids:
             self._bridge.on_end(trial.trial_id, trial.get_pickled_error())
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

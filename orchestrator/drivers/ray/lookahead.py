@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 Event = TypeVar("Event")
 
 
-class GivenUp(BaseException):
+class TrialCancelled(BaseException):
     """Nobody waits for the rest of a trial; no `Exception`, for nothing has gone wrong."""
 
 
-class Ahead(Generic[Event]):
+class LookAhead(Generic[Event]):
     """The events of a trial, the next of them brought by a thread while the last is dealt with, and no more than that.
 
     Args:
@@ -27,8 +27,8 @@ class Ahead(Generic[Event]):
     ) -> None:
         self._thread = thread
         self._stop = stop
-        self._given_up = False
-        self._events = iter(run(self._answer))
+        self._cancelled = False
+        self._events = iter(run(self._should_stop))
         self._next: Future[Event | None] | None = None
 
     def __next__(self) -> Event:
@@ -37,15 +37,15 @@ class Ahead(Generic[Event]):
         Raises:
             StopIteration: if the trial has been given up.
         """
-        event = (self._next or self._thread.submit(self._bring)).result()
-        self._next = self._thread.submit(self._bring)
+        event = (self._next or self._thread.submit(self._fetch)).result()
+        self._next = self._thread.submit(self._fetch)
         if event is None:
             raise StopIteration
         return event
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """End it at its next step, for nobody wants to know any more."""
-        self._given_up = True
+        self._cancelled = True
         self.finish()
 
     def finish(self) -> None:
@@ -55,13 +55,13 @@ class Ahead(Generic[Event]):
         if hasattr(self._events, "close"):  # a generator
             self._events.close()
 
-    def _bring(self) -> Event | None:
+    def _fetch(self) -> Event | None:
         try:
             return next(self._events)
-        except GivenUp:  # kept no longer than this: its trace holds all that the trial had in memory
+        except TrialCancelled:  # kept no longer than this: its trace holds all that the trial had in memory
             return None
 
-    def _answer(self) -> bool:
-        if self._given_up:
-            raise GivenUp
+    def _should_stop(self) -> bool:
+        if self._cancelled:
+            raise TrialCancelled
         return self._stop()

@@ -12,11 +12,12 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.drivers.context import Workplace
-from orchestrator.drivers.ray.lookahead import Ahead
+from orchestrator.drivers.context import TrialContext
+from orchestrator.drivers.ray.lookahead import LookAhead
 from orchestrator.study.trial import Epoch, Failure
+from trainer.config import TrainConfig
 
-RunTrial = Callable[[dict[str, Any], Workplace, Callable[[], bool]], Iterable[Epoch | Failure]]
+RunTrial = Callable[[TrainConfig, TrialContext, Callable[[], bool]], Iterable[Epoch | Failure]]
 """What a worker does with a config, at a place, until it is asked to stop."""
 
 
@@ -24,7 +25,7 @@ class TrialWorker(tune.Trainable):
     """Runs trials of a sweep; a SIGTERM, as a machine gets that is taken away, has the one under way saved."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
-        self, config: dict[str, Any], workplace: Workplace, run_trial: RunTrial | None
+        self, config: dict[str, Any], workplace: TrialContext, run_trial: RunTrial | None
     ) -> None:
         """Begin the first trial.
 
@@ -48,7 +49,7 @@ class TrialWorker(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Begin the next trial in the same process."""
         self._at_work = True
-        self._trial.give_up()
+        self._trial.cancel()
         self._trial = self._begin(new_config)
         self._at_work = False
         return True
@@ -64,21 +65,21 @@ class TrialWorker(tune.Trainable):
         if isinstance(event, Failure):
             return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
         # Tune flattens dicts.
-        return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.facts.items()]}
+        return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.provenance.items()]}
 
     def cleanup(self) -> None:
         """End the trial, which goes on no more: its log is written."""
         self._at_work = True
-        self._trial.give_up()
+        self._trial.cancel()
         if self._terminated:
             ray.actor.exit_actor()
         self._at_work = False
 
-    def _begin(self, config: dict[str, Any]) -> Ahead[Epoch | Failure]:
+    def _begin(self, config: dict[str, Any]) -> LookAhead[Epoch | Failure]:
         workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
-        return Ahead(
+        return LookAhead(
             self._thread,
-            lambda stop: self._run_trial(config["config"], workplace, stop),
+            lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), workplace, stop),
             lambda: self._terminated,
         )
 

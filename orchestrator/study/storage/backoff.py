@@ -10,20 +10,20 @@ from typing import Any, TypeVar
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 
-PATIENCE_S = 600.0
+RETRY_FOR_S = 600.0
 """How long it is tried again."""
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-def patiently(write: Callable[..., Answer], *arguments: Any) -> Answer:
+def retry_while_locked(write: Callable[..., Answer], *arguments: Any) -> Answer:
     """Write, waiting while the database is locked or its disk is full.
 
     Raises:
         StorageInternalError: if it stays so for `PATIENCE_S`, or for any other reason.
     """
-    deadline, delay_s = time.monotonic() + PATIENCE_S, 0.5
+    deadline, delay_s = time.monotonic() + RETRY_FOR_S, 0.5
     while True:
         try:
             return write(*arguments)

@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState as OptunaState
 from sqlalchemy import bindparam, text
 
-AT_ONCE = 500
+STUDIES_PER_QUERY = 500
 """Studies asked for in one query: databases limit a query's values."""
 ATTRIBUTES = {"user": "trial_user_attributes", "system": "trial_system_attributes"}
 
@@ -37,16 +37,16 @@ class StoredTrial:
     """System attributes: notes of samplers and pruners."""
 
 
-def read_rows(storage: RDBStorage, study_ids: Sequence[int], *, without: str = "") -> dict[int, list[StoredTrial]]:
+def load_trials(storage: RDBStorage, study_ids: Sequence[int], *, without: str = "") -> dict[int, list[StoredTrial]]:
     """The trials of each study, by number.
 
     Args:
         without: name of a user attribute that is not read.
     """
     found: dict[int, list[StoredTrial]] = {study_id: [] for study_id in study_ids}
-    for start in range(0, len(study_ids), AT_ONCE):
+    for start in range(0, len(study_ids), STUDIES_PER_QUERY):
         rows: dict[int, StoredTrial] = {}
-        ask = functools.partial(_ask, storage, list(study_ids[start : start + AT_ONCE]))
+        ask = functools.partial(_query, storage, list(study_ids[start : start + STUDIES_PER_QUERY]))
         for study_id, trial_id, number, state in ask("study_id, trial_id, number, state", "trials", "number"):
             rows[trial_id] = StoredTrial(trial_id, number, OptunaState[state])
             found[study_id].append(rows[trial_id])
@@ -65,7 +65,7 @@ def read_rows(storage: RDBStorage, study_ids: Sequence[int], *, without: str = "
     return found
 
 
-def _ask(
+def _query(
     storage: RDBStorage, study_ids: list[int], columns: str, table: str, order: str, only: str = "1 = 1"
 ) -> Iterator[Any]:
     trials = "SELECT trial_id FROM trials WHERE study_id IN :studies"

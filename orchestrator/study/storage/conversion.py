@@ -12,9 +12,10 @@ from optuna.trial import TrialState as OptunaState
 
 from orchestrator.errors import UserError
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.spec.space import FloatRange, IntRange, Space
+from orchestrator.spec.space import Dimension, FloatRange, IntRange
 from orchestrator.study.storage.bulk_read import StoredTrial
-from orchestrator.study.trial import Cause, Phase, TrialResult, TrialState
+from orchestrator.study.trial import FailureCause, Phase, Trial, TrialState
+from trainer.config import TrainConfig
 
 STATES = {
     TrialState.WAITING: OptunaState.WAITING,
@@ -24,95 +25,112 @@ STATES = {
     TrialState.FAILED: OptunaState.FAIL,
 }
 HISTORY = "history"
-"""Name of the user attribute that holds all epochs: most of what a trial weighs."""
-PROGRESS: dict[str, Any] = {
-    field.name: field.default
-    for field in dataclasses.fields(TrialResult)
-    if field.name in ("error", "cause", "attempt", "failures", "losses", "share", "wasted_s", "duplicate_of")
+"""User attribute with the metrics of every epoch: most of what a trial weighs."""
+LAST = "came"
+"""User attribute with the last value of every metric, and with the provenance."""
+STORED_NAMES = {
+    "error": "error",
+    "cause": "cause",
+    "attempt": "attempt",
+    "failures": "failures",
+    "losses": "losses",
+    "gpu_share_factor": "share",
+    "lost_seconds": "wasted_s",
+    "duplicate_of": "duplicate_of",
 }
-"""Fields of TrialResult that are user attributes where they are not these."""
+"""Fields of Trial that are user attributes, and their stored names. Renaming a field leaves the stored name."""
+DEFAULTS: dict[str, Any] = {
+    STORED_NAMES[field.name]: field.default for field in dataclasses.fields(Trial) if field.name in STORED_NAMES
+}
+"""By stored name. An attribute that equals its default is not written."""
 
 
-def distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
+def optuna_distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
     """Optuna's name for a study's space; final trials differ in their seed."""
     if phase == "final":
         return {"seed": IntDistribution(0, 2**32 - 1)}
     return {name: _distribution(dimension) for name, dimension in plan.space.items()}
 
 
-def frozen(result: TrialResult, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
-    """A trial as Optuna has it; without `metrics`, only what its samplers and pruners look at."""
-    attributes = attributes_of(result) | (came_of(result) if result.epochs else {}) if metrics else {}
+def to_optuna_trial(trial: Trial, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
+    """Return a trial as Optuna has it; without `metrics`, only what its samplers and pruners read."""
+    attributes = trial_attrs(trial) | (history_attrs(trial) if trial.epochs else {}) if metrics else {}
     return create_trial(
-        state=STATES[result.state],
-        value=told_value(result),
-        params=result.params,
-        distributions={name: space[name] for name in result.params},
+        state=STATES[trial.state],
+        value=optuna_value(trial),
+        params=trial.params,
+        distributions={name: space[name] for name in trial.params},
         user_attrs=attributes,
-        system_attrs=result.notes,
+        system_attrs=trial.sampler_attrs,
         intermediate_values={
             epoch: values["val/accuracy"]
-            for epoch, values in enumerate(result.epochs, start=1)
+            for epoch, values in enumerate(trial.epochs, start=1)
             if "val/accuracy" in values
         },
     )
 
 
-def attributes_of(result: TrialResult) -> dict[str, Any]:
-    """What Optuna has no field for, as user attributes."""
-    progress = {name: getattr(result, name) for name, usual in PROGRESS.items() if getattr(result, name) != usual}
-    if result.cause is not None:
-        progress["cause"] = result.cause.value
-    return {"trial_id": result.trial_id, "config": result.config} | progress
+def trial_attrs(trial: Trial) -> dict[str, Any]:
+    """Return what Optuna has no field for, as user attributes under their stored names."""
+    progress = {stored: getattr(trial, name) for name, stored in STORED_NAMES.items()}
+    if trial.cause is not None:
+        progress["cause"] = trial.cause.value
+    changed = {stored: value for stored, value in progress.items() if value != DEFAULTS[stored]}
+    return {"trial_id": trial.trial_id, "config": dataclasses.asdict(trial.config)} | changed
 
 
-def came_of(result: TrialResult) -> dict[str, Any]:
-    """What came of its epochs, as user attributes: all metrics together, for a row each would be slow to write and
-    to read, and their last values apart, for who needs no more."""
+def history_attrs(trial: Trial) -> dict[str, Any]:
+    """Return the outcome of all epochs, as two user attributes.
+
+    One attribute holds the metrics of every epoch: a row for each metric would be slow to write and to read. The other
+    holds the last values, for reports. It is written first: an epoch that it knows is not reported again.
+    """
     return {
-        "came": {"last": result.last, "facts": result.facts},  # first: an epoch that is known is not told again
-        HISTORY: {"epochs": result.epochs, "notes": result.notes},
+        LAST: {"last": trial.last_metrics, "facts": trial.provenance},
+        HISTORY: {"epochs": trial.epochs, "notes": trial.sampler_attrs},
     }
 
 
-def told_value(result: TrialResult) -> float | None:
-    """The value that Optuna is told: the score, or where a pruned trial stood."""
-    if result.state is TrialState.PRUNED:
-        return result.epochs[-1].get("val/accuracy") if result.epochs else None
-    return result.score
+def optuna_value(trial: Trial) -> float | None:
+    """Return the value for Optuna: the score, or the last val accuracy of a pruned trial."""
+    if trial.state is TrialState.PRUNED:
+        return trial.epochs[-1].get("val/accuracy") if trial.epochs else None
+    return trial.score
 
 
-def thawed(trial: StoredTrial, study: str, phase: Phase) -> TrialResult:
-    """The trial that `frozen` was given; without its epochs where its history was not read.
+def from_stored_trial(stored: StoredTrial, study: str, phase: Phase) -> Trial:
+    """Return the trial that `to_optuna_trial` was given; without epochs if its history was not read.
 
     Raises:
         UserError: if its id could name another folder than its own.
     """
-    if not (trial_id := str(trial.user["trial_id"])).isalnum():
-        raise UserError(f"the record has been tampered with: {trial_id!r} in {study} is no trial's id.")
-    state = next(ours for ours, theirs in STATES.items() if theirs is trial.state)
-    progress = PROGRESS | {name: value for name, value in trial.user.items() if name in PROGRESS}
+    trial_id = str(stored.user["trial_id"])
+    if not trial_id.isalnum():
+        raise UserError(f"the study database has been tampered with: {trial_id!r} in {study} is not a trial id.")
+    state = next(ours for ours, theirs in STATES.items() if theirs is stored.state)
+    progress = {name: stored.user.get(attr, DEFAULTS[attr]) for name, attr in STORED_NAMES.items()}
     if progress["cause"] is not None:
-        progress["cause"] = Cause(progress["cause"])
-    history = trial.user.get(HISTORY, {"epochs": [], "notes": {}})
-    came = trial.user.get("came", {"last": {}, "facts": {}})
-    return TrialResult(
+        progress["cause"] = FailureCause(progress["cause"])
+    history = stored.user.get(HISTORY, {"epochs": [], "notes": {}})
+    last = stored.user.get(LAST, {"last": {}, "facts": {}})
+    return Trial(
         trial_id=trial_id,
         study=study,
         phase=phase,
-        number=trial.number,
-        params=trial.params,
-        config=trial.user["config"],
+        number=stored.number,
+        params=stored.params,
+        config=TrainConfig.from_stored(stored.user["config"]),
         state=state,
         epochs=tuple(history["epochs"]),
-        score=trial.value if state is TrialState.COMPLETE else None,
-        notes=trial.system | history["notes"],
-        **came,
+        score=stored.value if state is TrialState.COMPLETE else None,
+        sampler_attrs=stored.system | history["notes"],
+        last_metrics=last["last"],
+        provenance=last["facts"],
         **progress,
     )
 
 
-def _distribution(dimension: Space) -> BaseDistribution:
+def _distribution(dimension: Dimension) -> BaseDistribution:
     match dimension:
         case FloatRange():
             return FloatDistribution(dimension.low, dimension.high, log=dimension.log)

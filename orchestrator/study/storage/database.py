@@ -18,12 +18,12 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.study.storage.bulk_read import read_rows
+from orchestrator.study.storage.bulk_read import load_trials
 from orchestrator.study.storage.conversion import (
     HISTORY,
 )
-from orchestrator.study.storage.lease import BEAT_S, GRACE_S, Lease
-from orchestrator.study.storage.trial_table import StudyRecord
+from orchestrator.study.storage.lease import GRACE_PERIOD_S, HEARTBEAT_S, Lease
+from orchestrator.study.storage.trial_table import TrialTable
 from orchestrator.study.trial import Phase
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -31,7 +31,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 PHASES: tuple[Phase, ...] = ("search", "final")
 
 
-class Record:
+class StudyDatabase:
     """All sweeps of a home.
 
     Args:
@@ -44,7 +44,9 @@ class Record:
         options: dict[str, Any] = {"connect_args": {"timeout": 60} if sqlite else {"connect_timeout": 10}}
         options["pool_pre_ping"] = not sqlite  # a server may have ended what was open
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            self._storage = RDBStorage(url, engine_kwargs=options, heartbeat_interval=BEAT_S, grace_period=GRACE_S)
+            self._storage = RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_PERIOD_S
+            )
         if sqlite:
             sqlalchemy.event.listen(self._storage.engine, "connect", _write_ahead)
             self._storage.engine.dispose()
@@ -62,14 +64,14 @@ class Record:
         """Remember the spec of a sweep, in place of an earlier one; why it was last halted is forgotten."""
         study_id = self._sweep_id(name)
         self._storage.set_study_user_attr(study_id, "spec", spec)
-        self.save_halt(name, None)
+        self.save_halt_reason(name, None)
 
-    def halt(self, name: str) -> str | None:
+    def halt_reason(self, name: str) -> str | None:
         """Why the sweep's last driver ended before the sweep was done."""
         reason: str | None = self._storage.get_study_user_attrs(self._sweep_id(name)).get("halt")
         return reason
 
-    def save_halt(self, name: str, reason: str | None) -> None:
+    def save_halt_reason(self, name: str, reason: str | None) -> None:
         """Remember why the driver ends."""
         self._storage.set_study_user_attr(self._sweep_id(name), "halt", reason)
 
@@ -77,9 +79,9 @@ class Record:
         """The hold that one driver at a time has on a sweep."""
         return Lease(self._storage, self._sweep_id(name))
 
-    def open_studies(
+    def load_tables(
         self, sweep: str, plans: Sequence[StudyPlan], *, epochs: bool = True
-    ) -> list[tuple[StudyRecord, StudyRecord]]:
+    ) -> list[tuple[TrialTable, TrialTable]]:
         """Search and final trials of each study, as far as there are any; without `epochs`, which are most of what
         there is to read, to be looked at only."""
         found: dict[str, list[tuple[int, int, Mapping[str, Any]]]] = {}
@@ -91,15 +93,15 @@ class Record:
         names = {(plan.key, phase): f"{sweep}: {plan.key} {phase}" for plan in plans for phase in PHASES}
         latest = {name: max(found[name]) for name in names.values() if name in found}
         ids = [study_id for _, study_id, _ in latest.values()]
-        rows = read_rows(self._storage, ids, without="" if epochs else HISTORY)
+        rows = load_trials(self._storage, ids, without="" if epochs else HISTORY)
 
-        def opened(plan: StudyPlan, phase: Phase) -> StudyRecord:
+        def opened(plan: StudyPlan, phase: Phase) -> TrialTable:
             study = latest.get(name := names[plan.key, phase])
-            return StudyRecord(self._storage, name, study, rows[study[1]] if study else [], plan, phase)
+            return TrialTable(self._storage, name, study, rows[study[1]] if study else [], plan, phase)
 
         return [(opened(plan, "search"), opened(plan, "final")) for plan in plans]
 
-    def forget(self, sweep: str) -> None:
+    def delete_sweep(self, sweep: str) -> None:
         """Delete the sweep with all its studies."""
         for study in self._storage.get_all_studies():
             if study.study_name == sweep or study.study_name.startswith(f"{sweep}: "):

@@ -21,11 +21,11 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.errors import LeaseError
-from orchestrator.study.storage.backoff import patiently
+from orchestrator.study.storage.backoff import retry_while_locked
 
-BEAT_S = 3
+HEARTBEAT_S = 3
 """Seconds between two signs of life."""
-GRACE_S = 30
+GRACE_PERIOD_S = 30
 """Seconds without one after which a driver is dead."""
 
 
@@ -44,19 +44,19 @@ class Lease:
         self._since = self._beat = time.monotonic()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self.stop_asked = False
+        self.stop_requested = False
         """Whether someone asked this driver to stop, with `ask_to_stop`."""
 
     def holders(self) -> list[dict[str, Any]]:
         """The drivers that are alive: host, pid, since; at most one, unless two come at this moment."""
-        return [trial.user_attrs for trial in self._alive()]
+        return [trial.user_attrs for trial in self._running_drivers()]
 
     def hours(self) -> float:
         """How long drivers were at work on the sweep, this one included."""
         drivers = self._storage.get_all_trials(self._study_id)
         return sum(float(driver.user_attrs.get("seconds", 0.0)) for driver in drivers) / 3600
 
-    def take(self, name: str) -> None:
+    def acquire(self, name: str) -> None:
         """Become the sweep's driver.
 
         Raises:
@@ -65,10 +65,10 @@ class Lease:
         study = optuna.load_study(study_name=name, storage=self._storage)
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             fail_stale_trials(study)
-        for trial in self._alive():
-            if _is_gone(trial.user_attrs):
+        for trial in self._running_drivers():
+            if _process_is_gone(trial.user_attrs):
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        self._refuse_if_held(name)
+        self._raise_if_held(name)
         holder = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -80,22 +80,22 @@ class Lease:
         )
         self._storage.record_heartbeat(self._trial_id)
         try:
-            self._refuse_if_held(name)
+            self._raise_if_held(name)
         except LeaseError:
             self._storage.set_trial_state_values(self._trial_id, TrialState.FAIL)
             raise
         self._since = self._beat = time.monotonic()
-        self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
         self._thread.start()
 
-    def verify(self) -> None:
+    def ensure_held(self) -> None:
         """Be sure that the hold is still ours, before anything is written.
 
         Raises:
             LeaseError: if this process slept so long that it was taken for dead.
         """
-        if time.monotonic() - self._beat > GRACE_S / 2:
-            patiently(self._renew)
+        if time.monotonic() - self._beat > GRACE_PERIOD_S / 2:
+            retry_while_locked(self._send_heartbeat)
 
     def release(self) -> None:
         """Give it back."""
@@ -103,61 +103,61 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         seconds = time.monotonic() - self._since
-        for trial in self._alive():
+        for trial in self._running_drivers():
             if trial._trial_id == self._trial_id:
                 self._storage.set_trial_user_attr(trial._trial_id, "seconds", seconds)
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [seconds / 3600])
 
-    def ask_to_stop(self) -> bool:
+    def request_stop(self) -> bool:
         """Ask the driver, from another process, to stop; whether there is one."""
-        alive = [trial for trial in self._alive() if not _is_gone(trial.user_attrs)]
+        alive = [trial for trial in self._running_drivers() if not _process_is_gone(trial.user_attrs)]
         for trial in alive:
             self._storage.set_trial_user_attr(trial._trial_id, "stop", True)
         return bool(alive)
 
-    def _live(self) -> None:
-        while not self._ended.wait(BEAT_S):
+    def _send_heartbeats(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
             try:
-                self._renew()
+                self._send_heartbeat()
             except LeaseError:
                 return
             except optuna.exceptions.StorageInternalError:
                 continue  # locked or full for now; `verify` is strict where it matters
 
-    def _renew(self) -> None:
+    def _send_heartbeat(self) -> None:
         assert self._trial_id is not None, "taken before it is renewed"
         own = self._storage.get_trial(self._trial_id)
         if own.state is not TrialState.RUNNING:
             raise LeaseError(
-                f"this driver was silent for more than {GRACE_S} s and was taken for dead; another may go on. "
+                f"this driver was silent for more than {GRACE_PERIOD_S} s and was taken for dead; another may go on. "
                 "It stops here, and nothing is lost: `sptune resume` goes on."
             )
         self._storage.record_heartbeat(self._trial_id)
         self._storage.set_trial_user_attr(self._trial_id, "seconds", time.monotonic() - self._since)
         self._beat = time.monotonic()
-        self.stop_asked = bool(own.user_attrs.get("stop"))
+        self.stop_requested = bool(own.user_attrs.get("stop"))
 
-    def _alive(self) -> list[FrozenTrial]:
+    def _running_drivers(self) -> list[FrozenTrial]:
         try:
             return self._storage.get_all_trials(self._study_id, states=(TrialState.RUNNING,))
         except KeyError:  # the sweep was forgotten
             return []
 
-    def _refuse_if_held(self, name: str) -> None:
-        first = min(self._alive(), key=lambda trial: trial._trial_id, default=None)
+    def _raise_if_held(self, name: str) -> None:
+        first = min(self._running_drivers(), key=lambda trial: trial._trial_id, default=None)
         if first is not None and first._trial_id != self._trial_id:
             raise LeaseError(
-                f"{name} is driven by {told(first.user_attrs)}. `sptune status {name}` shows it, "
-                f"`sptune stop {name}` ends it; a dead driver is noticed within {GRACE_S} s."
+                f"{name} is driven by {describe_holder(first.user_attrs)}. `sptune status {name}` shows it, "
+                f"`sptune stop {name}` ends it; a dead driver is noticed within {GRACE_PERIOD_S} s."
             )
 
 
-def told(holder: dict[str, Any]) -> str:
+def describe_holder(holder: dict[str, Any]) -> str:
     """A driver in words."""
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
 
 
-def _is_gone(holder: dict[str, Any]) -> bool:
+def _process_is_gone(holder: dict[str, Any]) -> bool:
     """Whether a driver of this machine has no process any more; of another machine only its heartbeat can tell."""
     if holder["host"] != socket.gethostname():
         return False

@@ -11,25 +11,25 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.study.storage.backoff import patiently
+from orchestrator.study.storage.backoff import retry_while_locked
 from orchestrator.study.storage.bulk_read import StoredTrial
 from orchestrator.study.storage.conversion import (
-    PROGRESS,
+    DEFAULTS,
     STATES,
-    attributes_of,
-    came_of,
-    distributions,
-    frozen,
-    thawed,
-    told_value,
+    from_stored_trial,
+    history_attrs,
+    optuna_distributions,
+    optuna_value,
+    to_optuna_trial,
+    trial_attrs,
 )
-from orchestrator.study.trial import Phase, TrialResult, TrialState
+from orchestrator.study.trial import Phase, Trial, TrialState
 
 SAVE_EVERY_S = 30.0
 """How often the metrics of a running trial are written."""
 
 
-class StudyRecord:
+class TrialTable:
     """The trials of one phase of a study: in memory as they are in the database, written through.
 
     Nothing is written, not even the study, before the first trial.
@@ -53,7 +53,7 @@ class StudyRecord:
         self.phase: Phase = phase
         self._ids = [row.trial_id for row in rows]
         self._saved: dict[int, tuple[int, float]] = {}  # how many epochs' metrics are written, and since when
-        self.trials = [thawed(row, plan.key, phase) for row in rows]
+        self.trials = [from_stored_trial(row, plan.key, phase) for row in rows]
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -65,20 +65,20 @@ class StudyRecord:
         self._save("settings", settings)
 
     @property
-    def stopped(self) -> str | None:
+    def stop_reason(self) -> str | None:
         """Why no trial of this study is started any more."""
         return self._attributes.get("stopped")
 
-    def save_stopped(self, reason: str | None) -> None:
+    def save_stop_reason(self, reason: str | None) -> None:
         """Remember why no more trials are started, or that they are again."""
         self._save("stopped", reason)
 
     @property
-    def transferred(self) -> list[dict[str, Any]] | None:
+    def transferred_params(self) -> list[dict[str, Any]] | None:
         """The params of other tasks that this search begins with, once they are known."""
         return self._attributes.get("transferred")
 
-    def save_transferred(self, params: list[dict[str, Any]]) -> None:
+    def save_transferred_params(self, params: list[dict[str, Any]]) -> None:
         """Remember the params that the search begins with."""
         self._save("transferred", params)
 
@@ -92,59 +92,59 @@ class StudyRecord:
         self._save("mlflow_run", run_id)
 
     @property
-    def shown(self) -> str | None:
+    def synced_digest(self) -> str | None:
         """What the study had come to when MLflow was last told."""
         return self._attributes.get("shown")
 
-    def save_shown(self, mark: str) -> None:
+    def save_synced_digest(self, mark: str) -> None:
         """Remember what MLflow was told that the study has come to."""
         self._save("shown", mark)
 
-    def tracked(self, number: int) -> tuple[str | None, str | None]:
+    def synced_run(self, number: int) -> tuple[str | None, str | None]:
         """A trial's run id in MLflow, and the finished state that MLflow was told of, if it was."""
         run_id, state = self._attributes.get(f"mlflow/{number}", (None, None))
         return run_id, state
 
-    def save_tracked(self, number: int, run_id: str, state: TrialState | None) -> None:
+    def save_synced_run(self, number: int, run_id: str, state: TrialState | None) -> None:
         """Remember a trial's run, and that MLflow has all of it, down to its final state."""
         # An attribute of the study: Optuna lets nobody write to a finished trial.
         self._save(f"mlflow/{number}", (run_id, state.value if state else None))
 
-    def add(self, result: TrialResult) -> None:
+    def add(self, result: Trial) -> None:
         """Write a new trial, in one piece."""
         assert result.number == len(self.trials), "trials are added in order"
-        template = frozen(result, distributions(self._plan, self.phase))
-        self._ids.append(patiently(self._storage.create_new_trial, self._id(), template))
+        template = to_optuna_trial(result, optuna_distributions(self._plan, self.phase))
+        self._ids.append(retry_while_locked(self._storage.create_new_trial, self._id(), template))
         self.trials.append(result)
 
-    def replace(self, result: TrialResult) -> None:
+    def replace(self, result: Trial) -> None:
         """Write what is new about a trial that is not finished."""
         old = self.trials[result.number]
         assert not old.state.is_finished, f"trial {old.trial_id} is finished, and finished means frozen"
         trial_id = self._ids[result.number]
         for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
             if (value := result.epochs[epoch - 1].get("val/accuracy")) is not None:
-                patiently(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
+                retry_while_locked(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
         # Should the driver die before its history is written, the trial's checkpoint tells it again.
         saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))
         due = result.state is not TrialState.RUNNING or time.monotonic() - when > SAVE_EVERY_S
         if len(result.epochs) > saved and due:
-            for name, value in came_of(result).items():
-                patiently(self._storage.set_trial_user_attr, trial_id, name, value)
+            for name, value in history_attrs(result).items():
+                retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
             self._saved[result.number] = len(result.epochs), time.monotonic()
-        was, now = PROGRESS | attributes_of(old), PROGRESS | attributes_of(result)
+        was, now = DEFAULTS | trial_attrs(old), DEFAULTS | trial_attrs(result)
         for name, value in now.items():
             if value != was[name]:
-                patiently(self._storage.set_trial_user_attr, trial_id, name, value)
+                retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
         if result.state is not old.state:
-            value = told_value(result)
+            value = optuna_value(result)
             values = None if value is None else [value]
-            patiently(self._storage.set_trial_state_values, trial_id, STATES[result.state], values)
+            retry_while_locked(self._storage.set_trial_state_values, trial_id, STATES[result.state], values)
         self.trials[result.number] = result
         if result.state.is_finished:
             self._saved.pop(result.number, None)
 
-    def rewrite(self, trials: Sequence[TrialResult], tracked: Mapping[int, tuple[str | None, str | None]]) -> None:
+    def rewrite(self, trials: Sequence[Trial], tracked: Mapping[int, tuple[str | None, str | None]]) -> None:
         """Put other trials in the place of all that are there, finished ones too; whole or not at all.
 
         Optuna freezes finished trials and a choice's values, so this is a new Optuna study that takes the old one's
@@ -159,7 +159,7 @@ class StudyRecord:
         started = [(t.datetime_start, t.datetime_complete) for t in self._storage.get_all_trials(old_id)]
         self._ids = []
         for trial, (start, complete) in zip(trials, started, strict=True):
-            template = frozen(trial, distributions(self._plan, self.phase))
+            template = to_optuna_trial(trial, optuna_distributions(self._plan, self.phase))
             template.datetime_start, template.datetime_complete = start, complete if trial.state.is_finished else None
             self._ids.append(self._storage.create_new_trial(new_id, template))
         kept = {name: value for name, value in self._attributes.items() if not name.startswith("mlflow/")}
@@ -170,7 +170,7 @@ class StudyRecord:
         self._study_id, self.trials[:] = new_id, trials
         self._storage.delete_study(old_id)
 
-    def remove(self) -> None:
+    def delete(self) -> None:
         """Delete the study from the record, with what an interrupted `rewrite` left of it: the oldest first."""
         copies = re.compile(rf"{re.escape(self._name)}( \(\d+\))?")
         for study in sorted(self._storage.get_all_studies(), key=lambda study: study._study_id):
@@ -179,10 +179,10 @@ class StudyRecord:
         self._study_id, self._attributes, self.trials[:], self._ids = None, {}, [], []
 
     def _save(self, name: str, value: Any) -> None:
-        patiently(self._storage.set_study_user_attr, self._id(), name, value)
+        retry_while_locked(self._storage.set_study_user_attr, self._id(), name, value)
         self._attributes[name] = value
 
     def _id(self) -> int:
         if self._study_id is None:
-            self._study_id = patiently(self._storage.create_new_study, [StudyDirection.MAXIMIZE], self._name)
+            self._study_id = retry_while_locked(self._storage.create_new_study, [StudyDirection.MAXIMIZE], self._name)
         return self._study_id

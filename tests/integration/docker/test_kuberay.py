@@ -213,8 +213,8 @@ def test_the_cluster_grows_to_as_many_workers_as_the_spec_of_its_sweep_wants_and
     spec = parse_spec(yaml.safe_load(raw), "a config map")
     assert CLUSTER["enableInTreeAutoscaling"] is True
     assert spec.cluster.workers == WORKERS["maxReplicas"] and WORKERS["minReplicas"] == 0
-    share = spec.resources.of("vit_base_patch16_224.mae")
-    assert float(WORKER["resources"]["limits"]["nvidia.com/gpu"]) == share.most_gpus
+    share = spec.resources.for_backbone("vit_base_patch16_224.mae")
+    assert float(WORKER["resources"]["limits"]["nvidia.com/gpu"]) == share.initial_gpus
     assert int(WORKER["resources"]["limits"]["cpu"]) == share.cpus
 
 

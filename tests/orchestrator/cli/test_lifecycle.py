@@ -20,13 +20,13 @@ from mlflow.entities import Run, ViewType
 from orchestrator.environment.home import Home, home_at
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import Study, open_studies
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
-from orchestrator.sweep.cost_model import Throughput
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import Study, load_studies
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
+from orchestrator.sweep.cost_model import CostModel
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
-from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.mlflow_runs import MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import Sptune, drive
 from trainer.storage.files import write_bytes
@@ -57,21 +57,21 @@ def home(tmp_path: Path) -> Home:
     return home_at(str(tmp_path / "home"))
 
 
-def record_of(home: Home) -> Record:
-    return Record(f"sqlite:///{home.record_file}")
+def record_of(home: Home) -> StudyDatabase:
+    return StudyDatabase(f"sqlite:///{home.database_file}")
 
 
 def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
     """A sweep of which a trial failed, with folders and, if there is a database, in MLflow."""
 
-    def fail(trial: TrialResult) -> Failure | None:
+    def fail(trial: Trial) -> Failure | None:
         for name, size in (("checkpoint.pt", 1000), ("prompt.safetensors", 500)):
-            write_bytes(f"{home.trials(spec.name)}/{trial.trial_id}/{name}", b"x" * size)
+            write_bytes(f"{home.trials_folder(spec.name)}/{trial.trial_id}/{name}", b"x" * size)
         broken = (trial.study, trial.phase, trial.number) == (DEEP, "search", 1)
         error = "OSError: [Errno 5] no disk\n\nTraceback (most recent call last):\n  in [here]"
-        return Failure(cause=Cause.ERROR, error=error) if broken else None
+        return Failure(cause=FailureCause.ERROR, error=error) if broken else None
 
-    runs = Runs(home.mlflow_uri, spec.name, home.trials(spec.name), home.mlflow_artifacts, home.data_root)
+    runs = MlflowRuns(home.mlflow_uri, spec.name, home.trials_folder(spec.name), home.mlflow_artifacts, home.data_root)
     tracker = MlflowTracker(runs, patience_s=5)
     sweep = Sweep(spec, record_of(home), tracker)
     drive(sweep, fail=fail, events=events)
@@ -83,7 +83,7 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
 @pytest.fixture
 def finished(spec: SweepSpec, home: Home, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(mlflow_db, Path(home.place) / "mlflow.db")
+    shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
     return run(spec, home)
 
 
@@ -95,16 +95,16 @@ def shown_runs(home: Home, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
 
 
 def studies_of(spec: SweepSpec, home: Home) -> list[Study]:
-    return open_studies(spec, record_of(home))
+    return load_studies(spec, record_of(home))
 
 
 def test_status_is_the_same_for_people_and_for_scripts(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("status", "small", "--home", Path(home.place))
+    code, said, _ = sptune("status", "small", "--home", Path(home.root))
     assert code == 0
     assert "small: 8 of 8 trials finished" in said
     assert "no driver is at work on it" in said
     assert re.search(r"digits +spt_deep +4/4 +1 ", said.replace("demo/", "")), "one of them failed"
-    code, said, _ = sptune("status", "small", "--home", Path(home.place), "--json")
+    code, said, _ = sptune("status", "small", "--home", Path(home.root), "--json")
     shown = json.loads(said)
     assert (shown["sweep"], shown["driver"], shown["halted"]) == ("small", None, None)
     assert (shown["checkpoint_bytes"], shown["trial_bytes"]) == (8 * 1000, 8 * 1500)
@@ -114,23 +114,23 @@ def test_status_is_the_same_for_people_and_for_scripts(finished: Sweep, home: Ho
     (study, _) = finished.studies
     assert study.best is not None
     assert deep["best_val_accuracy"] == study.best.score
-    assert deep["test_accuracies"] == [study.final.trials[0].score]
+    assert deep["test_accuracies"] == [study.final_table.trials[0].score]
 
 
 def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, home: Home, sptune: Sptune) -> None:
     record = record_of(home)
     record.save_sweep("small", spec.model_dump(mode="json"))
-    record.save_halt("small", "paused: failures in a row")
-    code, said, _ = sptune("status", "small", "--home", Path(home.place))
+    record.save_halt_reason("small", "paused: failures in a row")
+    code, said, _ = sptune("status", "small", "--home", Path(home.root))
     assert "no driver is at work on it; paused: failures in a row" in said
     assert "small: 0 of 8 trials finished" in said
     lease = record.lease("small")
-    lease.take("small")
-    code, said, _ = sptune("status", "small", "--home", Path(home.place))
+    lease.acquire("small")
+    code, said, _ = sptune("status", "small", "--home", Path(home.root))
     assert code == 0
     assert f"driven by process {os.getpid()} on {socket.gethostname()} since 20" in said
     for command in (("rm", "small", "--yes"), ("resume", "small", "--inline")):
-        code, _, complaint = sptune(*command, "--home", Path(home.place))
+        code, _, complaint = sptune(*command, "--home", Path(home.root))
         assert (code, "is driven by process" in complaint) == (2, True), f"{command[0]} waits for no one"
     lease.release()
 
@@ -139,36 +139,36 @@ def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, h
 def test_a_sweep_that_is_not_there_is_told_with_the_nearest(
     spec: SweepSpec, home: Home, sptune: Sptune, command: str
 ) -> None:
-    code, _, complaint = sptune(command, "smal", "--home", Path(home.place))
+    code, _, complaint = sptune(command, "smal", "--home", Path(home.root))
     assert (code, "holds no sweep; start one with `sptune launch demo`" in complaint) == (2, True)
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
-    code, _, complaint = sptune(command, "smal", "--home", Path(home.place))
+    code, _, complaint = sptune(command, "smal", "--home", Path(home.root))
     assert (code, "did you mean 'small'?" in complaint) == (2, True)
 
 
 def test_there_is_nothing_to_stop_without_a_driver(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, _, complaint = sptune("stop", "small", "--home", Path(home.place))
+    code, _, complaint = sptune("stop", "small", "--home", Path(home.root))
     assert (code, complaint) == (2, "error: no driver is at work on small: there is nothing to stop.\n")
 
 
 def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    failed = finished.studies[0].search.trials[1]
-    code, said, _ = sptune("failures", "small", "--home", Path(home.place))
+    failed = finished.studies[0].search_table.trials[1]
+    code, said, _ = sptune("failures", "small", "--home", Path(home.root))
     assert code == 0
     for line in (
         "1 × error: OSError: [Errno 5] no disk",
         "    Traceback (most recent call last):",
         "      in [here]",
         f"  {failed.trial_id}  {DEEP}, search 1",
-        f"  log:   {home.trials('small')}/{failed.trial_id}/log.txt",
+        f"  log:   {home.trials_folder('small')}/{failed.trial_id}/log.txt",
         "  again: sptune resume small --where 'error=OSError* cause=error'",
     ):
         assert line in said.splitlines()
     (deep, _) = studies_of(finished.spec, home)
-    deep.again(lambda trial: trial.state is TrialState.FAILED)
-    assert sptune("failures", "small", "--home", Path(home.place))[1] == "no trial of small has failed.\n"
-    deep.search.save_stopped("ValueError: no such image")
-    said = sptune("failures", "small", "--home", Path(home.place))[1]
+    deep.reset_trials(lambda trial: trial.state is TrialState.FAILED)
+    assert sptune("failures", "small", "--home", Path(home.root))[1] == "no trial of small has failed.\n"
+    deep.search_table.save_stop_reason("ValueError: no such image")
+    said = sptune("failures", "small", "--home", Path(home.root))[1]
     assert f"stopped {DEEP}: ValueError: no such image" in said
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_resumed_that_was_not_meant(
     finished: Sweep, home: Home, sptune: Sptune, choice: tuple[str, str], problem: str
 ) -> None:
     before = [study.trials for study in studies_of(finished.spec, home)]
-    code, _, complaint = sptune("resume", "small", *choice, "--home", Path(home.place), "--inline")
+    code, _, complaint = sptune("resume", "small", *choice, "--home", Path(home.root), "--inline")
     assert (code, problem in complaint) == (2, True)
     assert [study.trials for study in studies_of(finished.spec, home)] == before
     assert record_of(home).lease("small").holders() == [], "and nobody holds it"
@@ -193,9 +193,9 @@ def test_nothing_is_resumed_that_was_not_meant(
 def test_resume_failed_goes_on_where_nothing_has_failed(
     spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
 ) -> None:
-    shutil.copy(mlflow_db, Path(home.place) / "mlflow.db")
+    shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
     drive(Sweep(spec, record_of(home), MemoryTracker()))
-    code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.place), "--inline")
+    code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.root), "--inline")
     assert (code, complaint) == (0, "")
     assert "0 failed trials of small are run again.\nsmall is finished; nothing to run." in said
 
@@ -204,16 +204,18 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     spec: SweepSpec, home: Home, tmp_path: Path, sptune: Sptune, raw_spec: dict[str, Any]
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw_spec))
-    plan = ("plan", tmp_path / "small.yaml", "--home", Path(home.place), "--workers", "2")
+    plan = ("plan", tmp_path / "small.yaml", "--home", Path(home.root), "--workers", "2")
     code, said, _ = sptune(*plan)
     assert code == 0
     assert "2 studies, 6 search trials, 2 final trials, each on 1 CPU and 0 GPU; 0 are done" in said
     assert "no estimate: nothing like it was run in this home; --calibrate times a short trial of each." in said
-    assert home.record_file is not None
-    assert not home.record_file.exists(), "and nothing is made"
+    assert home.database_file is not None
+    assert not home.database_file.exists(), "and nothing is made"
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
     sweep = Sweep(
-        spec, record_of(home), MlflowTracker(Runs("sqlite:////dev/null/x.db", "small", "", None, ""), patience_s=0)
+        spec,
+        record_of(home),
+        MlflowTracker(MlflowRuns("sqlite:////dev/null/x.db", "small", "", None, ""), patience_s=0),
     )
     trial = sweep.next_trial()
     assert trial is not None
@@ -226,7 +228,7 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     }
     for epoch in (1, 2):
         sweep.on_epoch(trial.trial_id, epoch, told)
-    Throughput.of(home.throughput_file).learn(sweep.studies, home.data_root)
+    CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     sweep.close()
     said = sptune(*plan)[1]
     assert "each on 1 CPU and 0 GPU; 1 are done" in said
@@ -243,42 +245,42 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
 
 
 def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    gone = finished.studies[0].search.trials[2]
+    gone = finished.studies[0].search_table.trials[2]
     runs = shown_runs(home)
-    code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", Path(home.place))
+    code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", Path(home.root))
     assert (code, said) == (0, "forgot 1 trials of small.\n")
     deep, linear = studies_of(finished.spec, home)
-    assert deep.search.trials[2] == gone.again(forget=True)
-    assert [deep.search.trials[number] for number in (0, 1)] == finished.studies[0].search.trials[:2]
+    assert deep.search_table.trials[2] == gone.reset(discard_progress=True)
+    assert [deep.search_table.trials[number] for number in (0, 1)] == finished.studies[0].search_table.trials[:2]
     assert linear.trials == finished.studies[1].trials
-    assert not Path(home.trials("small"), gone.trial_id).exists()
-    assert len([*Path(home.trials("small")).iterdir()]) == 7
+    assert not Path(home.trials_folder("small"), gone.trial_id).exists()
+    assert len([*Path(home.trials_folder("small")).iterdir()]) == 7
     left = {run.info.run_id for run in shown_runs(home)}
     removed = [run for run in runs if run.info.run_id not in left]
     assert [run.data.tags["trial_id"] for run in removed] == [gone.trial_id]
     assert not [*Path(removed[0].info.artifact_uri.removeprefix("file://")).glob("*")], "with its artifacts"
     again = run(finished.spec, home)
-    assert again.studies[0].search.trials[2].score == gone.score, "and run again it is what it was"
+    assert again.studies[0].search_table.trials[2].score == gone.score, "and run again it is what it was"
     assert len(shown_runs(home)) == len(runs)
 
 
 def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.place))
+    code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.root))
     assert (code, said) == (0, "forgot 4 trials of 1 studies, and these of small.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
     assert linear.trials == []
     assert {run.data.tags["method"] for run in shown_runs(home)} == {"spt_deep"}
-    assert len([*Path(home.trials("small")).iterdir()]) == 4
-    assert sptune("status", "small", "--home", Path(home.place))[1].count("4 of 8 trials finished") == 1
+    assert len([*Path(home.trials_folder("small")).iterdir()]) == 4
+    assert sptune("status", "small", "--home", Path(home.root))[1].count("4 of 8 trials finished") == 1
 
 
 def test_rm_forgets_a_whole_sweep(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("rm", "small", "--yes", "--home", Path(home.place))
+    code, said, _ = sptune("rm", "small", "--yes", "--home", Path(home.root))
     assert (code, said) == (0, "forgot 8 trials of 2 studies, and these of small.\n")
     assert shown_runs(home) == []
-    assert not (Path(home.place) / "sweeps" / "small").exists()
-    assert sptune("status", "small", "--home", Path(home.place))[2].endswith("start one with `sptune launch demo`.\n")
+    assert not (Path(home.root) / "sweeps" / "small").exists()
+    assert sptune("status", "small", "--home", Path(home.root))[2].endswith("start one with `sptune launch demo`.\n")
     assert record_of(home)._storage.get_all_studies() == []
 
 
@@ -287,8 +289,8 @@ def test_rm_that_was_interrupted_can_be_said_again(finished: Sweep, home: Home, 
     for shown in shown_runs(home)[:3]:
         client.delete_run(shown.info.run_id)  # so far it came
     (deep, _) = studies_of(finished.spec, home)
-    deep.search.save_tracked(0, "f" * 32, TrialState.COMPLETE)  # a run that `mlflow gc` has removed for good
-    assert sptune("rm", "small", "--yes", "--home", Path(home.place))[0] == 0
+    deep.search_table.save_synced_run(0, "f" * 32, TrialState.COMPLETE)  # a run that `mlflow gc` has removed for good
+    assert sptune("rm", "small", "--yes", "--home", Path(home.root))[0] == 0
     assert len(shown_runs(home)) <= 1, "but the one whose number the record has lost"
 
 
@@ -297,7 +299,7 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
 ) -> None:
     before = [study.trials for study in studies_of(finished.spec, home)]
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
-    code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.place))
+    code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.root))
     assert (code, "Forget 2 trials of small, for ever? [y/N]" in said) == (1, True)
     for choice, problem in [
         (("--study", "vtab*"), f"no study of small is like 'vtab*'; there are: {DEEP}, {LINEAR}."),
@@ -305,6 +307,6 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
         (("--trial", "ffff"), "no trial of small is like that; `sptune status small` shows what there is."),
         (("--where", "stat=x"), "did you mean 'state'?"),
     ]:
-        code, _, complaint = sptune("rm", "small", *choice, "--yes", "--home", Path(home.place))
+        code, _, complaint = sptune("rm", "small", *choice, "--yes", "--home", Path(home.root))
         assert (code, problem in complaint) == (2, True)
     assert [study.trials for study in studies_of(finished.spec, home)] == before

@@ -21,7 +21,7 @@ from orchestrator.environment.home import home_at
 from tests.orchestrator.conftest import Sptune
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.model.weights import find_weights
 from trainer.training.loop import train
 
@@ -44,20 +44,21 @@ MOCO_PROBLEM = (
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the trials of two sweeps, five of them finished, one of them in both, and one under way."""
     home = home_at(str(tmp_path_factory.mktemp("home")))
-    read_card(home.data_root, "demo/digits")
+    open_task(home.data_root, "demo/digits")
     val = Path(home.data_root, "demo/digits/val.parquet")
     pq.write_table(pq.read_table(val)[:20], val)
     for seed in range(6):
         config = config_of(seed)
-        folder = f"{home.trials('one' if seed else 'two')}/{config.fingerprint()}"
+        folder = f"{home.trials_folder('one' if seed else 'two')}/{config.fingerprint()}"
         run = train(config, data_root=home.data_root, folder=folder)
         next(run)
         if seed < 5:
             list(run)
     shutil.copytree(
-        f"{home.trials('two')}/{config_of(0).fingerprint()}", f"{home.trials('one')}/{config_of(0).fingerprint()}"
+        f"{home.trials_folder('two')}/{config_of(0).fingerprint()}",
+        f"{home.trials_folder('one')}/{config_of(0).fingerprint()}",
     )
-    return Path(home.place)
+    return Path(home.root)
 
 
 def config_of(seed: int) -> TrainConfig:

@@ -6,31 +6,31 @@ import copy
 
 import pytest
 
-from orchestrator.cli.trial_filter import chosen
+from orchestrator.cli.trial_filter import parse_trial_filter
 from orchestrator.errors import UserError
-from orchestrator.report.failure_groups import grouped
+from orchestrator.report.failure_groups import group_failures
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.trial import Cause, Failure, TrialResult
+from orchestrator.study.trial import Failure, FailureCause, Trial
 from tests.orchestrator.conftest import RAW_SPEC, drive, new_sweep
 
 ERRORS = {
-    1: Failure(cause=Cause.ERROR, error="OSError: no [space] left\n\nTraceback"),
-    2: Failure(cause=Cause.LOST, error="WorkerLost: its node died"),
-    3: Failure(cause=Cause.ERROR, error="it just stopped"),
-    4: Failure(cause=Cause.ERROR, error="don't know: why"),
+    1: Failure(cause=FailureCause.ERROR, error="OSError: no [space] left\n\nTraceback"),
+    2: Failure(cause=FailureCause.LOST, error="WorkerLost: its node died"),
+    3: Failure(cause=FailureCause.ERROR, error="it just stopped"),
+    4: Failure(cause=FailureCause.ERROR, error="don't know: why"),
 }
 
 
 @pytest.fixture(scope="module")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
+def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
     """Of two methods; of the prompted one trials 1 to 4 failed."""
     raw = copy.deepcopy(RAW_SPEC) | {"tasks": ["demo/digits"], "retries": 0, "pause_after": 99}
     raw["search"]["pruner"] = {"type": "none"}
     raw["fixed"]["epochs"] = 2
     sweep = new_sweep(parse_spec(raw, "a test"), f"sqlite:///{tmp_path_factory.mktemp('home') / 'studies.db'}")
 
-    def fail(trial: TrialResult) -> Failure | None:
-        prompted = trial.phase == "search" and trial.config["method"] == "spt_deep"
+    def fail(trial: Trial) -> Failure | None:
+        prompted = trial.phase == "search" and trial.config.method == "spt_deep"
         return ERRORS.get(trial.number) if prompted else None
 
     drive(sweep, fail=fail)
@@ -55,16 +55,16 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
         ("", [*range(8), 0, 1, *range(8), 0, 1]),
     ],
 )
-def test_conditions_must_all_be_fulfilled(trials: list[TrialResult], where: str, numbers: list[int]) -> None:
-    fits = chosen(where, [])
+def test_conditions_must_all_be_fulfilled(trials: list[Trial], where: str, numbers: list[int]) -> None:
+    fits = parse_trial_filter(where, [])
     assert [trial.number for trial in trials if fits(trial)] == numbers
 
 
-def test_a_trial_is_named_by_the_beginning_of_its_id(trials: list[TrialResult]) -> None:
+def test_a_trial_is_named_by_the_beginning_of_its_id(trials: list[Trial]) -> None:
     ids = [trials[0].trial_id, trials[5].trial_id[:6]]
-    named = chosen(None, ids)
+    named = parse_trial_filter(None, ids)
     assert [trial for trial in trials if named(trial)] == [trials[0], trials[5]]
-    both = chosen(f"number={trials[5].number}", ids)
+    both = parse_trial_filter(f"number={trials[5].number}", ids)
     assert [trial for trial in trials if both(trial)] == [trials[5]], "and of those, who fulfils the conditions"
 
 
@@ -79,12 +79,12 @@ def test_a_trial_is_named_by_the_beginning_of_its_id(trials: list[TrialResult]) 
 )
 def test_a_condition_that_is_none_is_refused(where: str, problem: str) -> None:
     with pytest.raises(UserError) as refused:
-        chosen(where, [])
+        parse_trial_filter(where, [])
     assert problem in str(refused.value)
 
 
-def test_the_trials_of_a_group_of_failures_are_found_by_its_condition(trials: list[TrialResult]) -> None:
-    for group in grouped(trials):
+def test_the_trials_of_a_group_of_failures_are_found_by_its_condition(trials: list[Trial]) -> None:
+    for group in group_failures(trials):
         assert not set(group.condition) & set("'\"\\"), "a shell takes it in single quotes as it is"
-        fits = chosen(group.condition, [])
+        fits = parse_trial_filter(group.condition, [])
         assert [trial for trial in trials if fits(trial)] == group.trials

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.drivers.replay import Clock, Recorded, Synthetic, drive
+from orchestrator.drivers.replay import Clock, RecordedCurves, SyntheticCurves, run_sweep
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import studies
+from orchestrator.spec.plan import plan_studies
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.trial import Epoch, TrialResult, TrialState
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.trial import Epoch, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import Sptune, outcome
@@ -23,10 +22,10 @@ from tests.orchestrator.conftest import Sptune, outcome
 
 def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
     clock = Clock()
-    return Sweep(spec, Record(url), MemoryTracker(), clock=clock), clock
+    return Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
 
 
-def told(curves: Synthetic | Recorded, trial: TrialResult) -> list[Epoch]:
+def told(curves: SyntheticCurves | RecordedCurves, trial: Trial) -> list[Epoch]:
     return [event for event, _ in curves(trial) if isinstance(event, Epoch)]
 
 
@@ -40,9 +39,9 @@ def test_a_thousand_trials_take_as_long_as_their_epochs_on_the_virtual_clock(
     raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
     spec = parse_spec(raw_spec, "a test")
     sweep, clock = opened(spec, record_url)
-    busy = drive(sweep, Synthetic(studies(spec)), clock, workers=10)
-    assert sweep.done
-    assert sweep.finished == 19 * 53 > 1000
+    busy = run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers=10)
+    assert sweep.is_done
+    assert sweep.num_finished == 19 * 53 > 1000
     assert busy == 10.0 * 19 * 53, "each epoch once"
     assert clock.now == pytest.approx(busy / 10, rel=0.02), "and hardly a worker was ever idle"
 
@@ -52,16 +51,16 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
     raw_study: dict[str, Any], tmp_path: Path, workers: int
 ) -> None:
     spec = parse_spec(raw_study, "a test")
-    curves = Synthetic(studies(spec))
+    curves = SyntheticCurves(plan_studies(spec))
     plain, clock = opened(spec, f"sqlite:///{tmp_path / 'plain.db'}")
-    drive(plain, curves, clock, workers)
+    run_sweep(plain, curves, clock, workers)
     url = f"sqlite:///{tmp_path / 'killed.db'}"
     clock = Clock()
     for life in range(100):
-        sweep = Sweep(spec, Record(url), MemoryTracker(), clock=clock)
+        sweep = Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
         until = clock.now + 95 + 7 * life  # longer than a trial: one that has no checkpoint begins again
-        drive(sweep, curves, clock, workers, until=until)
-        if sweep.done:
+        run_sweep(sweep, curves, clock, workers, until=until)
+        if sweep.is_done:
             break
         assert clock.now <= until
     assert life > 1, "it was killed more than once"
@@ -70,11 +69,11 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
 
 def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_spec: dict[str, Any]) -> None:
     spec = parse_spec(raw_spec, "a test")
-    plans = studies(spec)
-    curves = Synthetic(plans, seconds_per_epoch=3.0)
+    plans = plan_studies(spec)
+    curves = SyntheticCurves(plans, seconds_per_epoch=3.0)
     config = plans[0].search_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 0)
     trial = _trial(plans[0].key, config)
-    first, second = told(curves, trial), told(Synthetic(plans, seconds_per_epoch=3.0), trial)
+    first, second = told(curves, trial), told(SyntheticCurves(plans, seconds_per_epoch=3.0), trial)
     assert first == second
     assert [epoch.epoch for epoch in first] == [*range(1, 10)]
     assert first[-1].metrics["val/accuracy"] > first[0].metrics["val/accuracy"]
@@ -88,14 +87,14 @@ def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_
     assert not any("val/accuracy" in epoch.metrics for epoch in final)
 
 
-def _trial(study: str, config: Any) -> TrialResult:
-    return TrialResult(
+def _trial(study: str, config: Any) -> Trial:
+    return Trial(
         trial_id=config.fingerprint(),
         study=study,
         phase="search" if config.eval_split == "val" else "final",
         number=0,
         params={},
-        config=dataclasses.asdict(config),
+        config=config,
         state=TrialState.RUNNING,
     )
 
@@ -106,23 +105,23 @@ def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    drive(sweep, Synthetic(studies(spec)), clock, 3)
+    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, 3)
     return sweep
 
 
 def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(known: Sweep) -> None:
-    curves = Recorded(known.studies)
+    curves = RecordedCurves(known.studies)
     (study,) = known.studies
-    for trial in [*study.search.trials, *study.final.trials]:
+    for trial in [*study.search_table.trials, *study.final_table.trials]:
         assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
-    near = study.search.trials[3]
+    near = study.search_table.trials[3]
     beside = study.plan.search_config({**near.params, "lr": near.params["lr"] * 1.0001}, 0)
     assert [epoch.metrics for epoch in told(curves, _trial(study.plan.key, beside))] == list(near.epochs)
 
 
 def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep, tmp_path: Path) -> None:
     again, clock = opened(known.spec, f"sqlite:///{tmp_path / 'again.db'}")
-    drive(again, Recorded(known.studies), clock, 2)
+    run_sweep(again, RecordedCurves(known.studies), clock, 2)
     assert outcome(again) == outcome(known)
 
 
@@ -143,7 +142,7 @@ def test_what_was_never_recorded_is_not_made_up(
     spec = parse_spec(raw_study | edit, "edited")
     sweep, clock = opened(spec, f"sqlite:///{tmp_path / 'edited.db'}")
     with pytest.raises(ValueError) as refused:
-        drive(sweep, Recorded(known.studies), clock, 2)
+        run_sweep(sweep, RecordedCurves(known.studies), clock, 2)
     assert problem in str(refused.value)
 
 
@@ -152,9 +151,9 @@ def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dic
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    drive(sweep, Synthetic(studies(spec)), clock, 3)
-    curves = Recorded(sweep.studies)
-    for trial in sweep.studies[0].search.trials:
+    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, 3)
+    curves = RecordedCurves(sweep.studies)
+    for trial in sweep.studies[0].search_table.trials:
         assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
 
 
@@ -183,7 +182,7 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, f"sqlite:///{home / 'studies.db'}")
-    drive(sweep, Synthetic(studies(spec), seconds_per_epoch=60.0), clock, 3)
+    run_sweep(sweep, SyntheticCurves(plan_studies(spec), seconds_per_epoch=60.0), clock, 3)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"name": "other"}))
     like = ("replay", tmp_path / "other.yaml", "--home", home, "--workers", "1", "--like")
     code, said, _ = sptune(*like, "small")

@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
-from orchestrator.drivers.context import Workplace
+from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.environment.home import home_at
-from orchestrator.study.selection import unpack
-from orchestrator.study.trial import Cause, Epoch, Failure
+from orchestrator.study.selection import unpack_correct
+from orchestrator.study.trial import Epoch, Failure, FailureCause
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.model.weights import find_weights
 
 
@@ -28,15 +28,22 @@ from trainer.model.weights import find_weights
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digits, with the first 20 of val only."""
     root = tmp_path_factory.mktemp("data")
-    read_card(str(root), "demo/digits")
+    open_task(str(root), "demo/digits")
     pq.write_table(pq.read_table(root / "demo/digits/val.parquet")[:20], root / "demo/digits/val.parquet")
     return str(root)
 
 
 @pytest.fixture
-def workplace(data_root: str, tmp_path: Path) -> Workplace:
+def workplace(data_root: str, tmp_path: Path) -> TrialContext:
     home = home_at(str(tmp_path))
-    return Workplace(data_root=data_root, trials=home.trials("tiny"), bank=home.bank, weights=None, cpus=1, gpus=0)
+    return TrialContext(
+        data_root=data_root,
+        trials_folder=home.trials_folder("tiny"),
+        prototype_cache=home.prototype_cache,
+        weights=None,
+        cpus=1,
+        gpus=0,
+    )
 
 
 def config_of(**changes: Any) -> TrainConfig:
@@ -44,9 +51,9 @@ def config_of(**changes: Any) -> TrainConfig:
     return TrainConfig.from_params(params | {"epochs": 2, "warmup_epochs": 0, "train_size": 0.1} | changes)
 
 
-def run(config: TrainConfig, workplace: Workplace) -> tuple[list[int], Failure | None]:
+def run(config: TrainConfig, workplace: TrialContext) -> tuple[list[int], Failure | None]:
     """The epochs of a trial, and its failure if it had one."""
-    events = list(run_trial(dataclasses.asdict(config), workplace))
+    events = list(run_trial(config, workplace))
     last = events[-1]
     epochs = [event.epoch for event in events if isinstance(event, Epoch)]
     failure = last if isinstance(last, Failure) else None
@@ -54,81 +61,90 @@ def run(config: TrainConfig, workplace: Workplace) -> tuple[list[int], Failure |
     return epochs, failure
 
 
-def test_a_trial_leaves_its_files_in_a_folder_of_its_own_and_its_prototypes_in_the_bank(workplace: Workplace) -> None:
+def test_a_trial_leaves_its_files_in_a_folder_of_its_own_and_its_prototypes_in_the_bank(
+    workplace: TrialContext,
+) -> None:
     first, second = config_of(lr=0.01), config_of(lr=0.02)
     for config in (first, second):
         assert run(config, workplace) == ([1, 2], None)
-    folders = {path.name: path for path in Path(workplace.trials).iterdir()}
+    folders = {path.name: path for path in Path(workplace.trials_folder).iterdir()}
     assert folders.keys() == {first.fingerprint(), second.fingerprint()}
-    (kept,) = Path(workplace.bank).glob("*.safetensors")
-    assert len([*Path(workplace.bank).glob("*.png")]) == 1, "and what they are is shown in one picture for both"
+    (kept,) = Path(workplace.prototype_cache).glob("*.safetensors")
+    assert len([*Path(workplace.prototype_cache).glob("*.png")]) == 1, (
+        "and what they are is shown in one picture for both"
+    )
     for folder in folders.values():
         assert (folder / "card.json").exists() and (folder / "checkpoint.pt").exists()
         assert all((folder / f"{name}.png").exists() for name in ("learning_curve", "confusion", "prototypes"))
         assert load_file(folder / "prototypes.safetensors")["prompt"].equal(load_file(kept)["prompt"])
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_result(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_drawn_costs_no_result(
+    workplace: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no font")
 
     monkeypatch.setattr("orchestrator.drivers.trial_runner.draw", broken)
-    *_, last = run_trial(dataclasses.asdict(config_of()), workplace)
+    *_, last = run_trial(config_of(), workplace)
     assert isinstance(last, Epoch) and last.epoch == 2
-    assert last.facts["pictures"] == "not drawn: ValueError: no font"
+    assert last.provenance["pictures"] == "not drawn: ValueError: no font"
 
 
-def test_a_worker_tells_where_it_ran_and_which_images_were_right(workplace: Workplace) -> None:
+def test_a_worker_tells_where_it_ran_and_which_images_were_right(workplace: TrialContext) -> None:
     config = config_of()
-    first, last = run_trial(dataclasses.asdict(config), workplace)
+    first, last = run_trial(config, workplace)
     assert isinstance(first, Epoch) and isinstance(last, Epoch)
-    assert first.facts.keys() >= {"host", "device", "software"}
-    assert "correct" not in first.facts, "it is known at the end"
-    right = unpack(last.facts["correct"])
+    assert first.provenance.keys() >= {"host", "device", "software"}
+    assert "correct" not in first.provenance, "it is known at the end"
+    right = unpack_correct(last.provenance["correct"])
     assert right.mean() == last.metrics["val/accuracy"]
-    assert last.facts["scored_on"].split("/")[1] == "val" and last.facts["learnt_from"].split("/")[1] == "train"
+    assert (
+        last.provenance["scored_on"].split("/")[1] == "val" and last.provenance["learnt_from"].split("/")[1] == "train"
+    )
 
 
 def test_a_trial_goes_on_from_its_checkpoint_unless_its_weights_have_changed(
-    workplace: Workplace, tmp_path: Path
+    workplace: TrialContext, tmp_path: Path
 ) -> None:
     config = config_of()
-    before = next(run_trial(dataclasses.asdict(config), workplace))
+    before = next(run_trial(config, workplace))
     bundled = find_weights(BACKBONES[BUNDLED], None).path
     assert bundled is not None
     weights = load_file(bundled)
     save_file(weights | {"norm.bias": weights["norm.bias"] + 0.1}, tmp_path / f"{BUNDLED}.safetensors")
     epochs, failure = run(config, dataclasses.replace(workplace, weights=str(tmp_path)))
-    assert epochs == [] and failure is not None and failure.cause is Cause.INVALID
+    assert epochs == [] and failure is not None and failure.cause is FailureCause.INVALID
     assert failure.error.splitlines()[0] == (
-        f"ValueError: {workplace.trials}/{config.fingerprint()} holds a checkpoint of another backbone's weights; "
+        f"ValueError: {workplace.trials_folder}/{config.fingerprint()} holds a checkpoint of another backbone's "
+        "weights; "
         "choose another folder or remove it."
     )
-    after = next(run_trial(dataclasses.asdict(config), workplace))
+    after = next(run_trial(config, workplace))
     assert isinstance(before, Epoch) and isinstance(after, Epoch)
     measured = {"epoch/seconds", "memory/peak_gb"}
     assert measured <= before.metrics.keys()
     assert after.metrics == {name: value for name, value in before.metrics.items() if name not in measured}
 
 
-def test_a_failure_says_what_kind_it_is(workplace: Workplace, tmp_path: Path) -> None:
+def test_a_failure_says_what_kind_it_is(workplace: TrialContext, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     no, file = str(tmp_path / "no"), str(tmp_path / "file")
     for place, config, cause, told in (
         (
             dataclasses.replace(workplace, weights=no),
             config_of(),
-            Cause.INVALID,
+            FailureCause.INVALID,
             rf"WeightsError: weights {no}: there is no such file or folder\.",
         ),
         (
             workplace,
             config_of(lr=1e30, epochs=3),
-            Cause.DIVERGED,
+            FailureCause.DIVERGED,
             r"TrainingDiverged: loss or weights .* A smaller lr .*\.",
         ),
-        (dataclasses.replace(workplace, trials=file), config_of(), Cause.ERROR, rf"\w+: .*{file}.*"),
-        (dataclasses.replace(workplace, bank=file), config_of(), Cause.ERROR, rf"\w+: .*{file}.*"),
+        (dataclasses.replace(workplace, trials_folder=file), config_of(), FailureCause.ERROR, rf"\w+: .*{file}.*"),
+        (dataclasses.replace(workplace, prototype_cache=file), config_of(), FailureCause.ERROR, rf"\w+: .*{file}.*"),
     ):
         epochs, failure = run(config, place)
         assert failure is not None and len(epochs) < config.epochs
@@ -137,16 +153,16 @@ def test_a_failure_says_what_kind_it_is(workplace: Workplace, tmp_path: Path) ->
         assert "Traceback" in failure.error, "the record keeps where it happened"
 
 
-def test_a_trial_that_is_asked_to_stop_saves_is_lost_and_goes_on_with_the_same_numbers(workplace: Workplace) -> None:
+def test_a_trial_that_is_asked_to_stop_saves_is_lost_and_goes_on_with_the_same_numbers(workplace: TrialContext) -> None:
     config = config_of(seed=1)
-    undisturbed = [event.metrics["train/loss"] for event in run_trial(dataclasses.asdict(config), workplace)
+    undisturbed = [event.metrics["train/loss"] for event in run_trial(config, workplace)
                    if isinstance(event, Epoch)]  # fmt: skip
-    shutil.rmtree(f"{workplace.trials}/{config.fingerprint()}")
+    shutil.rmtree(f"{workplace.trials_folder}/{config.fingerprint()}")
     questions = itertools.count()
-    *told, lost = run_trial(dataclasses.asdict(config), workplace, lambda: next(questions) == 1)
+    *told, lost = run_trial(config, workplace, lambda: next(questions) == 1)
     assert isinstance(lost, Failure)
-    assert (told, lost.cause) == ([], Cause.LOST)
-    log = Path(workplace.trials, config.fingerprint(), "log.txt").read_text()
+    assert (told, lost.cause) == ([], FailureCause.LOST)
+    log = Path(workplace.trials_folder, config.fingerprint(), "log.txt").read_text()
     assert re.search(r"asked to stop in epoch 1, after 1 of \d+ steps", log)
-    again = [*run_trial(dataclasses.asdict(config), workplace)]
+    again = [*run_trial(config, workplace)]
     assert [event.metrics["train/loss"] for event in again if isinstance(event, Epoch)] == undisturbed

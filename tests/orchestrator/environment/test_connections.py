@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mlflow.exceptions import MlflowException
 
-from orchestrator.environment.connections import database_reason, mlflow_reason, told
+from orchestrator.environment.connections import explain_database_error, explain_error, explain_mlflow_error
 
 FAILED = 'connection failed: connection to server at "127.0.0.1", port 5432 failed: '
 
@@ -28,7 +28,7 @@ FAILED = 'connection failed: connection to server at "127.0.0.1", port 5432 fail
     ],
 )
 def test_what_a_database_says_is_one_sentence(text: str, sentence: str) -> None:
-    reason = database_reason(RuntimeError(text))
+    reason = explain_database_error(RuntimeError(text))
     assert sentence in reason
     assert "\n" not in reason
     assert "lovelace" not in reason
@@ -54,10 +54,10 @@ def test_what_an_mlflow_server_says_is_one_sentence(
     text: str, token: str, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", token)
-    assert sentence in mlflow_reason(MlflowException(text))
+    assert sentence in explain_mlflow_error(MlflowException(text))
 
 
 def test_an_error_of_our_own_is_no_servers() -> None:
-    assert told(ValueError("ours")) is None
-    assert told(OSError(28, "No space left on device")) is None
-    assert told(KeyError("ours")) is None
+    assert explain_error(ValueError("ours")) is None
+    assert explain_error(OSError(28, "No space left on device")) is None
+    assert explain_error(KeyError("ours")) is None

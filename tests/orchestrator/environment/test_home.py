@@ -22,13 +22,13 @@ def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everything_lies_in_the_home(tmp_path: Path) -> None:
     home = home_at(str(tmp_path))
-    assert home.place == str(tmp_path)
+    assert home.root == str(tmp_path)
     assert home.data_root == str(tmp_path / "data")
-    assert home.studies == f"sqlite:///{tmp_path / 'studies.db'}"
-    assert home.record_file == tmp_path / "studies.db"
+    assert home.database_url == f"sqlite:///{tmp_path / 'studies.db'}"
+    assert home.database_file == tmp_path / "studies.db"
     assert home.mlflow_uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert home.mlflow_artifacts == (tmp_path / "mlartifacts").as_uri()
-    assert home.trials("demo").startswith(str(tmp_path))
+    assert home.trials_folder("demo").startswith(str(tmp_path))
     assert [*home.problems()] == []
 
 
@@ -37,27 +37,27 @@ def test_the_environment_names_other_places(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("SPTUNE_STUDIES", DATABASE)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     home = home_at(str(tmp_path))
-    assert (home.data_root, home.studies) == ("/elsewhere/tasks", DATABASE)
+    assert (home.data_root, home.database_url) == ("/elsewhere/tasks", DATABASE)
     assert home.mlflow_uri == "http://127.0.0.1:5000"
     assert home.mlflow_artifacts is None, "a server decides itself where artifacts lie"
-    assert (home.record_file, home.mlflow_file) == (None, None)
+    assert (home.database_file, home.mlflow_file) == (None, None)
 
 
 def test_an_option_comes_before_the_environment_and_that_before_a_spec(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(home="s3://spec/home", studies=DATABASE, mlflow="http://spec:5000", data="/spec/data")
-    assert home_at(None, cluster).place == "s3://spec/home"
+    assert home_at(None, cluster).root == "s3://spec/home"
     assert home_at(None, cluster).data_root == "/spec/data"
     monkeypatch.setenv("SPTUNE_HOME", "s3://environment/home")
     monkeypatch.setenv("SPTUNE_DATA", "/environment/data")
-    assert home_at(None, cluster).place == "s3://environment/home"
+    assert home_at(None, cluster).root == "s3://environment/home"
     assert home_at(None, cluster).data_root == "/environment/data"
-    assert home_at("s3://option/home", cluster).place == "s3://option/home"
-    assert home_at("s3://option/home", cluster).studies == DATABASE
+    assert home_at("s3://option/home", cluster).root == "s3://option/home"
+    assert home_at("s3://option/home", cluster).database_url == DATABASE
 
 
 @pytest.mark.parametrize("text", ["{}", "{}/", "file://{}"])
 def test_a_folder_is_named_in_several_ways(text: str, tmp_path: Path) -> None:
-    assert home_at(text.format(tmp_path)).place == str(tmp_path)
+    assert home_at(text.format(tmp_path)).root == str(tmp_path)
 
 
 def test_a_bucket_holds_files_and_needs_a_database_and_a_server_beside_it() -> None:
@@ -130,7 +130,7 @@ def test_a_home_that_cannot_be_written_is_told_before_and_when_it_is_made(tmp_pa
     )
     assert sentence in [*home.problems()]
     with pytest.raises(HomeError, match="cannot be written"):
-        home.make()
+        home.create()
 
 
 def _mount(mountpoint: str, fstype: str) -> object:

@@ -22,18 +22,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from orchestrator.drivers.replay import Clock, Synthetic, drive
-from orchestrator.figures.draw import figures_of, save, study_figures
+from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.figures.draw import draw_figures, save_figure, study_figures
 from orchestrator.figures.params import upper_hull
-from orchestrator.figures.style import decades, method_look, number
+from orchestrator.figures.style import decades, number, style_of
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan, studies
-from orchestrator.study.storage.database import Record
+from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Cause, Epoch, Failure, TrialResult, TrialState
+from orchestrator.study.trial import Epoch, Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from trainer.catalog import BACKBONES, BUNDLED, METHODS
+from trainer.config import TrainConfig
 
 LINEAR: dict[str, Any] = {"methods": ["linear"], "fixed": {"epochs": 2, "warmup_epochs": 0}}
 """Of a spec without prompts."""
@@ -49,17 +50,17 @@ class Rich:
     """
 
     def __init__(self, plans: Sequence[StudyPlan], *, failing: Sequence[int] = (), broken: bool = False) -> None:
-        self._plain = Synthetic(plans)
+        self._plain = SyntheticCurves(plans)
         self._failing = failing
         self._broken = broken
 
-    def __call__(self, trial: TrialResult) -> Iterator[tuple[Epoch | Failure, float]]:
+    def __call__(self, trial: Trial) -> Iterator[tuple[Epoch | Failure, float]]:
         if trial.phase == "search" and trial.number in self._failing:
-            yield Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED), 1.0
+            yield Failure(error="TrainingDiverged: nan", cause=FailureCause.DIVERGED), 1.0
             return
         config = trial.config
-        layers = BACKBONES[config["backbone"]].num_layers
-        learns = 0.3 + 0.7 * hashlib.sha256(config["method"].encode()).digest()[0] / 255
+        layers = BACKBONES[config.backbone].num_layers
+        learns = 0.3 + 0.7 * hashlib.sha256(config.method.encode()).digest()[0] / 255
         images = images_of(config)
         wobble = 0.02 * (hashlib.sha256(trial.trial_id.encode()).digest()[1] / 255 - 0.5)
         height = (1 - 0.9 * images**-0.25) * (0.7 + 0.3 * learns) * (1 - 1 / layers) + wobble
@@ -70,12 +71,12 @@ class Rich:
             }
             metrics["train/images"] = images
             if event.epoch == 1:
-                millions = layers * BACKBONES[config["backbone"]].embed_dim ** 2 * 12
+                millions = layers * BACKBONES[config.backbone].embed_dim ** 2 * 12
                 metrics |= {"learnable/parameters": millions * 0.004, "learnable/share": 0.004}
-                if config["method"].startswith("spt"):
-                    slow = 30.0 if config["prompt_init"] == "kmeans" else 1.0
-                    metrics["prototypes/seconds"] = slow * (1 + (config["prompt_length"] or 0) / 10)
-            if config["nmi"]:
+                if config.method.startswith("spt"):
+                    slow = 30.0 if config.prompt_init == "kmeans" else 1.0
+                    metrics["prototypes/seconds"] = slow * (1 + (config.prompt_length or 0) / 10)
+            if config.nmi:
                 for layer in range(layers):
                     level = 0.03 + 0.3 * learns * (1 - math.exp(-event.epoch / 5)) * (1 - layer / layers / 2)
                     metrics[f"nmi/layer_{layer:02d}"] = level
@@ -84,9 +85,9 @@ class Rich:
             yield dataclasses.replace(event, metrics=metrics), seconds
 
 
-def images_of(config: dict[str, Any]) -> float:
+def images_of(config: TrainConfig) -> float:
     """Training images of a task of ten classes."""
-    size = config["train_size"]
+    size = config.train_size
     if isinstance(size, str):
         return 10.0 * int(size.split()[0])
     return float(size) if isinstance(size, int) else round(800 * size)
@@ -105,8 +106,8 @@ def driven(
     spec = parse_spec(raw | changes, "a test")
     clock = Clock()
     url = f"sqlite:///{folder / f'{next(_NAMES)}.db'}"
-    sweep = Sweep(spec, Record(url), MemoryTracker(), clock=clock)
-    drive(sweep, Rich(studies(spec), failing=failing, broken=broken), clock, workers=2, until=until)
+    sweep = Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
+    run_sweep(sweep, Rich(plan_studies(spec), failing=failing, broken=broken), clock, workers=2, until=until)
     return sweep.studies
 
 
@@ -159,7 +160,7 @@ def simple(raw_spec: dict[str, Any]) -> dict[str, Any]:
 def pruned_study(raw_study: dict[str, Any], tmp_path: Path) -> Study:
     """A study of complete, pruned and failed trials."""
     (study,) = driven(raw_study, tmp_path, failing=(2,))
-    states = {trial.state for trial in study.search.trials}
+    states = {trial.state for trial in study.search_table.trials}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED}
     return study
 
@@ -169,14 +170,14 @@ def test_learning_curves_show_every_trial_with_an_epoch_and_the_chosen_one_bold(
     best = pruned_study.best
     assert best is not None
     accuracy, loss = lines(figure), lines(figure, 1)
-    shown = [trial for trial in pruned_study.search.trials if trial.epochs and trial.duplicate_of is None]
+    shown = [trial for trial in pruned_study.search_table.trials if trial.epochs and trial.duplicate_of is None]
     assert len(accuracy) == len(loss) == len(shown)
     assert sorted(data(line)[1] for line in accuracy) == sorted(
         [100 * epoch["val/accuracy"] for epoch in trial.epochs] for trial in shown
     )
     (bold,) = [line for line in accuracy if line.get_linewidth() > 1]
     assert data(bold) == ([*range(1, 10)], [100 * epoch["val/accuracy"] for epoch in best.epochs])
-    assert bold.get_color() == method_look("spt_deep").color
+    assert bold.get_color() == style_of("spt_deep").color
     dashed = [line for line in accuracy if line.get_linestyle() == "--"]
     assert {len(data(line)[0]) for line in dashed} == {len(t.epochs) for t in shown if t.state is TrialState.PRUNED}
     assert words(figure) == ["complete", "pruned", f"chosen (trial {best.number})"]
@@ -196,14 +197,16 @@ def test_each_searched_parameter_has_a_panel_on_its_own_scale(pruned_study: Stud
     (star,) = [line for line in lines(figure) if line.get_marker() == "*"]
     assert data(star) == ([best.params["lr"]], [100 * best.score])
     (cross,) = [line for line in lines(figure) if line.get_marker() == "x"]
-    assert data(cross)[0] == [pruned_study.search.trials[2].params["lr"]], "a failed trial is told of, not dropped"
+    assert data(cross)[0] == [pruned_study.search_table.trials[2].params["lr"]], (
+        "a failed trial is told of, not dropped"
+    )
     medians = [line for line in lines(figure, 1) if len(set(data(line)[1])) == 1 and line.get_linewidth() == 1.2]
     for line in medians:
         (left, _), (height, _) = data(line)
         value = pruned_study.plan.space["prompt_length"].values[round(left + 0.3)]  # type: ignore[union-attr]
         own = [
             100 * trial.score
-            for trial in pruned_study.search.trials
+            for trial in pruned_study.search_table.trials
             if trial.score is not None and trial.duplicate_of is None and trial.params["prompt_length"] == value
         ]
         assert height == pytest.approx(statistics.median(own))
@@ -234,7 +237,7 @@ def test_the_grid_has_a_line_a_word_over_shares_and_counts_and_the_cost_below(
     for line, word in zip(lines(figure), ("mean_pool", "kmeans"), strict=True):
         cells = {
             repr(trial.params["init_images"]): 100 * (trial.score or 0.0)
-            for trial in study.search.trials
+            for trial in study.search_table.trials
             if trial.params["prompt_init"] == word
         }
         assert data(line) == ([0, 1, 2, 3], [cells[value] for value in ("1", "200", "0.1", "0.5")])
@@ -255,24 +258,24 @@ def test_bars_are_the_mean_and_std_of_final_trials_with_the_published_beside(
 ) -> None:
     opened = driven(simple, tmp_path)
     published = {BUNDLED: {("spt_deep", "demo/digits"): 71.5}, "elsewhere": {("linear", "demo/digits"): 12.0}}
-    figure = only(figures_of(opened, published=published), "per_task")
+    figure = only(draw_figures(opened, published=published), "per_task")
     (ax,) = figure.axes
     bars = [group for group in ax.containers if isinstance(group, BarContainer)]
     heights = {group.get_label(): [bar.get_height() for bar in group] for group in bars}
     for study in opened:
-        mean = 100 * statistics.mean(trial.score or 0.0 for trial in study.finals)
+        mean = 100 * statistics.mean(trial.score or 0.0 for trial in study.requested_final_trials)
         assert heights[study.plan.method][study.plan.task == "demo/shapes_loc"] == pytest.approx(mean)
     (diamonds,) = [line for line in ax.lines if line.get_marker() == "d"]
     assert data(diamonds)[1] == [71.5]
     assert words(figure) == ["spt_deep", "linear", "published"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["digits", "shapes_loc"]
-    assert "published" not in words(only(figures_of(opened), "per_task"))
+    assert "published" not in words(only(draw_figures(opened), "per_task"))
 
 
 def test_a_method_without_a_score_has_a_dash(simple: dict[str, Any], tmp_path: Path) -> None:
     done = driven(simple, tmp_path)
     missing = driven(simple, tmp_path, until=1.0)
-    figure = only(figures_of([*done[:3], missing[3]]), "per_task")
+    figure = only(draw_figures([*done[:3], missing[3]]), "per_task")
     assert [text.get_text() for text in figure.axes[0].texts] == ["–"]
 
 
@@ -280,27 +283,27 @@ def test_all_tasks_and_methods_fit_and_keep_their_looks(simple: dict[str, Any], 
     simple["search"]["trials"] = 1
     changes = LINEAR | {"methods": ["linear", "full"]}
     opened = driven(simple, tmp_path, tasks=["vtab", "fgvc"], final={"seeds": [1]}, **changes)
-    figure = only(figures_of(opened, each_study=False), "per_task")
+    figure = only(draw_figures(opened, each_study=False), "per_task")
     assert sum(len(ax.get_xticklabels()) for ax in figure.axes) == 24
     bars = [group for group in figure.axes[0].containers if isinstance(group, BarContainer)]
     colors = {group.get_label(): group[0].get_facecolor()[:3] for group in bars}
     assert len(set(colors.values())) == 2
     _check_no_text_is_cut(figure)
-    assert len({dataclasses.astuple(method_look(method))[:2] for method in METHODS}) == len(METHODS)
-    assert len({str(method_look(method).line) for method in METHODS}) == len(METHODS), "told apart in grey print too"
+    assert len({dataclasses.astuple(style_of(method))[:2] for method in METHODS}) == len(METHODS)
+    assert len({str(style_of(method).line) for method in METHODS}) == len(METHODS), "told apart in grey print too"
 
 
 def test_tuning_size_has_a_line_a_band_and_a_law_a_method(simple: dict[str, Any], tmp_path: Path) -> None:
     opened = driven(simple, tmp_path, train_sizes=[50, 200, 1.0])
-    figure = only(figures_of(opened, each_study=False), "tuning_size")
+    figure = only(draw_figures(opened, each_study=False), "tuning_size")
     (ax,) = figure.axes
     measured = {line.get_color(): data(line) for line in ax.lines if line.get_marker() != "None"}
     laws = [data(line) for line in ax.lines if line.get_marker() == "None"]
     for method in ("spt_deep", "linear"):
-        images, means = measured[method_look(method).color]
+        images, means = measured[style_of(method).color]
         assert images == [50, 200, 800]
         at_most = [s for s in opened if s.plan.method == method and s.plan.train_size == 1.0]
-        scores = [statistics.mean(trial.score or 0.0 for trial in study.finals) for study in at_most]
+        scores = [statistics.mean(trial.score or 0.0 for trial in study.requested_final_trials) for study in at_most]
         assert means[-1] == pytest.approx(100 * statistics.mean(scores))
     assert len(ax.collections) == len(laws) == 2
     assert all([xs[0], xs[-1]] == pytest.approx([50, 800]) for xs, _ in laws), "drawn where something was measured"
@@ -308,31 +311,33 @@ def test_tuning_size_has_a_line_a_band_and_a_law_a_method(simple: dict[str, Any]
     assert [word.partition(" = ")[0] for word in words(figure)] == ["spt_deep: error", "linear: error"]
     assert "mean of 2 tasks" in title(figure)
     one = driven(simple, tmp_path, train_sizes=[50, 1.0], final={"seeds": [1]}, **LINEAR)
-    plain = only(figures_of(one, each_study=False), "tuning_size")
+    plain = only(draw_figures(one, each_study=False), "tuning_size")
     assert words(plain) == ["linear"], "two sizes have no law"
     assert not plain.axes[0].collections, "and one seed no band"
     stopped = [study for study in opened if (study.plan.task, study.plan.train_size) != ("demo/digits", 200)]
     less = driven(simple, tmp_path, tasks=["demo/digits"], train_sizes=[200], until=1.0)
-    assert "demo/shapes_loc, 1 left out (not scored" in title(only(figures_of([*stopped, *less]), "tuning_size"))
-    assert "tuning_size" not in dict(figures_of(driven(simple, tmp_path), each_study=False))
+    assert "demo/shapes_loc, 1 left out (not scored" in title(only(draw_figures([*stopped, *less]), "tuning_size"))
+    assert "tuning_size" not in dict(draw_figures(driven(simple, tmp_path), each_study=False))
 
 
 def test_model_size_joins_backbones_of_one_pretraining(simple: dict[str, Any], tmp_path: Path) -> None:
     opened = driven(simple, tmp_path, tasks=["vtab/dtd", "vtab/svhn"], backbones=MAE[1:3])
-    figure = only(figures_of(opened, each_study=False), "model_size")
+    figure = only(draw_figures(opened, each_study=False), "model_size")
     shown = {line.get_color(): data(line) for line in lines(figure) if line.get_linestyle() != "None"}
     for method in ("spt_deep", "linear"):
         expected = []
         for backbone in MAE[1:3]:
             own = [s for s in opened if (s.plan.method, s.plan.backbone) == (method, backbone)]
-            expected.append(100 * statistics.mean(t.score or 0.0 for study in own for t in study.finals))
-        millions, means = shown[method_look(method).color]
+            expected.append(
+                100 * statistics.mean(t.score or 0.0 for study in own for t in study.requested_final_trials)
+            )
+        millions, means = shown[style_of(method).color]
         assert millions == pytest.approx([12 * 768**2 * 12 / 1e6, 24 * 1024**2 * 12 / 1e6])
         assert means == pytest.approx(expected)
     assert words(figure) == ["spt_deep", "linear"]
     assert labels(figure) == [("parameters of the network, millions", "test accuracy, %")]
     different = driven(simple, tmp_path, tasks=["vtab/dtd"], backbones=[MAE[1], "vit_large_patch16_224.augreg_in21k"])
-    assert "model_size" not in dict(figures_of(different, each_study=False)), "these two differ in more than size"
+    assert "model_size" not in dict(draw_figures(different, each_study=False)), "these two differ in more than size"
 
 
 def test_mutual_information_is_the_mean_over_layers_between_the_lowest_and_highest(
@@ -340,20 +345,22 @@ def test_mutual_information_is_the_mean_over_layers_between_the_lowest_and_highe
 ) -> None:
     simple["fixed"]["nmi"] = True
     opened = driven(simple, tmp_path, methods=["spt_deep", "vpt_deep"])
-    figure = only(figures_of(opened, each_study=False), "nmi")
+    figure = only(draw_figures(opened, each_study=False), "nmi")
     assert [ax.get_title() for ax in figure.axes] == ["demo/digits", "demo/shapes_loc"]
-    line = next(line for line in lines(figure) if line.get_color() == method_look("spt_deep").color)
-    layers = [[v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in opened[0].finals[0].epochs]
+    line = next(line for line in lines(figure) if line.get_color() == style_of("spt_deep").color)
+    layers = [
+        [v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in opened[0].requested_final_trials[0].epochs
+    ]
     assert data(line)[0] == [*range(1, 10)]
     assert data(line)[1] == pytest.approx([statistics.mean(values) for values in layers])
     assert words(figure) == ["spt_deep", "vpt_deep"]
-    assert "nmi" not in dict(figures_of(driven(simple, tmp_path, **LINEAR), each_study=False))
+    assert "nmi" not in dict(draw_figures(driven(simple, tmp_path, **LINEAR), each_study=False))
 
 
 def test_a_line_goes_through_all_parameters_of_a_trial_to_its_accuracy(pruned_study: Study) -> None:
     figure = only(study_figures(pruned_study), "parallel")
     through = [line for line in lines(figure) if len(data(line)[0]) == 4]
-    shown = [t for t in pruned_study.search.trials if t.epochs and t.duplicate_of is None]
+    shown = [t for t in pruned_study.search_table.trials if t.epochs and t.duplicate_of is None]
     assert len(through) == len(shown)
     (bold,) = [line for line in through if line.get_linewidth() > 2]
     best = pruned_study.best
@@ -382,15 +389,15 @@ def test_importances_are_asked_of_the_caller_and_drawn_by_size(pruned_study: Stu
 def test_only_what_there_is_data_for_is_drawn(
     simple: dict[str, Any], raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert dict(figures_of(driven(simple, tmp_path, until=-1.0))) == {}, "nothing has begun"
-    assert dict(figures_of([])) == {}
+    assert dict(draw_figures(driven(simple, tmp_path, until=-1.0))) == {}, "nothing has begun"
+    assert dict(draw_figures([])) == {}
     failed = driven(simple, tmp_path, failing=(0, 1))
-    assert dict(figures_of(failed, importances=lambda _: {})) == {}, "nor where all failed"
+    assert dict(draw_figures(failed, importances=lambda _: {})) == {}, "nor where all failed"
 
 
 def test_a_search_of_pruned_trials_alone_is_drawn_without_a_chosen_one(pruned_study: Study) -> None:
-    pruned = [trial for trial in pruned_study.search.trials if trial.state is TrialState.PRUNED]
-    pruned_study.search.trials[:] = pruned
+    pruned = [trial for trial in pruned_study.search_table.trials if trial.state is TrialState.PRUNED]
+    pruned_study.search_table.trials[:] = pruned
     found = dict(study_figures(pruned_study))
     assert found.keys() == {"learning_curves", "params", "parallel"}
     assert words(found["learning_curves"]) == words(found["parallel"]) == ["pruned"]
@@ -400,7 +407,7 @@ def test_a_search_of_pruned_trials_alone_is_drawn_without_a_chosen_one(pruned_st
 def test_one_trial_of_one_epoch_is_drawn(raw_study: dict[str, Any], tmp_path: Path) -> None:
     raw_study["fixed"] |= {"epochs": 1, "warmup_epochs": 0}
     raw_study["search"] |= {"trials": 1, "pruner": {"type": "none"}}
-    found = dict(figures_of(driven(raw_study, tmp_path, final={"seeds": [1]})))
+    found = dict(draw_figures(driven(raw_study, tmp_path, final={"seeds": [1]})))
     assert len(found) == 5
     (line,) = lines(found["demo-digits-spt_deep-vit_nano_patch4_32.mae-1-learning_curves"])
     assert line.get_marker() == "o", "a line of one point would not be seen"
@@ -410,7 +417,7 @@ def test_one_trial_of_one_epoch_is_drawn(raw_study: dict[str, Any], tmp_path: Pa
 
 def test_what_is_no_number_is_never_drawn(simple: dict[str, Any], tmp_path: Path) -> None:
     simple["fixed"]["nmi"] = True
-    found = dict(figures_of(driven(simple, tmp_path, broken=True, methods=["spt_deep"])))
+    found = dict(draw_figures(driven(simple, tmp_path, broken=True, methods=["spt_deep"])))
     assert {"per_task", "nmi"} <= found.keys()
     for name, figure in found.items():
         assert all(math.isfinite(value) for value in drawn_numbers(figure)), name
@@ -433,7 +440,7 @@ def test_a_study_of_many_parameters_is_drawn_and_conditional_ones_pass_below(
     found = dict(study_figures(study))
     assert [x for x, _ in labels(found["params"])] == list(study.plan.space)
     through = [data(line)[1] for line in lines(found["parallel"]) if len(data(line)[0]) == 9]
-    without = sum("init_images" not in trial.params for trial in study.search.trials)
+    without = sum("init_images" not in trial.params for trial in study.search_table.trials)
     assert 0 < without == sum(heights[list(study.plan.space).index("init_images")] < 0 for heights in through)
     assert "not\nused" in [text.get_text() for text in found["parallel"].axes[0].texts]
     for figure in found.values():
@@ -457,25 +464,25 @@ def _check_no_text_is_cut(figure: Figure) -> None:
 
 def test_stems_tell_backbones_and_sizes_apart_where_there_are_several(simple: dict[str, Any], tmp_path: Path) -> None:
     opened = driven(simple, tmp_path, train_sizes=[{"per_class": 5}, 0.5], backbones=MAE[:2], **LINEAR)
-    names = [name for name, _ in figures_of(opened, each_study=False)]
+    names = [name for name, _ in draw_figures(opened, each_study=False)]
     assert len(names) == len(set(names))
     assert f"per_task-{BUNDLED}-5-per-class" in names
     assert f"per_task-{MAE[1]}-0.5" in names
-    studies_too = [name for name, _ in figures_of(opened)]
+    studies_too = [name for name, _ in draw_figures(opened)]
     assert len(studies_too) == len(set(studies_too)) > len(names)
     assert not any("/" in name or " " in name for name in studies_too)
 
 
 def test_a_figure_is_written_as_an_image_and_as_editable_pdf(pruned_study: Study, tmp_path: Path) -> None:
     figure = only(study_figures(pruned_study), "params")
-    png, pdf = save(figure, tmp_path / "new" / "folder", "a.b")
+    png, pdf = save_figure(figure, tmp_path / "new" / "folder", "a.b")
     assert sorted(path.name for path in png.parent.iterdir()) == ["a.b.pdf", "a.b.png"], "and no drafts are left"
     assert png.read_bytes().startswith(b"\x89PNG")
     width = int.from_bytes(png.read_bytes()[16:20], "big")
     assert width == pytest.approx(6.8 * 200, abs=2)
     assert b"/Type3" not in pdf.read_bytes() and b"/CIDFontType2" in pdf.read_bytes(), "TrueType, not outlines"
     before = pdf.read_bytes()
-    save(only(study_figures(pruned_study), "params"), tmp_path / "new" / "folder", "a.b")
+    save_figure(only(study_figures(pruned_study), "params"), tmp_path / "new" / "folder", "a.b")
     assert pdf.read_bytes() == before, "the same figure is the same file"
 
 
@@ -483,7 +490,7 @@ def test_figures_are_drawn_in_any_thread(pruned_study: Study, tmp_path: Path) ->
     def draw(place: int) -> None:
         try:
             for stem, figure in study_figures(pruned_study):
-                save(figure, tmp_path / f"{place}", stem)
+                save_figure(figure, tmp_path / f"{place}", stem)
         except Exception as error:
             raised.append(error)
 

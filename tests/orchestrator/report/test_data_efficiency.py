@@ -25,8 +25,9 @@ from orchestrator.report.data_efficiency import (
 )
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import StudySummary
-from orchestrator.study.trial import TrialResult, TrialState
+from orchestrator.study.trial import Trial, TrialState
 from trainer.catalog import BUNDLED
+from trainer.config import TrainConfig
 
 ELSEWHERE = "vit_base_patch16_224.mae"
 
@@ -44,21 +45,28 @@ def summary(
     plan = StudyPlan(task=task, backbone=backbone, method=method, train_size=size, fixed={}, space={})
     by_seed = scores if isinstance(scores, Mapping) else dict(enumerate(scores))
     finals = [
-        TrialResult(
+        Trial(
             trial_id=f"{number}",
             study=plan.key,
             phase="final",
             number=number,
             params={"seed": seed},
-            config={"seed": seed},
+            config=TrainConfig(task="demo/digits", method="linear", seed=seed),
             state=TrialState.RUNNING if score is None else TrialState.COMPLETE,
             score=score,
-            last={} if images is None else {"train/images": images},
+            last_metrics={} if images is None else {"train/images": images},
         )
         for number, (seed, score) in enumerate(by_seed.items())
     ]
     return StudySummary(
-        plan=plan, planned=0, states=Counter(), best=None, finals=finals, failed=[], stopped=None, seconds=0.0
+        plan=plan,
+        num_planned=0,
+        states=Counter(),
+        best=None,
+        final_trials=finals,
+        failed_trials=[],
+        stop_reason=None,
+        seconds=0.0,
     )
 
 

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.report import export as module
-from orchestrator.report.export import EPOCHS, FACTS, PREDICTIONS, TRIALS, export
+from orchestrator.report.export import EPOCHS, PREDICTIONS, PROVENANCE_COLUMNS, TRIALS, export_studies
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.selection import pack, tied
+from orchestrator.study.selection import find_tied, pack_correct
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from tests.orchestrator.conftest import RAW_SPEC, Sptune, curve, new_sweep
 from trainer.config import TrainConfig, field_types
@@ -28,17 +28,17 @@ FILES = {"trials": TRIALS, "epochs": EPOCHS, "predictions": PREDICTIONS}
 IMAGES = 40
 
 
-def fail(trial: TrialResult) -> Failure | None:
+def fail(trial: Trial) -> Failure | None:
     if trial.phase == "search" and trial.number == 1:
-        return Failure(cause=Cause.DIVERGED, error='TrainingDiverged: "nan", 50 %\n\nthe trace', seconds=2.0)
+        return Failure(cause=FailureCause.DIVERGED, error='TrainingDiverged: "nan", 50 %\n\nthe trace', seconds=2.0)
     return None
 
 
-def correct_of(trial: TrialResult) -> list[bool]:
+def correct_of(trial: Trial) -> list[bool]:
     return [(trial.number + place) % 3 > 0 for place in range(IMAGES)]
 
 
-def predictions_of(trial: TrialResult) -> bytes:
+def predictions_of(trial: Trial) -> bytes:
     correct = correct_of(trial)
     columns = {
         "key": [f"{place:05d}" for place in range(IMAGES)],
@@ -60,8 +60,8 @@ def run(sweep: Sweep, trials: Path, events: int = 10**6) -> None:
             continue
         for epoch, metrics in enumerate(curve(trial.config), start=1):
             facts = {"host": "here", "device": "x86_64"}
-            if epoch == trial.config["epochs"]:
-                facts |= {"scored_on": "aaa/test", "correct": pack(correct_of(trial))}
+            if epoch == trial.config.epochs:
+                facts |= {"scored_on": "aaa/test", "correct": pack_correct(correct_of(trial))}
                 (trials / trial.trial_id).mkdir(parents=True, exist_ok=True)
                 (trials / trial.trial_id / "predictions.parquet").write_bytes(predictions_of(trial))
             events -= 1
@@ -89,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def studies(place: Path) -> list[Study]:
     sweep = new_sweep(parse_spec(raw(copy.deepcopy(RAW_SPEC)), "a test"), f"sqlite:///{place / 'studies.db'}")
     run(sweep, place / "small")
-    assert sweep.done
+    assert sweep.is_done
     return sweep.studies
 
 
@@ -98,21 +98,21 @@ def write(studies: list[Study], place: Path, tmp_path: Path) -> Callable[..., di
     """The rows of the three files."""
 
     def written(own: list[Study] | None = None) -> dict[str, list[dict[str, Any]]]:
-        files, _ = export(own or studies, lambda sweep: str(place / sweep), tmp_path / "out")
+        files, _ = export_studies(own or studies, lambda sweep: str(place / sweep), tmp_path / "out")
         assert [file.name for file in files] == [f"{name}.parquet" for name in FILES]
         return {name: pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist() for name in FILES}
 
     return written
 
 
-def every(studies: list[Study]) -> list[TrialResult]:
-    return [trial for study in studies for trial in (*study.search.trials, *study.final.trials)]
+def every(studies: list[Study]) -> list[Trial]:
+    return [trial for study in studies for trial in (*study.search_table.trials, *study.final_table.trials)]
 
 
 def test_each_column_has_its_description_and_stands_in_the_module(
     studies: list[Study], place: Path, tmp_path: Path
 ) -> None:
-    export(studies, lambda sweep: str(place / sweep), tmp_path / "out")
+    export_studies(studies, lambda sweep: str(place / sweep), tmp_path / "out")
     for name, schema in FILES.items():
         read = pq.read_schema(tmp_path / "out" / f"{name}.parquet")
         assert read.equals(schema, check_metadata=True)
@@ -138,8 +138,10 @@ def test_trials_are_those_of_the_record(studies: list[Study], write: Callable[..
             assert row[name] == getattr(trial, name), name
         assert (row["sweep"], row["group"], row["state"]) == ("small", "demo", trial.state.value)
         assert row["cause"] == (trial.cause.value if trial.cause else None)
-        assert row["error"] == (trial.sentence or None), "one sentence, without the trace"
-        assert {name: row[name] for name in FACTS} == {name: trial.facts.get(name) for name in FACTS}
+        assert row["error"] == (trial.error_summary or None), "one sentence, without the trace"
+        assert {name: row[name] for name in PROVENANCE_COLUMNS} == {
+            name: trial.provenance.get(name) for name in PROVENANCE_COLUMNS
+        }
     assert {row["state"] for row in rows} == {"complete", "pruned", "failed"}
     assert any(row["duplicate_of"] is not None for row in rows), "a small space is drawn from twice"
 
@@ -158,8 +160,10 @@ def test_chosen_and_tied_are_what_the_study_says(studies: list[Study], write: Ca
         own = [row for row in rows if row["study"] == study.plan.key]
         assert study.best is not None
         chosen = {row["trial_id"] for row in own if row["chosen"]}
-        assert chosen == {study.best.trial_id, *(trial.trial_id for trial in study.finals)}
-        assert {row["trial_id"] for row in own if row["tied"]} == {t.trial_id for t in tied(study.searched)}
+        assert chosen == {study.best.trial_id, *(trial.trial_id for trial in study.requested_final_trials)}
+        assert {row["trial_id"] for row in own if row["tied"]} == {
+            t.trial_id for t in find_tied(study.requested_search_trials)
+        }
         assert not any(row["tied"] for row in own if row["phase"] == "final")
 
 
@@ -171,7 +175,7 @@ def test_final_trials_of_an_earlier_choice_are_not_chosen(
     raw_spec["final"] = {"seeds": [42, 44], "measure_peeking": True}
     sweep = new_sweep(parse_spec(raw(raw_spec, tasks=["demo/digits"]), "after"), url)
     run(sweep, tmp_path / "trials")
-    files, _ = export(sweep.studies, lambda _: str(tmp_path / "trials"), tmp_path / "out")
+    files, _ = export_studies(sweep.studies, lambda _: str(tmp_path / "trials"), tmp_path / "out")
     finals = [row for row in pq.read_table(files[0]).to_pylist() if row["phase"] == "final"]
     assert {row["measure_peeking"]: row["chosen"] for row in finals} == {False: False, True: True}
 
@@ -206,7 +210,7 @@ def test_predictions_are_those_of_complete_trials_each_once(
 def test_predictions_that_are_gone_are_left_out(
     studies: list[Study], write: Callable[..., dict[str, Any]], place: Path
 ) -> None:
-    gone = studies[0].finals[0].trial_id
+    gone = studies[0].requested_final_trials[0].trial_id
     whole = write()["predictions"]
     file = place / f"small/{gone}/predictions.parquet"
     file.rename(place / "kept")

@@ -21,15 +21,15 @@ from scipy import stats
 
 from orchestrator.cli import main
 from orchestrator.environment.home import Home, home_at
-from orchestrator.report.blocks import Block, Grid, Lines
-from orchestrator.report.results_table import board_of
-from orchestrator.report.sections import contents
+from orchestrator.report.blocks import Block, TableBlock, TextBlock
+from orchestrator.report.results_table import build_results_table
+from orchestrator.report.sections import build_sections
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.selection import LEVEL, tied, unpack
+from orchestrator.study.selection import LEVEL, find_tied, unpack_correct
 from orchestrator.study.statistics import holm
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import Study, open_studies
-from orchestrator.study.trial import TrialResult, TrialState
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import Study, load_studies
+from orchestrator.study.trial import Trial, TrialState
 from tests.orchestrator.conftest import Sptune
 
 pytestmark = pytest.mark.timeout(600)
@@ -68,33 +68,33 @@ def home(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home
 
 @pytest.fixture(scope="module")
 def studies(home: Home) -> list[Study]:
-    found = open_studies(parse_spec(SPEC, "a test"), Record(f"sqlite:///{home.record_file}"))
-    assert all(study.done for study in found)
+    found = load_studies(parse_spec(SPEC, "a test"), StudyDatabase(f"sqlite:///{home.database_file}"))
+    assert all(study.is_done for study in found)
     return found
 
 
 @pytest.fixture(scope="module")
 def report(home: Home) -> list[Block]:
     """The report as the command makes it, from a record read without epochs."""
-    record = Record(f"sqlite:///{home.record_file}")
-    return contents(open_studies(parse_spec(SPEC, "a test"), record, epochs=False))
+    record = StudyDatabase(f"sqlite:///{home.database_file}")
+    return build_sections(load_studies(parse_spec(SPEC, "a test"), record, epochs=False))
 
 
 def grid_of(report: list[Block], title: str) -> list[dict[str, str]]:
     """The rows of one of its tables, by column."""
-    (grid,) = (block for block in report if isinstance(block, Grid) and block.title.startswith(title))
+    (grid,) = (block for block in report if isinstance(block, TableBlock) and block.title.startswith(title))
     return [dict(zip(grid.header, (cell.text for cell in row), strict=True)) for row in grid.rows]
 
 
-def correct_of(home: Home, trial: TrialResult) -> list[bool]:
+def correct_of(home: Home, trial: Trial) -> list[bool]:
     """Which images a trial got right, from its labels and predictions."""
-    rows = pq.read_table(f"{home.trials('real_1')}/{trial.trial_id}/predictions.parquet").to_pylist()
+    rows = pq.read_table(f"{home.trials_folder('real_1')}/{trial.trial_id}/predictions.parquet").to_pylist()
     assert all(row["correct"] == (row["label"] == row["prediction"]) for row in rows)
     assert len({row["key"] for row in rows}) == len(rows) == (60 if trial.phase == "search" else 90)
     return [row["label"] == row["prediction"] for row in rows]
 
 
-def percent(home: Home, trial: TrialResult) -> float:
+def percent(home: Home, trial: Trial) -> float:
     correct = correct_of(home, trial)
     return 100 * (sum(correct) / len(correct))
 
@@ -102,14 +102,14 @@ def percent(home: Home, trial: TrialResult) -> float:
 def test_cells_are_computed_from_the_predictions_to_the_last_digit(
     home: Home, studies: list[Study], report: list[Block], sptune: Sptune
 ) -> None:
-    status, out, error = sptune("report", "real_1", "--home", Path(home.place), "--format", "csv")
+    status, out, error = sptune("report", "real_1", "--home", Path(home.root), "--format", "csv")
     assert (status, error) == (0, "")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(out))}
     rows = {row["method"]: row for row in grid_of(report, "test accuracy")}
     assert {*lines} == {*rows} == {*SPEC["methods"]}
     for study in studies:
-        found = [percent(home, trial) for trial in study.finals]
-        assert [trial.config["seed"] for trial in study.finals] == [42, 44]
+        found = [percent(home, trial) for trial in study.requested_final_trials]
+        assert [trial.config.seed for trial in study.requested_final_trials] == [42, 44]
         line, method = lines[study.plan.method], study.plan.method
         assert (float(line["mean"]), float(line["std"])) == (statistics.mean(found), statistics.stdev(found))
         assert rows[method]["demo/digits"] == f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
@@ -118,10 +118,10 @@ def test_cells_are_computed_from_the_predictions_to_the_last_digit(
 def test_what_learns_is_counted_in_the_learnt_tensors(home: Home, studies: list[Study], report: list[Block]) -> None:
     for study in studies:
         for trial in study.trials:
-            learnt = load_file(f"{home.trials('real_1')}/{trial.trial_id}/prompt.safetensors")
-            assert trial.last["learnable/parameters"] == sum(tensor.size for tensor in learnt.values())
-        shares = [100 * trial.last["learnable/share"] for trial in study.finals]
-        row = next(row for row in board_of(studies).rows if row.names[0] == study.plan.method)
+            learnt = load_file(f"{home.trials_folder('real_1')}/{trial.trial_id}/prompt.safetensors")
+            assert trial.last_metrics["learnable/parameters"] == sum(tensor.size for tensor in learnt.values())
+        shares = [100 * trial.last_metrics["learnable/share"] for trial in study.requested_final_trials]
+        row = next(row for row in build_results_table(studies).rows if row.names[0] == study.plan.method)
         assert row.tuned == pytest.approx(statistics.mean(shares))
         shown = next(row for row in grid_of(report, "test accuracy") if row["method"] == study.plan.method)
         assert shown["tuned %"] == f"{statistics.mean(shares):.3g}"
@@ -132,7 +132,7 @@ def test_the_chosen_params_are_those_of_the_best_val_accuracy(
 ) -> None:
     rows = {row["method"]: row for row in grid_of(report, "chosen on val")}
     for study in studies:
-        own = [trial for trial in study.searched if trial.duplicate_of is None]
+        own = [trial for trial in study.requested_search_trials if trial.duplicate_of is None]
         assert {trial.state for trial in own} == {TrialState.COMPLETE}
         by_val = {trial.number: percent(home, trial) for trial in own}
         best = min(own, key=lambda trial: (-by_val[trial.number], trial.number))
@@ -148,7 +148,7 @@ def test_tied_is_what_the_predictions_say(home: Home, studies: list[Study], repo
     for study in studies:
         assert study.best is not None
         best = study.best
-        own = [t for t in study.searched if t.duplicate_of is None and t is not best]
+        own = [t for t in study.requested_search_trials if t.duplicate_of is None and t is not best]
         own.sort(key=lambda trial: (-percent(home, trial), trial.number))
         best_N = np.array(correct_of(home, best))
         p_values = []
@@ -157,9 +157,11 @@ def test_tied_is_what_the_predictions_say(home: Home, studies: list[Study], repo
             lost, won = int((best_N & ~other_N).sum()), int((other_N & ~best_N).sum())
             p_values.append(stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0)
         among = [trial.number for trial, p in zip(own, holm(p_values), strict=True) if p > LEVEL]
-        assert [trial.number for trial in tied(study.searched)] == [best.number, *among]
+        assert [trial.number for trial in find_tied(study.requested_search_trials)] == [best.number, *among]
         assert rows[study.plan.method]["tied"] == (", ".join(map(str, among)) or "none")
-    assert any(len(tied(study.searched)) < len(study.searched) for study in studies), "a rate of 1e-6 learns nothing"
+    assert any(
+        len(find_tied(study.requested_search_trials)) < len(study.requested_search_trials) for study in studies
+    ), "a rate of 1e-6 learns nothing"
 
 
 def test_what_the_record_knows_of_images_is_what_the_predictions_say(home: Home, studies: list[Study]) -> None:
@@ -167,11 +169,11 @@ def test_what_the_record_knows_of_images_is_what_the_predictions_say(home: Home,
         for trial in study.trials:
             correct = correct_of(home, trial)
             if trial.phase == "search":
-                assert unpack(trial.facts["correct"]).tolist() == correct
+                assert unpack_correct(trial.provenance["correct"]).tolist() == correct
             else:
-                assert "correct" not in trial.facts, "test is not what anything is chosen by"
-            card = json.loads(Path(home.trials("real_1"), trial.trial_id, "card.json").read_text())
-            assert {name: trial.facts[name] for name in ("learnt_from", "scored_on", "protocol")} == {
+                assert "correct" not in trial.provenance, "test is not what anything is chosen by"
+            card = json.loads(Path(home.trials_folder("real_1"), trial.trial_id, "card.json").read_text())
+            assert {name: trial.provenance[name] for name in ("learnt_from", "scored_on", "protocol")} == {
                 name: card[name] for name in ("learnt_from", "scored_on", "protocol")
             }
 
@@ -180,18 +182,20 @@ def test_peeking_is_the_best_epoch_minus_the_last_and_nowhere_else(studies: list
     rows = {row["method"]: row for row in grid_of(report, "peeking")}
     for study in studies:
         gains = []
-        for trial in study.finals:
+        for trial in study.requested_final_trials:
             scored = [epoch["peeking/accuracy"] for epoch in trial.epochs]
             assert len(scored) == 2 and trial.score == scored[-1] == trial.epochs[-1]["test/accuracy"]
-            assert trial.last["peeking/gain"] == max(scored) - scored[-1]
-            gains.append(100 * trial.last["peeking/gain"])
+            assert trial.last_metrics["peeking/gain"] == max(scored) - scored[-1]
+            gains.append(100 * trial.last_metrics["peeking/gain"])
         assert rows[study.plan.method]["demo/digits"] == f"{statistics.mean(gains):+.1f}"
-        assert not any(name.startswith("peeking") for trial in study.searched for name in trial.last)
+        assert not any(
+            name.startswith("peeking") for trial in study.requested_search_trials for name in trial.last_metrics
+        )
 
 
 def test_the_stamp_names_the_images_the_software_and_the_machine(studies: list[Study], report: list[Block]) -> None:
-    (stamp,) = (block for block in report if isinstance(block, Lines) and block.title == "stamp")
-    facts = studies[0].finals[0].facts
+    (stamp,) = (block for block in report if isinstance(block, TextBlock) and block.title == "stamp")
+    facts = studies[0].requested_final_trials[0].provenance
     told = "\n".join(stamp.lines)
     assert f"images: demo/digits {facts['scored_on'].partition('/')[0]} ({facts['protocol']})" in told
     for name in ("software", "device"):
@@ -207,7 +211,7 @@ def exported(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """The rows of the three files."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["sptune", "export", "real_1", "--home", str(Path(home.place)), "--out", str(out)])
+        patch.setattr(sys, "argv", ["sptune", "export", "real_1", "--home", str(Path(home.root)), "--out", str(out)])
         with pytest.raises(SystemExit):
             main()
     return {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("trials", "epochs", "predictions")}
@@ -216,7 +220,7 @@ def exported(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 def test_the_exported_trials_and_epochs_are_the_records(
     studies: list[Study], exported: dict[str, list[dict[str, Any]]]
 ) -> None:
-    trials = [trial for study in studies for trial in (*study.search.trials, *study.final.trials)]
+    trials = [trial for study in studies for trial in (*study.search_table.trials, *study.final_table.trials)]
     assert [(row["trial_id"], row["phase"], row["number"], row["score"]) for row in exported["trials"]] == [
         (trial.trial_id, trial.phase, trial.number, trial.score) for trial in trials
     ]
@@ -246,7 +250,7 @@ def test_the_exported_predictions_give_each_trials_score(
 def test_the_table_can_be_made_of_the_exported_files(
     studies: list[Study], exported: dict[str, list[dict[str, Any]]]
 ) -> None:
-    for row in board_of(studies).rows:
+    for row in build_results_table(studies).rows:
         scores = [
             100 * trial["score"]
             for trial in exported["trials"]
@@ -259,7 +263,7 @@ def test_the_table_can_be_made_of_the_exported_files(
 
 
 def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path: Path) -> None:
-    status, out, error = sptune("figures", "real_1", "--home", Path(home.place), "--out", tmp_path / "figures")
+    status, out, error = sptune("figures", "real_1", "--home", Path(home.root), "--out", tmp_path / "figures")
     assert (status, error) == (0, "")
     files = sorted((tmp_path / "figures").iterdir())
     stems = {file.stem for file in files}
@@ -279,7 +283,7 @@ def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "latex", "html"])
 def test_every_format_has_every_number(form: str, home: Home, report: list[Block], sptune: Sptune) -> None:
-    status, out, error = sptune("report", "real_1", "--home", Path(home.place), "--format", form)
+    status, out, error = sptune("report", "real_1", "--home", Path(home.root), "--format", form)
     assert (status, error) == (0, "")
     for row in grid_of(report, "test accuracy"):
         cell = row["demo/digits"]

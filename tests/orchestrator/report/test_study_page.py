@@ -13,21 +13,21 @@ import yaml
 from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 
-from orchestrator.report.study_page import study_metrics, study_page
+from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.loader import find_spec, load_spec, parse_spec
-from orchestrator.spec.plan import studies
+from orchestrator.spec.plan import plan_studies
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import open_studies
-from orchestrator.study.trial import Cause, Failure, TrialResult
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import load_studies
+from orchestrator.study.trial import Failure, FailureCause, Trial
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
-from orchestrator.tracking.mlflow_runs import PAGE, Runs, outcome, views
+from orchestrator.tracking.mlflow_runs import DESCRIPTION_TAG, MlflowRuns, outcome_metrics, view_paths
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import drive, new_sweep
 from trainer.__main__ import parse
 from trainer.config import TrainConfig
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 
 
 @pytest.fixture
@@ -38,7 +38,9 @@ def small(raw_study: dict[str, Any], request: pytest.FixtureRequest) -> SweepSpe
 
 
 def tracker_for(spec: SweepSpec, home: Path, uri: str) -> MlflowTracker:
-    runs = Runs(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"), [*spec.space])
+    runs = MlflowRuns(
+        uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"), [*spec.space]
+    )
     return MlflowTracker(runs, patience_s=5)
 
 
@@ -50,24 +52,24 @@ def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, re
     sweep = new_sweep(small, record_url)
     drive(sweep)
     (study,) = sweep.studies
-    spec, command = code_blocks(study_page(study))
+    spec, command = code_blocks(render_study_page(study))
     again = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
     drive(again)
     assert [t.trial_id for t in again.studies[0].trials] == [t.trial_id for t in study.trials]
     program, *words = shlex.split(command)
     assert [program, *words[:2]] == ["python", "-m", "trainer"]
     fields, _ = parse(words[2:])
-    assert TrainConfig.from_params(fields).fingerprint() == study.finals[0].trial_id
+    assert TrainConfig.from_params(fields).fingerprint() == study.requested_final_trials[0].trial_id
 
 
 @pytest.mark.parametrize("name", ["demo", "demo_data_efficiency", "nmi", "vtab_mae_vpt", "ablation_backbone_size"])
 def test_the_page_of_every_study_holds_a_spec_of_it_alone_under_a_name_of_its_own(name: str, record_url: str) -> None:
     spec = load_spec(find_spec(name))
-    for study in {study.plan.method: study for study in open_studies(spec, Record(record_url))}.values():
-        (text,) = code_blocks(study_page(study))
+    for study in {study.plan.method: study for study in load_studies(spec, StudyDatabase(record_url))}.values():
+        (text,) = code_blocks(render_study_page(study))
         alone = parse_spec(yaml.safe_load(text), "the page")
         assert alone.name == f"{spec.name}-again", "so that the sweep's own record is not touched"
-        assert studies(alone) == [study.plan]
+        assert plan_studies(alone) == [study.plan]
 
 
 def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(
@@ -77,30 +79,30 @@ def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(
     drive(sweep)
     (study,) = sweep.studies
     assert study.best is not None and study.best.score is not None
-    page = study_page(study)
+    page = render_study_page(study)
     first = next(line for line in page.splitlines() if line.startswith(f"| {study.best.number} |"))
     assert f"| {100 * study.best.score:.1f} |" in first
     board = [line for line in page.splitlines() if re.match(r"\| \d+ \|", line)]
     assert board[0] == first
-    for trial in study.finals:
-        assert trial.score is not None and f"{trial.config['seed']}: {100 * trial.score:.1f}" in page
-    scores = [trial.score or 0.0 for trial in study.finals]
-    assert study_metrics(study)["final/test/accuracy"] == pytest.approx(sum(scores) / len(scores))
+    for trial in study.requested_final_trials:
+        assert trial.score is not None and f"{trial.config.seed}: {100 * trial.score:.1f}" in page
+    scores = [trial.score or 0.0 for trial in study.requested_final_trials]
+    assert study_summary_metrics(study)["final/test/accuracy"] == pytest.approx(sum(scores) / len(scores))
 
 
 @pytest.mark.parametrize(
     ("failure", "said"),
     [
-        (Failure(cause=Cause.DIVERGED, error="TrainingDiverged: nan"), "4 failed"),
-        (Failure(cause=Cause.INVALID, error="ValueError: no images"), "stopped: ValueError: no images"),
+        (Failure(cause=FailureCause.DIVERGED, error="TrainingDiverged: nan"), "4 failed"),
+        (Failure(cause=FailureCause.INVALID, error="ValueError: no images"), "stopped: ValueError: no images"),
     ],
 )
 def test_a_study_without_a_result_says_so(small: SweepSpec, record_url: str, failure: Failure, said: str) -> None:
     sweep = new_sweep(small, record_url)
     drive(sweep, fail=lambda _: failure)
-    page = study_page(sweep.studies[0])
+    page = render_study_page(sweep.studies[0])
     assert said in page and "test accuracy" not in page
-    assert study_metrics(sweep.studies[0]) == {}
+    assert study_summary_metrics(sweep.studies[0]) == {}
 
 
 def test_a_tracker_is_shown_a_study_when_its_search_is_done_and_when_it_is_over(
@@ -116,31 +118,31 @@ def test_a_tracker_is_shown_a_study_when_its_search_is_done_and_when_it_is_over(
             self.marks.append((len(study.searched), sum(trial.score is not None for trial in study.finals)))
 
     tracker = Counting()
-    drive(Sweep(small, Record(record_url), tracker))
+    drive(Sweep(small, StudyDatabase(record_url), tracker))
     assert tracker.marks == [(4, 0), (4, 2)]
 
 
 def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
-    card = read_card(str(tmp_path / "data"), "demo/digits")
+    card = open_task(str(tmp_path / "data"), "demo/digits")
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     drive(sweep)
     assert tracker.close() == 0, tracker.problem
     (study,) = sweep.studies
     client = MlflowClient(tracking_uri=mlflow_uri)
-    assert study.search.mlflow_run is not None
-    run = client.get_run(study.search.mlflow_run)
-    assert run.data.tags[PAGE] == study_page(study)
-    assert run.data.metrics == pytest.approx(study_metrics(study))
+    assert study.search_table.mlflow_run is not None
+    run = client.get_run(study.search_table.mlflow_run)
+    assert run.data.tags[DESCRIPTION_TAG] == render_study_page(study)
+    assert run.data.metrics == pytest.approx(study_summary_metrics(study))
     assert run.inputs is not None
     assert [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs] == [
         ("demo/digits", card.fingerprint)
     ]
     figures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "figures")}
     assert {"figures/learning_curves.png", "figures/learning_curves.pdf", "figures/params.png"} <= figures
-    assert views(mlflow_uri)[small.name].endswith("?viewStateShareKey=sptune")
+    assert view_paths(mlflow_uri)[small.name].endswith("?viewStateShareKey=sptune")
 
 
 def test_a_page_is_written_again_only_when_the_study_has_changed(
@@ -148,10 +150,10 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(url), tracker)
+    sweep = Sweep(small, StudyDatabase(url), tracker)
     drive(sweep)
     tracker.close()
-    run_id = sweep.studies[0].search.mlflow_run
+    run_id = sweep.studies[0].search_table.mlflow_run
     assert run_id is not None
     client = MlflowClient(tracking_uri=mlflow_uri)
 
@@ -160,20 +162,20 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
 
     before = told()
     again = tracker_for(small, tmp_path, mlflow_uri)
-    Sweep(small, Record(url), again)
+    Sweep(small, StudyDatabase(url), again)
     assert (again.close(), told()) == (0, before)
     wider = small.model_copy(update={"final": small.final.model_copy(update={"seeds": [42, 44, 82]})})
     more = tracker_for(wider, tmp_path, mlflow_uri)
-    drive(Sweep(wider, Record(url), more))
+    drive(Sweep(wider, StudyDatabase(url), more))
     assert (more.close(), told()) == (0, before + 1)
-    assert "82:" in client.get_run(run_id).data.tags[PAGE]
+    assert "82:" in client.get_run(run_id).data.tags[DESCRIPTION_TAG]
 
 
 def test_a_run_has_its_best_and_last_values_by_name_and_what_its_worker_told(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     facts = {"host": "node-7", "device": "H200", "commit": "abc", "lock": "def", "correct": "0:"}
@@ -181,7 +183,7 @@ def test_a_run_has_its_best_and_last_values_by_name_and_what_its_worker_told(
         sweep.on_epoch(trial.trial_id, epoch, {"train/loss": 1 / epoch, "val/accuracy": accuracy}, facts)
     tracker.close()
     client = MlflowClient(tracking_uri=mlflow_uri)
-    run = client.get_run(str(sweep.studies[0].search.tracked(0)[0]))
+    run = client.get_run(str(sweep.studies[0].search_table.synced_run(0)[0]))
     assert run.data.metrics["best/val/accuracy"] == 0.7
     assert run.data.metrics["final/val/accuracy"] == run.data.metrics["val/accuracy"]
     assert {name: run.data.tags[name] for name in ("host", "device", "commit", "lock")} == {
@@ -194,5 +196,7 @@ def test_a_run_has_its_best_and_last_values_by_name_and_what_its_worker_told(
 def test_a_final_trial_has_no_best_epoch(small: SweepSpec, record_url: str) -> None:
     sweep = new_sweep(small, record_url)
     drive(sweep)
-    final: TrialResult = dataclasses.replace(sweep.studies[0].finals[0], last={"test/accuracy": 0.5, "train/loss": 1.0})
-    assert outcome(final) == {"final/test/accuracy": 0.5, "final/train/loss": 1.0}
+    final: Trial = dataclasses.replace(
+        sweep.studies[0].requested_final_trials[0], last_metrics={"test/accuracy": 0.5, "train/loss": 1.0}
+    )
+    assert outcome_metrics(final) == {"final/test/accuracy": 0.5, "final/train/loss": 1.0}

@@ -6,37 +6,38 @@ from typing import Any
 
 import pytest
 
-from orchestrator.drivers.ray.cluster import Node, capacity, resources_of
+from orchestrator.drivers.ray.cluster import Node, num_trials_that_fit, ray_resources
 from orchestrator.errors import SpecError
-from orchestrator.redaction import shown
+from orchestrator.redaction import redact
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.resources import Cluster, Differs, Resources, Share
-from orchestrator.study.trial import Phase, TrialResult, TrialState
-from orchestrator.sweep.gpu_sharing import Sharing
+from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, TrialResources
+from orchestrator.study.trial import Phase, Trial, TrialState
+from orchestrator.sweep.gpu_sharing import GpuAllocator
+from trainer.config import TrainConfig
 
 NANO = "vit_nano_patch4_32.mae"
 
 
-def trial(backbone: str = NANO, method: str = "linear", share: int = 1) -> TrialResult:
+def trial(backbone: str = NANO, method: str = "linear", share: int = 1) -> Trial:
     phase: Phase = "search"
-    return TrialResult(
+    return Trial(
         study="a study",
         phase=phase,
         number=0,
         trial_id="0" * 12,
         params={},
-        config={"backbone": backbone, "method": method, "epochs": 1, "eval_split": "val", "seed": 0},
+        config=TrainConfig(task="demo/digits", method=method, backbone=backbone),
         state=TrialState.RUNNING,
-        share=share,
+        gpu_share_factor=share,
     )
 
 
 def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> None:
-    own = {"large": Differs(gpus=1), "small": Differs(cpus=1, gpus="auto")}
+    own = {"large": ResourceOverride(gpus=1), "small": ResourceOverride(cpus=1, gpus="auto")}
     resources = Resources(cpus=4, gpus=0.5, accelerator_type="A100", backbones=own)
-    assert resources.of("any") == Share(cpus=4, gpus=0.5, accelerator_type="A100")
-    assert resources.of("large") == Share(cpus=4, gpus=1, accelerator_type="A100")
-    assert resources.of("small") == Share(cpus=1, gpus="auto", accelerator_type="A100")
+    assert resources.for_backbone("any") == TrialResources(cpus=4, gpus=0.5, accelerator_type="A100")
+    assert resources.for_backbone("large") == TrialResources(cpus=4, gpus=1, accelerator_type="A100")
+    assert resources.for_backbone("small") == TrialResources(cpus=1, gpus="auto", accelerator_type="A100")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_a_secret_in_a_spec_is_refused_unrepeated_with_where_it_belongs(
     ],
 )
 def test_a_text_is_shown_without_its_secrets(text: str, without: str) -> None:
-    assert shown(text) == without
+    assert redact(text) == without
 
 
 def test_addresses_are_all_that_a_cluster_needs_to_be_told() -> None:
@@ -106,24 +107,24 @@ def test_addresses_are_all_that_a_cluster_needs_to_be_told() -> None:
     ("used", "gpus"), [(None, 1.0), (0.95, 1.0), (0.46, 1.0), (0.45, 0.5), (0.3, 1 / 3), (0.01, 1 / 8)]
 )
 def test_an_automatic_share_is_what_was_measured_and_a_whole_gpu_before(used: float | None, gpus: float) -> None:
-    sharing = Sharing(Resources(gpus="auto"))
+    sharing = GpuAllocator(Resources(gpus="auto"))
     if used is not None:
-        sharing.learn(trial().config, {"memory/peak_gb": used * 80, "memory/device_gb": 80.0})
-        sharing.learn(trial().config, {"memory/peak_gb": 0.001, "memory/device_gb": 80.0})  # a lighter trial
-    assert sharing.of(trial()).gpus == pytest.approx(gpus)
-    assert sharing.gpus(trial(method="full")) == 1.0, "what another method needs is not known"
+        sharing.update(trial().config, {"memory/peak_gb": used * 80, "memory/device_gb": 80.0})
+        sharing.update(trial().config, {"memory/peak_gb": 0.001, "memory/device_gb": 80.0})  # a lighter trial
+    assert sharing.resources_for(trial()).gpus == pytest.approx(gpus)
+    assert sharing.gpus_for(trial(method="full")) == 1.0, "what another method needs is not known"
 
 
 def test_a_trial_that_ran_out_of_memory_has_twice_the_automatic_share() -> None:
-    sharing = Sharing(Resources(gpus="auto"))
-    sharing.learn(trial().config, {"memory/peak_gb": 8.0, "memory/device_gb": 80.0})
-    assert [sharing.gpus(trial(share=share)) for share in (1, 2, 4, 64)] == [0.125, 0.25, 0.5, 1.0]
+    sharing = GpuAllocator(Resources(gpus="auto"))
+    sharing.update(trial().config, {"memory/peak_gb": 8.0, "memory/device_gb": 80.0})
+    assert [sharing.gpus_for(trial(share=share)) for share in (1, 2, 4, 64)] == [0.125, 0.25, 0.5, 1.0]
 
 
 def test_memory_of_a_trial_without_a_gpu_says_nothing_of_gpus() -> None:
-    sharing = Sharing(Resources(backbones={"large": Differs(gpus="auto")}))
-    sharing.learn(trial().config, {"memory/peak_gb": 1.0, "memory/device_gb": 80.0})
-    assert sharing.gpus(trial()) == 0
+    sharing = GpuAllocator(Resources(backbones={"large": ResourceOverride(gpus="auto")}))
+    sharing.update(trial().config, {"memory/peak_gb": 1.0, "memory/device_gb": 80.0})
+    assert sharing.gpus_for(trial()) == 0
 
 
 NODES = [
@@ -136,24 +137,24 @@ NODES = [
 @pytest.mark.parametrize(
     ("share", "count"),
     [
-        (Share(cpus=1), 28),
-        (Share(cpus=3), 2 + 5 + 1),
-        (Share(cpus=17), 0),
-        (Share(cpus=1, gpus=1), 2 + 4),
-        (Share(cpus=1, gpus=0.25), 8 + 4),
-        (Share(cpus=1, gpus=1 / 3), 6 + 4),
-        (Share(cpus=1, gpus=9), 0),
-        (Share(cpus=1, gpus="auto", accelerator_type="H100"), 4),
-        (Share(cpus=1, gpus=1, accelerator_type="B200"), 0),
+        (TrialResources(cpus=1), 28),
+        (TrialResources(cpus=3), 2 + 5 + 1),
+        (TrialResources(cpus=17), 0),
+        (TrialResources(cpus=1, gpus=1), 2 + 4),
+        (TrialResources(cpus=1, gpus=0.25), 8 + 4),
+        (TrialResources(cpus=1, gpus=1 / 3), 6 + 4),
+        (TrialResources(cpus=1, gpus=9), 0),
+        (TrialResources(cpus=1, gpus="auto", accelerator_type="H100"), 4),
+        (TrialResources(cpus=1, gpus=1, accelerator_type="B200"), 0),
     ],
 )
-def test_a_trial_fits_on_one_node_or_not_at_all(share: Share, count: int) -> None:
-    assert capacity(share, NODES) == count
+def test_a_trial_fits_on_one_node_or_not_at_all(share: TrialResources, count: int) -> None:
+    assert num_trials_that_fit(share, NODES) == count
 
 
 def test_ray_is_asked_for_what_a_trial_occupies() -> None:
-    assert resources_of(Share(cpus=2)) == {"CPU": 2.0}
-    assert resources_of(Share(cpus=2, gpus=0.25, accelerator_type="A100")) == {
+    assert ray_resources(TrialResources(cpus=2)) == {"CPU": 2.0}
+    assert ray_resources(TrialResources(cpus=2, gpus=0.25, accelerator_type="A100")) == {
         "CPU": 2.0,
         "GPU": 0.25,
         "accelerator_type:A100": 0.001,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import draw_params, studies
+from orchestrator.spec.plan import plan_studies, suggest_params
 from orchestrator.spec.space import Choice, FloatRange
-from orchestrator.study.trial import TrialResult, TrialState
+from orchestrator.study.trial import Trial, TrialState
 from tests.orchestrator.conftest import drive, new_sweep, outcome
 
 SAMPLERS = ["tpe", "gp", "cmaes", "random", "grid"]
@@ -46,12 +46,12 @@ def test_the_same_spec_gives_the_same_trials_whatever_the_workers(
     for workers in (1, 4):
         sweep = new_sweep(spec, f"sqlite:///{tmp_path / str(workers)}.db")
         drive(sweep, workers=workers, seed=workers)
-        assert sweep.done
+        assert sweep.is_done
         found.append(outcome(sweep))
     assert found[0] == found[1]
 
 
-def _without_interruption(spec: dict[str, Any], tmp_path: Path) -> tuple[list[TrialResult], list[TrialResult]]:
+def _without_interruption(spec: dict[str, Any], tmp_path: Path) -> tuple[list[Trial], list[Trial]]:
     """The search trials of a sweep in one piece, and of one whose driver dies every 25 events."""
     plain = new_sweep(parse_spec(spec, "a test"), f"sqlite:///{tmp_path / 'plain.db'}")
     drive(plain)
@@ -61,8 +61,8 @@ def _without_interruption(spec: dict[str, Any], tmp_path: Path) -> tuple[list[Tr
         if drive(killed, workers=2, seed=life, events=25) < 25:
             break
         killed.close()
-    assert killed.done
-    return plain.studies[0].search.trials, killed.studies[0].search.trials
+    assert killed.is_done
+    return plain.studies[0].search_table.trials, killed.studies[0].search_table.trials
 
 
 def test_cmaes_proceeds_through_generations_and_its_state_survives_the_driver(
@@ -73,12 +73,12 @@ def test_cmaes_proceeds_through_generations_and_its_state_survives_the_driver(
     small["search"] |= {"sampler": "cmaes", "trials": 26, "pruner": {"type": "none"}}
     plain, killed = _without_interruption(small, tmp_path)
     assert [trial.params for trial in killed] == [trial.params for trial in plain]
-    generations = [trial.notes.get("cma:generation") for trial in plain]
+    generations = [trial.sampler_attrs.get("cma:generation") for trial in plain]
     assert generations[:2] == [None, None], "the first are drawn at random"
     later = [generation for generation in generations if generation is not None]
     assert later == sorted(later)
     assert max(later) >= 2, "each generation is learnt from"
-    assert [trial.notes.get("cma:generation") for trial in killed] == generations
+    assert [trial.sampler_attrs.get("cma:generation") for trial in killed] == generations
 
 
 @pytest.mark.parametrize("when", [{}, {"prompt_init": "mean_pool"}])
@@ -118,13 +118,13 @@ def test_a_conditional_parameter_is_there_where_its_condition_holds(
     small["search"] |= {"sampler": sampler, "trials": 10}
     sweep = new_sweep(parse_spec(small, "a test"), record_url)
     drive(sweep, workers=2)
-    trials = new_sweep(sweep.spec, record_url).studies[0].search.trials
+    trials = new_sweep(sweep.spec, record_url).studies[0].search_table.trials
     inits = [trial.params["prompt_init"] for trial in trials]
     assert {*inits} == {"random", "mean_pool"}
     for trial in trials:
         holds = trial.params["prompt_init"] == "mean_pool"
         assert ("init_images" in trial.params) is holds
-        assert holds or trial.config["init_images"] == 1.0, "else it has its default"
+        assert holds or trial.config.init_images == 1.0, "else it has its default"
 
 
 def test_a_condition_may_be_on_what_is_fixed(small: dict[str, Any], record_url: str) -> None:
@@ -133,16 +133,16 @@ def test_a_condition_may_be_on_what_is_fixed(small: dict[str, Any], record_url: 
     spec = parse_spec(small, "a test")
     sweep = new_sweep(spec, record_url)
     drive(sweep)
-    assert all("init_images" in trial.params for trial in sweep.studies[0].search.trials)
-    (plan,) = studies(spec)
+    assert all("init_images" in trial.params for trial in sweep.studies[0].search_table.trials)
+    (plan,) = plan_studies(spec)
     other = dataclasses.replace(plan, fixed={**plan.fixed, "epochs": 7})
 
     def lowest(_: str, dimension: FloatRange | Any) -> Any:
         assert not isinstance(dimension, Choice)
         return dimension.low
 
-    assert draw_params(plan, lowest) == {"lr": 0.001, "init_images": 0.1}
-    assert draw_params(other, lowest) == {"lr": 0.001}
+    assert suggest_params(plan, lowest) == {"lr": 0.001, "init_images": 0.1}
+    assert suggest_params(other, lowest) == {"lr": 0.001}
 
 
 def test_hyperband_begins_to_stop_at_different_epochs(small: dict[str, Any], record_url: str) -> None:
@@ -150,11 +150,11 @@ def test_hyperband_begins_to_stop_at_different_epochs(small: dict[str, Any], rec
     small["search"]["pruner"] = {"type": "hyperband", "min_epochs": 1, "reduction": 3}
     sweep = new_sweep(parse_spec(small, "a test"), record_url)
     drive(sweep, workers=3)
-    trials = [trial for trial in sweep.studies[0].search.trials if trial.duplicate_of is None]
+    trials = [trial for trial in sweep.studies[0].search_table.trials if trial.duplicate_of is None]
     stopped = {len(trial.epochs) for trial in trials if trial.state is TrialState.PRUNED}
     assert stopped == {1, 3}, "at the powers of its reduction"
     passed = {
-        sum(name.startswith("completed_rung") for name in trial.notes)
+        sum(name.startswith("completed_rung") for name in trial.sampler_attrs)
         for trial in trials
         if trial.state is TrialState.COMPLETE
     }

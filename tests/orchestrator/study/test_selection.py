@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.report.comparison import FEWEST_TASKS, compare
-from orchestrator.study.selection import chosen, pack, ranked, simplest, tied, unpack
+from orchestrator.report.comparison import MIN_TASKS, compare_methods
+from orchestrator.study.selection import find_tied, pack_correct, rank_by_val, select_best, simplest, unpack_correct
 from orchestrator.study.statistics import holm, mcnemar
-from orchestrator.study.trial import Cause, TrialResult, TrialState
+from orchestrator.study.trial import FailureCause, Trial, TrialState
+from trainer.config import TrainConfig
 
 IMAGES = 200
 METHODS = ("spt_deep", "vpt_deep", "linear")
@@ -35,25 +36,25 @@ def trial(
     parameters: int | None = None,
     duplicate_of: int | None = None,
     scored_on: str | None = None,
-) -> TrialResult:
+) -> Trial:
     """A search trial that got these images right."""
     if score is None and state is TrialState.COMPLETE:
         score = sum(correct or ()) / len(correct or (1,))
     failed = state is TrialState.FAILED
-    return TrialResult(
+    return Trial(
         trial_id=f"trial-{number if duplicate_of is None else duplicate_of}",
         study="a study",
         phase="search",
         number=number,
         params={},
-        config={},
+        config=TrainConfig(task="demo/digits", method="linear"),
         state=state,
-        last={} if parameters is None else {"learnable/parameters": float(parameters)},
-        facts=({} if correct is None else {"correct": pack(correct)})
+        last_metrics={} if parameters is None else {"learnable/parameters": float(parameters)},
+        provenance=({} if correct is None else {"correct": pack_correct(correct)})
         | ({} if scored_on is None else {"scored_on": scored_on}),
         score=score,
         error="it failed" if failed else None,
-        cause=Cause.ERROR if failed else None,
+        cause=FailureCause.ERROR if failed else None,
         duplicate_of=duplicate_of,
     )
 
@@ -65,7 +66,7 @@ def flipped(correct: Sequence[bool], lost: int, won: int = 0) -> list[bool]:
     return [is_right != (place in mine or place in theirs) for place, is_right in enumerate(correct)]
 
 
-def numbers(trials: Sequence[TrialResult]) -> list[int]:
+def numbers(trials: Sequence[Trial]) -> list[int]:
     return [each.number for each in trials]
 
 
@@ -76,11 +77,11 @@ def numbers(trials: Sequence[TrialResult]) -> list[int]:
 def test_images_come_back_as_they_were_packed(count: int) -> None:
     drawn = random.Random(count)
     for correct in ([False] * count, [True] * count, [drawn.random() < 0.7 for _ in range(count)]):
-        packed = pack(correct)
-        assert unpack(packed).tolist() == correct
-        assert unpack(packed).dtype == np.bool_, "so that ~ negates and does not subtract"
+        packed = pack_correct(correct)
+        assert unpack_correct(packed).tolist() == correct
+        assert unpack_correct(packed).dtype == np.bool_, "so that ~ negates and does not subtract"
         array = np.asarray(correct, dtype=bool)
-        assert pack(array) == packed, "as a worker has it from Parquet"
+        assert pack_correct(array) == packed, "as a worker has it from Parquet"
         assert packed.isascii() and len(packed) < 16 + count / 5, "it is an attribute of each search trial"
 
 
@@ -148,31 +149,31 @@ def test_the_best_is_tied_and_first_and_the_others_follow_by_val(seed: int) -> N
     drawn = random.Random(seed)
     share = drawn.choice([0.1, 0.5, 0.9, 1.0])
     trials = [trial(number, [drawn.random() < share for _ in range(IMAGES)]) for number in range(12)]
-    found = tied(trials)
+    found = find_tied(trials)
     best = max(trials, key=lambda each: (each.score or 0.0, -each.number))
     assert found[0] is best
-    assert found == [each for each in ranked(trials) if each in found]
-    assert tied(trials[::-1]) == found, "the order in which they come changes nothing"
-    assert {*numbers(tied(trials, level=0.5))} <= {*numbers(found)} <= {*numbers(tied(trials, level=1e-9))}
+    assert found == [each for each in rank_by_val(trials) if each in found]
+    assert find_tied(trials[::-1]) == found, "the order in which they come changes nothing"
+    assert {*numbers(find_tied(trials, level=0.5))} <= {*numbers(found)} <= {*numbers(find_tied(trials, level=1e-9))}
 
 
 def test_a_trial_that_is_wrong_on_the_same_images_is_tied() -> None:
-    assert numbers(tied([trial(0, right(150)), trial(1, right(150)), trial(2, right(150))])) == [0, 1, 2]
+    assert numbers(find_tied([trial(0, right(150)), trial(1, right(150)), trial(2, right(150))])) == [0, 1, 2]
 
 
 def test_of_trials_that_got_nothing_or_everything_right_all_are_tied() -> None:
     for count in (0, IMAGES):
-        assert numbers(tied([trial(number, right(count)) for number in range(4)])) == [0, 1, 2, 3]
+        assert numbers(find_tied([trial(number, right(count)) for number in range(4)])) == [0, 1, 2, 3]
 
 
 def test_a_trial_that_is_clearly_worse_is_not_tied() -> None:
     best = right(180)
-    assert numbers(tied([trial(0, flipped(best, 60)), trial(1, best), trial(2, flipped(best, 2, 1))])) == [1, 2]
+    assert numbers(find_tied([trial(0, flipped(best, 60)), trial(1, best), trial(2, flipped(best, 2, 1))])) == [1, 2]
 
 
 def test_as_many_right_on_other_images_is_tied() -> None:
     """The same accuracy with hardly an image in common: each is better where the other is not."""
-    assert numbers(tied([trial(0, right(100)), trial(1, right(100, first=100))])) == [0, 1]
+    assert numbers(find_tied([trial(0, right(100)), trial(1, right(100, first=100))])) == [0, 1]
 
 
 def test_a_p_of_3_percent_alone_tells_two_apart_and_among_20_candidates_does_not() -> None:
@@ -180,11 +181,13 @@ def test_a_p_of_3_percent_alone_tells_two_apart_and_among_20_candidates_does_not
     rival = flipped(best, 10, 2)
     p = mcnemar(np.array(best), np.array(rival))
     assert 0.03 < p < 0.05
-    assert numbers(tied([trial(0, best), trial(1, rival)])) == [0]
+    assert numbers(find_tied([trial(0, best), trial(1, rival)])) == [0]
     crowd = [trial(number, best) for number in range(2, 21)]
-    assert 1 in numbers(tied([trial(0, best), trial(1, rival), *crowd]))
+    assert 1 in numbers(find_tied([trial(0, best), trial(1, rival), *crowd]))
     for level, is_tied in ((19 * p, True), (20 * p, False)):
-        assert (1 in numbers(tied([trial(0, best), trial(1, rival), *crowd], level=level))) == is_tied, "p times 20"
+        assert (1 in numbers(find_tied([trial(0, best), trial(1, rival), *crowd], level=level))) == is_tied, (
+            "p times 20"
+        )
 
 
 def test_only_complete_trials_whose_images_are_known_are_tied_each_config_once() -> None:
@@ -197,14 +200,14 @@ def test_only_complete_trials_whose_images_are_known_are_tied_each_config_once()
         trial(5, best, duplicate_of=0),
         trial(6, None, score=0.75),
     ]
-    assert numbers(tied([trial(0, best), *others])) == [0]
-    assert numbers(tied(others)) == [6], "the best of them, of which nothing more is known"
-    assert tied([*others[:4]]) == []
-    assert tied([]) == []
+    assert numbers(find_tied([trial(0, best), *others])) == [0]
+    assert numbers(find_tied(others)) == [6], "the best of them, of which nothing more is known"
+    assert find_tied([*others[:4]]) == []
+    assert find_tied([]) == []
 
 
 def test_where_it_is_not_known_what_the_best_got_right_it_is_alone() -> None:
-    assert numbers(tied([trial(0, right(100)), trial(1, None, score=0.9), trial(2, right(150))])) == [1]
+    assert numbers(find_tied([trial(0, right(100)), trial(1, None, score=0.9), trial(2, right(150))])) == [1]
 
 
 def test_trials_that_do_not_count_do_not_make_the_correction_larger() -> None:
@@ -212,7 +215,7 @@ def test_trials_that_do_not_count_do_not_make_the_correction_larger() -> None:
     rival = trial(1, flipped(best, 10, 2))
     crowd = [trial(number, best, duplicate_of=0) for number in range(2, 30)]
     crowd += [trial(number, best, state=TrialState.PRUNED) for number in range(30, 60)]
-    assert 1 not in numbers(tied([trial(0, best), rival, *crowd]))
+    assert 1 not in numbers(find_tied([trial(0, best), rival, *crowd]))
 
 
 # Chosen
@@ -220,13 +223,13 @@ def test_trials_that_do_not_count_do_not_make_the_correction_larger() -> None:
 
 def test_last_val_takes_the_best_and_of_equals_the_earliest() -> None:
     trials = [trial(0, right(100)), trial(1, right(150)), trial(2, right(150)), trial(3, None, score=0.1)]
-    picked = chosen(trials, "last_val")
+    picked = select_best(trials, "last_val")
     assert picked is trials[1]
-    assert chosen(trials[::-1], "last_val") is picked
+    assert select_best(trials[::-1], "last_val") is picked
 
 
 def test_last_val_needs_no_images() -> None:
-    assert chosen([trial(0, None, score=0.3), trial(1, None, score=0.4)], "last_val") == trial(1, None, score=0.4)
+    assert select_best([trial(0, None, score=0.3), trial(1, None, score=0.4)], "last_val") == trial(1, None, score=0.4)
 
 
 def test_simplest_tied_takes_the_smallest_of_those_that_val_cannot_tell_from_the_best() -> None:
@@ -238,8 +241,8 @@ def test_simplest_tied_takes_the_smallest_of_those_that_val_cannot_tell_from_the
         trial(3, flipped(best, 70), parameters=10),
         trial(4, None, score=0.5, parameters=1),
     ]
-    assert chosen(trials, "simplest_tied") is trials[2], "of equals the one of the higher val accuracy"
-    assert chosen(trials, "last_val") is trials[0]
+    assert select_best(trials, "simplest_tied") is trials[2], "of equals the one of the higher val accuracy"
+    assert select_best(trials, "last_val") is trials[0]
     assert simplest([trial(5, best, parameters=10), trial(3, best, parameters=10)]).number == 3, "then the earliest"
 
 
@@ -247,7 +250,7 @@ def test_simplest_tied_takes_the_smallest_of_those_that_val_cannot_tell_from_the
 def test_nothing_is_chosen_of_nothing(select: str) -> None:
     broken = [trial(0, None, state=TrialState.FAILED), trial(1, right(3), state=TrialState.PRUNED)]
     for trials in ([], broken):
-        assert chosen(trials, select) is None  # type: ignore[arg-type]
+        assert select_best(trials, select) is None  # type: ignore[arg-type]
 
 
 # Compared
@@ -268,7 +271,7 @@ def by_task(one: Mapping[tuple[str, int], float], other: Mapping[tuple[str, int]
 @pytest.mark.parametrize("seeds", [(42, 44), (42, 44, 82, 100, 800)])
 def test_the_p_values_of_two_methods_are_those_of_scipy(tasks: int, seeds: tuple[int, ...]) -> None:
     one, other = drawn_scores(tasks, seeds, 1), drawn_scores(tasks, seeds, 2)
-    (found,) = compare({"spt_deep": one, "vpt_deep": other})
+    (found,) = compare_methods({"spt_deep": one, "vpt_deep": other})
     differences = by_task(one, other)
     over_seeds = [statistics.mean(one[f"task {t}", s] - other[f"task {t}", s] for t in range(tasks)) for s in seeds]
     assert found.p_tasks == pytest.approx(stats.wilcoxon(differences).pvalue)
@@ -280,9 +283,9 @@ def test_the_p_values_of_two_methods_are_those_of_scipy(tasks: int, seeds: tuple
 
 def test_three_pairs_are_corrected_for_being_three() -> None:
     methods = {name: drawn_scores(8, (1, 2, 3), place) for place, name in enumerate(METHODS)}
-    found = compare(methods)
+    found = compare_methods(methods)
     assert [(each.one, each.other) for each in found] == [*itertools.combinations(METHODS, 2)]
-    alone = [compare({name: methods[name] for name in (each.one, each.other)})[0] for each in found]
+    alone = [compare_methods({name: methods[name] for name in (each.one, each.other)})[0] for each in found]
     for corrected, raw in (
         ([each.p_tasks for each in found], [each.p_tasks for each in alone]),
         ([each.p_seeds for each in found], [each.p_seeds for each in alone]),
@@ -293,22 +296,22 @@ def test_three_pairs_are_corrected_for_being_three() -> None:
 def test_a_pair_without_a_p_is_not_counted_in_the_correction() -> None:
     whole, other = drawn_scores(6, (1, 2), 1), drawn_scores(6, (1, 2), 2)
     short = {key: value for key, value in drawn_scores(6, (1, 2), 3).items() if key[0] == "task 0"}
-    pair, *with_short = compare({"spt_deep": whole, "vpt_deep": other, "linear": short})
-    assert pair.p_tasks == compare({"spt_deep": whole, "vpt_deep": other})[0].p_tasks
+    pair, *with_short = compare_methods({"spt_deep": whole, "vpt_deep": other, "linear": short})
+    assert pair.p_tasks == compare_methods({"spt_deep": whole, "vpt_deep": other})[0].p_tasks
     assert [each.p_tasks for each in with_short] == [None, None]
     assert all(each.p_seeds is not None for each in (pair, *with_short)), "two seeds are enough, on one task too"
 
 
 @pytest.mark.parametrize("tasks", range(1, 9))
 def test_nothing_is_said_of_other_tasks_with_fewer_than_six(tasks: int) -> None:
-    (found,) = compare({"one": drawn_scores(tasks, (1, 2), 1), "other": drawn_scores(tasks, (1, 2), 2)})
-    assert (found.p_tasks is None) == (tasks < FEWEST_TASKS)
+    (found,) = compare_methods({"one": drawn_scores(tasks, (1, 2), 1), "other": drawn_scores(tasks, (1, 2), 2)})
+    assert (found.p_tasks is None) == (tasks < MIN_TASKS)
     least = stats.wilcoxon([1.0 + place for place in range(tasks)]).pvalue
-    assert (least < 0.05) == (tasks >= FEWEST_TASKS), "with fewer even a win on all of them is no evidence"
+    assert (least < 0.05) == (tasks >= MIN_TASKS), "with fewer even a win on all of them is no evidence"
 
 
 def test_nothing_is_said_of_other_seeds_with_one() -> None:
-    (found,) = compare({"one": drawn_scores(7, (42,), 1), "other": drawn_scores(7, (42,), 2)})
+    (found,) = compare_methods({"one": drawn_scores(7, (42,), 1), "other": drawn_scores(7, (42,), 2)})
     assert (found.seeds, found.p_seeds) == (1, None)
     assert found.p_tasks is not None
 
@@ -317,27 +320,27 @@ def test_only_tasks_and_seeds_that_both_have_count() -> None:
     one, other = drawn_scores(7, (1, 2, 3), 1), drawn_scores(7, (1, 2, 3), 2)
     more = one | {("only here", 1): 1.0, ("task 0", 9): 1.0, ("task 1", 9): 0.0}
     fewer = other | {("only there", 1): 0.0}
-    assert compare({"one": more, "other": fewer}) == compare({"one": one, "other": other})
+    assert compare_methods({"one": more, "other": fewer}) == compare_methods({"one": one, "other": other})
     del fewer["task 3", 2]
-    (found,) = compare({"one": more, "other": fewer})
+    (found,) = compare_methods({"one": more, "other": fewer})
     assert (found.tasks, found.seeds) == (7, 2), "seeds that both have on every task"
     assert found.difference == pytest.approx(statistics.mean(by_task(more, fewer))), "a task's own seeds all count"
     for seed in (1, 3):
         del fewer[f"task {seed}", seed]
-    (found,) = compare({"one": more, "other": fewer})
+    (found,) = compare_methods({"one": more, "other": fewer})
     assert (found.tasks, found.seeds, found.p_seeds) == (7, 0, None)
 
 
 def test_methods_without_a_task_in_common_are_not_compared() -> None:
-    assert compare({"one": {("a", 1): 0.5}, "other": {("b", 1): 0.5}, "none": {}}) == []
-    assert compare({"one": {("a", 1): 0.5}, "other": {("a", 2): 0.5}}) == [], "nor without a seed"
-    assert compare({"one": {("a", 1): 0.5}}) == compare({}) == []
+    assert compare_methods({"one": {("a", 1): 0.5}, "other": {("b", 1): 0.5}, "none": {}}) == []
+    assert compare_methods({"one": {("a", 1): 0.5}, "other": {("a", 2): 0.5}}) == [], "nor without a seed"
+    assert compare_methods({"one": {("a", 1): 0.5}}) == compare_methods({}) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_other_way_round_it_is_the_same_with_the_other_sign(seed: int) -> None:
     one, other = drawn_scores(9, (1, 2, 3), seed), drawn_scores(9, (1, 2, 3), seed + 100)
-    (there,), (back,) = compare({"one": one, "other": other}), compare({"other": other, "one": one})
+    (there,), (back,) = compare_methods({"one": one, "other": other}), compare_methods({"other": other, "one": one})
     assert (back.one, back.other) == (there.other, there.one)
     assert back.difference == pytest.approx(-there.difference, abs=1e-15)
     assert back.better_on == there.tasks - there.better_on
@@ -346,13 +349,13 @@ def test_the_other_way_round_it_is_the_same_with_the_other_sign(seed: int) -> No
 
 def test_a_method_does_not_differ_from_itself() -> None:
     scores = drawn_scores(8, (1, 2), 1)
-    (found,) = compare({"one": scores, "other": dict(scores)})
+    (found,) = compare_methods({"one": scores, "other": dict(scores)})
     assert (found.difference, found.better_on, found.p_tasks, found.p_seeds) == (0.0, 0, 1.0, 1.0)
 
 
 def test_a_difference_that_is_the_same_with_every_seed_tells_nothing_of_how_seeds_vary() -> None:
     scores = {(f"task {task}", seed): 0.25 for task in range(6) for seed in (1, 2)}
-    (found,) = compare({"one": {key: value + 0.5 for key, value in scores.items()}, "other": scores})
+    (found,) = compare_methods({"one": {key: value + 0.5 for key, value in scores.items()}, "other": scores})
     assert (found.difference, found.better_on, found.p_seeds) == (0.5, 6, None)
     assert found.p_tasks == pytest.approx(2 / 2**6)
 
@@ -360,7 +363,7 @@ def test_a_difference_that_is_the_same_with_every_seed_tells_nothing_of_how_seed
 def test_the_last_bits_of_a_sum_are_no_difference() -> None:
     one = {("x", 1): 0.1 + 0.2, ("x", 2): 0.1 + 0.2, ("y", 1): 0.5, ("y", 2): 0.5}
     other = {("x", 1): 0.3, ("x", 2): 0.3, ("y", 1): 0.5, ("y", 2): 0.5}
-    (found,) = compare({"one": one, "other": other})
+    (found,) = compare_methods({"one": one, "other": other})
     assert (found.difference, found.better_on, found.p_seeds) == (0.0, 0, 1.0)
 
 
@@ -371,14 +374,14 @@ def test_trials_that_were_scored_on_other_images_are_never_tied() -> None:
         for number, (more, images) in enumerate([([], "a"), ([True] * 5, "b"), ([], "c")])
     )
     cropped = trial(3, right, scored_on="a/val/1.0/vpt")
-    assert tied([same, longer, shorter, cropped]) == [longer], "the best of all is among its like alone"
-    assert tied([same, shorter, cropped]) == [same, cropped]
+    assert find_tied([same, longer, shorter, cropped]) == [longer], "the best of all is among its like alone"
+    assert find_tied([same, shorter, cropped]) == [same, cropped]
 
 
 def test_equal_tasks_among_unequal_ones_are_no_obstacle() -> None:
     """A task on which both are at 100 %: scipy warned of zeros once, and a warning here is an error."""
     one, other = drawn_scores(8, (1,), 1), drawn_scores(8, (1,), 2)
     other["task 0", 1] = one["task 0", 1]
-    (found,) = compare({"one": one, "other": other})
+    (found,) = compare_methods({"one": one, "other": other})
     assert found.p_tasks is not None and math.isfinite(found.p_tasks)
     assert found.p_tasks == pytest.approx(stats.wilcoxon(by_task(one, other)).pvalue)

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Cause, Failure, TrialResult
+from orchestrator.study.trial import Failure, FailureCause, Trial
 from orchestrator.sweep.sweep import Sweep
 from tests.orchestrator.conftest import curve, drive, new_sweep, outcome
 
@@ -43,9 +43,9 @@ def test_a_study_begins_with_the_best_of_the_first_half_of_those_before_it(
         (clevr, [dsprites, cifar]),  # of its own group first
         (svhn, [cifar, dsprites]),
     ]:
-        begun = [trial.params for trial in study.search.trials[: len(sources)]]
+        begun = [trial.params for trial in study.search_table.trials[: len(sources)]]
         assert begun == [best(source) for source in sources], f"{study.plan.task} begins so"
-        drawn = [trial.params for trial in study.search.trials[len(sources) :]]
+        drawn = [trial.params for trial in study.search_table.trials[len(sources) :]]
         assert all(best(source) not in drawn for source in sources), "and goes on by itself"
 
 
@@ -55,7 +55,7 @@ def test_no_more_are_taken_over_than_asked_for(raw: dict[str, Any], record_url: 
     sweep = new_sweep(parse_spec(raw, "a test"), record_url)
     drive(sweep)
     bests = [best(study) for study in sweep.studies]
-    assert sum(trial.params in bests[:2] for trial in sweep.studies[4].search.trials) == begun
+    assert sum(trial.params in bests[:2] for trial in sweep.studies[4].search_table.trials) == begun
 
 
 def test_only_the_same_method_and_size_is_learnt_from(raw: dict[str, Any], record_url: str) -> None:
@@ -66,7 +66,7 @@ def test_only_the_same_method_and_size_is_learnt_from(raw: dict[str, Any], recor
         same = (study.plan.method, study.plan.train_size)
         for other in sweep.studies:
             if other.plan.task == TASKS[0] and study.plan.task == TASKS[1]:
-                taken = study.search.trials[0].params == best(other)
+                taken = study.search_table.trials[0].params == best(other)
                 assert taken is ((other.plan.method, other.plan.train_size) == same)
 
 
@@ -87,12 +87,12 @@ def test_the_order_of_events_and_the_death_of_drivers_change_nothing(raw: dict[s
     assert outcome(killed) == outcome(plain)
 
 
-def _finish(sweep: Sweep, study: Study, handed: list[TrialResult]) -> None:
+def _finish(sweep: Sweep, study: Study, handed: list[Trial]) -> None:
     """Bring a study's search to its end, handing out whatever else there is."""
-    while not study.search_done:
+    while not study.is_search_done:
         while (trial := sweep.next_trial()) is not None:
             handed.append(trial)
-        for one in [t for t in handed if t.study == study.plan.key and sweep.is_under_way(t.trial_id)]:
+        for one in [t for t in handed if t.study == study.plan.key and sweep.is_running(t.trial_id)]:
             for event in enumerate(curve(one.config), start=1):
                 if not sweep.on_epoch(one.trial_id, *event):
                     break
@@ -103,10 +103,10 @@ def _finish(sweep: Sweep, study: Study, handed: list[TrialResult]) -> None:
 def test_a_study_waits_for_those_it_learns_from_and_for_no_other(raw: dict[str, Any], record_url: str) -> None:
     sweep = new_sweep(parse_spec(raw, "a test"), record_url)
     cifar, dsprites, dtd, clevr, svhn = sweep.studies
-    handed: list[TrialResult] = []
+    handed: list[Trial] = []
 
     def begun() -> list[Study]:
-        return [study for study in sweep.studies if study.search.trials]
+        return [study for study in sweep.studies if study.search_table.trials]
 
     while (trial := sweep.next_trial()) is not None:
         handed.append(trial)
@@ -115,7 +115,7 @@ def test_a_study_waits_for_those_it_learns_from_and_for_no_other(raw: dict[str, 
     assert begun() == [cifar, dsprites, dtd], "they learn from the first only"
     _finish(sweep, dsprites, handed)
     assert begun() == [cifar, dsprites, dtd, clevr, svhn], "though the third has not finished a trial"
-    assert not any(trial.state.is_finished for trial in dtd.search.trials)
+    assert not any(trial.state.is_finished for trial in dtd.search_table.trials)
 
 
 def test_of_a_stopped_or_failed_study_nothing_is_learnt_and_nobody_waits_for_it(
@@ -123,18 +123,18 @@ def test_of_a_stopped_or_failed_study_nothing_is_learnt_and_nobody_waits_for_it(
 ) -> None:
     raw |= {"pause_after": 99}
 
-    def fail(trial: TrialResult) -> Failure | None:
-        if trial.config["task"] == TASKS[0]:
-            return Failure(cause=Cause.INVALID, error="ValueError: no such image")
-        if trial.config["task"] == TASKS[1]:
-            return Failure(cause=Cause.DIVERGED, error="TrainingDiverged: nan")
+    def fail(trial: Trial) -> Failure | None:
+        if trial.config.task == TASKS[0]:
+            return Failure(cause=FailureCause.INVALID, error="ValueError: no such image")
+        if trial.config.task == TASKS[1]:
+            return Failure(cause=FailureCause.DIVERGED, error="TrainingDiverged: nan")
         return None
 
     sweep = new_sweep(parse_spec(raw, "a test"), record_url)
     drive(sweep, workers=2, fail=fail)
-    assert sweep.done
-    assert [len(study.search.trials) for study in sweep.studies[1:]] == [4, 4, 4, 4]
-    assert all(study.search.transferred == [] for study in sweep.studies[1:])
+    assert sweep.is_done
+    assert [len(study.search_table.trials) for study in sweep.studies[1:]] == [4, 4, 4, 4]
+    assert all(study.search_table.transferred_params == [] for study in sweep.studies[1:])
 
 
 def test_what_a_study_began_with_stays_when_an_edit_puts_other_tasks_before_it(

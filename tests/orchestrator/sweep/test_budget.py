@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.drivers.replay import Clock, Synthetic, drive
+from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import studies
+from orchestrator.spec.plan import plan_studies
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.trial import Cause, Failure, TrialState
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.trial import Failure, FailureCause, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import outcome
@@ -19,13 +19,13 @@ from tests.orchestrator.conftest import outcome
 
 def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
     clock = Clock()
-    return Sweep(spec, Record(url), MemoryTracker(), clock=clock), clock
+    return Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
 
 
 def run(spec: SweepSpec, url: str, workers: int = 3) -> tuple[Sweep, Clock]:
     """A sweep that was driven as far as its budget goes, an epoch being ten seconds."""
     sweep, clock = opened(spec, url)
-    drive(sweep, Synthetic(studies(spec)), clock, workers)
+    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers)
     sweep.close()
     return sweep, clock
 
@@ -47,8 +47,8 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
     spec = parse_spec(raw_study | {"budget": budget}, "a test")
     sweep, clock = run(spec, record_url)
     assert sweep.halt is not None
-    assert (sweep.halt.reason, sweep.halt.at_once) == (reason, False)
-    assert Record(record_url).halt("small") == reason, "whoever asks later is told too"
+    assert (sweep.halt.reason, sweep.halt.interrupt_running) == (reason, False)
+    assert StudyDatabase(record_url).halt_reason("small") == reason, "whoever asks later is told too"
     trials = sweep.studies[0].trials
     assert all(trial.state.is_finished for trial in trials), "none is left half-way"
     assert len(trials) < 10
@@ -61,7 +61,7 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
     assert sweep.gpu_hours == pytest.approx(used)
     # Launched again, it starts nothing; with a larger budget it ends as if there had been none.
     again, clock = opened(spec, record_url)
-    drive(again, Synthetic(studies(spec)), clock, 3)
+    run_sweep(again, SyntheticCurves(plan_studies(spec)), clock, 3)
     if "max_hours" not in budget:  # its hours are those of drivers that held a lease
         assert len(again.studies[0].trials) == len(trials)
         assert again.halt is not None
@@ -74,9 +74,9 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
 def test_a_budget_that_is_just_enough_is_no_halt(raw_study: dict[str, Any], record_url: str) -> None:
     raw_study |= {"search": {"trials": 3}, "budget": {"max_trials": 5}}
     sweep, _ = run(parse_spec(raw_study, "a test"), record_url)
-    assert sweep.done
-    assert (sweep.started, sweep.halt) == (5, None)
-    assert Record(record_url).halt("small") is None
+    assert sweep.is_done
+    assert (sweep.num_started, sweep.halt) == (5, None)
+    assert StudyDatabase(record_url).halt_reason("small") is None
 
 
 def test_trials_tried_again_and_answered_from_the_record_count_once(raw_study: dict[str, Any], record_url: str) -> None:
@@ -90,22 +90,22 @@ def test_trials_tried_again_and_answered_from_the_record_count_once(raw_study: d
         if trial is None:
             break
         if trial.attempt == 1:
-            sweep.on_failure(trial.trial_id, Failure(cause=Cause.ERROR, error="OSError: once"))
+            sweep.on_failure(trial.trial_id, Failure(cause=FailureCause.ERROR, error="OSError: once"))
             continue
-        metric = f"{trial.config['eval_split']}/accuracy"
+        metric = f"{trial.config.eval_split}/accuracy"
         for epoch in range(1, 10):
             sweep.on_epoch(trial.trial_id, epoch, {"train/loss": 1.0, metric: 0.5})
-    assert sweep.done, "two configs and two final trials are four trials, however often they were tried"
-    assert sweep.started == 4
-    assert {trial.state for trial in sweep.studies[0].search.trials} == {TrialState.COMPLETE}
+    assert sweep.is_done, "two configs and two final trials are four trials, however often they were tried"
+    assert sweep.num_started == 4
+    assert {trial.state for trial in sweep.studies[0].search_table.trials} == {TrialState.COMPLETE}
 
 
 def test_hours_are_those_of_all_drivers(raw_study: dict[str, Any], record_url: str) -> None:
     spec = parse_spec(raw_study | {"budget": {"max_hours": 2}}, "a test")
-    record = Record(record_url)
+    record = StudyDatabase(record_url)
     record.save_sweep("small", spec.model_dump(mode="json"))
     first = record.lease("small")
-    first.take("small")
+    first.acquire("small")
     assert first._trial_id is not None
     first._storage.set_trial_user_attr(first._trial_id, "seconds", 3600.0)
     clock = Clock()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
-from orchestrator.sweep.checkpoint_retention import Checkpoints
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
+from orchestrator.sweep.checkpoint_retention import CheckpointRetention
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import drive
@@ -23,22 +23,27 @@ def test_those_stay_that_the_policy_keeps_or_that_may_go_on(
 ) -> None:
     spec = parse_spec(raw_study | {"keep": keep, "retries": 0, "pause_after": 99}, "a test")
     trials = tmp_path / "trials"
-    checkpoints = Checkpoints(str(trials), spec.keep)
+    checkpoints = CheckpointRetention(str(trials), spec.keep)
 
-    def fail(trial: TrialResult) -> Failure | None:
+    def fail(trial: Trial) -> Failure | None:
         for name in ("checkpoint.pt", "prompt.safetensors"):
             write_bytes(trials / trial.trial_id / name, b"x" * 100)
-        cause = {1: Cause.DIVERGED, 2: Cause.ERROR}.get(trial.number) if trial.phase == "search" else None
+        cause = {1: FailureCause.DIVERGED, 2: FailureCause.ERROR}.get(trial.number) if trial.phase == "search" else None
         return cause and Failure(cause=cause, error=f"{cause.value}: broken")
 
-    sweep = Sweep(spec, Record(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker(), on_finish=checkpoints.tidy)
+    sweep = Sweep(
+        spec,
+        StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"),
+        MemoryTracker(),
+        on_finish=checkpoints.delete_unneeded,
+    )
     drive(sweep, workers=3, fail=fail)
     (study,) = sweep.studies
     kept = {trial.trial_id for trial in study.trials if (trials / trial.trial_id / "checkpoint.pt").exists()}
-    finals = {trial.trial_id for trial in study.final.trials}
-    retried = {trial.trial_id for trial in study.search.trials if trial.cause is Cause.ERROR}
+    finals = {trial.trial_id for trial in study.final_table.trials}
+    retried = {trial.trial_id for trial in study.search_table.trials if trial.cause is FailureCause.ERROR}
     assert study.best is not None
-    assert {trial.state for trial in study.search.trials} > {TrialState.PRUNED, TrialState.COMPLETE}
+    assert {trial.state for trial in study.search_table.trials} > {TrialState.PRUNED, TrialState.COMPLETE}
     expected = {
         "all": {trial.trial_id for trial in study.trials},
         "best": finals | retried | {study.best.trial_id},
@@ -52,14 +57,14 @@ def test_those_stay_that_the_policy_keeps_or_that_may_go_on(
 
 def test_a_trial_that_is_interrupted_keeps_its_checkpoint(raw_study: dict[str, Any], tmp_path: Path) -> None:
     spec = parse_spec(raw_study | {"keep": "final"}, "a test")
-    sweep = Sweep(spec, Record(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker())
+    sweep = Sweep(spec, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker())
     trial = sweep.next_trial()
     assert trial is not None
     write_bytes(tmp_path / "trials" / trial.trial_id / "checkpoint.pt", b"x")
-    checkpoints = Checkpoints(str(tmp_path / "trials"), spec.keep)
-    checkpoints.tidy(sweep.studies[0])
+    checkpoints = CheckpointRetention(str(tmp_path / "trials"), spec.keep)
+    checkpoints.delete_unneeded(sweep.studies[0])
     sweep.close()
-    checkpoints.tidy(sweep.studies[0])
+    checkpoints.delete_unneeded(sweep.studies[0])
     assert checkpoints.size() == (1, 1, 1)
 
 
@@ -67,17 +72,22 @@ def test_one_that_was_still_being_written_when_its_trial_was_given_up_goes_in_th
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
     spec = parse_spec(raw_study | {"keep": "final"}, "a test")
-    checkpoints = Checkpoints(str(tmp_path / "trials"), spec.keep)
-    sweep = Sweep(spec, Record(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker(), on_finish=checkpoints.tidy)
+    checkpoints = CheckpointRetention(str(tmp_path / "trials"), spec.keep)
+    sweep = Sweep(
+        spec,
+        StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"),
+        MemoryTracker(),
+        on_finish=checkpoints.delete_unneeded,
+    )
     drive(sweep, workers=3)
     (study,) = sweep.studies
-    pruned = [trial.trial_id for trial in study.search.trials if trial.state is TrialState.PRUNED]
-    for trial_id in (*pruned, study.final.trials[0].trial_id):
+    pruned = [trial.trial_id for trial in study.search_table.trials if trial.state is TrialState.PRUNED]
+    for trial_id in (*pruned, study.final_table.trials[0].trial_id):
         write_bytes(tmp_path / "trials" / trial_id / "checkpoint.pt", b"late")
-    checkpoints.tidy_late(sweep.studies)
+    checkpoints.delete_late(sweep.studies)
     assert pruned
     assert checkpoints.size() == (1, 4, 4), "the final trial's stays"
 
 
 def test_where_nothing_was_trained_there_is_nothing(tmp_path: Path) -> None:
-    assert Checkpoints(str(tmp_path / "nowhere"), "best").size() == (0, 0, 0)
+    assert CheckpointRetention(str(tmp_path / "nowhere"), "best").size() == (0, 0, 0)

@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan, studies
-from orchestrator.spec.resources import Share
+from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.resources import TrialResources
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.trial import Cause, Epoch, Failure
-from orchestrator.sweep.cost_model import Estimate, Rate, Throughput, device_share, largest, num_images
+from orchestrator.study.trial import Epoch, Failure, FailureCause
+from orchestrator.sweep.cost_model import CostModel, Estimate, Rate, memory_share, most_expensive_config, num_images
 from orchestrator.sweep.sweep import Sweep
 from tests.orchestrator.conftest import new_sweep
 
@@ -32,28 +32,28 @@ def _run(sweep: Sweep, trials: int, *, epochs: int = 9, told: dict[str, float] |
         trial = sweep.next_trial()
         assert trial is not None
         seconds = 16.0 if trial.phase == "search" else 20.0
-        metric = f"{trial.config['eval_split']}/accuracy"
+        metric = f"{trial.config.eval_split}/accuracy"
         for epoch in range(1, epochs + 1):
             sweep.on_epoch(trial.trial_id, epoch, TOLD | {"epoch/seconds": seconds, metric: 0.5} | (told or {}))
 
 
 def test_where_nothing_was_measured_nothing_is_claimed(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
-    throughput = Throughput.of(str(tmp_path / "throughput.json"))
+    throughput = CostModel.load(str(tmp_path / "throughput.json"))
     study = new_sweep(spec, record_url).studies[0]
     assert throughput.rate(study.plan, 0) is None
     assert throughput.estimate(study, str(tmp_path)) == Estimate(trials=10, seconds=None)
-    throughput.learn([study], str(tmp_path))
+    throughput.update([study], str(tmp_path))
     assert not (tmp_path / "throughput.json").exists(), "nor written"
 
 
 def test_an_estimate_is_all_that_is_left_of_every_trial(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
     file = str(tmp_path / "throughput.json")
-    throughput = Throughput.of(file)
+    throughput = CostModel.load(file)
     sweep = new_sweep(spec, record_url)
     (study,) = sweep.studies
     _run(sweep, 1)
-    throughput.learn(sweep.studies, str(tmp_path))
-    assert Throughput.of(file).rates == throughput.rates, "it is remembered"
+    throughput.update(sweep.studies, str(tmp_path))
+    assert CostModel.load(file).rates == throughput.rates, "it is remembered"
     rate = throughput.rate(study.plan, 0)
     assert rate == Rate(seconds_per_image=pytest.approx(0.02), trials=1, peak_gb=1.5, device_gb=6.0)  # type: ignore[arg-type]
     search, final = 9 * 16.0, 9 * 20.0
@@ -67,52 +67,56 @@ def test_an_estimate_is_all_that_is_left_of_every_trial(spec: SweepSpec, tmp_pat
 def test_epochs_that_are_done_of_a_trial_under_way_are_not_counted_again(
     spec: SweepSpec, tmp_path: Path, record_url: str
 ) -> None:
-    throughput = Throughput.of(str(tmp_path / "throughput.json"))
+    throughput = CostModel.load(str(tmp_path / "throughput.json"))
     sweep = new_sweep(spec, record_url)
     (study,) = sweep.studies
     _run(sweep, 1, epochs=4)
-    throughput.learn(sweep.studies, str(tmp_path))
+    throughput.update(sweep.studies, str(tmp_path))
     estimate = throughput.estimate(study, str(tmp_path))
     assert estimate.trials == 10
     assert estimate.seconds == pytest.approx((5 + 7 * 9) * 16.0 + 2 * 9 * 20.0)
 
 
 def test_more_trials_teach_more_and_the_most_memory_counts(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
-    throughput = Throughput.of(str(tmp_path / "throughput.json"))
+    throughput = CostModel.load(str(tmp_path / "throughput.json"))
     sweep = new_sweep(spec, record_url)
     (study,) = sweep.studies
     _run(sweep, 2, told={"epoch/seconds": 32.0, "memory/peak_gb": 2.5})
-    throughput.learn(sweep.studies, str(tmp_path))
+    throughput.update(sweep.studies, str(tmp_path))
     _run(sweep, 2, told={"epoch/seconds": 16.0})
-    throughput.learn(sweep.studies, str(tmp_path))
+    throughput.update(sweep.studies, str(tmp_path))
     rate = throughput.rate(study.plan, 0)
     assert rate is not None
     assert rate.seconds_per_image == pytest.approx(0.03)
     assert (rate.trials, rate.peak_gb) == (4, 2.5)
     fresh = new_sweep(parse_spec(spec.model_dump() | {"name": "other"}, "a test"), record_url)
     _run(fresh, 1, told={"epoch/seconds": 99.0})
-    throughput.learn(fresh.studies, str(tmp_path))
+    throughput.update(fresh.studies, str(tmp_path))
     assert throughput.rate(study.plan, 0) == rate, "one trial does not undo what four have taught"
     assert throughput.rate(study.plan, 0.5) is None, "a GPU is another kind of device"
 
 
 def test_a_short_trial_teaches_until_a_whole_one_has(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
-    throughput = Throughput.of(str(tmp_path / "throughput.json"))
-    (plan,) = studies(spec)
-    throughput.learn_one(plan, [Epoch(epoch=1, metrics={}), Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path))
+    throughput = CostModel.load(str(tmp_path / "throughput.json"))
+    (plan,) = plan_studies(spec)
+    throughput.update_from_calibration(
+        plan, [Epoch(epoch=1, metrics={}), Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path)
+    )
     assert throughput.rates == {
         "spt_deep vit_nano_patch4_32.mae cpu": Rate(seconds_per_image=0.02, trials=1, peak_gb=1.5, device_gb=6.0)
     }
     sweep = new_sweep(spec, record_url)
     _run(sweep, 2, told={"epoch/seconds": 32.0})
-    throughput.learn(sweep.studies, str(tmp_path))
-    throughput.learn_one(plan, [Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path))
+    throughput.update(sweep.studies, str(tmp_path))
+    throughput.update_from_calibration(plan, [Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path))
     rate = throughput.rate(plan, 0)
     assert rate is not None
     assert rate.seconds_per_image == pytest.approx(0.04)
     assert rate.trials == 2
     with pytest.raises(UserError, match=r"the short trial of demo/digits .* failed: OSError: no data"):
-        throughput.learn_one(plan, [Failure(cause=Cause.ERROR, error="OSError: no data\n\nTrace")], 0, str(tmp_path))
+        throughput.update_from_calibration(
+            plan, [Failure(cause=FailureCause.ERROR, error="OSError: no data\n\nTrace")], 0, str(tmp_path)
+        )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_a_short_trial_teaches_until_a_whole_one_has(spec: SweepSpec, tmp_path: 
 def test_a_trial_learns_from_as_many_images_as_its_size_says(
     spec: SweepSpec, tmp_path: Path, train_size: float | str, search: int, final: int
 ) -> None:
-    (plan,) = studies(spec)
+    (plan,) = plan_studies(spec)
     sized = StudyPlan(
         task=plan.task, backbone=plan.backbone, method=plan.method, train_size=train_size, fixed={}, space={}
     )
@@ -135,11 +139,12 @@ def test_the_short_trial_costs_as_much_as_any(raw_study: dict[str, Any]) -> None
         "batch_size": {"type": "int", "low": 8, "high": 64},
         "init_images": {"type": "choice", "values": [10, 200], "when": {"prompt_init": "mean_pool"}},
     }
-    (plan,) = studies(parse_spec(raw_study, "a test"))
-    config = largest(plan, 3)
-    assert (config["prompt_length"], config["batch_size"], config["prompt_init"]) == (64, 64, "mean_pool")
-    assert (config["init_images"], config["lr"]) == (200, pytest.approx(0.01))
-    assert (config["epochs"], config["warmup_epochs"], config["eval_split"], config["seed"]) == (2, 0, "val", 3)
+    (plan,) = plan_studies(parse_spec(raw_study, "a test"))
+    config = most_expensive_config(plan, 3)
+    assert (config.prompt_length, config.batch_size, config.prompt_init) == (64, 64, "mean_pool")
+    assert config.init_images == 200
+    assert config.lr == pytest.approx(0.01)
+    assert (config.epochs, config.warmup_epochs, config.eval_split, config.seed) == (2, 0, "val", 3)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +153,4 @@ def test_the_short_trial_costs_as_much_as_any(raw_study: dict[str, Any]) -> None
 )
 def test_trials_that_share_a_device_share_its_memory(gpus: Any, workers: int, share: float) -> None:
     rate = Rate(seconds_per_image=1.0, trials=1, peak_gb=1.5, device_gb=6.0)
-    assert device_share(Share(gpus=gpus), rate, workers) == share
+    assert memory_share(TrialResources(gpus=gpus), rate, workers) == share

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.errors import ConflictError
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import drive, new_sweep, outcome
 
@@ -19,13 +19,13 @@ from tests.orchestrator.conftest import drive, new_sweep, outcome
 def test_every_planned_trial_runs_exactly_once(spec: SweepSpec, record_url: str) -> None:
     sweep = new_sweep(spec, record_url)
     drive(sweep, workers=4)
-    assert sweep.done
+    assert sweep.is_done
     for study in sweep.studies:
-        assert [trial.number for trial in study.search.trials] == [*range(8)]
-        assert [trial.params["seed"] for trial in study.final.trials] == [42, 44]
-        trained = [trial.trial_id for trial in study.search.trials if trial.duplicate_of is None]
+        assert [trial.number for trial in study.search_table.trials] == [*range(8)]
+        assert [trial.params["seed"] for trial in study.final_table.trials] == [42, 44]
+        trained = [trial.trial_id for trial in study.search_table.trials if trial.duplicate_of is None]
         assert len(set(trained)) == len(trained), "no config is trained twice"
-        states = Counter(trial.state for trial in study.search.trials)
+        states = Counter(trial.state for trial in study.search_table.trials)
         assert states[TrialState.PRUNED] > 0, "the pruner stops some"
         assert states[TrialState.COMPLETE] > 0, "and not all"
 
@@ -58,7 +58,7 @@ def test_a_sweep_whose_driver_dies_again_and_again_ends_like_one_that_never_did(
 def test_a_finished_sweep_has_nothing_to_run(spec: SweepSpec, record_url: str) -> None:
     drive(new_sweep(spec, record_url), workers=3)
     again = new_sweep(spec, record_url)
-    assert again.done
+    assert again.is_done
     assert again.next_trial() is None
 
 
@@ -115,18 +115,18 @@ def test_a_failure_that_may_pass_is_retried_and_one_that_cannot_is_not(spec: Swe
     tracker = MemoryTracker()
     attempts: Counter[str] = Counter()
 
-    def fail(trial: TrialResult) -> Failure | None:
+    def fail(trial: Trial) -> Failure | None:
         attempts[trial.trial_id] += 1
         if trial.phase == "search" and trial.number == 1:
-            return Failure(error="OSError: a disk went away", cause=Cause.ERROR)
+            return Failure(error="OSError: a disk went away", cause=FailureCause.ERROR)
         if trial.phase == "search" and trial.number == 2:
-            return Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED)
+            return Failure(error="TrainingDiverged: nan", cause=FailureCause.DIVERGED)
         return None
 
     sweep = new_sweep(spec, record_url, tracker)
     drive(sweep, workers=2, fail=fail)
     for study in sweep.studies:
-        passing, diverged = study.search.trials[1:3]
+        passing, diverged = study.search_table.trials[1:3]
         assert (passing.state, attempts[passing.trial_id]) == (TrialState.FAILED, 1 + spec.retries)
         assert (diverged.state, attempts[diverged.trial_id]) == (TrialState.FAILED, 1)
         assert diverged.error == "TrainingDiverged: nan"
@@ -137,24 +137,24 @@ def test_a_failure_that_may_pass_is_retried_and_one_that_cannot_is_not(spec: Swe
 def test_a_retry_that_succeeds_is_complete_with_its_attempt(spec: SweepSpec, record_url: str) -> None:
     failed: set[str] = set()
 
-    def fail_once(trial: TrialResult) -> Failure | None:
+    def fail_once(trial: Trial) -> Failure | None:
         if trial.trial_id in failed:
             return None
         failed.add(trial.trial_id)
-        return Failure(error="OSError: once", cause=Cause.ERROR)
+        return Failure(error="OSError: once", cause=FailureCause.ERROR)
 
     sweep = new_sweep(spec, record_url)
     drive(sweep, workers=2, fail=fail_once)
-    trained = [t for study in sweep.studies for t in study.search.trials if t.duplicate_of is None]
+    trained = [t for study in sweep.studies for t in study.search_table.trials if t.duplicate_of is None]
     assert {trial.attempt for trial in trained} == {2}
     assert all(trial.state is not TrialState.FAILED for trial in trained)
 
 
 def test_a_study_where_every_trial_failed_is_done_without_final_trials(spec: SweepSpec, record_url: str) -> None:
     sweep = new_sweep(spec, record_url)
-    drive(sweep, fail=lambda trial: Failure(error="TrainingDiverged: nan", cause=Cause.DIVERGED))
-    assert sweep.done
-    assert all(summary.best is None and not summary.finals for summary in sweep.summaries())
+    drive(sweep, fail=lambda trial: Failure(error="TrainingDiverged: nan", cause=FailureCause.DIVERGED))
+    assert sweep.is_done
+    assert all(summary.best is None and not summary.final_trials for summary in sweep.summaries())
 
 
 def test_a_config_that_was_tried_is_answered_from_the_record(raw_spec: dict[str, Any], record_url: str) -> None:
@@ -165,10 +165,10 @@ def test_a_config_that_was_tried_is_answered_from_the_record(raw_spec: dict[str,
     sweep = new_sweep(parse_spec(raw_spec, "two configs"), record_url, tracker)
     drive(sweep, workers=3)
     for study in sweep.studies:
-        originals = [trial for trial in study.search.trials if trial.duplicate_of is None]
+        originals = [trial for trial in study.search_table.trials if trial.duplicate_of is None]
         assert len(originals) == 2, "there are two configs, so two are trained"
-        for trial in study.search.trials:
-            twin = study.search.trials[trial.number if trial.duplicate_of is None else trial.duplicate_of]
+        for trial in study.search_table.trials:
+            twin = study.search_table.trials[trial.number if trial.duplicate_of is None else trial.duplicate_of]
             assert (trial.state, trial.score, trial.epochs) == (twin.state, twin.score, twin.epochs)
     assert len(tracker.runs) == len(sweep.studies) * (2 + 2), "a duplicate is no second run"
 
@@ -180,12 +180,12 @@ def test_final_trials_repeat_the_best_params_on_trainval_and_nothing_else_sees_t
     drive(sweep, workers=2)
     for study in sweep.studies:
         assert study.best is not None
-        complete = [trial.score for trial in study.search.trials if trial.score is not None]
+        complete = [trial.score for trial in study.search_table.trials if trial.score is not None]
         assert study.best.score == max(complete)
-        assert {trial.config["eval_split"] for trial in study.search.trials} == {"val"}
-        for final in study.final.trials:
-            assert final.config["eval_split"] == "test"
-            assert all(final.config[name] == value for name, value in study.best.params.items())
+        assert {trial.config.eval_split for trial in study.search_table.trials} == {"val"}
+        for final in study.final_table.trials:
+            assert final.config.eval_split == "test"
+            assert all(getattr(final.config, name) == value for name, value in study.best.params.items())
 
 
 def test_an_epoch_told_twice_is_kept_once(spec: SweepSpec, record_url: str) -> None:
@@ -194,4 +194,4 @@ def test_an_epoch_told_twice_is_kept_once(spec: SweepSpec, record_url: str) -> N
     assert trial is not None
     for _ in range(2):
         assert sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5})
-    assert len(sweep.studies[0].search.trials[0].epochs) == 1
+    assert len(sweep.studies[0].search_table.trials[0].epochs) == 1

@@ -14,13 +14,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import studies
+from orchestrator.spec.plan import plan_studies
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.database import Record
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker, Tracker
-from orchestrator.tracking.mlflow_runs import Runs
+from orchestrator.tracking.mlflow_runs import MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import RAW_SPEC, drive
 from trainer.storage.files import write_bytes
@@ -61,25 +61,28 @@ class TrackerContract:
         self, small: SweepSpec, tmp_path: Path, mlflow_uri: str
     ) -> None:
         tracker, seen = self.make(small, tmp_path, mlflow_uri)
-        record = Record(f"sqlite:///{tmp_path / 'studies.db'}")
+        record = StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}")
         sweep = Sweep(small, record, tracker)
         drive(sweep, workers=2, fail=_fail_second)
         assert tracker.close() == 0
-        trials = [t for s in sweep.studies for t in (*s.search.trials, *s.final.trials) if t.duplicate_of is None]
+        trials = [
+            t for s in sweep.studies for t in (*s.search_table.trials, *s.final_table.trials) if t.duplicate_of is None
+        ]
         assert {trial.state for trial in trials} >= {TrialState.COMPLETE, TrialState.FAILED}
         assert seen() == {
-            t.trial_id: (t.state.value, {k: str(v) for k, v in t.config.items()}, len(t.epochs)) for t in trials
+            t.trial_id: (t.state.value, {k: str(v) for k, v in dataclasses.asdict(t.config).items()}, len(t.epochs))
+            for t in trials
         }
 
     def test_syncing_again_changes_nothing(self, small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
         tracker, seen = self.make(small, tmp_path, mlflow_uri)
-        sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+        sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
         drive(sweep)
         before = (tracker.close(), seen())
         again, _ = self.make(small, tmp_path, mlflow_uri)
         for study in sweep.studies:
             again.open_study(study)
-            for record in (study.search, study.final):
+            for record in (study.search_table, study.final_table):
                 for trial in record.trials:
                     if trial.duplicate_of is None:
                         again.sync(trial, record)
@@ -90,14 +93,18 @@ class TestMemoryTracker(TrackerContract):
     def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
         tracker = MemoryTracker()
         return tracker, lambda: {
-            trial_id: (trial.state.value, {k: str(v) for k, v in trial.config.items()}, len(trial.epochs))
+            trial_id: (
+                trial.state.value,
+                {k: str(v) for k, v in dataclasses.asdict(trial.config).items()},
+                len(trial.epochs),
+            )
             for trial_id, trial in tracker.runs.items()
         }
 
 
 class TestMlflowTracker(TrackerContract):
     def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
-        runs = Runs(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"))
+        runs = MlflowRuns(uri, spec.name, str(home / "trials"), (home / "artifacts").as_uri(), str(home / "data"))
         tracker = MlflowTracker(runs, patience_s=5)
 
         def seen() -> dict[str, tuple[str, dict[str, str], int]]:
@@ -114,10 +121,12 @@ class TestMlflowTracker(TrackerContract):
         return tracker, seen
 
 
-def _fail_second(trial: TrialResult) -> Failure | None:
+def _fail_second(trial: Trial) -> Failure | None:
     failing = trial.phase == "search" and trial.number == 1
     return (
-        Failure(error="TrainingDiverged: train/loss became nan\n\nTraceback", cause=Cause.DIVERGED) if failing else None
+        Failure(error="TrainingDiverged: train/loss became nan\n\nTraceback", cause=FailureCause.DIVERGED)
+        if failing
+        else None
     )
 
 
@@ -125,13 +134,13 @@ def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     drive(sweep, workers=2, fail=_fail_second)
     best = sweep.studies[0].best
     tracker.close()
     runs = mlflow_runs(mlflow_uri, small.name)
     parents = {run.info.run_id: run for run in runs if run.data.tags["phase"] == "study"}
-    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in studies(small)}
+    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in plan_studies(small)}
     assert {run.info.run_name for run in parents.values()} == {"demo/digits spt_deep", "demo/digits linear"}
     children = [run for run in runs if run.info.run_id not in parents]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
@@ -147,7 +156,7 @@ def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
 
 def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     kept = {"prototypes.safetensors", "prompt.safetensors", "predictions.parquet", "card.json"}
@@ -172,19 +181,21 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     for _ in range(3):
         tracker, _ = contract.make(small, tmp_path, mlflow_uri)
-        drive(Sweep(small, Record(url), tracker), workers=2, events=events)
+        drive(Sweep(small, StudyDatabase(url), tracker), workers=2, events=events)
         tracker.close()
     # A driver may die after it made a run and before the record knew: the ledger forgets, MLflow does not.
-    record = Record(url)
-    for ledger, _ in record.open_studies(small.name, studies(small)):
+    record = StudyDatabase(url)
+    for ledger, _ in record.load_tables(small.name, plan_studies(small)):
         for trial in ledger.trials:
-            if ledger.tracked(trial.number)[0] is not None:
+            if ledger.synced_run(trial.number)[0] is not None:
                 ledger._save(f"mlflow/{trial.number}", [None, None])
     tracker, seen = contract.make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(url), tracker)
+    sweep = Sweep(small, StudyDatabase(url), tracker)
     drive(sweep, workers=2)
     assert tracker.close() == 0
-    trials = [t for s in sweep.studies for t in (*s.search.trials, *s.final.trials) if t.duplicate_of is None]
+    trials = [
+        t for s in sweep.studies for t in (*s.search_table.trials, *s.final_table.trials) if t.duplicate_of is None
+    ]
     assert {trial_id: epochs for trial_id, (_, _, epochs) in seen().items()} == {
         t.trial_id: len(t.epochs) for t in trials
     }
@@ -202,17 +213,17 @@ def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_pat
         "a test",
     )
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    away = Runs("sqlite:////dev/null/mlflow.db", spec.name, str(tmp_path), None, str(tmp_path))
+    away = MlflowRuns("sqlite:////dev/null/mlflow.db", spec.name, str(tmp_path), None, str(tmp_path))
     nowhere = MlflowTracker(away, patience_s=0)
-    sweep = Sweep(spec, Record(url), nowhere)
+    sweep = Sweep(spec, StudyDatabase(url), nowhere)
     drive(sweep)
     untold = nowhere.close()
-    trials = {t.trial_id for s in sweep.studies for t in (*s.search.trials, *s.final.trials)}
+    trials = {t.trial_id for s in sweep.studies for t in (*s.search_table.trials, *s.final_table.trials)}
     assert untold == len(trials) + len(sweep.studies)
     assert nowhere.problem, "and it says why"
     tracker, seen = TestMlflowTracker().make(spec, tmp_path, mlflow_uri)
-    again = Sweep(spec, Record(url), tracker)
-    assert again.done
+    again = Sweep(spec, StudyDatabase(url), tracker)
+    assert again.is_done
     assert (tracker.close(), len(seen())) == (0, len(trials))
 
 
@@ -227,20 +238,20 @@ def test_mlflow_can_be_reached_before_there_is_anything_to_tell(
 
 
 def test_an_mlflow_that_is_reached_too_early_is_no_thing_untold(small: SweepSpec, tmp_path: Path) -> None:
-    away = MlflowTracker(Runs("sqlite:////dev/null/mlflow.db", small.name, str(tmp_path), None, str(tmp_path)))
+    away = MlflowTracker(MlflowRuns("sqlite:////dev/null/mlflow.db", small.name, str(tmp_path), None, str(tmp_path)))
     away.open()
     assert (away.close(), away.problem) == (0, None)
 
 
 def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> None:
-    config = studies(spec)[1].search_config({"lr": 0.01}, 0)
-    running = TrialResult(
+    config = plan_studies(spec)[1].search_config({"lr": 0.01}, 0)
+    running = Trial(
         trial_id=config.fingerprint(),
         study="s",
         phase="search",
         number=0,
         params={"lr": 0.01},
-        config=dataclasses.asdict(config),
+        config=config,
         state=TrialState.RUNNING,
     )
     for impossible, text in (
@@ -254,27 +265,29 @@ def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> Non
 
 
 def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
-    runs = Runs(mlflow_uri, small.name, str(tmp_path / "trials"), (tmp_path / "artifacts").as_uri(), str(tmp_path))
+    runs = MlflowRuns(
+        mlflow_uri, small.name, str(tmp_path / "trials"), (tmp_path / "artifacts").as_uri(), str(tmp_path)
+    )
     tracker = MlflowTracker(runs, patience_s=2)
-    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     first, second = sweep.next_trial(), sweep.next_trial()
     assert first is not None and second is not None
-    search = sweep.studies[0].search
+    search = sweep.studies[0].search_table
     end = time.monotonic() + 30
-    while None in (search.tracked(0)[0], search.tracked(1)[0]) and time.monotonic() < end:
+    while None in (search.synced_run(0)[0], search.synced_run(1)[0]) and time.monotonic() < end:
         time.sleep(0.05)
     client = MlflowClient(tracking_uri=mlflow_uri)
-    client.delete_run(str(search.tracked(0)[0]))
+    client.delete_run(str(search.synced_run(0)[0]))
     for trial in (first, second):
         sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5})
     assert tracker.close() == 1
     assert tracker.problem is not None and "active" in tracker.problem, "it says what MLflow has against it"
-    assert len(client.get_metric_history(str(search.tracked(1)[0]), "train/loss")) == 1
+    assert len(client.get_metric_history(str(search.synced_run(1)[0]), "train/loss")) == 1
 
 
 def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None and isinstance(tracker, MlflowTracker)
     end = time.monotonic() + 30
@@ -299,13 +312,13 @@ def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, Record(url), tracker)
+    sweep = Sweep(small, StudyDatabase(url), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     tracker.close()
-    sweep.studies[0].search._save("mlflow/0", [None, None])
+    sweep.studies[0].search_table._save("mlflow/0", [None, None])
     again, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    Sweep(small, Record(url), again)
+    Sweep(small, StudyDatabase(url), again)
     assert again.close() == 0
     runs = mlflow_runs(mlflow_uri, small.name)
     assert sum(run.data.tags.get("trial_id") == trial.trial_id for run in runs) == 1

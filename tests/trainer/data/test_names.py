@@ -11,9 +11,9 @@ import pytest
 from trainer.catalog import TASKS, is_own
 from trainer.config import TrainConfig
 from trainer.data.importers.archive import ImportRefused
-from trainer.data.importers.registry import find
-from trainer.data.task_store import TaskMissing, find_card
-from trainer.data.tasks import read_card
+from trainer.data.importers.registry import find_candidates
+from trainer.data.task_store import TaskMissing, read_card
+from trainer.data.tasks import open_task
 from trainer.storage.files import read_bytes, write_bytes
 
 CLIMBING = [
@@ -48,7 +48,7 @@ def test_a_name_that_could_climb_is_no_task(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a task"):
         TrainConfig.from_params({"task": name, "method": "linear"})
     with pytest.raises(ImportRefused, match="is not a task"):
-        find(tmp_path, name)
+        find_candidates(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["own/pets", "own/Pets-2.1_b", "own/7", "own/Äpfel", "own/x..y"])
@@ -75,12 +75,12 @@ def test_a_card_that_is_damaged_or_not_its_tasks_is_refused(
     change: dict[str, Any] | None, reason: str, tmp_path: Path
 ) -> None:
     root = str(tmp_path)
-    read_card(root, "demo/digits")
+    open_task(root, "demo/digits")
     place = tmp_path / "demo/digits/card.json"
     kept = read_bytes(place)
     assert kept is not None
     write_bytes(place, b"" if change is None else json.dumps(json.loads(kept) | change).encode())
-    for look in (read_card, find_card):
+    for look in (open_task, read_card):
         with pytest.raises(TaskMissing) as caught:
             look(root, "demo/digits")
         assert str(caught.value).startswith(f"{root}/demo/digits/card.json is damaged (")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.services import S3Server, use_aws
-from trainer.data.demo_tasks import render
-from trainer.data.task_store import SPLITS, find_card, read_examples
-from trainer.data.tasks import read_card
+from trainer.data.demo_tasks import make_demo_task
+from trainer.data.task_store import SPLITS, read_card, read_examples
+from trainer.data.tasks import open_task
 from trainer.storage.files import file_sizes
 
 TASK = "demo/digits"
@@ -103,12 +103,12 @@ def test_processes_of_one_machine_decode_once_together(root: str, tmp_path: Path
 
 
 def test_a_demo_task_that_others_make_at_the_same_time_is_always_there_and_whole(root: str) -> None:
-    expected = read_card(root, TASK)
+    expected = open_task(root, TASK)
     until = time.time() + 6
     makers = [started(RENDER, root, until) for _ in range(2)]
     looks = 0
     while any(maker.poll() is None for maker in makers):
-        assert find_card(root, TASK) == expected
+        assert read_card(root, TASK) == expected
         if looks % 10 == 0:
             assert content(root) == expected.fingerprint
         looks += 1
@@ -121,7 +121,7 @@ def test_a_demo_task_that_others_make_at_the_same_time_is_always_there_and_whole
 
 def test_the_same_task_is_the_same_bytes_whoever_makes_it(tmp_path: Path) -> None:
     for place in ("one", "two"):
-        render(str(tmp_path / place), TASK)
+        make_demo_task(str(tmp_path / place), TASK)
     for name in ("card.json", *(f"{split}.parquet" for split in SPLITS)):
         one, two = (tmp_path / place / TASK / name for place in ("one", "two"))
         assert one.read_bytes() == two.read_bytes(), "so that who reads one while it becomes the other sees no seam"

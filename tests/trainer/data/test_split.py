@@ -15,8 +15,8 @@ from PIL import Image
 
 from trainer.catalog import OWN
 from trainer.data import image_cache as decoding
-from trainer.data.image_cache import decoded
-from trainer.data.split import fits, load_split
+from trainer.data.image_cache import load_decoded
+from trainer.data.split import fits_on_device, load_split
 from trainer.data.task_store import Card, Example, read_examples, write_task
 from trainer.data.transforms import decode
 
@@ -48,7 +48,7 @@ def expected(root: str, card: Card, splits: tuple[str, ...], size: int) -> torch
 
 
 def fill(root: str, card: Card, cache: str) -> None:
-    decoded(root, card, ("train", "val"), 16, "spt", "fixed", cache)
+    load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", cache)
 
 
 @pytest.mark.parametrize("splits", [("train", "val"), ("test",)])
@@ -58,7 +58,7 @@ def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
 ) -> None:
     root, card = stored
     for _ in range(2):  # made, and found
-        found = decoded(root, card, splits, size, "spt", "fixed", str(tmp_path))
+        found = load_decoded(root, card, splits, size, "spt", "fixed", str(tmp_path))
         assert torch.equal(found.images_N3SS, expected(root, card, splits, size))
     aspects = [Image.open(io.BytesIO(e.image)) for s in splits for e in read_examples(root, card.task, s)]
     assert found.aspect_N.tolist() == [image.width / image.height for image in aspects]
@@ -88,7 +88,7 @@ def test_what_was_decoded_before_a_crash_is_not_decoded_again(
         file.write(b"\x07" * 1000)
     count = -10_000
     monkeypatch.setattr(decoding, "decode", dies)
-    found = decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+    found = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
     assert count == -10_000 + 760 - decoding.BLOCK, "the first block was kept"
     assert torch.equal(found.images_N3SS, expected(root, card, ("train", "val"), 16))
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".aspect", ".lock", ".u8"]
@@ -104,30 +104,30 @@ def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str
         worker.join()
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(tmp_path.glob("*.u8"))) == 1
-    found = decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+    found = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
     assert torch.equal(found.images_N3SS, expected(root, card, ("train", "val"), 16))
 
 
 def test_another_size_transform_view_or_content_is_another_array(stored: tuple[str, Card], tmp_path: Path) -> None:
     root, card = stored
-    decoded(root, card, ("test",), 16, "spt", "fixed", str(tmp_path))
-    decoded(root, card, ("test",), 17, "spt", "fixed", str(tmp_path))
-    decoded(root, card, ("test",), 16, "vpt", "fixed", str(tmp_path))
-    decoded(root, card, ("test",), 16, "spt", "whole", str(tmp_path))
+    load_decoded(root, card, ("test",), 16, "spt", "fixed", str(tmp_path))
+    load_decoded(root, card, ("test",), 17, "spt", "fixed", str(tmp_path))
+    load_decoded(root, card, ("test",), 16, "vpt", "fixed", str(tmp_path))
+    load_decoded(root, card, ("test",), 16, "spt", "whole", str(tmp_path))
     assert len(list(tmp_path.glob("*.u8"))) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_an_os_error(stored: tuple[str, Card], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        decoded(*stored, ("test",), 16, "spt", "fixed", str(tmp_path / "file"))
+        load_decoded(*stored, ("test",), 16, "spt", "fixed", str(tmp_path / "file"))
 
 
 def test_the_environment_names_the_cache(
     stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "SPTUNE_CACHE", str(tmp_path / "here"))
-    decoded(*stored, ("test",), 8, "spt", "fixed")
+    load_decoded(*stored, ("test",), 8, "spt", "fixed")
     assert list((tmp_path / "here").glob("*.u8"))
 
 
@@ -169,4 +169,4 @@ def test_more_images_than_there_are_is_a_clear_error(stored: tuple[str, Card], s
 
 
 def test_images_stay_in_a_gpus_memory_if_they_leave_most_of_what_is_free() -> None:
-    assert fits(0, 0) and fits(4 * 10**9, 10**10) and not fits(4 * 10**9 + 1, 10**10)
+    assert fits_on_device(0, 0) and fits_on_device(4 * 10**9, 10**10) and not fits_on_device(4 * 10**9 + 1, 10**10)

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from trainer.catalog import TASKS
-from trainer.data.demo_tasks import render
+from trainer.data.demo_tasks import make_demo_task
 from trainer.data.split import load_split
 from trainer.data.subsets import nested_subset
 from trainer.data.task_store import SPLITS, Example, write_task
-from trainer.data.tasks import read_card
+from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, decode
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.training.checkpoint import load_state, save_state
@@ -49,15 +49,15 @@ def test_a_rendered_task_is_what_the_catalog_says(task: str, data_root: str) -> 
         keys += loaded.keys
     # No image is in two splits, or twice in one.
     assert len(keys) == row.num_train + row.num_val + row.num_test == len(set(keys))
-    card = read_card(data_root, task)
+    card = open_task(data_root, task)
     assert card.counts == {"train": row.num_train, "val": row.num_val, "test": row.num_test}
     assert (card.task, len(card.class_names)) == (task, row.num_classes)
 
 
 @pytest.mark.parametrize("task", DEMO_TASKS)
 def test_rendering_again_elsewhere_gives_the_same_bytes(task: str, data_root: str, tmp_path: Path) -> None:
-    render(str(tmp_path), task)
-    assert read_card(str(tmp_path), task) == read_card(data_root, task)
+    make_demo_task(str(tmp_path), task)
+    assert open_task(str(tmp_path), task) == open_task(data_root, task)
     for split in SPLITS:
         name = f"{task}/{split}.parquet"
         assert (tmp_path / name).read_bytes() == read_bytes(f"{data_root}/{name}")
@@ -73,7 +73,7 @@ def test_the_fingerprint_of_a_task_changes_with_any_of_its_examples(tmp_path: Pa
     prints = set()
     for splits in (plain, *changed):
         write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
-        prints.add(read_card(str(tmp_path), row.name).fingerprint)
+        prints.add(open_task(str(tmp_path), row.name).fingerprint)
     assert len(prints) == 4
 
 
@@ -240,9 +240,9 @@ def test_a_write_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
 
 def test_a_task_whose_writing_fails_is_not_present_and_can_be_written_again(tmp_path: Path, data_root: str) -> None:
     with full_disk(), pytest.raises(OSError, match="File too large"):
-        render(str(tmp_path), "demo/digits")
+        make_demo_task(str(tmp_path), "demo/digits")
     assert read_bytes(tmp_path / "demo/digits/card.json") is None
-    assert read_card(str(tmp_path), "demo/digits") == read_card(data_root, "demo/digits")
+    assert open_task(str(tmp_path), "demo/digits") == open_task(data_root, "demo/digits")
 
 
 def test_a_place_is_a_path_or_a_uri_and_one_without_a_file_holds_nothing(tmp_path: Path) -> None:

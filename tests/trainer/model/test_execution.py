@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.data.split import load_split
 from trainer.model.backbone import load_backbone
-from trainer.model.execution import backward, has_bf16, in_batches, in_precision
+from trainer.model.execution import backward, evaluate_in_batches, has_bf16, with_precision
 from trainer.training.feature_cache import frozen_features
 from trainer.training.loop import train
 
@@ -100,7 +100,7 @@ def test_a_batch_that_does_not_fit_gives_the_loss_and_gradient_of_one_that_does(
         parameter.grad = torch.full_like(parameter, 1e9)  # what an earlier step left
     sizes = halves(size, fits)
     parameters = list(network.parameters())
-    found, part = backward(network, parameters, *batch(size), part=size)
+    found, part = backward(network, parameters, *batch(size), micro_batch_size=size)
     torch.testing.assert_close(found.double(), loss, rtol=2e-6, atol=0)  # added up in float32
     assert not found.requires_grad
     assert_gradients(network, gradients)
@@ -111,7 +111,7 @@ def test_a_batch_that_does_not_fit_gives_the_loss_and_gradient_of_one_that_does(
     assert {len(taken) for taken in network.took[:-1]} <= {part}
 
     # The next batch begins with what did fit.
-    assert backward(network, parameters, *batch(size), part=part)[1] == part
+    assert backward(network, parameters, *batch(size), micro_batch_size=part)[1] == part
     assert_gradients(network, gradients)
     assert told(caplog) == [] and network.refused == sizes[:-1]
 
@@ -124,7 +124,7 @@ def test_memory_that_runs_out_in_the_middle_of_a_batch_loses_and_repeats_nothing
     calls = itertools.count(1)
     network = Tight(lambda: 8 if next(calls) < when else 2)
     loss, gradients = undivided(network, 37)
-    found, part = backward(network, list(network.parameters()), *batch(37), part=8)
+    found, part = backward(network, list(network.parameters()), *batch(37), micro_batch_size=8)
     torch.testing.assert_close(found.double(), loss, rtol=2e-6, atol=0)
     assert_gradients(network, gradients)
     assert (part, told(caplog)) == (2, sentences("training", [8, 4, 2]))
@@ -136,19 +136,19 @@ def test_memory_that_runs_out_in_the_middle_of_a_batch_loses_and_repeats_nothing
 def test_an_input_that_does_not_fit_by_itself_is_an_error(size: int, caplog: pytest.LogCaptureFixture) -> None:
     network = Tight(lambda: 0)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 20"):
-        backward(network, list(network.parameters()), *batch(size), part=size)
+        backward(network, list(network.parameters()), *batch(size), micro_batch_size=size)
     assert told(caplog) == sentences("training", halves(size, 1))
     assert all(parameter.grad is None for parameter in network.parameters())
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 20"):
-        in_batches(network, batch(size)[0], part=size)
+        evaluate_in_batches(network, batch(size)[0], micro_batch_size=size)
     assert told(caplog) == sentences("evaluation", halves(size, 1))
 
 
 def test_an_error_of_another_kind_is_no_shortage_of_memory(caplog: pytest.LogCaptureFixture) -> None:
     network = Tight(lambda: 8)
     for run in (
-        lambda: backward(network, list(network.parameters()), batch(4)[0][:, :4], batch(4)[1], part=4),
-        lambda: in_batches(network, batch(4)[0][:, :4]),
+        lambda: backward(network, list(network.parameters()), batch(4)[0][:, :4], batch(4)[1], micro_batch_size=4),
+        lambda: evaluate_in_batches(network, batch(4)[0][:, :4]),
     ):
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
             run()
@@ -184,7 +184,7 @@ def test_memory_that_runs_out_on_the_way_back_leaves_no_half_gradient(
         logits_BK: Tensor = network.second(FailsOnTheWayBack.apply(network.first(inputs_B).tanh(), left))
         return logits_BK
 
-    found, part = backward(failing, list(network.parameters()), *batch(13), part=13)
+    found, part = backward(failing, list(network.parameters()), *batch(13), micro_batch_size=13)
     torch.testing.assert_close(found.double(), loss, rtol=2e-6, atol=0)
     assert_gradients(network, gradients)
     sizes = [13, 7, 4, 2][: failures + 1]
@@ -199,7 +199,7 @@ def test_outputs_come_in_order_whatever_fits(size: int, fits: int, caplog: pytes
     with torch.no_grad():
         expected_NK = network.second(network.first(inputs_N).tanh())
     for part in (256, 4):
-        outputs_NK = in_batches(network, inputs_N, part)
+        outputs_NK = evaluate_in_batches(network, inputs_N, part)
         torch.testing.assert_close(outputs_NK, expected_NK, rtol=0, atol=1e-12)
         assert not outputs_NK.requires_grad
         assert torch.equal(torch.cat(network.took), inputs_N)
@@ -207,7 +207,7 @@ def test_outputs_come_in_order_whatever_fits(size: int, fits: int, caplog: pytes
         assert bool(told(caplog)) == (min(size, part) > fits)
         network.took.clear()
     if size <= 256 and size <= fits:
-        in_batches(network, inputs_N)
+        evaluate_in_batches(network, inputs_N)
         assert len(network.took) == 1, "all at once where they fit"
 
 
@@ -215,28 +215,28 @@ def test_full_precision_is_the_network_as_it_is() -> None:
     network = Tight(lambda: 8)
     for exact in (network, copy.deepcopy(network).float()):
         inputs_B = batch(8)[0].to(exact.first.weight.dtype)
-        logits_BK = in_precision(exact, "fp32", "cpu")(inputs_B)
+        logits_BK = with_precision(exact, "fp32", "cpu")(inputs_B)
         assert logits_BK.dtype == inputs_B.dtype and torch.equal(logits_BK, exact(inputs_B))
 
 
 def test_who_asks_a_processor_for_bf16_that_has_none_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
-    in_precision(Tight(lambda: 1), "fp32", "cpu")
+    with_precision(Tight(lambda: 1), "fp32", "cpu")
     assert caplog.text == ""
-    in_precision(Tight(lambda: 1), "bf16", "cpu")
+    with_precision(Tight(lambda: 1), "bf16", "cpu")
     assert ("no arithmetic for bf16" in caplog.text) is not has_bf16("cpu")
 
 
 def test_half_precision_works_in_bf16_and_learns_and_answers_in_fp32() -> None:
     network = Tight(lambda: 8).float()
     inputs_B, labels_B = batch(8)[0].float(), batch(8)[1]
-    half = in_precision(network, "bf16", "cpu")
+    half = with_precision(network, "bf16", "cpu")
     logits_BK, exact_BK = half(inputs_B).detach(), network(inputs_B).detach()
     assert logits_BK.dtype is torch.float32 and torch.equal(logits_BK, logits_BK.bfloat16().float())
     assert 1e-4 < float((logits_BK - exact_BK).abs().max()) < 0.1
     parameters = list(network.parameters())
-    exact_loss, _ = backward(network, parameters, inputs_B, labels_B, part=8)
+    exact_loss, _ = backward(network, parameters, inputs_B, labels_B, micro_batch_size=8)
     exact = [parameter.grad for parameter in parameters]
-    loss, part = backward(half, parameters, inputs_B, labels_B, part=8)
+    loss, part = backward(half, parameters, inputs_B, labels_B, micro_batch_size=8)
     assert part == 8 and float(loss) == pytest.approx(float(exact_loss), rel=0.05)
     for parameter, gradient in zip(parameters, exact, strict=True):
         assert gradient is not None and parameter.grad is not None and not torch.equal(parameter.grad, gradient)
@@ -246,7 +246,7 @@ def test_half_precision_works_in_bf16_and_learns_and_answers_in_fp32() -> None:
 
 def test_a_network_that_fails_leaves_the_precision_as_it_was() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        in_precision(Tight(lambda: 1).float(), "bf16", "cpu")(batch(8)[0].float())
+        with_precision(Tight(lambda: 1).float(), "bf16", "cpu")(batch(8)[0].float())
     assert not torch.is_autocast_enabled("cpu")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.model.backbone import Backbone
-from trainer.plots.nearest_patches import Neighbours, nearest_patches
+from trainer.plots.nearest_patches import NearestPatches, nearest_patches
 from trainer.prompt_init.strategies import PROMPT_INITS, build_prototypes
 from trainer.prompt_init.token_stream import TokenStream
 
@@ -30,7 +30,7 @@ def stream_of(backbone: Backbone, images_MCHW: Tensor, batch_size: int = 64, num
     )
 
 
-def same_patches(one: Neighbours, other: Neighbours) -> bool:
+def same_patches(one: NearestPatches, other: NearestPatches) -> bool:
     return torch.equal(one.image_LPK, other.image_LPK) and torch.equal(one.patch_LPK, other.patch_LPK)
 
 
@@ -98,9 +98,9 @@ class Forgetful(TokenStream):
     def look(self, rows_M: Tensor, see: Callable[[Tensor, int, Tensor], None]) -> None:
         """As the stream, and each batch again in two halves."""
         for rows_B in rows_M.split(self.batch_size):
-            super().look(rows_B, see)
+            super().for_each_batch(rows_B, see)
             for half in rows_B.chunk(2):
-                super().look(half, see)
+                super().for_each_batch(half, see)
 
 
 def test_images_that_are_told_again_count_once(backbone: Backbone) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from trainer.config import TrainConfig
 from trainer.model.backbone import Backbone
 from trainer.plots.prototype_sheet import CELL, GAP, LEFT, LINE, OUTSIDE, prototype_sheet
-from trainer.plots.run_plots import confusion, draw, learning_curve
+from trainer.plots.run_plots import confusion_matrix, draw_run_plots, learning_curve
 from trainer.prompt_init.token_stream import TokenStream
 from trainer.training.loop import train
 
@@ -32,8 +32,8 @@ def drawn(data_root: str, tmp_path: Path) -> Drawn:
     def drawn(config: TrainConfig, folder: str = "") -> dict[str, bytes]:
         folder = folder or str(tmp_path / config.fingerprint())
         bank = str(tmp_path / "bank")
-        epochs = [epoch.metrics for epoch in train(config, data_root=data_root, folder=folder, bank=bank)]
-        draw(config, epochs, folder, data_root=data_root, bank=bank)
+        epochs = [epoch.metrics for epoch in train(config, data_root=data_root, folder=folder, prototype_cache=bank)]
+        draw_run_plots(config, epochs, folder, data_root=data_root, prototype_cache=bank)
         return {path.name: path.read_bytes() for path in Path(folder.removeprefix("file://")).glob("*.png")}
 
     return drawn
@@ -109,7 +109,7 @@ def test_the_same_run_has_the_same_pictures(tiny: Configs, drawn: Drawn, tmp_pat
 
 def test_a_run_that_is_not_complete_has_no_pictures(tiny: Configs, data_root: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="complete") as caught:
-        draw(tiny(), [{"train/loss": 1.0}], str(tmp_path), data_root=data_root)
+        draw_run_plots(tiny(), [{"train/loss": 1.0}], str(tmp_path), data_root=data_root)
     assert str(caught.value) == f"{tmp_path} holds no predictions.parquet: pictures are of complete runs."
 
 
@@ -133,14 +133,14 @@ def test_a_confusion_matrix_of_any_number_of_classes_is_drawn(num_classes: int) 
     # Names are no formulas, however much money is in them, and as long as they like.
     names = [f"the ${number} class of a_long name^" * (1 + number % 2) for number in range(num_classes)]
     for predicted_N in (label_N, (label_N * 7) % num_classes):
-        png = confusion(label_N, predicted_N, names, "own/a_task test/accuracy")
+        png = confusion_matrix(label_N, predicted_N, names, "own/a_task test/accuracy")
         assert min(pixels(png).size) > 300 and max(pixels(png).size) < 1100 and len(png) < 300_000
 
 
 def test_a_row_is_a_label_and_classes_without_images_are_grey() -> None:
     # Fifty classes of 12 pixels, the first 60 pixels from the left and 50 from the top.
     label_N, predicted_N = np.array([3, 3, 8, 8]), np.array([7, 7, 8, 3])
-    png = confusion(label_N, predicted_N, [f"c{i}" for i in range(50)], "")
+    png = confusion_matrix(label_N, predicted_N, [f"c{i}" for i in range(50)], "")
 
     def cell(row: int, column: int) -> tuple[int, int, int]:
         return colour(png, 60 + 12 * (column + 0.5), 50 + 12 * (row + 0.5))

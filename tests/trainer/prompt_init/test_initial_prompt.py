@@ -23,7 +23,7 @@ from trainer.data.split import Split, load_split
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import View
 from trainer.model.backbone import Backbone, load_backbone
-from trainer.prompt_init.initial_prompt import FirstPrompt, first_prompt
+from trainer.prompt_init.initial_prompt import InitialPrompt, initial_prompt
 from trainer.prompt_init.strategies import build_prototypes
 from trainer.prompt_init.token_stream import token_stream
 
@@ -37,11 +37,11 @@ def digits(data_root: str) -> Split:
 
 
 @pytest.fixture
-def build(backbone: Backbone, digits: Split, data_root: str, tmp_path: Path) -> Callable[..., FirstPrompt]:
+def build(backbone: Backbone, digits: Split, data_root: str, tmp_path: Path) -> Callable[..., InitialPrompt]:
     """The first prompt of a config from the bank in `tmp_path/bank`, with the bundled network, of 40 digits."""
 
-    def build(config: TrainConfig, network: Backbone = backbone, images: Split = digits) -> FirstPrompt:
-        return first_prompt(config, network, images, data_root=data_root, bank=str(tmp_path / "bank"))
+    def build(config: TrainConfig, network: Backbone = backbone, images: Split = digits) -> InitialPrompt:
+        return initial_prompt(config, network, images, data_root=data_root, prototype_cache=str(tmp_path / "bank"))
 
     return build
 
@@ -69,7 +69,7 @@ def mark(file: Path) -> None:
 
 @pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
 def test_a_set_is_built_once_and_then_read(
-    prompt_init: str, tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+    prompt_init: str, tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     config = tiny(prompt_init=prompt_init)
     built = build(config)
@@ -90,20 +90,20 @@ def test_a_set_is_built_once_and_then_read(
 def test_without_a_bank_the_values_are_the_same(
     prompt_init: str,
     tiny: Configs,
-    build: Callable[..., FirstPrompt],
+    build: Callable[..., InitialPrompt],
     backbone: Backbone,
     digits: Split,
     data_root: str,
     tmp_path: Path,
 ) -> None:
     config = tiny(prompt_init=prompt_init)
-    alone = first_prompt(config, backbone, digits, data_root=data_root, bank=None)
+    alone = initial_prompt(config, backbone, digits, data_root=data_root, prototype_cache=None)
     assert files_of(tmp_path) == [] and alone.seconds > 0
     assert torch.equal(alone.prompt_LPD, build(config).prompt_LPD)
 
 
 def test_configs_that_differ_in_what_prototypes_are_not_made_of_share_a_set(
-    tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+    tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     plain = tiny()
     first = build(plain)
@@ -118,7 +118,7 @@ def test_configs_that_differ_in_what_prototypes_are_not_made_of_share_a_set(
 
 
 def test_any_change_of_the_content_is_another_set(
-    tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, data_root: str, tmp_path: Path
+    tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, data_root: str, tmp_path: Path
 ) -> None:
     plain = tiny()
     build(plain)
@@ -128,7 +128,7 @@ def test_any_change_of_the_content_is_another_set(
     squashed = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "vpt")
     val = load_split(data_root, "demo/digits", "val", 0.05, 32)
     other_task = load_split(data_root, "demo/shapes_ori", "train", 0.05, 32)
-    others: dict[str, Callable[[], FirstPrompt]] = {
+    others: dict[str, Callable[[], InitialPrompt]] = {
         "seed": lambda: build(tiny(seed=43)),
         "length": lambda: build(tiny(prompt_length=4)),
         "strategy": lambda: build(tiny(prompt_init="random")),
@@ -150,7 +150,7 @@ def test_any_change_of_the_content_is_another_set(
 
 
 def test_methods_that_have_no_prototypes_leave_the_bank_alone(
-    tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+    tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     for method, shape in (
         ("vpt_deep", (5, 3, 96)),
@@ -165,7 +165,7 @@ def test_methods_that_have_no_prototypes_leave_the_bank_alone(
 
 @pytest.mark.parametrize(("method", "num_layers"), [("spt_deep", 5), ("spt_shallow", 1)])
 def test_prototypes_are_made_for_the_layers_that_have_prompts(
-    method: str, num_layers: int, tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split
+    method: str, num_layers: int, tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, digits: Split
 ) -> None:
     first = build(tiny(method, prompt_length=1))
     expected_LD = mean_tokens(backbone, digits.all_images())[:num_layers]
@@ -174,7 +174,7 @@ def test_prototypes_are_made_for_the_layers_that_have_prompts(
 
 @pytest.mark.parametrize("init_images", [1.0, 0.5, 0.01, 1, 7, 10, 39, 40, 10_000], ids=repr)
 def test_prototypes_are_made_of_just_the_nested_subset_that_is_asked_for(
-    init_images: float | int, tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split
+    init_images: float | int, tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, digits: Split
 ) -> None:
     most = min(init_images, 40) if isinstance(init_images, int) else init_images
     rows = torch.from_numpy(nested_subset(digits.labels_N.numpy(), most))
@@ -192,7 +192,7 @@ def test_an_init_task_lends_all_its_training_images_whatever_the_train_size(
     eval_split: str,
     split: str,
     tiny: Configs,
-    build: Callable[..., FirstPrompt],
+    build: Callable[..., InitialPrompt],
     backbone: Backbone,
     digits: Split,
     data_root: str,
@@ -201,8 +201,8 @@ def test_an_init_task_lends_all_its_training_images_whatever_the_train_size(
     own_config = tiny(prompt_init="random", init_images=init_images, eval_split=eval_split)
     config = dataclasses.replace(own_config, init_task="demo/shapes_loc")
     other = load_split(data_root, "demo/shapes_loc", split, 1.0, 32)
-    lent = first_prompt(config, backbone, digits, data_root=data_root, bank=None)
-    own = first_prompt(own_config, backbone, other, data_root=data_root, bank=None)
+    lent = initial_prompt(config, backbone, digits, data_root=data_root, prototype_cache=None)
+    own = initial_prompt(own_config, backbone, other, data_root=data_root, prototype_cache=None)
     assert torch.equal(lent.prompt_LPD, own.prompt_LPD)
     # The same images for the same purpose: one set, whichever task asks for it.
     build(config)
@@ -211,7 +211,7 @@ def test_an_init_task_lends_all_its_training_images_whatever_the_train_size(
 
 
 def test_prototypes_of_an_init_task_are_of_its_images_and_not_of_the_tasks_own(
-    tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, digits: Split, data_root: str
+    tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, digits: Split, data_root: str
 ) -> None:
     other = load_split(data_root, "demo/shapes_loc", "train", 1.0, 32)
     rows = torch.from_numpy(nested_subset(other.labels_N.numpy(), 20))
@@ -222,7 +222,7 @@ def test_prototypes_of_an_init_task_are_of_its_images_and_not_of_the_tasks_own(
 
 
 def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_seed(
-    tiny: Configs, build: Callable[..., FirstPrompt], backbone: Backbone, data_root: str
+    tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, data_root: str
 ) -> None:
     whole = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "whole")
     assert whole.all_images().shape == (40, 3, 48, 48)
@@ -260,7 +260,7 @@ def test_prototypes_are_the_same_where_memory_is_short(
 
 
 def test_more_prompts_than_the_images_have_tokens_are_refused_and_nothing_is_kept(
-    tiny: Configs, build: Callable[..., FirstPrompt], tmp_path: Path
+    tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     for prompt_init, said in (
         ("random", "prompt_length=65 exceeds the 64 tokens of the images; use more images."),
@@ -277,7 +277,7 @@ def test_a_bank_that_cannot_be_written_is_an_error(
 ) -> None:
     (tmp_path / "bank").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="bank"):
-        first_prompt(tiny(), backbone, digits, data_root=data_root, bank=str(tmp_path / "bank"))
+        initial_prompt(tiny(), backbone, digits, data_root=data_root, prototype_cache=str(tmp_path / "bank"))
     assert (tmp_path / "bank").read_text() == "a file where a folder should be"
 
 

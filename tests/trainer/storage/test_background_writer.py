@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.storage.background_writer import Writer
+from trainer.storage.background_writer import BackgroundWriter
 
 
 def block(folder: Path, name: str) -> Path:
@@ -17,7 +17,7 @@ def block(folder: Path, name: str) -> Path:
 
 
 def test_behind_the_with_everything_is_written_and_the_last_state_of_a_file_stays(tmp_path: Path) -> None:
-    with Writer() as writer:
+    with BackgroundWriter() as writer:
         for i in range(200):
             writer.write(tmp_path / "state", bytes([i]) * 100_000)
             writer.write(tmp_path / f"{i}", b"small")
@@ -26,7 +26,7 @@ def test_behind_the_with_everything_is_written_and_the_last_state_of_a_file_stay
 
 
 def test_after_waiting_what_was_given_is_there(tmp_path: Path) -> None:
-    with Writer() as writer:
+    with BackgroundWriter() as writer:
         for i in range(20):
             writer.write(tmp_path / "state", str(i).encode())
             writer.wait()
@@ -35,7 +35,7 @@ def test_after_waiting_what_was_given_is_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_told_with_the_next_one_which_is_not_tried(tmp_path: Path) -> None:
-    with Writer() as writer:
+    with BackgroundWriter() as writer:
         writer.write(block(tmp_path, "first"), b"first")
         with pytest.raises(OSError, match="first"):
             writer.write(tmp_path / "second", b"second")
@@ -45,13 +45,13 @@ def test_a_file_that_cannot_be_written_is_told_with_the_next_one_which_is_not_tr
 
 
 def test_a_last_file_that_cannot_be_written_is_told_at_the_end(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="last"), Writer() as writer:
+    with pytest.raises(OSError, match="last"), BackgroundWriter() as writer:
         writer.write(block(tmp_path, "last"), b"last")
 
 
 def test_a_late_error_does_not_hide_the_one_before_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fail() -> None:
-        with Writer() as writer:
+        with BackgroundWriter() as writer:
             writer.write(block(tmp_path, "last"), b"last")
             raise KeyError("before")
 

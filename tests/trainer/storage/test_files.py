@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.services import S3Server, use_aws
-from trainer.data.task_store import SPLITS, Card, Example, count_examples, find_card, read_examples, write_task
-from trainer.data.tasks import read_card
+from trainer.data.task_store import SPLITS, Card, Example, count_examples, read_card, read_examples, write_task
+from trainer.data.tasks import open_task
 from trainer.storage.files import (
     delete_file,
     delete_folder,
     file_sizes,
     list_folders,
-    open_place,
+    open_filesystem,
     read_bytes,
     write_bytes,
 )
@@ -149,15 +149,15 @@ def test_a_task_is_stored_whole_or_not_at_all(place: str) -> None:
             write(examples(10) | {"test": breaking()})
         assert {name.rpartition("/")[2] for name in file_sizes(place)} == left
         if not left:
-            assert find_card(place, task) is None
+            assert read_card(place, task) is None
             old = write(examples(5000))
-    assert read_card(place, task) == old, "the task that was there stays"
+    assert open_task(place, task) == old, "the task that was there stays"
     assert count_examples(place, task, "val") == 5000
     assert [example.key for example in read_examples(place, task, "val", start=4990)] == [
         f"val{i}" for i in range(4990, 5000)
     ]
     new = write(examples(7))
-    assert read_card(place, task) == new != old
+    assert open_task(place, task) == new != old
     assert count_examples(place, task, "val") == 7
 
 
@@ -165,7 +165,7 @@ def test_a_task_is_stored_whole_or_not_at_all(place: str) -> None:
 def test_a_damaged_card_does_not_keep_its_task_from_being_stored_again(place: str) -> None:
     write_bytes(f"{place}/vtab/dtd/card.json", b"{")
     card = write_task(place, "vtab/dtd", examples(7), source="here", class_names=["a", "b"], protocol="drawn")
-    assert find_card(place, "vtab/dtd") == card
+    assert read_card(place, "vtab/dtd") == card
 
 
 def test_an_error_of_this_machine_keeps_its_number(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_an_error_of_this_machine_keeps_its_number(tmp_path: Path) -> None:
         write_bytes(tmp_path / "file" / "below", b"1")
     assert caught.value.errno in {errno.ENOTDIR, errno.EEXIST}
     if Path("/dev/full").exists():
-        filesystem, _ = open_place("/dev/full")
+        filesystem, _ = open_filesystem("/dev/full")
         with pytest.raises(OSError) as caught, filesystem.open_append_stream("/dev/full") as stream:
             stream.write(b"1")
         assert caught.value.errno == errno.ENOSPC, "a trial waits for space by this number"
@@ -192,7 +192,7 @@ def test_a_checkpoint_is_one_request_to_write_and_two_to_read(server: S3Server, 
     assert requests(server)[before:] == ["PUT"]
     read_bytes(f"{bucket}/a/b/checkpoint.pt")
     assert requests(server)[before + 1 :] == ["HEAD", "GET"]
-    assert open_place(f"{bucket}/a")[0] is open_place(f"{bucket}/b")[0]
+    assert open_filesystem(f"{bucket}/a")[0] is open_filesystem(f"{bucket}/b")[0]
 
 
 FORK = """

@@ -25,7 +25,7 @@ from trainer.config import InvalidConfig, TrainConfig, field_types, unused_field
 from trainer.data.split import load_split
 from trainer.model.backbone import Backbone, load_backbone
 from trainer.model.weights import find_weights
-from trainer.prompt_init.initial_prompt import first_prompt
+from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.training.checkpoint import load_state
 from trainer.training.feature_cache import frozen_features
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
@@ -554,7 +554,9 @@ def test_prompt_and_head_start_from_streams_of_their_own(data_root: str, tiny: C
     for seed in range(3):
         config = tiny("vpt_deep", prompt_length=3, seed=seed)
         images = load_split(data_root, "demo/digits", "train", 0.05, 32)
-        first = first_prompt(config, load_backbone(config.backbone), images, data_root=data_root, bank=None)
+        first = initial_prompt(
+            config, load_backbone(config.backbone), images, data_root=data_root, prototype_cache=None
+        )
         generator = torch.Generator().manual_seed(config.stream_seed("head"))
         head = torch.nn.init.trunc_normal_(torch.empty(960), std=0.02, generator=generator)
         correlations.append(abs(float(torch.corrcoef(torch.stack([first.prompt_LPD.flatten()[:960], head]))[0, 1])))

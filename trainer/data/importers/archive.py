@@ -44,7 +44,7 @@ class _Member:
     """Where in a tar its bytes start; None in a compressed one, which has no way to go there."""
 
 
-class Tree:
+class SourceFiles:
     """Files by their names, with `/` between folders and without the archive they are in.
 
     Names are relative to the source's folder; members of archives are named as if they were unpacked beside it, and

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from trainer.catalog import OWN, TASKS, is_own
 from trainer.data.images import check
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.source import Listed, Source, divide
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.source import Source, SourceRecord, split_records
 from trainer.data.importers.sources.folders import own_row
 from trainer.data.task_store import Card, Example, write_task
 
@@ -33,11 +33,11 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Candidate:
     """A source that recognises a path, and a task that it can become."""
 
     source: Source
-    tree: Tree
+    tree: SourceFiles
     task: str
 
 
@@ -47,7 +47,7 @@ def sources() -> list[Source]:
     return [source for family in families for source in family.SOURCES]
 
 
-def find(path: Path, task: str | None = None, form: str | None = None) -> list[Found]:
+def find_candidates(path: Path, task: str | None = None, form: str | None = None) -> list[Candidate]:
     """What a path holds: itself one source, or a folder of them.
 
     Args:
@@ -65,11 +65,11 @@ def find(path: Path, task: str | None = None, form: str | None = None) -> list[F
     known = [source for source in sources() if form in (None, source.form)]
     if not known:
         raise ImportRefused(f"{form!r} is no form; there are {', '.join(sorted({s.form for s in sources()}))}.")
-    tree = Tree(path)
+    tree = SourceFiles(path)
     found = _recognised(known, tree, task)
     if not found and path.is_dir():
         for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
-            found += _recognised(known, Tree(folder), task)
+            found += _recognised(known, SourceFiles(folder), task)
     if not found:
         raise ImportRefused(_unknown(path, tree, known, task))
     for name in {one.task for one in found}:
@@ -82,18 +82,18 @@ def find(path: Path, task: str | None = None, form: str | None = None) -> list[F
     return found
 
 
-def _recognised(known: list[Source], tree: Tree, task: str | None) -> list[Found]:
+def _recognised(known: list[Source], tree: SourceFiles, task: str | None) -> list[Candidate]:
     """Official forms first: a user's own task is taken only where its name is given."""
     found = []
     for source in known:
         names = source.tasks or ((task,) if task is not None and is_own(task) else ())
         wanted = [name for name in names if task in (None, name)]
         if wanted and source.recognise(tree):
-            found += [Found(source=source, tree=tree, task=name) for name in wanted]
+            found += [Candidate(source=source, tree=tree, task=name) for name in wanted]
     return found
 
 
-def _unknown(path: Path, tree: Tree, known: list[Source], task: str | None) -> str:
+def _unknown(path: Path, tree: SourceFiles, known: list[Source], task: str | None) -> str:
     recognised = [source for source in known if source.recognise(tree)]
     if tasks := [name for source in recognised for name in source.tasks]:
         return f"{path} is {' or '.join(tasks)}, not {task}."
@@ -106,7 +106,7 @@ def _unknown(path: Path, tree: Tree, known: list[Source], task: str | None) -> s
     return f"{path} is no source{wanted} that is known; it begins with {shown}. {cure}"
 
 
-def import_task(root: str, found: Found, progress: Progress) -> Card:
+def import_task(root: str, found: Candidate, progress: Progress) -> Card:
     """Write a source's images to the task store.
 
     Raises:
@@ -123,11 +123,11 @@ def import_task(root: str, found: Found, progress: Progress) -> Card:
         raise ImportRefused(
             f"{len(wrong)} labels are outside 0..{row.num_classes - 1}, the first {one.label} of {one.key}."
         )
-    splits, protocol = divide(listing, row)
+    splits, protocol = split_records(listing, row)
     total, written = sum(map(len, splits.values())), 0
     repairs = list(listing.repairs)
 
-    def examples(split: str, records: list[Listed]) -> Iterator[Example]:
+    def examples(split: str, records: list[SourceRecord]) -> Iterator[Example]:
         nonlocal written
         repaired = Counter[str]()
         for record, image in zip(records, listing.read(records), strict=True):

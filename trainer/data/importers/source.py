@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.catalog import Task
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 
 SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class SourceRecord:
     """One labelled image of a source."""
 
     key: str
@@ -34,9 +34,9 @@ class Listed:
 class Listing:
     """All images of a source, by name."""
 
-    records: list[Listed]
+    records: list[SourceRecord]
     class_names: list[str]
-    read: Callable[[Sequence[Listed]], Iterator[bytes]]
+    read: Callable[[Sequence[SourceRecord]], Iterator[bytes]]
     """The encoded bytes of records, in their order, one in memory at a time."""
     draw: Mapping[str, str] | None = None
     """From which part each split is drawn, where the source does not say; None: the parts are the published splits."""
@@ -52,15 +52,15 @@ class Source:
     """official, vtab-1k, tfds, vpt, folder or parquet."""
     tasks: tuple[str, ...]
     """Tasks that it can become; empty for a user's own."""
-    recognise: Callable[[Tree], bool]
-    listing: Callable[[Tree, str], Listing]
+    recognise: Callable[[SourceFiles], bool]
+    listing: Callable[[SourceFiles, str], Listing]
     """Lists a source as a task. Raises ImportRefused."""
     where: str = ""
     """Where to get it."""
     licence: str | None = None
 
 
-def divide(listing: Listing, row: Task, seed: int = SPLIT_SEED) -> tuple[dict[str, list[Listed]], str]:
+def split_records(listing: Listing, row: Task, seed: int = SPLIT_SEED) -> tuple[dict[str, list[SourceRecord]], str]:
     """Each split's images, sorted by key, and the protocol: `published`, or how they were drawn.
 
     Images are drawn from a part in the order train, val, test. If it has too few for all three, train and val get
@@ -89,7 +89,7 @@ def divide(listing: Listing, row: Task, seed: int = SPLIT_SEED) -> tuple[dict[st
     return {split: sorted(splits[split], key=lambda record: record.key) for split in wanted}, protocol
 
 
-def _drawn(records: list[Listed], wanted: Mapping[str, int], seed: int) -> dict[str, list[Listed]]:
+def _drawn(records: list[SourceRecord], wanted: Mapping[str, int], seed: int) -> dict[str, list[SourceRecord]]:
     ordered = sorted(records, key=lambda record: record.key)
     shuffled = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
     counts, total = dict(wanted), sum(wanted.values())
@@ -103,12 +103,12 @@ def _drawn(records: list[Listed], wanted: Mapping[str, int], seed: int) -> dict[
     return {split: shuffled[start:end] for split, start, end in zip(counts, bounds, bounds[1:], strict=False)}
 
 
-def files(tree: Tree) -> Callable[[Sequence[Listed]], Iterator[bytes]]:
+def source_files(tree: SourceFiles) -> Callable[[Sequence[SourceRecord]], Iterator[bytes]]:
     """Reads records whose place is a file of the tree."""
     return lambda records: tree.read_all([str(record.place) for record in records])
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
     """An array ``[H, W]`` or ``[H, W, 3]`` as PNG, the same bytes with every library version (uncompressed)."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)

@@ -16,15 +16,16 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.drivers.context import Workplace
-from orchestrator.drivers.ray.driver import drive
+from orchestrator.drivers.context import TrialContext
+from orchestrator.drivers.ray.driver import run_sweep
 from orchestrator.drivers.ray.worker import RunTrial
 from orchestrator.errors import ClusterError
 from orchestrator.spec.loader import parse_spec
-from orchestrator.study.storage.database import Record
+from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Epoch, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
+from trainer.config import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,27 +41,27 @@ def _two_gpus() -> Iterator[None]:
     ray.shutdown()
 
 
-def begin(config: dict[str, Any], workplace: Workplace, together: int) -> None:
+def begin(config: TrainConfig, workplace: TrialContext, together: int) -> None:
     """Write down which process has a trial, and wait until so many of its kind have begun, for workers start slowly."""
-    folder, split, end = Path(workplace.trials), config["eval_split"], time.monotonic() + 60
-    (folder / f"{split} {config['lr']} {config['seed']}").write_text(str(os.getpid()))
+    folder, split, end = Path(workplace.trials_folder), config.eval_split, time.monotonic() + 60
+    (folder / f"{split} {config.lr} {config.seed}").write_text(str(os.getpid()))
     while len([*folder.glob(f"{split} *")]) < together and time.monotonic() < end:
         time.sleep(0.05)
 
 
-def thirty_percent(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+def thirty_percent(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """A trial that uses 30 % of its GPU's memory, and writes down what it was given and when."""
     given = ray.get_runtime_context().get_assigned_resources()
     began = time.time()
-    begin(config, workplace, together=int(2 / given["GPU"]) if config["eval_split"] == "val" else 1)
+    begin(config, workplace, together=int(2 / given["GPU"]) if config.eval_split == "val" else 1)
     time.sleep(0.5)
     told = {"gpus": given.get("GPU", 0), "workplace": workplace.gpus, "began": began, "ended": time.time()}
-    with Path(workplace.trials, f"{began}-{config['lr']}.json").open("w") as file:
+    with Path(workplace.trials_folder, f"{began}-{config.lr}.json").open("w") as file:
         json.dump(told, file)
     yield Epoch(
         epoch=1,
         metrics={
-            f"{config['eval_split']}/accuracy": config["lr"],
+            f"{config.eval_split}/accuracy": config.lr,
             "epoch/seconds": 0.5,
             "memory/peak_gb": 24.0,
             "memory/device_gb": 80.0,
@@ -71,9 +72,11 @@ def thirty_percent(config: dict[str, Any], workplace: Workplace, stop: Callable[
 def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep:
     """A sweep of trials of an epoch, after its end."""
     raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
-    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-    place = Workplace(data_root=str(folder), trials=str(folder), bank=str(folder), weights=None, cpus=1, gpus=0)
-    drive(sweep, place, lambda: None, run_trial)
+    sweep = Sweep(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+    place = TrialContext(
+        data_root=str(folder), trials_folder=str(folder), prototype_cache=str(folder), weights=None, cpus=1, gpus=0
+    )
+    run_sweep(sweep, place, lambda: None, run_trial)
     return sweep
 
 
@@ -118,10 +121,10 @@ def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str,
     assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
 
 
-def one_waits_for_the_other(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+def one_waits_for_the_other(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """Of two trials, one tells two epochs and is at its third; the other tells none until that has been given up."""
-    folder = Path(workplace.trials)
-    (folder / f"{config['lr']}.begun").touch()
+    folder = Path(workplace.trials_folder)
+    (folder / f"{config.lr}.begun").touch()
     told = {"val/accuracy": 0.5, "epoch/seconds": 1.0}
     try:
         (folder / "first").touch(exist_ok=False)
@@ -148,28 +151,35 @@ def test_a_sweep_that_stops_at_once_gives_up_what_is_ahead_and_begins_no_trial_t
 ) -> None:
     raw = raw_study | {"fixed": {"epochs": 3, "warmup_epochs": 0}, "resources": {"gpus": 1}}
     raw |= {"search": {"trials": 8, "max_concurrent": 8, "pruner": {"type": "none"}}}
-    sweep = Sweep(parse_spec(raw, "a test"), Record(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
-    place = Workplace(data_root=str(tmp_path), trials=str(tmp_path), bank=str(tmp_path), weights=None, cpus=1, gpus=0)
+    sweep = Sweep(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
+    place = TrialContext(
+        data_root=str(tmp_path),
+        trials_folder=str(tmp_path),
+        prototype_cache=str(tmp_path),
+        weights=None,
+        cpus=1,
+        gpus=0,
+    )
     handed: list[int] = []
 
     def stop_at_the_first_epoch() -> None:
-        trials = sweep.studies[0].search.trials
+        trials = sweep.studies[0].search_table.trials
         handed.append(len(trials))
         if any(trial.epochs for trial in trials):
             sweep.stop("enough")
 
-    drive(sweep, place, stop_at_the_first_epoch, one_waits_for_the_other)
+    run_sweep(sweep, place, stop_at_the_first_epoch, one_waits_for_the_other)
     sweep.close()
     assert max(handed) == 3, "one waits for the two GPUs"
     assert len(list(tmp_path.glob("*.begun"))) == 2
     assert (tmp_path / "seen").exists()
-    assert {trial.state for trial in sweep.studies[0].search.trials} == {TrialState.WAITING}
+    assert {trial.state for trial in sweep.studies[0].search_table.trials} == {TrialState.WAITING}
 
 
-def together(count: int, config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+def together(count: int, config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """One of so many trials that run at the same time."""
     begin(config, workplace, count)
-    yield Epoch(epoch=1, metrics={f"{config['eval_split']}/accuracy": config["lr"], "epoch/seconds": 1.0})
+    yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 1.0})
 
 
 def processes(raw: dict[str, Any], folder: Path, count: int) -> dict[str, list[str]]:
@@ -199,20 +209,20 @@ def test_workers_that_wait_give_way_to_trials_that_need_more(
     assert len(processes(raw, tmp_path, 1)["test"]) == 2
 
 
-def three_of_four_go(config: dict[str, Any], workplace: Workplace, stop: Callable[[], bool]) -> Iterator[Epoch]:
+def three_of_four_go(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """A trial whose process is told to go, or killed, once it rests; the last one sees that they are gone."""
-    folder, judged = Path(workplace.trials), config["eval_split"]
+    folder, judged = Path(workplace.trials_folder), config.eval_split
     begin(config, workplace, together=4 if judged == "val" else 1)
     files = sorted(folder.glob("val *"))
     if judged == "val":
-        place = files.index(folder / f"val {config['lr']} {config['seed']}")
+        place = files.index(folder / f"val {config.lr} {config.seed}")
         if place > 0:
             how = signal.SIGKILL if place == 1 else signal.SIGTERM
             threading.Timer(1.5, os.kill, (os.getpid(), how)).start()
         else:
             time.sleep(6)
             (folder / "left").write_text(str(sum(psutil.pid_exists(int(file.read_text())) for file in files)))
-    yield Epoch(epoch=1, metrics={f"{judged}/accuracy": config["lr"], "epoch/seconds": 1.0})
+    yield Epoch(epoch=1, metrics={f"{judged}/accuracy": config.lr, "epoch/seconds": 1.0})
 
 
 def test_workers_that_rest_go_at_once_when_told_and_are_replaced(raw_study: dict[str, Any], tmp_path: Path) -> None:
@@ -220,5 +230,5 @@ def test_workers_that_rest_go_at_once_when_told_and_are_replaced(raw_study: dict
     raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
     sweep = drive_small(raw, tmp_path, three_of_four_go)
     assert (tmp_path / "left").read_text() == "1"
-    assert sweep.done
+    assert sweep.is_done
     assert {trial.state for trial in sweep.studies[0].trials} == {TrialState.COMPLETE}

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
-from orchestrator.drivers.ray.lookahead import Ahead
+from orchestrator.drivers.ray.lookahead import LookAhead
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ class Steps:
             assert self.reached.wait_for(lambda: event in self.begun, timeout=20)
 
 
-def at_its_second(steps: Steps, thread: Executor, stop: Callable[[], bool] = lambda: False) -> Ahead[int]:
+def at_its_second(steps: Steps, thread: Executor, stop: Callable[[], bool] = lambda: False) -> LookAhead[int]:
     """A trial that has told its first event, and is at its second one."""
-    ahead = Ahead(thread, steps.run, stop)
+    ahead = LookAhead(thread, steps.run, stop)
     steps.let.release()
     assert next(ahead) == 1
     steps.await_begin(2)
@@ -64,7 +64,7 @@ def at_its_second(steps: Steps, thread: Executor, stop: Callable[[], bool] = lam
 
 def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thread: Executor) -> None:
     steps = Steps()
-    ahead = Ahead(thread, steps.run, lambda: False)
+    ahead = LookAhead(thread, steps.run, lambda: False)
     thread.submit(lambda: None).result()  # the thread has nothing to do
     assert steps.begun == [], "it begins when the driver says so"
     for _ in range(3):
@@ -83,8 +83,8 @@ def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thre
 def test_what_is_given_up_ends_at_its_next_step_and_saves_nothing(thread: Executor) -> None:
     steps = Steps()
     ahead = at_its_second(steps, thread)
-    ahead.give_up()
-    ahead.give_up()
+    ahead.cancel()
+    ahead.cancel()
     assert steps.ended
     assert not steps.saved
     assert steps.begun == [1, 2]
@@ -104,11 +104,11 @@ def test_nothing_of_what_is_given_up_stays_in_memory(thread: Executor) -> None:
         while not stop():
             time.sleep(0.01)
 
-    ahead = Ahead(thread, run, lambda: False)
+    ahead = LookAhead(thread, run, lambda: False)
     assert next(ahead) == 1
     gc.disable()  # it comes late in a process of few and large objects
     try:
-        ahead.give_up()
+        ahead.cancel()
         thread.submit(lambda: None).result()
         assert held[0]() is None
     finally:
@@ -131,7 +131,7 @@ def test_what_a_trial_raises_comes_where_its_event_would_have(thread: Executor) 
         yield 1
         raise ValueError("of no use")
 
-    ahead = Ahead(thread, run, lambda: False)
+    ahead = LookAhead(thread, run, lambda: False)
     assert next(ahead) == 1
     with pytest.raises(ValueError, match="of no use"):
         next(ahead)

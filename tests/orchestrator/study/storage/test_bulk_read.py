@@ -18,11 +18,11 @@ from optuna.trial import TrialState as OptunaState
 from orchestrator.errors import UserError
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage.bulk_read import AT_ONCE, StoredTrial, read_rows
+from orchestrator.study.storage.bulk_read import STUDIES_PER_QUERY, StoredTrial, load_trials
 from orchestrator.study.storage.conversion import HISTORY
-from orchestrator.study.storage.database import Record
-from orchestrator.study.study import Study, open_studies
-from orchestrator.study.trial import Cause, Failure, TrialResult, TrialState
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.study import Study, load_studies
+from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from tests.orchestrator.conftest import drive, new_sweep
 
 AWKWARD = {
@@ -85,7 +85,7 @@ def test_params_come_back_with_their_types_whatever_their_kind(storage: RDBStora
         own = {name: space[name] for name in params}
         trial = create_trial(value=0.5, params=params, distributions=own)
         storage.create_new_trial(study_id, trial)
-    found = read_rows(storage, [study_id])[study_id]
+    found = load_trials(storage, [study_id])[study_id]
     assert found == as_rows(storage, study_id)
     assert [kinds(t.params) for t in found] == [kinds(t.params) for t in storage.get_all_trials(study_id)]
     assert [[*t.params] for t in found] == [[*t.params] for t in storage.get_all_trials(study_id)], "in their order"
@@ -99,7 +99,7 @@ def test_states_values_and_attributes_are_those_of_optuna(storage: RDBStorage) -
             trial = create_trial(state=state, value=value, user_attrs=AWKWARD, system_attrs={"note": AWKWARD})
             storage.create_new_trial(study_id, trial)
     storage.create_new_trial(study_id, create_trial(state=OptunaState.PRUNED, intermediate_values={1: 0.3}))
-    found = read_rows(storage, [study_id])[study_id]
+    found = load_trials(storage, [study_id])[study_id]
     assert found == as_rows(storage, study_id)
     assert {t.state for t in found} == {*OptunaState}
     assert [t.number for t in found] == [*range(len(found))]
@@ -111,7 +111,7 @@ def test_numbers_that_json_does_not_know_come_back_too(storage: RDBStorage) -> N
     study_id = new_study(storage, "nan")
     trial = create_trial(value=1.0, user_attrs={"loss": [math.inf, -math.inf]}, system_attrs={"loss": math.nan})
     storage.create_new_trial(study_id, trial)
-    (found,) = read_rows(storage, [study_id])[study_id]
+    (found,) = load_trials(storage, [study_id])[study_id]
     assert found.user == {"loss": [math.inf, -math.inf]}
     assert math.isnan(found.system["loss"])
 
@@ -119,23 +119,23 @@ def test_numbers_that_json_does_not_know_come_back_too(storage: RDBStorage) -> N
 def test_an_empty_study_has_no_trials_and_no_study_no_entry(storage: RDBStorage) -> None:
     empty, full = new_study(storage, "empty"), new_study(storage, "full")
     storage.create_new_trial(full)
-    assert read_rows(storage, [empty]) == {empty: []}
-    assert [*read_rows(storage, [full, empty])] == [full, empty], "in the order asked for"
-    assert read_rows(storage, []) == {}
-    assert read_rows(storage, [10**6]) == {10**6: []}
+    assert load_trials(storage, [empty]) == {empty: []}
+    assert [*load_trials(storage, [full, empty])] == [full, empty], "in the order asked for"
+    assert load_trials(storage, []) == {}
+    assert load_trials(storage, [10**6]) == {10**6: []}
 
 
 def test_one_attribute_can_be_left_out_and_no_other(storage: RDBStorage) -> None:
     study_id = new_study(storage, "without")
     attributes = {"history": 1, "history2": 2, "came": 3, "History": 4}
     storage.create_new_trial(study_id, create_trial(value=1.0, user_attrs=attributes, system_attrs={"note": 5}))
-    (found,) = read_rows(storage, [study_id], without="history")[study_id]
+    (found,) = load_trials(storage, [study_id], without="history")[study_id]
     assert found.user == {"history2": 2, "came": 3, "History": 4}
     assert found.system == {"note": 5}
 
 
 def test_more_studies_than_one_query_takes_keep_their_trials_apart(storage: RDBStorage) -> None:
-    count = 2 * AT_ONCE + 3
+    count = 2 * STUDIES_PER_QUERY + 3
     with storage.engine.begin() as connection:  # through Optuna each would take milliseconds
         for table, rows in (
             ("studies", [{"study_id": i, "study_name": f"study {i}"} for i in range(1, count + 1)]),
@@ -149,7 +149,7 @@ def test_more_studies_than_one_query_takes_keep_their_trials_apart(storage: RDBS
             values = ", ".join(f":{name}" for name in rows[0])
             connection.execute(sqlalchemy.text(f"INSERT INTO {table} ({names}) VALUES ({values})"), rows)
     asked = [*range(count, 0, -1)]
-    found = read_rows(storage, asked)
+    found = load_trials(storage, asked)
     assert [*found] == asked
     assert {study: [trial.user for trial in trials] for study, trials in found.items()} == {
         study: [{"own": study}] for study in asked
@@ -164,7 +164,7 @@ def test_reading_is_a_handful_of_queries_however_many_trials(storage: RDBStorage
             storage.create_new_trial(study_id, create_trial(value=1.0, user_attrs={"a": 1}))
     asked: list[str] = []
     sqlalchemy.event.listen(storage.engine, "before_cursor_execute", lambda *told: asked.append(told[2]))
-    read_rows(storage, studies)
+    load_trials(storage, studies)
     assert len(asked) == 5
     assert all(query.startswith("SELECT") for query in asked), "and none of them writes"
 
@@ -183,15 +183,15 @@ def conditional(raw_spec: dict[str, Any]) -> SweepSpec:
     return parse_spec(raw_spec, "a test")
 
 
-def fail(trial: TrialResult) -> Failure | None:
+def fail(trial: Trial) -> Failure | None:
     """Every third trial fails, one way or another."""
     if trial.number % 3 != 1:
         return None
-    return Failure(error=f"RuntimeError: {AWKWARD['text']}\n\ntrace", cause=Cause.DIVERGED, seconds=1.5)
+    return Failure(error=f"RuntimeError: {AWKWARD['text']}\n\ntrace", cause=FailureCause.DIVERGED, seconds=1.5)
 
 
-def trials_of(studies: list[Study]) -> list[TrialResult]:
-    return [trial for study in studies for trial in (*study.search.trials, *study.final.trials)]
+def trials_of(studies: list[Study]) -> list[Trial]:
+    return [trial for study in studies for trial in (*study.search_table.trials, *study.final_table.trials)]
 
 
 @pytest.mark.parametrize("events", [0, 1, 40, 10**6])
@@ -202,7 +202,7 @@ def test_a_record_opened_again_is_what_the_sweep_had_in_memory(
     drive(sweep, events=events, workers=3, fail=fail)
     sweep.close()
     kept = trials_of(sweep.studies)
-    read = trials_of(open_studies(conditional, Record(record_url)))
+    read = trials_of(load_studies(conditional, StudyDatabase(record_url)))
     assert read == kept
     for ours, theirs in zip(kept, read, strict=True):
         assert kinds(ours.params) == kinds(theirs.params)
@@ -216,22 +216,22 @@ def test_without_epochs_all_else_of_a_trial_is_the_same(conditional: SweepSpec, 
     sweep = new_sweep(conditional, record_url)
     drive(sweep, events=150, workers=2, fail=fail)
     sweep.close()
-    whole = open_studies(conditional, Record(record_url))
-    short = open_studies(conditional, Record(record_url), epochs=False)
+    whole = load_studies(conditional, StudyDatabase(record_url))
+    short = load_studies(conditional, StudyDatabase(record_url), epochs=False)
     for full, brief in zip(trials_of(whole), trials_of(short), strict=True):
         assert brief.epochs == ()
-        for name in TrialResult.__dataclass_fields__:
+        for name in Trial.__dataclass_fields__:
             if name not in ("epochs", "notes"):
                 assert getattr(brief, name) == getattr(full, name), name
         if full.state is TrialState.COMPLETE:
-            assert brief.last["train/loss"] == full.epochs[-1]["train/loss"]
-            assert brief.score == full.epochs[-1][f"{full.config['eval_split']}/accuracy"]
+            assert brief.last_metrics["train/loss"] == full.epochs[-1]["train/loss"]
+            assert brief.score == full.epochs[-1][f"{full.config.eval_split}/accuracy"]
     for one, other in zip(whole, short, strict=True):
         assert (one.best is None) == (other.best is None)
         if one.best is not None and other.best is not None:
             assert one.best.trial_id == other.best.trial_id
-        assert [t.trial_id for t in one.finals] == [t.trial_id for t in other.finals]
-        assert one.mark == other.mark
+        assert [t.trial_id for t in one.requested_final_trials] == [t.trial_id for t in other.requested_final_trials]
+        assert one.digest == other.digest
 
 
 def test_facts_are_there_with_and_without_epochs(conditional: SweepSpec, record_url: str) -> None:
@@ -242,9 +242,9 @@ def test_facts_are_there_with_and_without_epochs(conditional: SweepSpec, record_
         facts = {"device": "x86", "correct": "3:oA=="} if epoch == 9 else {"host": "here"}
         sweep.on_epoch(trial.trial_id, epoch, {"val/accuracy": epoch / 10, f"only/{epoch}": 1.0}, facts)
     for epochs in (True, False):
-        (found,) = trials_of(open_studies(conditional, Record(record_url), epochs=epochs))
-        assert found.facts == {"host": "here", "device": "x86", "correct": "3:oA=="}
-        assert found.last == {"val/accuracy": 0.9, **{f"only/{epoch}": 1.0 for epoch in range(1, 10)}}
+        (found,) = trials_of(load_studies(conditional, StudyDatabase(record_url), epochs=epochs))
+        assert found.provenance == {"host": "here", "device": "x86", "correct": "3:oA=="}
+        assert found.last_metrics == {"val/accuracy": 0.9, **{f"only/{epoch}": 1.0 for epoch in range(1, 10)}}
         assert found.score == 0.9
 
 
@@ -253,7 +253,7 @@ def test_looking_writes_nothing(epochs: bool, conditional: SweepSpec, record_url
     sweep = new_sweep(conditional, record_url)
     drive(sweep, events=60, fail=fail)
     before = dump(tmp_path / "studies.db")
-    for study in open_studies(conditional, Record(record_url), epochs=epochs):
+    for study in load_studies(conditional, StudyDatabase(record_url), epochs=epochs):
         study.summary()
     assert dump(tmp_path / "studies.db") == before
 
@@ -264,10 +264,10 @@ def test_optunas_own_interface_makes_sense_of_the_record(conditional: SweepSpec,
     storage = RDBStorage(record_url)
     names = {study.study_name: study._study_id for study in storage.get_all_studies()}
     for study in sweep.studies:
-        for record in (study.search, study.final):
+        for record in (study.search_table, study.final_table):
             study_id = names[f"{conditional.name}: {study.plan.key} {record.phase}"]
             theirs: list[FrozenTrial] = storage.get_all_trials(study_id)
-            assert read_rows(storage, [study_id])[study_id] == as_rows(storage, study_id)
+            assert load_trials(storage, [study_id])[study_id] == as_rows(storage, study_id)
             assert [(t.number, t.params) for t in theirs] == [(t.number, t.params) for t in record.trials]
             assert all(len(t.user_attrs[HISTORY]["epochs"]) == len(ours.epochs)
                        for t, ours in zip(theirs, record.trials, strict=True) if ours.epochs)  # fmt: skip

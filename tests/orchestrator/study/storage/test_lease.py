@@ -23,7 +23,7 @@ from orchestrator.errors import LeaseError
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage import database as record_module
 from orchestrator.study.storage import lease as lease_module
-from orchestrator.study.storage.database import Record
+from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.lease import Lease
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
@@ -31,17 +31,17 @@ from orchestrator.sweep.tracker import MemoryTracker
 
 
 @pytest.fixture
-def record(record_url: str, spec: SweepSpec) -> Record:
-    record = Record(record_url)
+def record(record_url: str, spec: SweepSpec) -> StudyDatabase:
+    record = StudyDatabase(record_url)
     record.save_sweep("small", spec.model_dump(mode="json"))
     return record
 
 
 @pytest.fixture
-def held(record: Record) -> Iterator[Lease]:
+def held(record: StudyDatabase) -> Iterator[Lease]:
     """A lease that this process holds."""
     lease = record.lease("small")
-    lease.take("small")
+    lease.acquire("small")
     yield lease
     lease.release()
 
@@ -75,7 +75,7 @@ def _pretend(lease: Lease, **holder: Any) -> None:
 def test_a_second_driver_is_refused_with_who_drives_and_since_when(record_url: str, held: Lease) -> None:
     (holder,) = held.holders()
     with pytest.raises(LeaseError) as refused:
-        Record(record_url).lease("small").take("small")
+        StudyDatabase(record_url).lease("small").acquire("small")
     who = f"small is driven by process {os.getpid()} on {socket.gethostname()} since {holder['since']}."
     assert str(refused.value).startswith(who)
     assert "`sptune stop small` ends it" in str(refused.value)
@@ -83,30 +83,30 @@ def test_a_second_driver_is_refused_with_who_drives_and_since_when(record_url: s
     assert len(held.holders()) == 1, "and leaves no trace"
 
 
-def test_a_lease_that_was_given_back_is_free(record: Record) -> None:
+def test_a_lease_that_was_given_back_is_free(record: StudyDatabase) -> None:
     for _ in range(3):
         lease = record.lease("small")
-        lease.take("small")
+        lease.acquire("small")
         assert len(lease.holders()) == 1
         lease.release()
         assert lease.holders() == []
 
 
-def test_each_sweep_has_its_own_driver(record: Record, spec: SweepSpec, held: Lease) -> None:
+def test_each_sweep_has_its_own_driver(record: StudyDatabase, spec: SweepSpec, held: Lease) -> None:
     record.save_sweep("other", spec.model_dump(mode="json"))
     other = record.lease("other")
-    other.take("other")
+    other.acquire("other")
     assert (len(other.holders()), len(held.holders())) == (1, 1)
     other.release()
 
 
 def _contend(url: str, ready: Barrier, done: Barrier, wins: Any) -> None:
-    record = Record(url)
+    record = StudyDatabase(url)
     for number in range(len(wins)):
         lease = record.lease("small")
         ready.wait(60)
         try:
-            lease.take("small")
+            lease.acquire("small")
         except LeaseError:
             pass
         else:
@@ -117,7 +117,7 @@ def _contend(url: str, ready: Barrier, done: Barrier, wins: Any) -> None:
         done.wait(60)
 
 
-def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: Record) -> None:
+def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: StudyDatabase) -> None:
     context = multiprocessing.get_context("spawn")
     ready, done = context.Barrier(2), context.Barrier(2)
     wins = context.Array("i", 12)
@@ -130,7 +130,7 @@ def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: 
     assert wins[:] == [1] * 12
 
 
-def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: Record) -> None:
+def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: StudyDatabase) -> None:
     code = f"""
 import time
 from orchestrator.record import Record
@@ -143,60 +143,62 @@ time.sleep(60)
         assert driver.stdout.readline() == "taken\n"
         ours = record.lease("small")
         with pytest.raises(LeaseError, match=f"driven by process {driver.pid}"):
-            ours.take("small")
+            ours.acquire("small")
         driver.send_signal(signal.SIGKILL)
-        while not lease_module._is_gone(ours.holders()[0]):
+        while not lease_module._process_is_gone(ours.holders()[0]):
             time.sleep(0.01)
         # It may be a zombie still, whose parent has not looked: dead all the same.
-        ours.take("small")
+        ours.acquire("small")
         assert [holder["pid"] for holder in ours.holders()] == [os.getpid()]
         ours.release()
 
 
 def test_another_process_with_the_same_number_is_not_the_driver(record_url: str, held: Lease) -> None:
     _pretend(held, born=held.holders()[0]["born"] - 100)
-    successor = Record(record_url).lease("small")
-    successor.take("small")
+    successor = StudyDatabase(record_url).lease("small")
+    successor.acquire("small")
     assert [holder["born"] for holder in successor.holders()] == [psutil.Process().create_time()]
     successor.release()
 
 
 def test_a_driver_of_another_machine_is_dead_after_its_grace_period_only(record_url: str, held: Lease) -> None:
     _pretend(held, host="elsewhere", pid=1, born=0.0)
-    successor = Record(record_url).lease("small")
+    successor = StudyDatabase(record_url).lease("small")
     with pytest.raises(LeaseError, match="process 1 on elsewhere"):
-        successor.take("small")
-    _silent_for(held, lease_module.GRACE_S - 10)
+        successor.acquire("small")
+    _silent_for(held, lease_module.GRACE_PERIOD_S - 10)
     with pytest.raises(LeaseError, match="process 1 on elsewhere"):
-        successor.take("small")
+        successor.acquire("small")
     _silent_for(held, 20)
-    successor.take("small")
+    successor.acquire("small")
     assert len(successor.holders()) == 1
     successor.release()
 
 
 @pytest.mark.usefixtures("short")
-def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(record_url: str, record: Record) -> None:
+def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(
+    record_url: str, record: StudyDatabase
+) -> None:
     lease = record.lease("small")
-    lease.take("small")
+    lease.acquire("small")
     _pretend(lease, host="elsewhere")
     time.sleep(4)
     with pytest.raises(LeaseError, match="elsewhere"):
-        Record(record_url).lease("small").take("small")
+        StudyDatabase(record_url).lease("small").acquire("small")
     assert lease.hours() * 3600 == pytest.approx(4, abs=1.9), "and its hours are known meanwhile"
     lease.release()
 
 
 def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
-    record_url: str, record: Record, spec: SweepSpec, held: Lease, monkeypatch: pytest.MonkeyPatch
+    record_url: str, record: StudyDatabase, spec: SweepSpec, held: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Sweep(spec, record, MemoryTracker(), lease=held)
     trial = sweep.next_trial()
     assert trial is not None
     _pretend(held, host="elsewhere")
     _silent_for(held, 60)
-    successor = Record(record_url).lease("small")
-    successor.take("small")
+    successor = StudyDatabase(record_url).lease("small")
+    successor.acquire("small")
     monkeypatch.setattr(held, "_beat", held._beat - 60)  # it slept, and its heart has not beaten since
     for write in (
         lambda: sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}),
@@ -208,52 +210,52 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
             write()
     held.release()
     assert len(successor.holders()) == 1, "nor does it give back what is not its own"
-    again = Sweep(spec, Record(record_url), MemoryTracker(), lease=successor)
-    assert again.studies[0].search.trials[0].epochs == ()
-    assert again.studies[0].search.trials[0].state is TrialState.WAITING
+    again = Sweep(spec, StudyDatabase(record_url), MemoryTracker(), lease=successor)
+    assert again.studies[0].search_table.trials[0].epochs == ()
+    assert again.studies[0].search_table.trials[0].state is TrialState.WAITING
     successor.release()
 
 
 @pytest.mark.usefixtures("short")
-def test_a_driver_notices_that_it_is_asked_to_stop(record_url: str, record: Record, spec: SweepSpec) -> None:
+def test_a_driver_notices_that_it_is_asked_to_stop(record_url: str, record: StudyDatabase, spec: SweepSpec) -> None:
     lease = record.lease("small")
-    lease.take("small")
+    lease.acquire("small")
     sweep = Sweep(spec, record, MemoryTracker(), lease=lease)
-    assert Record(record_url).lease("small").ask_to_stop(), "there is a driver to ask"
+    assert StudyDatabase(record_url).lease("small").request_stop(), "there is a driver to ask"
     deadline = time.monotonic() + 10
     while sweep.halt is None and time.monotonic() < deadline:
         sweep.tick()
         time.sleep(0.05)
     assert sweep.halt is not None
-    assert (sweep.halt.reason, sweep.halt.at_once) == ("stopped, as `sptune stop` asked", True)
+    assert (sweep.halt.reason, sweep.halt.interrupt_running) == ("stopped, as `sptune stop` asked", True)
     lease.release()
-    assert not Record(record_url).lease("small").ask_to_stop(), "now there is none"
+    assert not StudyDatabase(record_url).lease("small").request_stop(), "now there is none"
     assert lease.holders() == []
 
 
 def test_nobody_can_be_asked_who_is_dead(held: Lease, record_url: str) -> None:
     _pretend(held, born=0.0)
-    assert not Record(record_url).lease("small").ask_to_stop()
+    assert not StudyDatabase(record_url).lease("small").request_stop()
 
 
-def test_a_request_to_stop_ends_with_its_driver(record_url: str, record: Record) -> None:
+def test_a_request_to_stop_ends_with_its_driver(record_url: str, record: StudyDatabase) -> None:
     first = record.lease("small")
-    first.take("small")
-    first.ask_to_stop()
+    first.acquire("small")
+    first.request_stop()
     first.release()
     second = record.lease("small")
-    second.take("small")
-    second._renew()
-    assert not second.stop_asked
+    second.acquire("small")
+    second._send_heartbeat()
+    assert not second.stop_requested
     second.release()
 
 
-def test_hours_add_up_over_drivers(record_url: str, record: Record) -> None:
+def test_hours_add_up_over_drivers(record_url: str, record: StudyDatabase) -> None:
     assert record.lease("small").hours() == 0
     for _ in range(3):
         lease = record.lease("small")
-        lease.take("small")
+        lease.acquire("small")
         time.sleep(0.2)
         lease.release()
-    hours = Record(record_url).lease("small").hours()
+    hours = StudyDatabase(record_url).lease("small").hours()
     assert 0.6 <= hours * 3600 < 3

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.io import savemat
 
 from tests.trainer.data.importers.made_sources import Files, jpeg
-from trainer.data.importers.archive import Tree
+from trainer.data.importers.archive import SourceFiles
 from trainer.data.importers.source import Listing
 from trainer.data.importers.sources.fgvc import SOURCES
 
@@ -117,7 +117,7 @@ OFFICIAL = dict(zip(TASKS, (CUB, NABIRDS, FLOWERS, DOGS, CARS), strict=True))
 
 def listed(task_name: str, path: Path) -> Listing:
     """What the one source that recognises a path lists."""
-    tree = Tree(path)
+    tree = SourceFiles(path)
     (source,) = (source for source in SOURCES if f"fgvc/{task_name}" in source.tasks)
     assert source.recognise(tree)
     return source.listing(tree, f"fgvc/{task_name}")

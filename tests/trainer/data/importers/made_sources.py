@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from trainer.catalog import Task
-from trainer.data.importers.source import Listing, divide
+from trainer.data.importers.source import Listing, split_records
 
 Files = Mapping[str, Any]
 """Bytes or text by file names."""
@@ -80,7 +80,7 @@ def parts(listing: Listing) -> dict[str, str]:
 
 
 def divided_keys(listing: Listing, row: Task, seed: int = 0) -> dict[str, list[str]]:
-    splits, _ = divide(listing, row, seed)
+    splits, _ = split_records(listing, row, seed)
     return {split: [record.key for record in records] for split, records in splits.items()}
 
 

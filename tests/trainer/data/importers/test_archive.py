@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.data.importers.made_sources import FORMS, Files, lay, pack_tar, pack_zip
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 
 FILES = {
     "top/lists/names.txt": b"b.jpg 1\na.jpg 0\n",
@@ -30,7 +30,7 @@ ORDERS = [list(FILES), list(reversed(FILES)), ["top/images/b.jpg", "top/images/a
 def test_names_and_bytes_are_the_same_in_every_form_and_come_in_the_order_asked(
     form: str, names: list[str], tmp_path: Path
 ) -> None:
-    tree = Tree(FORMS[form](tmp_path / form, FILES))
+    tree = SourceFiles(FORMS[form](tmp_path / form, FILES))
     assert tree.names == sorted(FILES)
     assert list(tree.read_all(names)) == [FILES[name] for name in names]
     assert [tree.read(name) for name in names] == [FILES[name] for name in names]
@@ -38,7 +38,7 @@ def test_names_and_bytes_are_the_same_in_every_form_and_come_in_the_order_asked(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_is_had_on_disk_from_every_form(form: str, tmp_path: Path) -> None:
-    tree = Tree(FORMS[form](tmp_path / form, FILES))
+    tree = SourceFiles(FORMS[form](tmp_path / form, FILES))
     for name, data in FILES.items():
         assert tree.local(name, tmp_path / "unpacked").read_bytes() == data
     with pytest.raises(ImportRefused, match=r"lacks none\.txt"):
@@ -47,7 +47,7 @@ def test_a_file_is_had_on_disk_from_every_form(form: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("form", FORMS)
 def test_missing_names_are_refused_together_and_in_number(form: str, tmp_path: Path) -> None:
-    tree = Tree(FORMS[form](tmp_path / form, FILES))
+    tree = SourceFiles(FORMS[form](tmp_path / form, FILES))
     asked = ["1.jpg", "top/images/a.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(ImportRefused) as refused:
         next(tree.read_all(asked))
@@ -59,7 +59,7 @@ def test_archives_in_a_folder_are_named_as_if_unpacked_beside_it(tmp_path: Path)
     pack_zip(tmp_path / "train" / "one.zip", {"images/1.jpg": b"1", "images/2.jpg": b"2"})
     pack_tar(tmp_path / "test" / "two.tar.gz", {"./images/1.jpg": b"other 1"})
     pack_tar(tmp_path / "three.tar", {"images/3.jpg": b"3"})
-    tree = Tree(tmp_path)
+    tree = SourceFiles(tmp_path)
     assert tree.names == [
         "images/3.jpg",
         "list.txt",
@@ -76,13 +76,13 @@ def test_what_lies_unpacked_goes_before_the_same_name_in_an_archive(tmp_path: Pa
     for archive in (pack_zip(tmp_path / "a.zip", {"x.txt": b"packed"}), pack_tar(tmp_path / "b.tgz", {"x.txt": b"?"})):
         assert archive.exists()
     lay(tmp_path, {"x.txt": "unpacked"})
-    assert Tree(tmp_path).names == ["x.txt"] and Tree(tmp_path).read("x.txt") == b"unpacked"
+    assert SourceFiles(tmp_path).names == ["x.txt"] and SourceFiles(tmp_path).read("x.txt") == b"unpacked"
 
 
 def test_a_name_in_two_archives_is_refused_when_it_is_asked_for_and_only_then(tmp_path: Path) -> None:
     pack_zip(tmp_path / "train.zip", {"images/1.jpg": b"train", "README": b"r"})
     pack_tar(tmp_path / "test.tar", {"images/1.jpg": b"test", "images/2.jpg": b"2"})
-    tree = Tree(tmp_path)
+    tree = SourceFiles(tmp_path)
     assert tree.read("images/2.jpg") == b"2"
     with pytest.raises(ImportRefused, match=r"images/1.jpg is in .*(train|test).* and in .*(train|test)"):
         tree.read("images/1.jpg")
@@ -95,7 +95,7 @@ def test_the_later_of_two_members_of_one_name_counts_as_when_unpacked(tmp_path: 
                 member = tarfile.TarInfo("a.txt")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-        assert Tree(tmp_path / name).read("a.txt") == b"second"
+        assert SourceFiles(tmp_path / name).read("a.txt") == b"second"
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
@@ -110,7 +110,7 @@ def test_a_hard_link_in_a_tar_has_the_bytes_of_its_file_and_a_folder_is_no_file(
         link = tarfile.TarInfo("d/b.txt")
         link.type, link.linkname = tarfile.LNKTYPE, "d/a.txt"
         tar.addfile(link)
-    tree = Tree(tmp_path / name)
+    tree = SourceFiles(tmp_path / name)
     assert tree.names == ["d/a.txt", "d/b.txt"]
     assert list(tree.read_all(["d/b.txt", "d/a.txt"])) == [b"data", b"data"]
 
@@ -121,7 +121,7 @@ def test_a_member_that_climbs_out_of_its_archive_is_refused(form: str, climbing:
     archive = FORMS[form](tmp_path / form, {"images/a.jpg": b"a", climbing: b"out"})
     for path in (archive, tmp_path):
         with pytest.raises(ImportRefused) as refused:
-            Tree(path)
+            SourceFiles(path)
         assert repr(climbing) in str(refused.value) and "climbs out" in str(refused.value)
 
 
@@ -136,7 +136,7 @@ def test_a_truncated_archive_is_refused_and_none_of_it_taken_for_all(form: str, 
     data = archive.read_bytes()
     archive.write_bytes(data[: int(cut if cut > 1 else len(data) * cut)])
     with pytest.raises(ImportRefused, match=r"is damaged: .* Download it again"):
-        Tree(archive)
+        SourceFiles(archive)
 
 
 def test_a_compressed_tar_that_its_writer_left_without_an_end_marker_is_whole(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_compressed_tar_that_its_writer_left_without_an_end_marker_is_whole(tm
     (tmp_path / "x.tar").unlink()
     # Two headers and two members of a block.
     (tmp_path / "x.tgz").write_bytes(gzip.compress(data[: 4 * 512]))
-    tree = Tree(tmp_path / "x.tgz")
+    tree = SourceFiles(tmp_path / "x.tgz")
     assert list(tree.read_all(tree.names)) == [b"a" * 512, b"b"]
 
 
@@ -157,7 +157,7 @@ def test_a_flipped_byte_in_a_compressed_archive_is_refused_before_its_images_are
     data[len(data) // 3] ^= 0xFF
     archive.write_bytes(data)
     with pytest.raises(ImportRefused, match=r"is damaged: .* Download it again"):
-        list(Tree(archive).read_all(sorted(BIG)))
+        list(SourceFiles(archive).read_all(sorted(BIG)))
 
 
 @pytest.mark.parametrize("form", ["x.zip", "x.tar", "x.tar.gz"])
@@ -165,7 +165,7 @@ def test_a_flipped_byte_in_a_compressed_archive_is_refused_before_its_images_are
 def test_what_is_no_archive_is_refused(form: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / form).write_bytes(content)
     with pytest.raises(ImportRefused, match="is damaged"):
-        Tree(tmp_path)
+        SourceFiles(tmp_path)
 
 
 def test_an_archive_with_a_password_is_refused(tmp_path: Path) -> None:
@@ -176,12 +176,12 @@ def test_an_archive_with_a_password_is_refused(tmp_path: Path) -> None:
     data[data.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(data)
     with pytest.raises(ImportRefused, match="encrypted, password required"):
-        Tree(archive).read("a.jpg")
+        SourceFiles(archive).read("a.jpg")
 
 
 def test_an_archive_shortened_after_it_was_listed_is_refused(tmp_path: Path) -> None:
     archive = pack_tar(tmp_path / "x.tar", BIG)
-    tree = Tree(archive)
+    tree = SourceFiles(archive)
     archive.write_bytes(archive.read_bytes()[:5000])
     assert tree.read("images/0.bin") == BIG["images/0.bin"]
     with pytest.raises(ImportRefused, match="is damaged"):
@@ -194,22 +194,22 @@ def test_linked_folders_are_followed_and_a_link_upwards_is_not(tmp_path: Path) -
     (source / "train").symlink_to(elsewhere)
     (source / "again").symlink_to(source)
     (elsewhere / "broken.jpg").symlink_to(tmp_path / "nothing")
-    tree = Tree(source)
+    tree = SourceFiles(source)
     assert tree.names == ["test/cat/2.jpg", "train/cat/1.jpg"]
     assert tree.read("train/cat/1.jpg") == b"1"
 
 
 def test_a_path_that_is_not_there_is_refused_and_one_plain_file_is_a_tree(tmp_path: Path) -> None:
     with pytest.raises(ImportRefused, match="there is no such file or folder"):
-        Tree(tmp_path / "nothing")
+        SourceFiles(tmp_path / "nothing")
     lay(tmp_path, {"train.parquet": b"p"})
-    assert Tree(tmp_path / "train.parquet").names == ["train.parquet"]
-    assert Tree(tmp_path / "train.parquet").read("train.parquet") == b"p"
+    assert SourceFiles(tmp_path / "train.parquet").names == ["train.parquet"]
+    assert SourceFiles(tmp_path / "train.parquet").read("train.parquet") == b"p"
 
 
 def test_what_macos_adds_is_not_seen(tmp_path: Path) -> None:
     pack_zip(tmp_path / "x.zip", {"a/1.jpg": b"1", "__MACOSX/a/._1.jpg": b"?", "a/._1.jpg": b"?"})
-    assert Tree(tmp_path).names == ["a/1.jpg"]
+    assert SourceFiles(tmp_path).names == ["a/1.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_what_macos_adds_is_not_seen(tmp_path: Path) -> None:
     ],
 )
 def test_a_pattern_fits_whole_names_and_what_is_behind_a_slash(pattern: str, found: list[str], tmp_path: Path) -> None:
-    tree = Tree(lay(tmp_path / "x", FILES))
+    tree = SourceFiles(lay(tmp_path / "x", FILES))
     assert tree.find(pattern) == found
     if len(found) == 1:
         assert tree.one(pattern) == found[0]
@@ -236,7 +236,7 @@ def test_a_pattern_fits_whole_names_and_what_is_behind_a_slash(pattern: str, fou
 
 
 def test_a_zip_is_opened_once_for_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tree = Tree(pack_zip(tmp_path / "x.zip", BIG))
+    tree = SourceFiles(pack_zip(tmp_path / "x.zip", BIG))
     opened: list[Path] = []
 
     class Counting(zipfile.ZipFile):

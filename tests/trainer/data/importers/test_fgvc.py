@@ -25,7 +25,7 @@ from tests.trainer.data.importers.fgvc_sources import (
     of_lists,
 )
 from tests.trainer.data.importers.made_sources import FORMS, divided_keys, jpeg, labels, lay, pack_tar, task
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.sources.fgvc import SOURCES
 
 
@@ -58,9 +58,9 @@ def test_archives_are_found_in_a_folder_beside_the_lists(tmp_path: Path) -> None
 
 def test_each_source_recognises_its_own_task_only(tmp_path: Path) -> None:
     for name, files in {**OFFICIAL, "stanford_cars": NEWER_CARS}.items():
-        tree = Tree(lay(tmp_path / name, files))
+        tree = SourceFiles(lay(tmp_path / name, files))
         assert [source.tasks for source in SOURCES if source.recognise(tree)] == [(f"fgvc/{name}",)]
-    nothing = Tree(lay(tmp_path / "none", {"images/1.jpg": jpeg(1), "labels.txt": "1 1"}))
+    nothing = SourceFiles(lay(tmp_path / "none", {"images/1.jpg": jpeg(1), "labels.txt": "1 1"}))
     assert not any(source.recognise(nothing) for source in SOURCES)
 
 
@@ -216,13 +216,13 @@ def test_an_image_in_two_parts_is_refused_when_divided(tmp_path: Path) -> None:
 
 def test_nothing_is_read_but_lists_until_images_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    read_all: Callable[..., Any] = Tree.read_all
+    read_all: Callable[..., Any] = SourceFiles.read_all
 
-    def noting(tree: Tree, names: Any) -> Any:
+    def noting(tree: SourceFiles, names: Any) -> Any:
         read.extend(names)
         return read_all(tree, names)
 
-    monkeypatch.setattr(Tree, "read_all", noting)
+    monkeypatch.setattr(SourceFiles, "read_all", noting)
     for name, files in OFFICIAL.items():
         listed(name, lay(tmp_path / name, files))
     assert not [name for name in read if name.endswith(".jpg")]

@@ -9,9 +9,9 @@ import pytest
 from tests.trainer.data.importers.fgvc_sources import Changes, changed, of_lists
 from tests.trainer.data.importers.made_sources import FORMS, Files, divided_keys, jpeg, labels, lay
 from trainer.catalog import TASKS, Task
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import ONE_PART, TWO_PARTS
-from trainer.data.importers.source import Listed, Listing
+from trainer.data.importers.source import Listing, SourceRecord
 from trainer.data.importers.sources.folders import SOURCES, VTAB_1K_TASKS, own_folder, own_row
 
 ONLY_TRAIN = {"train": "train", "val": "train", "test": "train"}
@@ -35,7 +35,7 @@ def within(folder: str, files: Files) -> Files:
 
 def listed(task: str, path: Path) -> Listing:
     """What the one source that recognises a path lists."""
-    tree = Tree(path)
+    tree = SourceFiles(path)
     (source,) = (source for source in SOURCES if task in source.tasks and source.recognise(tree))
     return source.listing(tree, task)
 
@@ -73,13 +73,13 @@ def test_a_task_of_vtab_1k_is_listed_alike_alone_and_among_others_in_every_form(
 
 def test_a_lone_folder_is_taken_for_any_task_unless_it_has_anothers_name(tmp_path: Path) -> None:
     assert len(listed("vtab/cifar100", lay(tmp_path / "my copy", CIFAR)).records) == 4
-    tree = Tree(lay(tmp_path / "svhn", CIFAR))
+    tree = SourceFiles(lay(tmp_path / "svhn", CIFAR))
     assert [source.tasks for source in SOURCES if source.tasks and source.recognise(tree)] == [("vtab/svhn",)]
     with pytest.raises(ImportRefused) as refused:
         SOURCES[0].listing(tree, "vtab/cifar100")
     assert "for vtab/cifar100, called cifar; it has svhn" in str(refused.value)
     # Two copies of one task contradict each other.
-    twice = Tree(lay(tmp_path / "two", {**within("a/cifar", CIFAR), **within("b/cifar", CIFAR)}))
+    twice = SourceFiles(lay(tmp_path / "two", {**within("a/cifar", CIFAR), **within("b/cifar", CIFAR)}))
     with pytest.raises(ImportRefused, match="it has cifar, cifar"):
         SOURCES[0].listing(twice, "vtab/cifar100")
 
@@ -133,7 +133,7 @@ OWN: Files = {
 @pytest.mark.parametrize("around", ["", "pets/", "a/b/"])
 def test_own_parts_are_the_published_splits_whatever_is_around_them(form: str, around: str, tmp_path: Path) -> None:
     files = {f"{around}{name}": content for name, content in OWN.items()}
-    listing = own_folder(Tree(FORMS[form](tmp_path / form, files)), "own/pets")
+    listing = own_folder(SourceFiles(FORMS[form](tmp_path / form, files)), "own/pets")
     # The classes in the order of their names: a cat, cat, dog.
     assert of_lists(listing) == {
         "train/dog/1.jpg": (2, "train"),
@@ -152,26 +152,26 @@ def test_own_parts_are_the_published_splits_whatever_is_around_them(form: str, a
 @pytest.mark.parametrize("name", ["valid", "validation", "Val"])
 def test_val_has_the_names_that_users_give_it(name: str, tmp_path: Path) -> None:
     files = {key.replace("val/", f"{name}/"): content for key, content in OWN.items()}
-    listing = own_folder(Tree(lay(tmp_path, files)), "own/pets")
+    listing = own_folder(SourceFiles(lay(tmp_path, files)), "own/pets")
     assert of_lists(listing)[f"{name}/cat/2.jpg"] == (1, "val") and listing.draw is None
 
 
 def test_without_val_it_is_drawn_from_train_and_without_parts_all_are_drawn(tmp_path: Path) -> None:
     files = {f"{part}/{kind}/{i}.jpg": jpeg(i) for part in ("train", "test") for kind in "ab" for i in range(10)}
-    two = own_folder(Tree(lay(tmp_path / "two", files)), "own/x")
+    two = own_folder(SourceFiles(lay(tmp_path / "two", files)), "own/x")
     assert two.draw == TWO_PARTS
     splits = divided_keys(two, own_row(two, "own/x"))
     assert [len(splits[split]) for split in ("train", "val", "test")] == [18, 2, 20]
     assert all(key.startswith("train/") for key in splits["train"] + splits["val"])
     one = own_folder(
-        Tree(lay(tmp_path / "one", {name.replace("/", "_", 1): data for name, data in files.items()})), "own/x"
+        SourceFiles(lay(tmp_path / "one", {name.replace("/", "_", 1): data for name, data in files.items()})), "own/x"
     )
     assert one.draw == ONE_PART and one.class_names == ["test_a", "test_b", "train_a", "train_b"]
     splits = divided_keys(one, own_row(one, "own/x"))
     assert [len(splits[split]) for split in ("train", "val", "test")] == [32, 4, 4]
     # A train without a test is all there is.
     train = {name: data for name, data in files.items() if name.startswith("train/")}
-    alone = own_folder(Tree(lay(tmp_path / "alone", train)), "own/x")
+    alone = own_folder(SourceFiles(lay(tmp_path / "alone", train)), "own/x")
     assert (alone.draw, alone.class_names) == (ONLY_TRAIN, ["a", "b"])
 
 
@@ -190,7 +190,7 @@ def test_without_val_it_is_drawn_from_train_and_without_parts_all_are_drawn(tmp_
 def test_an_own_row_counts_each_image_once(
     counts: dict[str, int], draw: dict[str, str] | None, wanted: tuple[int, int, int]
 ) -> None:
-    records = [Listed(f"{part}/{i:03d}", i % 2, part, i) for part, count in counts.items() for i in range(count)]
+    records = [SourceRecord(f"{part}/{i:03d}", i % 2, part, i) for part, count in counts.items() for i in range(count)]
     listing = Listing(records=records, class_names=["a", "b"], read=lambda _: iter(()), draw=draw)
     row = own_row(listing, "own/x")
     assert (row.num_train, row.num_val, row.num_test) == wanted
@@ -200,7 +200,7 @@ def test_an_own_row_counts_each_image_once(
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_own_images_for_three_splits_are_refused(count: int) -> None:
-    records = [Listed(str(i), i, "all", i) for i in range(count)]
+    records = [SourceRecord(str(i), i, "all", i) for i in range(count)]
     listing = Listing(records=records, class_names=["a", "b"], read=lambda _: iter(()), draw=ONE_PART)
     with pytest.raises(ImportRefused, match=f"it has {count} in all"):
         divided_keys(listing, own_row(listing, "own/x"))
@@ -224,14 +224,14 @@ def test_too_few_own_images_for_three_splits_are_refused(count: int) -> None:
 )  # fmt: skip
 def test_own_folders_that_say_too_little_are_refused(files: list[str], words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ImportRefused) as refused:
-        own_folder(Tree(lay(tmp_path, dict.fromkeys(files, jpeg(1)))), "own/x")
+        own_folder(SourceFiles(lay(tmp_path, dict.fromkeys(files, jpeg(1)))), "own/x")
     for word in words:
         assert word in str(refused.value)
 
 
 def test_what_is_no_image_is_left_out_and_told(tmp_path: Path) -> None:
     more = {"train/labels.csv": "a,b", "README.md": "hello", ".thumbs/cat/1.jpg": jpeg(0)}
-    listing = own_folder(Tree(lay(tmp_path, {**OWN, **more})), "own/pets")
+    listing = own_folder(SourceFiles(lay(tmp_path, {**OWN, **more})), "own/pets")
     assert len(listing.records) == len(OWN)
     assert listing.repairs == ("left out 3 files that are no images: .thumbs/cat/1.jpg, README.md, train/labels.csv",)
 
@@ -239,5 +239,5 @@ def test_what_is_no_image_is_left_out_and_told(tmp_path: Path) -> None:
 def test_a_folder_of_images_is_recognised_and_a_table_is_not(tmp_path: Path) -> None:
     (source,) = (source for source in SOURCES if source.form == "folder")
     assert source.tasks == ()
-    assert source.recognise(Tree(lay(tmp_path / "a", OWN)))
-    assert not source.recognise(Tree(lay(tmp_path / "b", {"data/train.parquet": b"", "1.jpg": jpeg(1)})))
+    assert source.recognise(SourceFiles(lay(tmp_path / "a", OWN)))
+    assert not source.recognise(SourceFiles(lay(tmp_path / "b", {"data/train.parquet": b"", "1.jpg": jpeg(1)})))

@@ -14,7 +14,7 @@ import pytest
 
 from tests.trainer.data.importers.fgvc_sources import of_lists
 from tests.trainer.data.importers.made_sources import FORMS, Files, divided_keys, jpeg, labels, lay
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import ONE_PART, TWO_PARTS
 from trainer.data.importers.source import Listing
 from trainer.data.importers.sources.folders import own_row
@@ -44,7 +44,7 @@ def hugging_face(
 
 
 def listed(path: Path) -> Listing:
-    tree = Tree(path)
+    tree = SourceFiles(path)
     (source,) = SOURCES
     assert source.tasks == () and source.recognise(tree)
     return source.listing(tree, "own/x")
@@ -228,7 +228,7 @@ def test_a_few_rows_of_a_large_row_group_are_in_memory_at_a_time(tmp_path: Path)
     lay(tmp_path, {"a.parquet": parquet(table)})
     expected = table["image"][10_000].as_py()
     del table
-    listing = own_tables(Tree(tmp_path), "own/x")
+    listing = own_tables(SourceFiles(tmp_path), "own/x")
     before = pa.total_allocated_bytes()
     most = 0
     for number, image in enumerate(listing.read(listing.records)):

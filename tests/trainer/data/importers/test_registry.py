@@ -15,8 +15,8 @@ from PIL import Image
 from tests.trainer.data.importers.made_sources import lay
 from trainer.catalog import TASKS
 from trainer.data.importers.archive import ImportRefused
-from trainer.data.importers.registry import find, import_task, sources
-from trainer.data.task_store import Card, find_card, read_examples
+from trainer.data.importers.registry import find_candidates, import_task, sources
+from trainer.data.task_store import Card, read_card, read_examples
 from trainer.data.verify import contact_sheet, verify
 
 
@@ -43,15 +43,15 @@ def vtab_folder(path: Path, changes: dict[str, bytes | str] | None = None) -> Pa
 
 
 def imported(path: Path, root: Path, task: str | None = None) -> Card:
-    (found,) = find(path, task)
+    (found,) = find_candidates(path, task)
     return import_task(str(root), found, lambda done, total: None)
 
 
 def test_an_import_is_in_the_store_with_a_card_that_tells_all(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    (found,) = find(vtab_folder(tmp_path))
+    (found,) = find_candidates(vtab_folder(tmp_path))
     card = import_task(str(tmp_path / "store"), found, lambda done, total: told.append((done, total)))
-    assert card == find_card(str(tmp_path / "store"), "vtab/dmlab")
+    assert card == read_card(str(tmp_path / "store"), "vtab/dmlab")
     assert (card.protocol, card.counts) == ("published", {"train": 6, "val": 2, "test": 2})
     assert card.importer.endswith("vtab-1k") and card.source == "vtab-1k: dmlab"
     assert card.differs == [
@@ -91,14 +91,14 @@ def test_a_bad_source_is_refused_and_the_store_stays_as_it_was(
     with pytest.raises(ImportRefused) as caught:
         imported(vtab_folder(tmp_path / "bad", changes), store)
     assert problem in str(caught.value)
-    assert find_card(str(store), "vtab/dmlab") == before
+    assert read_card(str(store), "vtab/dmlab") == before
     left = sorted(file.name for file in store.rglob("*") if file.is_file())
     assert left == (["card.json", "test.parquet", "train.parquet", "val.parquet"] if there else [])
     assert not there or not verify(str(store), "vtab/dmlab").problems
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
-    (found,) = find(vtab_folder(tmp_path))
+    (found,) = find_candidates(vtab_folder(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
     try:
@@ -125,8 +125,8 @@ def test_a_folder_of_sources_is_all_of_them_and_a_task_chooses_one(tmp_path: Pat
     (tmp_path / "dmlab").rename(tmp_path / "kitti")
     lists = dict.fromkeys(("train800.txt", "val200.txt", "test.txt"), "images/000000.jpg 0\nimages/000001.jpg 3\n")
     vtab_folder(tmp_path, dict(lists))
-    assert [found.task for found in find(tmp_path)] == ["vtab/dmlab", "vtab/kitti"]
-    assert [found.task for found in find(tmp_path, "vtab/kitti")] == ["vtab/kitti"]
+    assert [found.task for found in find_candidates(tmp_path)] == ["vtab/dmlab", "vtab/kitti"]
+    assert [found.task for found in find_candidates(tmp_path, "vtab/kitti")] == ["vtab/kitti"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_path_that_is_not_understood_is_told_with_the_way_out(
     make: Callable[[Path], Path], task: str | None, problem: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ImportRefused) as caught:
-        find(make(tmp_path), task)
+        find_candidates(make(tmp_path), task)
     assert problem in str(caught.value)
 
 

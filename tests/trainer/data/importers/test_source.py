@@ -11,20 +11,20 @@ import pytest
 from PIL import Image
 
 from tests.trainer.data.importers.made_sources import FORMS, divided_keys, jpeg, numbered, task
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import ONE_PART, TWO_PARTS
-from trainer.data.importers.source import Listed, Listing, divide, png
+from trainer.data.importers.source import Listing, SourceRecord, encode_png, split_records
 from trainer.data.importers.sources.folders import own_folder, own_row
 
 SPLITS = ("train", "val", "test")
 
 
-def unread(records: Sequence[Listed]) -> Iterator[bytes]:
+def unread(records: Sequence[SourceRecord]) -> Iterator[bytes]:
     raise AssertionError("nothing is read to divide")
 
 
 def listing(parts: dict[str, int], draw: dict[str, str] | None) -> Listing:
-    records = [Listed(f"{part}/{key}", i % 3, part, i) for part, n in parts.items() for key, i in numbered(n)]
+    records = [SourceRecord(f"{part}/{key}", i % 3, part, i) for part, n in parts.items() for key, i in numbered(n)]
     return Listing(records=records, class_names=["a", "b", "c"], read=unread, draw=draw)
 
 
@@ -65,13 +65,13 @@ def test_the_division_does_not_know_the_order_of_the_records(case: str) -> None:
 def test_a_seed_gives_its_own_division_each_time_and_the_protocol_names_it() -> None:
     made, row = listing({"all": 100}, ONE_PART), task(3, 80, 10, 10)
     assert divided_keys(made, row, 0) == divided_keys(made, row, 0) != divided_keys(made, row, 1)
-    assert divide(made, row, 7)[1] == "resampled with seed 7"
-    assert divide(listing({"train": 2, "val": 1, "test": 1}, None), row, 7)[1] == "published"
+    assert split_records(made, row, 7)[1] == "resampled with seed 7"
+    assert split_records(listing({"train": 2, "val": 1, "test": 1}, None), row, 7)[1] == "published"
 
 
 def test_the_division_of_today_is_that_of_tomorrow() -> None:
     # Numpy may change what a seed draws; numbers of resampled tasks would then no longer be comparable.
-    records = [Listed(str(i), 0, "all", i) for i in range(10)]
+    records = [SourceRecord(str(i), 0, "all", i) for i in range(10)]
     made = Listing(records=records, class_names=["a"], read=unread, draw=ONE_PART)
     assert divided_keys(made, task(1, 6, 2, 2)) == {
         "train": ["2", "3", "4", "5", "6", "7"],
@@ -116,15 +116,15 @@ def test_with_too_few_images_the_splits_shrink_by_the_rule(
 )
 def test_an_empty_split_is_refused(parts: dict[str, int], draw: dict[str, str] | None, lacking: str) -> None:
     with pytest.raises(ImportRefused) as refused:
-        divide(listing(parts, draw), task(3, 80, 10, 10))
+        split_records(listing(parts, draw), task(3, 80, 10, 10))
     assert f"has no image for {lacking}" in str(refused.value)
 
 
 def test_a_key_that_comes_twice_is_refused_by_name_however_many_there_are() -> None:
     made = listing({"all": 10_000}, ONE_PART)
-    made.records.extend([Listed(record.key, 0, "all", 0) for record in made.records[:5]])
+    made.records.extend([SourceRecord(record.key, 0, "all", 0) for record in made.records[:5]])
     with pytest.raises(ImportRefused) as refused:
-        divide(made, task(3, 80, 10, 10))
+        split_records(made, task(3, 80, 10, 10))
     # The first three in the order of their names.
     names = sorted(record.key for record in made.records[:5])
     assert f"5 come more than once: {', '.join(names[:3])}, ...." in str(refused.value)
@@ -134,8 +134,8 @@ def test_archive_and_folder_are_divided_alike_with_the_same_bytes(tmp_path: Path
     files = {f"birds/{'ab'[i % 2]}/{name}": jpeg(i) for name, i in numbered(40)}
     divisions, contents = [], []
     for form, write in FORMS.items():
-        made = own_folder(Tree(write(tmp_path / form, files)), "own/birds")
-        splits, protocol = divide(made, own_row(made, "own/birds"))
+        made = own_folder(SourceFiles(write(tmp_path / form, files)), "own/birds")
+        splits, protocol = split_records(made, own_row(made, "own/birds"))
         divisions.append({split: [(r.key, r.label) for r in records] for split, records in splits.items()})
         contents.append([image for split in SPLITS for image in made.read(splits[split])])
         assert protocol == "resampled with seed 0"
@@ -152,6 +152,6 @@ def test_png_keeps_each_pixel_of_colour_and_gray() -> None:
 
     for shape in ((5, 4, 3), (5, 4)):
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        data = png(pixels)
+        data = encode_png(pixels)
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
-        assert png(pixels.copy()) == data
+        assert encode_png(pixels.copy()) == data

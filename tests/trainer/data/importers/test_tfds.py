@@ -28,10 +28,10 @@ from tests.trainer.data.importers.tfrecord_writer import (
 )
 from tests.trainer.data.importers.tfrecord_writer import crc32c as byte_by_byte
 from trainer.catalog import TASKS, Task
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.crc32c import crc32c
-from trainer.data.importers.formats.tfrecord import offsets, parse, record_at
-from trainer.data.importers.source import Listing, divide
+from trainer.data.importers.formats.tfrecord import offsets, parse_example, record_at
+from trainer.data.importers.source import Listing, split_records
 from trainer.data.importers.sources.tfds import PREPARED, SOURCES, Prepared, list_prepared
 
 PUBLISHED = """
@@ -175,7 +175,7 @@ def written(tmp_path: Path, task: str, root: str = "") -> tuple[Listing, Prepare
     """A task's listing of its scaled data set, found from the root or from a folder below."""
     prepared = scaled(PREPARED[task])
     folder = write_scaled(tmp_path, prepared)
-    return list_prepared(Tree(folder if root == "version" else tmp_path / root), task, prepared), prepared
+    return list_prepared(SourceFiles(folder if root == "version" else tmp_path / root), task, prepared), prepared
 
 
 def test_the_slices_are_the_published_ones() -> None:
@@ -206,7 +206,7 @@ def test_every_task_has_its_slices_with_their_labels_and_images(task: str, tmp_p
         split, taken = indices(text, SIZES[prepared.name][text.partition("[")[0]] // 100)
         expected[part] = [(f"{split}-{index:06d}", split, index) for index in taken]
     counts = len(expected["train"]), len(expected["val"]), len(expected["test"])
-    splits, protocol = divide(listing, task_of(task, prepared, counts))
+    splits, protocol = split_records(listing, task_of(task, prepared, counts))
     assert protocol == "published" and len(listing.class_names) == prepared.num_classes
     for part, wanted in expected.items():
         # The slice's records and no others, in the order of the shards.
@@ -221,7 +221,7 @@ def test_every_task_has_its_slices_with_their_labels_and_images(task: str, tmp_p
         else:
             # The bytes are those of the record.
             assert images == [f"image {index} of {split}".encode() for _, split, index in wanted]
-    recognised = [source.tasks for source in SOURCES if source.recognise(Tree(tmp_path))]
+    recognised = [source.tasks for source in SOURCES if source.recognise(SourceFiles(tmp_path))]
     assert len(recognised) == 1 and task in recognised[0]
 
 
@@ -239,10 +239,10 @@ def test_every_task_has_its_published_sizes_in_a_data_set_of_its_real_size(task:
         records = [framed(example(record(prepared.name, split, 7)))] * size
         splits[split] = [records[start : start + 20_000] for start in range(0, size, 20_000)]
     write_prepared(tmp_path, prepared.dataset, prepared.version, splits)
-    listing = list_prepared(Tree(tmp_path), task, prepared)
+    listing = list_prepared(SourceFiles(tmp_path), task, prepared)
     published = next(line for line in PUBLISHED.split("\n") if f"vtab/{line.partition(' ')[0]}" == task)
     counts = 800, 200, int(published.split()[-1])
-    divided, _ = divide(listing, task_of(task, prepared, counts))
+    divided, _ = split_records(listing, task_of(task, prepared, counts))
     assert tuple(len(divided[split]) for split in ("train", "val", "test")) == counts
     assert sum(1 for _ in listing.read(divided["val"])) == 200
 
@@ -260,7 +260,7 @@ def test_a_zip_of_a_data_set_is_read_as_the_folder_is(tmp_path: Path) -> None:
         for file in sorted((tmp_path / "eurosat").rglob("*")):
             archive.write(file, file.relative_to(tmp_path))
     unpacked = list(listing.read(listing.records))
-    again = list_prepared(Tree(packed), "vtab/eurosat", prepared)
+    again = list_prepared(SourceFiles(packed), "vtab/eurosat", prepared)
     assert (again.records, list(again.read(again.records))) == (listing.records, unpacked)
 
 
@@ -275,10 +275,10 @@ def test_an_older_tfds_names_the_config_in_the_path_only(tmp_path: Path) -> None
     records = [framed(example(record("eurosat", "train", index))) for index in range(4)]
     folder = write_prepared(tmp_path, "eurosat/rgb", "2.0.0", {"train": [records]}, older=True)
     for path in (tmp_path, folder.parent, folder):
-        assert len(list_prepared(Tree(path), "vtab/eurosat", prepared).records) == 4
+        assert len(list_prepared(SourceFiles(path), "vtab/eurosat", prepared).records) == 4
     folder.parent.rename(folder.parent.with_name("all"))
     with pytest.raises(ImportRefused) as refused:
-        list_prepared(Tree(tmp_path), "vtab/eurosat", prepared)
+        list_prepared(SourceFiles(tmp_path), "vtab/eurosat", prepared)
     # Another config is named beside the one that is needed.
     assert "eurosat/rgb:2.0.0" in str(refused.value) and "eurosat/all:2.0.0" in str(refused.value)
 
@@ -286,14 +286,14 @@ def test_an_older_tfds_names_the_config_in_the_path_only(tmp_path: Path) -> None
 def test_a_newer_tfds_names_the_config_in_its_record_and_folders_may_have_other_names(tmp_path: Path) -> None:
     prepared = scaled(PREPARED["vtab/eurosat"])
     write_scaled(tmp_path, prepared).parent.rename(tmp_path / "my_copy")
-    assert len(list_prepared(Tree(tmp_path / "my_copy"), "vtab/eurosat", prepared).records) == 8 + 2 + 54
+    assert len(list_prepared(SourceFiles(tmp_path / "my_copy"), "vtab/eurosat", prepared).records) == 8 + 2 + 54
 
 
 def test_another_version_is_refused_with_both_named(tmp_path: Path) -> None:
     write_scaled(tmp_path, PREPARED["vtab/kitti"], version="3.3.0")
     source = next(source for source in SOURCES if "vtab/kitti" in source.tasks)
     with pytest.raises(ImportRefused) as refused:
-        source.listing(Tree(tmp_path), "vtab/kitti")
+        source.listing(SourceFiles(tmp_path), "vtab/kitti")
     assert "must hold kitti:3.2.0 once" in str(refused.value) and "it holds kitti:3.3.0" in str(refused.value)
     assert "tfds.load('kitti:3.2.0')" in str(refused.value)
 
@@ -302,7 +302,7 @@ def test_the_right_version_is_taken_of_several(tmp_path: Path) -> None:
     prepared = scaled(PREPARED["vtab/kitti"])
     write_scaled(tmp_path, prepared, version="3.3.0")
     write_scaled(tmp_path, prepared)
-    assert len(list_prepared(Tree(tmp_path), "vtab/kitti", prepared).records) == 8 + 2 + 7
+    assert len(list_prepared(SourceFiles(tmp_path), "vtab/kitti", prepared).records) == 8 + 2 + 7
 
 
 def test_class_names_are_those_that_tfds_wrote_else_numbers(tmp_path: Path) -> None:
@@ -310,10 +310,10 @@ def test_class_names_are_those_that_tfds_wrote_else_numbers(tmp_path: Path) -> N
     assert listing.class_names == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
     names = tmp_path / "eurosat/rgb/2.0.0/label.labels.txt"
     names.write_text("".join(f"land {index}\n" for index in range(10)))
-    assert list_prepared(Tree(tmp_path), "vtab/eurosat", prepared).class_names[3] == "land 3"
+    assert list_prepared(SourceFiles(tmp_path), "vtab/eurosat", prepared).class_names[3] == "land 3"
     names.write_text("land\n")
     with pytest.raises(ImportRefused, match=r"label\.labels\.txt must name 10 classes, got 1\."):
-        list_prepared(Tree(tmp_path), "vtab/eurosat", prepared)
+        list_prepared(SourceFiles(tmp_path), "vtab/eurosat", prepared)
 
 
 def four(tmp_path: Path, change: Callable[[int, dict[str, Value]], None] = lambda *_: None) -> tuple[Path, Prepared]:
@@ -329,7 +329,7 @@ def four(tmp_path: Path, change: Callable[[int, dict[str, Value]], None] = lambd
 
 def refusal(folder: Path, prepared: Prepared) -> str:
     with pytest.raises(ImportRefused) as refused:
-        list_prepared(Tree(folder), "vtab/four", prepared)
+        list_prepared(SourceFiles(folder), "vtab/four", prepared)
     return str(refused.value)
 
 
@@ -340,7 +340,7 @@ def test_records_outside_the_slices_are_not_read(tmp_path: Path) -> None:
             del features["label"]
 
     folder, prepared = four(tmp_path, change)
-    assert [listed.key for listed in list_prepared(Tree(folder), "vtab/four", prepared).records] == [
+    assert [listed.key for listed in list_prepared(SourceFiles(folder), "vtab/four", prepared).records] == [
         "train-000000",
         "train-000001",
         "train-000003",
@@ -348,7 +348,7 @@ def test_records_outside_the_slices_are_not_read(tmp_path: Path) -> None:
     # A shard without any of them is not even opened.
     (folder / "four-train.tfrecord-00001-of-00002").write_bytes(b"")
     first = dataclasses.replace(prepared, test="train[1:2]", val="train[:1]")
-    assert len(list_prepared(Tree(folder), "vtab/four", first).records) == 3
+    assert len(list_prepared(SourceFiles(folder), "vtab/four", first).records) == 3
 
 
 def test_a_label_out_of_range_is_refused_with_its_image(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_kitti_record_without_all_coordinates_is_refused(tmp_path: Path) -> No
     features: dict[str, Value] = {"image": b"", "objects/type": [0, 0], "objects/location": [1.0, 2.0, 3.0]}
     write_prepared(tmp_path, "kitti", "3.2.0", {"train": [[framed(example(features))]]})
     with pytest.raises(ImportRefused, match="byte 0 must have 3 coordinates of 2 objects, got 3"):
-        list_prepared(Tree(tmp_path), "vtab/kitti", prepared)
+        list_prepared(SourceFiles(tmp_path), "vtab/kitti", prepared)
 
 
 def test_a_sprite_that_is_no_picture_of_zeros_and_ones_is_refused(tmp_path: Path) -> None:
@@ -421,7 +421,7 @@ def test_a_sprite_that_is_no_picture_of_zeros_and_ones_is_refused(tmp_path: Path
         for image in (b"no picture", buffer.getvalue())
     ]
     write_prepared(tmp_path, "dsprites", "2.0.0", {"train": [records]})
-    listing = list_prepared(Tree(tmp_path), "vtab/dsprites_loc", prepared)
+    listing = list_prepared(SourceFiles(tmp_path), "vtab/dsprites_loc", prepared)
     with pytest.raises(ImportRefused, match="train-000000 of dsprites is no image"):
         list(listing.read(listing.records[:1]))
     with pytest.raises(ImportRefused, match="train-000001 of dsprites must have pixels of 0 and 1, got 255"):
@@ -436,7 +436,7 @@ def test_images_are_never_all_in_memory(tmp_path: Path) -> None:
     (folder / "four-train.tfrecord-00001-of-00002").unlink()
     info = {"version": "1.0.0", "splits": [{"name": "train", "shardLengths": [count]}]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    tree = Tree(folder)
+    tree = SourceFiles(folder)
     crc32c(bytes(size))  # its tables stay
     tracemalloc.start()
     listing = list_prepared(tree, "vtab/four", prepared)
@@ -510,7 +510,7 @@ def test_a_file_that_is_no_tfrecord_is_refused() -> None:
 def test_lists_are_read_packed_and_one_by_one(packed: bool) -> None:
     ints = [0, 1, 127, 128, 300, 2**31, 2**63 - 1, -1, -(2**63)]
     data = example({"ints": ints, "floats": [0.5, -2.0, 3.25], "bytes": b"\x00\xff", "none": []}, packed)
-    parsed = parse(data, "here")
+    parsed = parse_example(data, "here")
     assert (parsed.ints("ints"), parsed.floats("floats")) == (ints, [0.5, -2.0, 3.25])
     assert (parsed.one_bytes("bytes"), parsed.ints("none"), parsed.floats("none")) == (b"\x00\xff", [], [])
 
@@ -520,12 +520,12 @@ def test_what_a_task_does_not_need_is_passed_over() -> None:
     entry = field(1, b"label") + field(2, feature([3]) + unknown) + unknown
     # A feature without a list has no values, of whatever kind.
     empty = field(1, b"empty") + field(2, b"")
-    parsed = parse(field(1, field(1, entry) + unknown + field(1, empty)) + unknown, "here")
+    parsed = parse_example(field(1, field(1, entry) + unknown + field(1, empty)) + unknown, "here")
     assert (parsed.one_int("label"), parsed.floats("empty")) == (3, [])
 
 
 def test_a_feature_that_is_not_as_needed_is_refused() -> None:
-    parsed = parse(example({"label": [1, 2], "image": b"", "empty": []}), "x.tfrecord at byte 9")
+    parsed = parse_example(example({"label": [1, 2], "image": b"", "empty": []}), "x.tfrecord at byte 9")
     with pytest.raises(
         ImportRefused, match=r"x\.tfrecord at byte 9 has no feature 'size'; it has empty, image, label\."
     ):
@@ -544,4 +544,4 @@ def test_a_feature_that_is_not_as_needed_is_refused() -> None:
 )
 def test_data_that_is_no_example_is_refused(data: bytes) -> None:
     with pytest.raises(ImportRefused, match=r"here is no tf\.train\.Example"):
-        parse(data, "here")
+        parse_example(data, "here")

@@ -26,7 +26,7 @@ from tests.trainer.data.importers.vtab_sources import (
     place,
     split_keys,
 )
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.sources.diabetic_retinopathy import btgraham
 from trainer.data.importers.sources.vtab_specialized import SOURCES
 
@@ -308,7 +308,7 @@ def test_the_bands_of_eurosat_are_no_images(tmp_path: Path) -> None:
 def test_a_rar_of_resisc45_is_to_be_unpacked_first(tmp_path: Path) -> None:
     files = {"NWPU-RESISC45.rar": b"Rar!"}
     path = place(files, tmp_path)
-    assert [source.tasks for source in SOURCES if source.recognise(Tree(path))] == [("vtab/resisc45",)]
+    assert [source.tasks for source in SOURCES if source.recognise(SourceFiles(path))] == [("vtab/resisc45",)]
     with pytest.raises(ImportRefused, match=r"NWPU-RESISC45.rar, unpack it first, with unrar or 7z"):
         listed(SOURCES, "vtab/resisc45", path)
     # Beside its contents the archive is in nobody's way.

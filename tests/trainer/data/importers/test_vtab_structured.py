@@ -19,8 +19,8 @@ from PIL import Image
 
 from tests.trainer.data.importers.tfrecord_writer import Value, example, framed, write_prepared, write_shards
 from trainer.catalog import Task
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.source import Listing, divide, png
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.source import Listing, encode_png, split_records
 from trainer.data.importers.sources.tfds import PREPARED
 from trainer.data.importers.sources.vtab_arrays import SOURCES as ARRAYS
 from trainer.data.importers.sources.vtab_labels import (
@@ -40,7 +40,7 @@ NORB = {"train": "smallnorb-5x46789x9x18x6x2x96x96-training", "test": "smallnorb
 
 def listed(path: Path, task: str) -> Listing:
     """A source's listing, after its source has recognised it."""
-    tree = Tree(path)
+    tree = SourceFiles(path)
     assert [found for found in dict.fromkeys(SOURCES.values()) if found.recognise(tree)] == [SOURCES[task]]
     return SOURCES[task].listing(tree, task)
 
@@ -55,7 +55,7 @@ def parts_of(listing: Listing, counts: tuple[int, int, int]) -> dict[str, list[t
     """The part and key of each split's images, drawn by chance."""
     train, val, test = counts
     row = Task(name="any", group="any", num_classes=2, num_train=train, num_val=val, num_test=test)
-    splits, protocol = divide(listing, row)
+    splits, protocol = split_records(listing, row)
     assert protocol == "resampled with seed 0"
     drawn = {split: [(record.part, record.key) for record in records] for split, records in splits.items()}
     # No image is in two splits.
@@ -198,9 +198,9 @@ def test_dmlab_is_refused_with_what_is_missing_or_wrong(tmp_path: Path) -> None:
 
 def test_what_tfds_made_of_dmlab_is_not_taken_for_it(tmp_path: Path) -> None:
     write_prepared(tmp_path, "dmlab", "2.0.1", {"train": [[frame("train", 0, 0)]]})
-    assert not SOURCES["vtab/dmlab"].recognise(Tree(tmp_path))
+    assert not SOURCES["vtab/dmlab"].recognise(SourceFiles(tmp_path))
     write_dmlab(tmp_path / "raw")
-    assert SOURCES["vtab/dmlab"].recognise(Tree(tmp_path))
+    assert SOURCES["vtab/dmlab"].recognise(SourceFiles(tmp_path))
 
 
 # CLEVR.
@@ -432,7 +432,7 @@ def test_dsprites_is_the_same_from_each_of_its_files_and_from_tfds(tmp_path: Pat
         write(tmp_path / suffix / f"{SPRITES}.{suffix}")
         listing = listed(tmp_path / suffix, "vtab/dsprites_loc")
         images.append(list(listing.read(listing.records)))
-    stored = [PREPARED["vtab/dsprites_loc"].image(png(pixels), "train-000000") for pixels in PIXELS]
+    stored = [PREPARED["vtab/dsprites_loc"].image(encode_png(pixels), "train-000000") for pixels in PIXELS]
     assert images == [stored, stored]
 
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.catalog import Task
-from trainer.data.importers.archive import Tree
-from trainer.data.importers.source import Listing, Source, divide
+from trainer.data.importers.archive import SourceFiles
+from trainer.data.importers.source import Listing, Source, split_records
 
 FORMS = ("folder", "zip", "tar.gz")
 
@@ -91,12 +91,12 @@ def source_of(sources: tuple[Source, ...], task: str) -> Source:
 
 
 def listed(sources: tuple[Source, ...], task: str, path: Path) -> Listing:
-    return source_of(sources, task).listing(Tree(path), task)
+    return source_of(sources, task).listing(SourceFiles(path), task)
 
 
 def check(sources: tuple[Source, ...], task: str, made: Made, path: Path) -> None:
     """A source is recognised as its task and no other, and every image has its label, part and bytes."""
-    tree = Tree(path)
+    tree = SourceFiles(path)
     assert [source.tasks for source in sources if source.recognise(tree)] == [(task,)]
     listing = source_of(sources, task).listing(tree, task)
     assert listing.class_names == made.class_names
@@ -118,6 +118,6 @@ def split_keys(listing: Listing, *counts: int) -> dict[str, list[str]]:
     """The keys of train, val and test, drawn by these counts."""
     train, val, test = counts
     row = Task(name="vtab/any", group="any", num_classes=9, num_train=train, num_val=val, num_test=test)
-    splits, protocol = divide(listing, row)
+    splits, protocol = split_records(listing, row)
     assert protocol == "resampled with seed 0"
     return {split: [record.key for record in records] for split, records in splits.items()}

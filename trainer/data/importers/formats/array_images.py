@@ -11,37 +11,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.importers.formats.split_lists import label_of
-from trainer.data.importers.source import Listed, png
+from trainer.data.importers.source import SourceRecord, encode_png
 
 Row = Callable[[int], NDArray[np.uint8]]
 """One image ``[H, W, 3]`` by its number."""
 
 
-def numbered(part: str, labels: Iterable[int], num_classes: int, first: int = 0) -> list[Listed]:
+def numbered_records(part: str, labels: Iterable[int], num_classes: int, first: int = 0) -> list[SourceRecord]:
     """The rows of a part, named by their numbers.
 
     Raises:
         ImportRefused: if a label is out of range.
     """
     keys = ((i, f"{part}/{i:06d}", int(label)) for i, label in enumerate(labels))
-    return [Listed(key, label_of(key, label, first, num_classes), part, i) for i, key, label in keys]
+    return [SourceRecord(key, label_of(key, label, first, num_classes), part, i) for i, key, label in keys]
 
 
 def png_rows(
     open_part: Callable[[str, Path], AbstractContextManager[Row]],
-) -> Callable[[Sequence[Listed]], Iterator[bytes]]:
+) -> Callable[[Sequence[SourceRecord]], Iterator[bytes]]:
     """Reads records whose place is a row of their part, as PNG.
 
     Args:
         open_part: opens a part by its name, with a folder for what it must unpack.
     """
 
-    def read(records: Sequence[Listed]) -> Iterator[bytes]:
+    def read(records: Sequence[SourceRecord]) -> Iterator[bytes]:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             parts: dict[str, Row] = {}
             for record in records:
                 if record.part not in parts:
                     parts[record.part] = stack.enter_context(open_part(record.part, Path(folder)))
-                yield png(parts[record.part](int(record.place)))
+                yield encode_png(parts[record.part](int(record.place)))
 
     return read

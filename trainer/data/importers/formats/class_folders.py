@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import ONE_PART
-from trainer.data.importers.source import Listed, Listing, files
+from trainer.data.importers.source import Listing, SourceRecord, source_files
 
 
-def class_images(tree: Tree, *parents: str) -> list[str]:
+def class_images(tree: SourceFiles, *parents: str) -> list[str]:
     """The JPEGs of class folders in a folder that one of these shell patterns names; the tree's own name counts."""
     path = tree.path.resolve()
     own = path.stem if path.is_file() else path.name
@@ -21,7 +21,7 @@ def class_images(tree: Tree, *parents: str) -> list[str]:
     return found
 
 
-def class_listing(tree: Tree, *parents: str, otherwise: str) -> Listing:
+def class_listing(tree: SourceFiles, *parents: str, otherwise: str) -> Listing:
     """All images of class folders, in one part; the classes in the order of their lower-case names, as TFDS has them.
 
     Raises:
@@ -35,6 +35,7 @@ def class_listing(tree: Tree, *parents: str, otherwise: str) -> Listing:
     classes = sorted(set(class_of.values()), key=str.lower)
     label = {name: i for i, name in enumerate(classes)}
     records = [
-        Listed(f"{class_of[name]}/{name.rpartition('/')[2]}", label[class_of[name]], "all", name) for name in images
+        SourceRecord(f"{class_of[name]}/{name.rpartition('/')[2]}", label[class_of[name]], "all", name)
+        for name in images
     ]
-    return Listing(records=records, class_names=classes, read=files(tree), draw=ONE_PART)
+    return Listing(records=records, class_names=classes, read=source_files(tree), draw=ONE_PART)

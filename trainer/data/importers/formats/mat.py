@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 
 
-def mat_arrays(tree: Tree, name: str, *variables: str) -> list[NDArray[Any]]:
+def mat_arrays(tree: SourceFiles, name: str, *variables: str) -> list[NDArray[Any]]:
     """Variables of a .mat file, by their names; the file's others stay unread.
 
     Raises:
@@ -27,7 +27,7 @@ def mat_arrays(tree: Tree, name: str, *variables: str) -> list[NDArray[Any]]:
         return [np.asarray(found[variable]) for variable in variables]
 
 
-def mat_shape(tree: Tree, name: str, variable: str) -> tuple[int, ...]:
+def mat_shape(tree: SourceFiles, name: str, variable: str) -> tuple[int, ...]:
     """The shape of a variable, without reading it.
 
     Raises:
@@ -40,7 +40,7 @@ def mat_shape(tree: Tree, name: str, variable: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _reading(tree: Tree, name: str, folder: Path) -> Iterator[str]:
+def _reading(tree: SourceFiles, name: str, folder: Path) -> Iterator[str]:
     try:
         yield str(tree.local(name, folder))
     except KeyError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.source import Listed
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.source import SourceRecord
 
 ONE_PART = {"train": "all", "val": "all", "test": "all"}
 TWO_PARTS = {"train": "train", "val": "train", "test": "test"}
@@ -13,7 +13,7 @@ THREE_PARTS = {"train": "train", "val": "val", "test": "test"}
 """From which part each split is drawn, by how many parts a data set's makers made."""
 
 
-def lines(tree: Tree, name: str) -> list[str]:
+def read_lines(tree: SourceFiles, name: str) -> list[str]:
     """The lines of a text file that are not blank.
 
     Raises:
@@ -39,7 +39,7 @@ def label_of(image: str, value: int | str, first: int, num_classes: int) -> int:
     return int(text) - first
 
 
-def check_present(tree: Tree, records: Iterable[Listed], lists: str) -> None:
+def check_present(tree: SourceFiles, records: Iterable[SourceRecord], lists: str) -> None:
     """See that the source has every file that its lists name.
 
     Raises:
@@ -49,7 +49,7 @@ def check_present(tree: Tree, records: Iterable[Listed], lists: str) -> None:
     refuse_missing(tree, [str(record.place) for record in records if record.place not in names], lists)
 
 
-def refuse_missing(tree: Tree, missing: Sequence[str], lists: str) -> None:
+def refuse_missing(tree: SourceFiles, missing: Sequence[str], lists: str) -> None:
     """Name the images that are missing, if there are any.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import IO
 
 import numpy as np
 
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.crc32c import crc32c, masked
 
 HEAD_BYTES, TAIL_BYTES = 12, 4
@@ -67,7 +67,7 @@ class Example:
         return values
 
 
-def shard_names(tree: Tree, prefix: str, count: int) -> list[str]:
+def shard_names(tree: SourceFiles, prefix: str, count: int) -> list[str]:
     """The names `prefix-00000-of-0000n` of all files of a split, in order.
 
     Raises:
@@ -79,7 +79,7 @@ def shard_names(tree: Tree, prefix: str, count: int) -> list[str]:
     return names
 
 
-def opened(tree: Tree, names: Sequence[str]) -> Iterator[IO[bytes]]:
+def open_shards(tree: SourceFiles, names: Sequence[str]) -> Iterator[IO[bytes]]:
     """Each file in turn, open as long as it is its turn; members of archives come whole into memory."""
     archived = tree.read_all([name for name in names if not (tree.path / name).is_file()])
     for name in names:
@@ -118,18 +118,18 @@ def record_at(file: IO[bytes], name: str, offset: int) -> Example:
         raise _truncated(name, offset)
     if masked(crc32c(data)) != int.from_bytes(tail, "little"):
         raise ImportRefused(f"{name} is damaged: the record at byte {offset} does not match its checksum. {AGAIN}")
-    return parse(data, f"{name} at byte {offset}")
+    return parse_example(data, f"{name} at byte {offset}")
 
 
-def read_images(tree: Tree, places: Sequence[Place]) -> Iterator[bytes]:
+def read_images(tree: SourceFiles, places: Sequence[Place]) -> Iterator[bytes]:
     """The `image` feature of records, in their order."""
     shards = [(name, list(group)) for name, group in itertools.groupby(places, key=itemgetter(0))]
-    for (name, group), file in zip(shards, opened(tree, [name for name, _ in shards]), strict=True):
+    for (name, group), file in zip(shards, open_shards(tree, [name for name, _ in shards]), strict=True):
         for _, offset in group:
             yield record_at(file, name, offset).one_bytes("image")
 
 
-def parse(data: bytes, where: str) -> Example:
+def parse_example(data: bytes, where: str) -> Example:
     """A serialised tf.train.Example.
 
     Raises:

@@ -8,7 +8,7 @@ from trainer.data.importers.archive import ImportRefused
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TwoColumnRow:
     """A line of such a list."""
 
     first: str
@@ -25,7 +25,7 @@ class Pair:
         return whole(self.second, self.where)
 
 
-def pairs(data: bytes, name: str, *, split_at: str = "first") -> list[Pair]:
+def read_two_columns(data: bytes, name: str, *, split_at: str = "first") -> list[TwoColumnRow]:
     """The lines of a list that are not blank.
 
     Args:
@@ -46,19 +46,19 @@ def pairs(data: bytes, name: str, *, split_at: str = "first") -> list[Pair]:
         where = f"{name}, line {number}"
         if len(columns) < 2:
             raise ImportRefused(f"{where} must have two columns, got {line.strip()!r}. Get the list again.")
-        found.append(Pair(columns[0].strip(), columns[1].strip(), where))
+        found.append(TwoColumnRow(columns[0].strip(), columns[1].strip(), where))
     if not found:
         raise ImportRefused(f"{name} must list images, and is empty. Get it again.")
     return found
 
 
-def by_first(found: list[Pair]) -> dict[str, Pair]:
+def index_by_first(found: list[TwoColumnRow]) -> dict[str, TwoColumnRow]:
     """Lines by their first column.
 
     Raises:
         ImportRefused: if two lines have the same.
     """
-    lines: dict[str, Pair] = {}
+    lines: dict[str, TwoColumnRow] = {}
     for pair in found:
         if pair.first in lines:
             raise ImportRefused(f"{pair.where} names {pair.first} again, as {lines[pair.first].where} does.")

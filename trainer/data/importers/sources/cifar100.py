@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.array_images import Row, numbered, png_rows
-from trainer.data.importers.formats.split_lists import TWO_PARTS, lines
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.array_images import Row, numbered_records, png_rows
+from trainer.data.importers.formats.split_lists import TWO_PARTS, read_lines
 from trainer.data.importers.source import Listing
 
 SIDE = 32
@@ -24,19 +24,19 @@ BINARY = ("fine_label_names.txt", "train.bin", "test.bin")
 PICKLES = ("meta", "train", "test")
 
 
-def recognise(tree: Tree) -> bool:
+def recognise(tree: SourceFiles) -> bool:
     """Whether the files of one form are there."""
     return any(all(tree.find(name) for name in form) for form in (BINARY, PICKLES))
 
 
-def listing(tree: Tree, task: str) -> Listing:
+def listing(tree: SourceFiles, task: str) -> Listing:
     """Lists CIFAR-100, from the binary form if both are there.
 
     Raises:
         ImportRefused: if a file is damaged, or a label out of range.
     """
     table = _binary if all(tree.find(name) for name in BINARY) else _pickled
-    class_names = lines(tree, tree.one(BINARY[0])) if table is _binary else _pickled_names(tree)
+    class_names = read_lines(tree, tree.one(BINARY[0])) if table is _binary else _pickled_names(tree)
 
     @contextmanager
     def open_part(part: str, folder: Path) -> Iterator[Row]:
@@ -47,11 +47,11 @@ def listing(tree: Tree, task: str) -> Listing:
     for part in ("train", "test"):
         with tempfile.TemporaryDirectory() as folder:
             labels, _ = table(tree, part, Path(folder))
-            records += numbered(part, labels.tolist(), len(class_names))
+            records += numbered_records(part, labels.tolist(), len(class_names))
     return Listing(records=records, class_names=class_names, read=png_rows(open_part), draw=TWO_PARTS)
 
 
-def _binary(tree: Tree, part: str, folder: Path) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def _binary(tree: SourceFiles, part: str, folder: Path) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Labels and pixels of a .bin file: a record is the coarse label, the fine label, and the three colour planes."""
     name = tree.one(f"{part}.bin")
     path = tree.local(name, folder)
@@ -64,7 +64,7 @@ def _binary(tree: Tree, part: str, folder: Path) -> tuple[NDArray[Any], NDArray[
     return table[:, 1], table[:, 2:]
 
 
-def _pickled_names(tree: Tree) -> list[str]:
+def _pickled_names(tree: SourceFiles) -> list[str]:
     name = tree.one("meta")
     names = _unpickled(tree, name, tree.read(name)).get("fine_label_names")
     if not isinstance(names, list):
@@ -74,7 +74,7 @@ def _pickled_names(tree: Tree) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else str(text) for text in names]
 
 
-def _pickled(tree: Tree, part: str, folder: Path) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+def _pickled(tree: SourceFiles, part: str, folder: Path) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     """Labels and pixels of a pickle."""
     name = tree.one(part)
     found = _unpickled(tree, name, tree.local(name, folder).read_bytes())
@@ -92,7 +92,7 @@ def _pickled(tree: Tree, part: str, folder: Path) -> tuple[NDArray[Any], NDArray
     return labels, pixels
 
 
-def _unpickled(tree: Tree, name: str, data: bytes) -> dict[str, Any]:
+def _unpickled(tree: SourceFiles, name: str, data: bytes) -> dict[str, Any]:
     """A pickled dictionary, by text keys; Python 2 wrote them as bytes."""
     try:
         found = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()

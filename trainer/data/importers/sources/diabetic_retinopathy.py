@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.split_lists import THREE_PARTS, check_present, label_of, lines
-from trainer.data.importers.source import Listed, Listing
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.split_lists import THREE_PARTS, check_present, label_of, read_lines
+from trainer.data.importers.source import Listing, SourceRecord
 
 GRADES = ["no retinopathy", "mild", "moderate", "severe", "proliferative"]
 TRAIN_LABELS, TEST_LABELS = "trainLabels.csv", "retinopathy_solution.csv"
@@ -36,12 +36,12 @@ REACH = DISC + 3 * BLUR + 1
 JPEG_QUALITY = 72
 
 
-def recognise(tree: Tree) -> bool:
+def recognise(tree: SourceFiles) -> bool:
     """Whether the labels of the training photographs are there."""
     return bool(tree.find(TRAIN_LABELS))
 
 
-def listing(tree: Tree, task: str) -> Listing:
+def listing(tree: SourceFiles, task: str) -> Listing:
     """Lists all graded photographs.
 
     Raises:
@@ -61,7 +61,7 @@ def listing(tree: Tree, task: str) -> Listing:
         records.append(_listed(f"{root}test", row["image"], row["level"], PART_OF_USAGE[row["Usage"]]))
     check_present(tree, records, f"{TRAIN_LABELS} or {TEST_LABELS}")
 
-    def read(chosen: Sequence[Listed]) -> Iterator[bytes]:
+    def read(chosen: Sequence[SourceRecord]) -> Iterator[bytes]:
         for record, photo in zip(chosen, tree.read_all([str(record.place) for record in chosen]), strict=True):
             try:
                 yield btgraham(photo)
@@ -82,18 +82,18 @@ def listing(tree: Tree, task: str) -> Listing:
     )
 
 
-def _listed(folder: str, image: str, level: str, part: str) -> Listed:
+def _listed(folder: str, image: str, level: str, part: str) -> SourceRecord:
     place = f"{folder}/{image}.jpeg"
-    return Listed(f"{folder.rpartition('/')[2]}/{image}", label_of(image, level, 0, len(GRADES)), part, place)
+    return SourceRecord(f"{folder.rpartition('/')[2]}/{image}", label_of(image, level, 0, len(GRADES)), part, place)
 
 
-def _table(tree: Tree, name: str, *columns: str) -> Iterator[dict[str, str]]:
+def _table(tree: SourceFiles, name: str, *columns: str) -> Iterator[dict[str, str]]:
     """The rows of a CSV table that has these columns.
 
     Raises:
         ImportRefused: if it lacks one, or a row does.
     """
-    rows = csv.DictReader(lines(tree, name))
+    rows = csv.DictReader(read_lines(tree, name))
     for row in rows:
         if missing := [column for column in columns if not row.get(column)]:
             raise ImportRefused(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.mat import mat_arrays
 from trainer.data.importers.formats.split_lists import TWO_PARTS, check_present, label_of
-from trainer.data.importers.formats.two_columns import by_first, pairs, whole
-from trainer.data.importers.source import Listed, Listing, Source, files
+from trainer.data.importers.formats.two_columns import index_by_first, read_two_columns, whole
+from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
 from trainer.data.importers.sources.vpt_lists import VPT_LISTS, vpt_records
 
 BIRD_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
@@ -23,7 +23,7 @@ DOG_IMAGES = "Images/n[0-9]*-*/*.jpg"
 CAR_LABELS = "cars_test_annos_withlabels*.mat"
 
 
-def birds(tree: Tree, task: str) -> Listing:
+def birds(tree: SourceFiles, task: str) -> Listing:
     """Lists CUB-200-2011 or NABirds, which have the same form; of NABirds' classes, those that have images.
 
     Raises:
@@ -35,12 +35,14 @@ def birds(tree: Tree, task: str) -> Listing:
         records, _ = vpt
         names = _folders(records)
         if task == "fgvc/nabirds" and f"{root}classes.txt" in tree.names:
-            told = {line.first: line.second for line in pairs(tree.read(f"{root}classes.txt"), "classes.txt")}
+            told = {
+                line.first: line.second for line in read_two_columns(tree.read(f"{root}classes.txt"), "classes.txt")
+            }
             names = [told.get(name.lstrip("0") or "0", name) for name in names]
-        return Listing(records=records, class_names=names, read=files(tree))
+        return Listing(records=records, class_names=names, read=source_files(tree))
     texts = tree.read_all([root + name for name in BIRD_LISTS])
     images, classes, parts, told_names = (
-        by_first(pairs(text, name)) for name, text in zip(BIRD_LISTS, texts, strict=True)
+        index_by_first(read_two_columns(text, name)) for name, text in zip(BIRD_LISTS, texts, strict=True)
     )
     for name, other in zip(BIRD_LISTS[1:3], (classes, parts), strict=True):
         if odd := sorted(images.keys() ^ other.keys()):
@@ -57,12 +59,12 @@ def birds(tree: Tree, task: str) -> Listing:
         if (is_train := parts[image].second) not in ("0", "1"):
             raise ImportRefused(f"{parts[image].where} must say 1 for train or 0 for test, got {is_train!r}.")
         part = "train" if is_train == "1" else "test"
-        records.append(Listed(line.second, label[class_of[image]], part, f"{root}images/{line.second}"))
+        records.append(SourceRecord(line.second, label[class_of[image]], part, f"{root}images/{line.second}"))
     check_present(tree, records, "images.txt")
-    return Listing(records=records, class_names=[name_of[i] for i in kept], read=files(tree), draw=TWO_PARTS)
+    return Listing(records=records, class_names=[name_of[i] for i in kept], read=source_files(tree), draw=TWO_PARTS)
 
 
-def flowers(tree: Tree, task: str) -> Listing:
+def flowers(tree: SourceFiles, task: str) -> Listing:
     """Lists Oxford Flowers 102 with its official splits; its classes have numbers only.
 
     Raises:
@@ -70,7 +72,7 @@ def flowers(tree: Tree, task: str) -> Listing:
     """
     root = _above(tree, "jpg")
     if not tree.find("setid.mat") and (vpt := vpt_records(tree, root, "")) is not None:
-        return Listing(records=vpt[0], class_names=[str(i) for i in vpt[1]], read=files(tree))
+        return Listing(records=vpt[0], class_names=[str(i) for i in vpt[1]], read=source_files(tree))
     (labels,) = mat_arrays(tree, tree.one("imagelabels.mat"), "labels")
     image_sets = mat_arrays(tree, tree.one("setid.mat"), "trnid", "valid", "tstid")
     keys = [f"jpg/image_{i:05d}.jpg" for i in range(1, labels.size + 1)]
@@ -79,12 +81,12 @@ def flowers(tree: Tree, task: str) -> Listing:
     for part, numbers in zip(("train", "val", "test"), image_sets, strict=True):
         for i in _cells(numbers, "setid.mat"):
             at = label_of(f"{part} in setid.mat", _count(i), 1, labels.size)
-            records.append(Listed(keys[at], counted[at], part, root + keys[at]))
+            records.append(SourceRecord(keys[at], counted[at], part, root + keys[at]))
     check_present(tree, records, "setid.mat")
-    return Listing(records=records, class_names=[str(i + 1) for i in range(max(counted) + 1)], read=files(tree))
+    return Listing(records=records, class_names=[str(i + 1) for i in range(max(counted) + 1)], read=source_files(tree))
 
 
-def dogs(tree: Tree, task: str) -> Listing:
+def dogs(tree: SourceFiles, task: str) -> Listing:
     """Lists Stanford Dogs.
 
     Raises:
@@ -92,7 +94,7 @@ def dogs(tree: Tree, task: str) -> Listing:
     """
     root = _above(tree, "Images")
     if (vpt := vpt_records(tree, root, "Images/")) is not None:
-        return Listing(records=vpt[0], class_names=_folders(vpt[0]), read=files(tree))
+        return Listing(records=vpt[0], class_names=_folders(vpt[0]), read=source_files(tree))
     keys: list[str] = []
     labels: list[Any] = []
     parts: list[str] = []
@@ -106,13 +108,14 @@ def dogs(tree: Tree, task: str) -> Listing:
         parts += [part] * len(images)
     counted = _labels(keys, labels)
     records = [
-        Listed(key, label, part, f"{root}Images/{key}") for key, label, part in zip(keys, counted, parts, strict=True)
+        SourceRecord(key, label, part, f"{root}Images/{key}")
+        for key, label, part in zip(keys, counted, parts, strict=True)
     ]
     check_present(tree, records, "train_list.mat or test_list.mat")
-    return Listing(records=records, class_names=_folders(records), read=files(tree), draw=TWO_PARTS)
+    return Listing(records=records, class_names=_folders(records), read=source_files(tree), draw=TWO_PARTS)
 
 
-def cars(tree: Tree, task: str) -> Listing:
+def cars(tree: SourceFiles, task: str) -> Listing:
     """Lists Stanford Cars in its first form (cars_train, cars_test) or its newer one (car_ims).
 
     Raises:
@@ -126,7 +129,7 @@ def cars(tree: Tree, task: str) -> Listing:
     if (vpt := vpt_records(tree, root, "")) is not None:
         records, ids = vpt
         names = names if len(names) == len(ids) else [str(i) for i in ids]
-        return Listing(records=records, class_names=names, read=files(tree))
+        return Listing(records=records, class_names=names, read=source_files(tree))
     if newer:
         rows = _annotations(tree, tree.one(meta), "relative_im_path", "class", "test")
         found = [(key, root, label, "test" if is_test else "train") for key, label, is_test in rows]
@@ -139,14 +142,14 @@ def cars(tree: Tree, task: str) -> Listing:
     keys = [key for key, _, _, _ in found]
     labels = _labels(keys, [label for _, _, label, _ in found], len(names))
     records = [
-        Listed(key, label, part, above + key) for (key, above, _, part), label in zip(found, labels, strict=True)
+        SourceRecord(key, label, part, above + key) for (key, above, _, part), label in zip(found, labels, strict=True)
     ]
     check_present(tree, records, "its devkit")
     names = names or [str(i + 1) for i in range(max(labels) + 1)]
-    return Listing(records=records, class_names=names, read=files(tree), draw=TWO_PARTS)
+    return Listing(records=records, class_names=names, read=source_files(tree), draw=TWO_PARTS)
 
 
-def _car_labels(tree: Tree) -> str:
+def _car_labels(tree: SourceFiles) -> str:
     """The pattern of the test list that has classes."""
     if tree.find(CAR_LABELS):
         return CAR_LABELS
@@ -159,7 +162,7 @@ def _car_labels(tree: Tree) -> str:
     return "cars_test_annos.mat"
 
 
-def _annotations(tree: Tree, name: str, *fields: str) -> list[tuple[Any, ...]]:
+def _annotations(tree: SourceFiles, name: str, *fields: str) -> list[tuple[Any, ...]]:
     (found,) = mat_arrays(tree, name, "annotations")
     if lacking := [field for field in fields if field not in (found.dtype.names or ())]:
         raise ImportRefused(f"{tree.path}: the annotations of {name} lack {', '.join(lacking)}. Download it again.")
@@ -193,7 +196,7 @@ def _beside(name: str) -> str:
     return name[: len(name) - len(posixpath.basename(name))]
 
 
-def _above(tree: Tree, folder: str) -> str:
+def _above(tree: SourceFiles, folder: str) -> str:
     """The folder, with its `/`, that a data set's folder of images is in."""
     roots = {f"/{name}".rpartition(f"/{folder}/")[0] for name in tree.names if f"/{folder}/" in f"/{name}"}
     if len(roots) != 1:
@@ -202,7 +205,7 @@ def _above(tree: Tree, folder: str) -> str:
     return f"{roots.pop()}/".removeprefix("/")
 
 
-def _folders(records: Sequence[Listed]) -> list[str]:
+def _folders(records: Sequence[SourceRecord]) -> list[str]:
     """The names of classes whose images have a folder each, in the order of their labels."""
     names: dict[int, str] = {}
     labels: dict[str, int] = {}
@@ -216,11 +219,11 @@ def _folders(records: Sequence[Listed]) -> list[str]:
     return [names.get(label, str(label)) for label in range(max(names) + 1)]
 
 
-def _has(*patterns: str) -> Callable[[Tree], bool]:
+def _has(*patterns: str) -> Callable[[SourceFiles], bool]:
     return lambda tree: all(tree.find(pattern) for pattern in patterns)
 
 
-def _is_nabirds(tree: Tree) -> bool:
+def _is_nabirds(tree: SourceFiles) -> bool:
     return bool(tree.find("hierarchy.txt") or tree.find(NABIRDS_IMAGES))
 
 

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from trainer.catalog import TASKS, Task
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import ONE_PART, TWO_PARTS, check_present
-from trainer.data.importers.formats.two_columns import pairs
-from trainer.data.importers.source import Listed, Listing, Source, files
+from trainer.data.importers.formats.two_columns import read_two_columns
+from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
 
 VTAB_1K_LISTS = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
 VTAB_1K_TASKS = {
@@ -54,7 +54,7 @@ ONE_IN = 10
 """One image in so many is drawn for val, and for test, where a user's own data has none."""
 
 
-def vtab_1k(tree: Tree, task: str) -> Listing:
+def vtab_1k(tree: SourceFiles, task: str) -> Listing:
     """Lists a task's folder of the vtab-1k layout, given alone or with the others beside it.
 
     Raises:
@@ -72,17 +72,17 @@ def vtab_1k(tree: Tree, task: str) -> Listing:
     records = []
     texts = tree.read_all([root + name for name in VTAB_1K_LISTS.values()])
     for (part, name), text in zip(VTAB_1K_LISTS.items(), texts, strict=True):
-        for line in pairs(text, root + name, split_at="last"):
+        for line in read_two_columns(text, root + name, split_at="last"):
             label = line.number()
             if row is not None and label >= row.num_classes:
                 raise ImportRefused(f"{line.where} must give a class from 0 to {row.num_classes - 1}, got {label}.")
-            records.append(Listed(line.first, label, part, root + line.first))
+            records.append(SourceRecord(line.first, label, part, root + line.first))
     check_present(tree, records, f"{root}{', '.join(VTAB_1K_LISTS.values())}")
     num_classes = max(row.num_classes if row else 0, 1 + max(record.label for record in records))
-    return Listing(records=records, class_names=[str(i) for i in range(num_classes)], read=files(tree))
+    return Listing(records=records, class_names=[str(i) for i in range(num_classes)], read=source_files(tree))
 
 
-def _vtab_1k_folders(tree: Tree, task: str) -> dict[str, str]:
+def _vtab_1k_folders(tree: SourceFiles, task: str) -> dict[str, str]:
     """The folders, with their `/`, that hold such lists, and their names: the task's own, or all if there is none.
 
     A lone folder whose name is no other task's is taken for the task's own.
@@ -92,11 +92,11 @@ def _vtab_1k_folders(tree: Tree, task: str) -> dict[str, str]:
     return {root: name for root, name in called.items() if VTAB_1K_TASKS.get(name) == task} or called
 
 
-def _is_vtab_1k(tree: Tree, task: str) -> bool:
+def _is_vtab_1k(tree: SourceFiles, task: str) -> bool:
     return any(VTAB_1K_TASKS.get(name, task) == task for name in _vtab_1k_folders(tree, task).values())
 
 
-def own_folder(tree: Tree, task: str) -> Listing:
+def own_folder(tree: SourceFiles, task: str) -> Listing:
     """Lists a user's own images, `train/cat/1.jpg` or `cat/1.jpg`; folders around all of them do not matter.
 
     Raises:
@@ -121,7 +121,8 @@ def own_folder(tree: Tree, task: str) -> Listing:
     classes = sorted({path[above] for path in paths.values()})
     label = {name: i for i, name in enumerate(classes)}
     records = [
-        Listed(name[len(around) :], label[path[above]], named[name] or "all", name) for name, path in paths.items()
+        SourceRecord(name[len(around) :], label[path[above]], named[name] or "all", name)
+        for name, path in paths.items()
     ]
     draw = own_draw({record.part for record in records})
     check_classes(records, classes)
@@ -130,7 +131,7 @@ def own_folder(tree: Tree, task: str) -> Listing:
     return Listing(
         records=records,
         class_names=classes,
-        read=files(tree),
+        read=source_files(tree),
         draw=draw,
         repairs=left_out,
     )
@@ -157,7 +158,7 @@ def own_draw(parts: Collection[str]) -> Mapping[str, str] | None:
     return rules[made]
 
 
-def check_classes(records: Collection[Listed], class_names: Collection[str]) -> None:
+def check_classes(records: Collection[SourceRecord], class_names: Collection[str]) -> None:
     """See that a user's own task can be learnt.
 
     Raises:

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import check_present
-from trainer.data.importers.source import Listed, Listing, Source
+from trainer.data.importers.source import Listing, Source, SourceRecord
 from trainer.data.importers.sources.folders import PART_OF, check_classes, own_draw
 
 IMAGE_COLUMNS = ("image", "img", "path", "file_name")
@@ -46,7 +46,7 @@ class _Table:
     """Where the images are, if not in the file itself."""
 
 
-def own_tables(tree: Tree, task: str) -> Listing:
+def own_tables(tree: SourceFiles, task: str) -> Listing:
     """Lists Parquet files whose names, or folders, begin with train, val and test; or train and test; or one table.
 
     Raises:
@@ -56,7 +56,7 @@ def own_tables(tree: Tree, task: str) -> Listing:
     classes, labels = _classes(tables)
     starts = list(accumulate((table.num_rows for table in tables), initial=0))
     names = set(tree.names)
-    records: list[Listed] = []
+    records: list[SourceRecord] = []
     counted: dict[str, int] = {}
     for start, table in zip(starts, tables, strict=False):
         for row, value in enumerate(table.labels):
@@ -64,15 +64,15 @@ def own_tables(tree: Tree, task: str) -> Listing:
                 # By its row in the part, so that other shards give the same keys.
                 counted[table.part] = counted.get(table.part, -1) + 1
                 key, place = f"{table.part}/{counted[table.part]:08d}", start + row
-                records.append(Listed(key, labels[value], table.part, place))
+                records.append(SourceRecord(key, labels[value], table.part, place))
             else:
                 file = _file(table.paths[row], table.name, names)
-                records.append(Listed(file, labels[value], table.part, file))
+                records.append(SourceRecord(file, labels[value], table.part, file))
     draw = own_draw({table.part for table in tables})
     check_classes(records, classes)
     check_present(tree, [record for record in records if isinstance(record.place, str)], "its Parquet file")
 
-    def read(asked: Sequence[Listed]) -> Iterator[bytes]:
+    def read(asked: Sequence[SourceRecord]) -> Iterator[bytes]:
         for in_files, group in groupby(asked, key=lambda record: isinstance(record.place, str)):
             if in_files:
                 yield from tree.read_all([str(record.place) for record in group])
@@ -85,7 +85,7 @@ def own_tables(tree: Tree, task: str) -> Listing:
     return Listing(records=records, class_names=classes, read=read, draw=draw)
 
 
-def _parts(tree: Tree) -> dict[str, str]:
+def _parts(tree: SourceFiles) -> dict[str, str]:
     """The Parquet files and the part that each is of, the shards of a part in order."""
     found = tree.find("*.parquet")
     parts: dict[str, str] = {}
@@ -111,7 +111,7 @@ def _parts(tree: Tree) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(tree: Tree, name: str) -> Iterator[Any]:
+def _opened(tree: SourceFiles, name: str) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = tree.local(name, Path(folder))
         try:
@@ -122,7 +122,7 @@ def _opened(tree: Tree, name: str) -> Iterator[Any]:
             raise ImportRefused(f"{name} is no whole Parquet file: {error}. Get it again.") from error
 
 
-def _table(tree: Tree, name: str, part: str) -> _Table:
+def _table(tree: SourceFiles, name: str, part: str) -> _Table:
     with _opened(tree, name) as file:
         schema, rows = file.schema_arrow, file.metadata.num_rows
         if rows == 0:
@@ -233,7 +233,7 @@ def _file(path: str, table: str, names: set[str]) -> str:
     return top if top in names and beside not in names else beside
 
 
-def _images(tree: Tree, table: _Table, rows: Sequence[int]) -> Iterator[bytes]:
+def _images(tree: SourceFiles, table: _Table, rows: Sequence[int]) -> Iterator[bytes]:
     """Rows of one file, a few in memory at a time; in one pass if they ascend."""
     with _opened(tree, table.name) as file:
         sizes = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))

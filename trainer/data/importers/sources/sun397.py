@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.split_lists import ONE_PART, THREE_PARTS, lines, refuse_missing
-from trainer.data.importers.source import Listed, Listing, files
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.split_lists import ONE_PART, THREE_PARTS, read_lines, refuse_missing
+from trainer.data.importers.source import Listing, SourceRecord, source_files
 
 LISTS = {"train": "sun397_tfds_tr.txt", "val": "sun397_tfds_va.txt", "test": "sun397_tfds_te.txt"}
 UNDECODABLE = "t/track/outdoor/sun_aophkoiosslinihb.jpg"
@@ -14,12 +14,12 @@ IMAGE = re.compile(r"(?:^|/)(([a-z])/\2[^/]*(?:/[^/]+)?/sun_[^/]+\.jpg)$")
 """A class is a letter, a name that begins with it, and for some indoors, outdoors or the like."""
 
 
-def recognise(tree: Tree) -> bool:
+def recognise(tree: SourceFiles) -> bool:
     """Whether there is an image in a folder such as a/abbey."""
     return any(IMAGE.search(name) for name in tree.names)
 
 
-def listing(tree: Tree, task: str) -> Listing:
+def listing(tree: SourceFiles, task: str) -> Listing:
     """Lists SUN397; in one part, if TFDS's lists are not beside it.
 
     Raises:
@@ -35,18 +35,18 @@ def listing(tree: Tree, task: str) -> Listing:
     label = {name: i for i, name in enumerate(classes)}
     return Listing(
         records=[
-            Listed(key, label[_class_of(key)], part_of.get(key, "all"), name)
+            SourceRecord(key, label[_class_of(key)], part_of.get(key, "all"), name)
             for name, key in keys.items()
             if not part_of or key in part_of
         ],
         class_names=classes,
-        read=files(tree),
+        read=source_files(tree),
         draw=THREE_PARTS if part_of else ONE_PART,
         repairs=(f"left out {len(left_out)} image that no decoder reads: {UNDECODABLE}",) if left_out else (),
     )
 
 
-def _parts(tree: Tree) -> dict[str, str]:
+def _parts(tree: SourceFiles) -> dict[str, str]:
     """The part of each image by TFDS's lists; empty, if there is none of them.
 
     Raises:
@@ -55,7 +55,7 @@ def _parts(tree: Tree) -> dict[str, str]:
     part_of: dict[str, str] = {}
     if any(tree.find(name) for name in LISTS.values()):
         for part, name in LISTS.items():
-            for line in lines(tree, tree.one(name)):
+            for line in read_lines(tree, tree.one(name)):
                 key = line.removeprefix("/")
                 if key in part_of:
                     raise ImportRefused(

@@ -15,9 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.tfrecord import Example, Place, offsets, opened, read_images, record_at, shard_names
-from trainer.data.importers.source import Listed, Listing, Source
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.tfrecord import (
+    Example,
+    Place,
+    offsets,
+    open_shards,
+    read_images,
+    record_at,
+    shard_names,
+)
+from trainer.data.importers.source import Listing, Source, SourceRecord
 from trainer.data.importers.sources.vtab_arrays import dsprites_png
 from trainer.data.importers.sources.vtab_labels import (
     CLASS_NAMES,
@@ -136,7 +144,7 @@ PREPARED: Mapping[str, Prepared] = {
 LICENCES = {"clevr": "CC BY 4.0", "dsprites": "Apache-2.0", "kitti": "CC BY-NC-SA 3.0", "patch_camelyon": "CC0"}
 
 
-def list_prepared(tree: Tree, task: str, prepared: Prepared) -> Listing:
+def list_prepared(tree: SourceFiles, task: str, prepared: Prepared) -> Listing:
     """A task's three slices; an image is named by its TFDS split and its number there.
 
     Raises:
@@ -144,15 +152,15 @@ def list_prepared(tree: Tree, task: str, prepared: Prepared) -> Listing:
     """
     directory = _directory(tree, prepared)
     class_names = _class_names(tree, task, prepared, directory)
-    records: list[Listed] = []
+    records: list[SourceRecord] = []
     places: list[Place] = []
     for part, text in (("train", prepared.train), ("val", prepared.val), ("test", prepared.test)):
         for key, place, example in _slice(tree, prepared, directory, text):
             label = checked(prepared.label(example), class_names, f"{key} of {prepared.dataset}")
-            records.append(Listed(key, label, part, len(places)))
+            records.append(SourceRecord(key, label, part, len(places)))
             places.append(place)
 
-    def read(wanted: Sequence[Listed]) -> Iterator[bytes]:
+    def read(wanted: Sequence[SourceRecord]) -> Iterator[bytes]:
         images = read_images(tree, [places[int(record.place)] for record in wanted])
         return (prepared.image(image, record.key) for record, image in zip(wanted, images, strict=True))
 
@@ -171,7 +179,7 @@ class _Directory:
     """How many records each shard of a split has."""
 
 
-def _directory(tree: Tree, prepared: Prepared) -> _Directory:
+def _directory(tree: SourceFiles, prepared: Prepared) -> _Directory:
     directories = [_read_info(tree, folder, prepared) for folder in _folders(tree, prepared.name)]
     there = [f"{directory.dataset}:{directory.version}" for directory in directories]
     wanted = f"{prepared.dataset}:{prepared.version}"
@@ -184,13 +192,13 @@ def _directory(tree: Tree, prepared: Prepared) -> _Directory:
     return directories[there.index(wanted)]
 
 
-def _folders(tree: Tree, name: str) -> list[str]:
+def _folders(tree: SourceFiles, name: str) -> list[str]:
     """The folders with a dataset_info.json and files of a data set."""
     folders = [info.removesuffix(INFO) for info in tree.find(INFO)]
     return [folder for folder in folders if any(file.startswith(f"{folder}{name}-") for file in tree.names)]
 
 
-def _read_info(tree: Tree, folder: str, prepared: Prepared) -> _Directory:
+def _read_info(tree: SourceFiles, folder: str, prepared: Prepared) -> _Directory:
     name = f"{folder}{INFO}"
     try:
         info = json.loads(tree.read(name))
@@ -207,7 +215,7 @@ def _read_info(tree: Tree, folder: str, prepared: Prepared) -> _Directory:
         raise ImportRefused(f"{tree.path}/{name} is not what TFDS writes: {error!r}. Prepare it again.") from error
 
 
-def _class_names(tree: Tree, task: str, prepared: Prepared, directory: _Directory) -> list[str]:
+def _class_names(tree: SourceFiles, task: str, prepared: Prepared, directory: _Directory) -> list[str]:
     if task in CLASS_NAMES:
         return list(CLASS_NAMES[task])
     if (file := f"{directory.folder}{LABELS}") not in tree.names:
@@ -218,7 +226,9 @@ def _class_names(tree: Tree, task: str, prepared: Prepared, directory: _Director
     return names
 
 
-def _slice(tree: Tree, prepared: Prepared, directory: _Directory, text: str) -> Iterator[tuple[str, Place, Example]]:
+def _slice(
+    tree: SourceFiles, prepared: Prepared, directory: _Directory, text: str
+) -> Iterator[tuple[str, Place, Example]]:
     """The key, place and features of each record of a slice; shards outside it are not opened."""
     shape = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", text)
     assert shape, f"{text} is no slice"
@@ -235,7 +245,7 @@ def _slice(tree: Tree, prepared: Prepared, directory: _Directory, text: str) -> 
     firsts = itertools.accumulate([0, *lengths[:-1]])
     shards = zip(_shards(tree, prepared, directory, split), firsts, lengths, strict=True)
     touched = [(name, first, length) for name, first, length in shards if first < stop and first + length > start]
-    for (name, first, length), file in zip(touched, opened(tree, [name for name, *_ in touched]), strict=True):
+    for (name, first, length), file in zip(touched, open_shards(tree, [name for name, *_ in touched]), strict=True):
         starts = list(offsets(file, name))
         if len(starts) != length:
             raise ImportRefused(f"{name} must have {length} records, as {INFO} says; it has {len(starts)}.")
@@ -244,7 +254,7 @@ def _slice(tree: Tree, prepared: Prepared, directory: _Directory, text: str) -> 
             yield f"{split}-{index:06d}", (name, offset), record_at(file, name, offset)
 
 
-def _shards(tree: Tree, prepared: Prepared, directory: _Directory, split: str) -> list[str]:
+def _shards(tree: SourceFiles, prepared: Prepared, directory: _Directory, split: str) -> list[str]:
     prefix = f"{directory.folder}{prepared.name}-{split}."
     formats = {name.removeprefix(prefix).partition("-")[0] for name in tree.names if name.startswith(prefix)}
     if formats and "tfrecord" not in formats:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trainer.data.importers.archive import ImportRefused, Tree
+from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import check_present
 from trainer.data.importers.formats.two_columns import whole
-from trainer.data.importers.source import Listed
+from trainer.data.importers.source import SourceRecord
 
 VPT_LISTS = ("train.json", "val.json", "test.json")
 
 
-def vpt_records(tree: Tree, root: str, images: str) -> tuple[list[Listed], list[int]] | None:
+def vpt_records(tree: SourceFiles, root: str, images: str) -> tuple[list[SourceRecord], list[int]] | None:
     """What VPT's lists hold, if they are there, and the numbers that they give the classes, in order."""
     at = next((folder for folder in (root, "") if any(folder + name in tree.names for name in VPT_LISTS)), None)
     if at is None:
@@ -31,7 +31,7 @@ def vpt_records(tree: Tree, root: str, images: str) -> tuple[list[Listed], list[
             found[image] = whole(str(class_id), f"{name}: {image}"), name.removesuffix(".json")
     ids = sorted({class_id for class_id, _ in found.values()})
     label = {class_id: i for i, class_id in enumerate(ids)}
-    records = [Listed(image, label[i], split, f"{root}{images}{image}") for image, (i, split) in found.items()]
+    records = [SourceRecord(image, label[i], split, f"{root}{images}{image}") for image, (i, split) in found.items()]
     check_present(tree, records, "VPT's train.json, val.json or test.json")
     return records, ids
 

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.source import Listed, Listing, Source, png
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.source import Listing, Source, SourceRecord, encode_png
 from trainer.data.importers.sources.vtab_labels import CLASS_NAMES, checked, dsprites_label, smallnorb_azimuth_label
 
 DSPRITES_FILES = tuple(f"dsprites_ndarray_co1sh3sc6or40x32y32_64x64.{suffix}" for suffix in ("hdf5", "npz"))
@@ -39,7 +39,7 @@ NORB_PARTS = {"train": "training", "test": "testing"}
 DAMAGED = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
-def list_dsprites(tree: Tree, task: str) -> Listing:
+def list_dsprites(tree: SourceFiles, task: str) -> Listing:
     """All of dSprites, one part; the published split is of an order that its file does not have."""
     name = _dsprites_file(tree)
     column, num_values = DSPRITES_ATTRIBUTES[task]
@@ -48,9 +48,9 @@ def list_dsprites(tree: Tree, task: str) -> Listing:
     records = []
     for row, value in enumerate(values.tolist()):
         label = checked(dsprites_label(value, num_values), CLASS_NAMES[task], f"row {row} of {name}")
-        records.append(Listed(f"{row:06d}", label, "all", row))
+        records.append(SourceRecord(f"{row:06d}", label, "all", row))
 
-    def read(wanted: Sequence[Listed]) -> Iterator[bytes]:
+    def read(wanted: Sequence[SourceRecord]) -> Iterator[bytes]:
         read_rows = _hdf5_rows if name.endswith("hdf5") else _npz_rows
         with tempfile.TemporaryDirectory() as folder:
             pixels = read_rows(tree.local(name, Path(folder)), name, [int(record.place) for record in wanted])
@@ -69,10 +69,10 @@ def dsprites_png(pixels: NDArray[np.uint8], image: str) -> bytes:
     """
     if pixels.max() > 1:
         raise ImportRefused(f"{image} must have pixels of 0 and 1, got {pixels.max()}: it is not of dSprites.")
-    return png(pixels * np.uint8(255))
+    return encode_png(pixels * np.uint8(255))
 
 
-def _dsprites_file(tree: Tree) -> str:
+def _dsprites_file(tree: SourceFiles) -> str:
     return next(found for name in DSPRITES_FILES for found in tree.find(name))
 
 
@@ -137,7 +137,7 @@ def _unreadable(name: str, error: Exception) -> ImportRefused:
     return ImportRefused(f"{name} is damaged: {error}. Download it again.")
 
 
-def list_smallnorb(tree: Tree, task: str) -> Listing:
+def list_smallnorb(tree: SourceFiles, task: str) -> Listing:
     """smallNORB's training and testing images; of the two cameras the first."""
     column, label_of = NORB_LABELS[task]
     records = []
@@ -148,7 +148,7 @@ def list_smallnorb(tree: Tree, task: str) -> Listing:
                 raise ImportRefused(f"{images} must have the {len(info)} images that -info.mat annotates, got {count}.")
         for row, value in enumerate(info[:, column].tolist()):
             label = checked(label_of(value), CLASS_NAMES[task], f"row {row} of {images}")
-            records.append(Listed(f"{part}-{row:05d}", label, part, row))
+            records.append(SourceRecord(f"{part}-{row:05d}", label, part, row))
     return Listing(
         records=records,
         class_names=list(CLASS_NAMES[task]),
@@ -157,7 +157,7 @@ def list_smallnorb(tree: Tree, task: str) -> Listing:
     )
 
 
-def _norb_images(tree: Tree, wanted: Sequence[Listed]) -> Iterator[bytes]:
+def _norb_images(tree: SourceFiles, wanted: Sequence[SourceRecord]) -> Iterator[bytes]:
     for part, records in itertools.groupby(wanted, key=lambda record: record.part):
         name = _norb_file(tree, part, "dat")
         with _norb_opened(tree, name) as (file, (_, cameras, height, width)):
@@ -165,24 +165,24 @@ def _norb_images(tree: Tree, wanted: Sequence[Listed]) -> Iterator[bytes]:
             for record in records:
                 file.seek(start + int(record.place) * cameras * size)
                 pixels = _read_whole(file, size, name)
-                yield png(np.frombuffer(pixels, np.uint8).reshape(height, width))
+                yield encode_png(np.frombuffer(pixels, np.uint8).reshape(height, width))
 
 
-def _norb_info(tree: Tree, part: str) -> NDArray[np.int32]:
+def _norb_info(tree: SourceFiles, part: str) -> NDArray[np.int32]:
     """``[N, 4]``: instance, elevation, azimuth and lighting of each image."""
     name = _norb_file(tree, part, "info")
     with _norb_opened(tree, name) as (file, (count, columns)):
         return np.frombuffer(_read_whole(file, 4 * count * columns, name), "<i4").reshape(count, columns)
 
 
-def _norb_file(tree: Tree, part: str, kind: str) -> str:
+def _norb_file(tree: SourceFiles, part: str, kind: str) -> str:
     """The matrix of a part, unpacked if it is there unpacked."""
     pattern = f"smallnorb-*-{NORB_PARTS[part]}-{kind}.mat"
     return tree.one(pattern if tree.find(pattern) else f"{pattern}.gz")
 
 
 @contextmanager
-def _norb_opened(tree: Tree, name: str) -> Iterator[tuple[Matrix, tuple[int, ...]]]:
+def _norb_opened(tree: SourceFiles, name: str) -> Iterator[tuple[Matrix, tuple[int, ...]]]:
     """A matrix at its first number, and its shape."""
     magic, num_dimensions, what = NORB_KINDS["dat" if "-dat.mat" in name else "info"]
     try:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.array_images import Row, numbered, png_rows
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.array_images import Row, numbered_records, png_rows
 from trainer.data.importers.formats.class_folders import class_images, class_listing
 from trainer.data.importers.formats.mat import mat_arrays, mat_shape
-from trainer.data.importers.formats.split_lists import THREE_PARTS, TWO_PARTS, check_present, label_of, lines
-from trainer.data.importers.source import Listed, Listing, Source, files
+from trainer.data.importers.formats.split_lists import THREE_PARTS, TWO_PARTS, check_present, label_of, read_lines
+from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
 from trainer.data.importers.sources import cifar100, sun397
 
 CALTECH101 = "*_ObjectCategories"
@@ -25,36 +25,36 @@ PET_LISTS = {"train": "annotations/trainval.txt", "test": "annotations/test.txt"
 PET_CLASSES = 37
 
 
-def _has_caltech101(tree: Tree) -> bool:
+def _has_caltech101(tree: SourceFiles) -> bool:
     return bool(class_images(tree, CALTECH101) or tree.find(CALTECH101_WITHIN))
 
 
-def _caltech101(tree: Tree, task: str) -> Listing:
+def _caltech101(tree: SourceFiles, task: str) -> Listing:
     return class_listing(
         tree, CALTECH101, otherwise=f"If {CALTECH101_WITHIN} is in a zip file, unpack the zip file first."
     )
 
 
-def _has_dtd(tree: Tree) -> bool:
+def _has_dtd(tree: SourceFiles) -> bool:
     return all(tree.find(name) for name in DTD_LISTS.values())
 
 
-def _dtd(tree: Tree, task: str) -> Listing:
+def _dtd(tree: SourceFiles, task: str) -> Listing:
     """Fold 1 of ten, as in TFDS."""
     root = tree.one(DTD_LISTS["train"]).removesuffix(DTD_LISTS["train"])
-    part_of = [(key, part) for part, name in DTD_LISTS.items() for key in lines(tree, root + name)]
+    part_of = [(key, part) for part, name in DTD_LISTS.items() for key in read_lines(tree, root + name)]
     classes = sorted({key.partition("/")[0] for key, _ in part_of})
     label = {name: i for i, name in enumerate(classes)}
-    records = [Listed(key, label[key.partition("/")[0]], part, f"{root}images/{key}") for key, part in part_of]
+    records = [SourceRecord(key, label[key.partition("/")[0]], part, f"{root}images/{key}") for key, part in part_of]
     check_present(tree, records, f"{root}labels")
-    return Listing(records=records, class_names=classes, read=files(tree), draw=THREE_PARTS)
+    return Listing(records=records, class_names=classes, read=source_files(tree), draw=THREE_PARTS)
 
 
-def _has_flowers(tree: Tree) -> bool:
+def _has_flowers(tree: SourceFiles) -> bool:
     return bool(tree.find("imagelabels.mat") and tree.find("setid.mat"))
 
 
-def _flowers(tree: Tree, task: str) -> Listing:
+def _flowers(tree: SourceFiles, task: str) -> Listing:
     """The classes have the numbers that their makers gave them, for names."""
     folders = {name.rpartition("/")[0] for name in tree.find("jpg/image_*.jpg")}
     if len(folders) != 1:
@@ -73,23 +73,25 @@ def _flowers(tree: Tree, task: str) -> Listing:
                     f"{tree.path}: imagelabels.mat must have a label for {key}, which setid.mat names; it has "
                     f"{len(labels)} labels. Download both again."
                 )
-            records.append(Listed(key, label_of(key, labels[number - 1], 1, FLOWERS_CLASSES), part, f"{folder}/{key}"))
+            records.append(
+                SourceRecord(key, label_of(key, labels[number - 1], 1, FLOWERS_CLASSES), part, f"{folder}/{key}")
+            )
     check_present(tree, records, "setid.mat")
     names = [str(i + 1) for i in range(FLOWERS_CLASSES)]
-    return Listing(records=records, class_names=names, read=files(tree), draw=THREE_PARTS)
+    return Listing(records=records, class_names=names, read=source_files(tree), draw=THREE_PARTS)
 
 
-def _has_pet(tree: Tree) -> bool:
+def _has_pet(tree: SourceFiles) -> bool:
     return all(tree.find(name) for name in PET_LISTS.values())
 
 
-def _pet(tree: Tree, task: str) -> Listing:
+def _pet(tree: SourceFiles, task: str) -> Listing:
     """A line is `Abyssinian_100 1 1 1`: image, breed, species, breed within the species."""
     root = tree.one(PET_LISTS["train"]).removesuffix(PET_LISTS["train"])
     records = []
     names: dict[int, str] = {}
     for part, name in PET_LISTS.items():
-        for line in lines(tree, root + name):
+        for line in read_lines(tree, root + name):
             image, *numbers = line.split()
             label = label_of(image, numbers[0] if numbers else "nothing", 1, PET_CLASSES)
             breed = image.rpartition("_")[0]
@@ -98,7 +100,7 @@ def _pet(tree: Tree, task: str) -> Listing:
                     f"{tree.path}: {name} must give each breed a number of its own; {image} has {label + 1}, the "
                     f"number of {names[label]}. Download annotations.tar.gz again."
                 )
-            records.append(Listed(f"{image}.jpg", label, part, f"{root}images/{image}.jpg"))
+            records.append(SourceRecord(f"{image}.jpg", label, part, f"{root}images/{image}.jpg"))
     if missing := [str(i + 1) for i in range(max(names, default=0)) if i not in names]:
         raise ImportRefused(
             f"{tree.path}: the lists in {root}annotations must name an image of each breed; there is none of breed "
@@ -106,14 +108,14 @@ def _pet(tree: Tree, task: str) -> Listing:
         )
     check_present(tree, records, f"{root}annotations")
     class_names = [names[i] for i in range(len(names))]
-    return Listing(records=records, class_names=class_names, read=files(tree), draw=TWO_PARTS)
+    return Listing(records=records, class_names=class_names, read=source_files(tree), draw=TWO_PARTS)
 
 
-def _has_svhn(tree: Tree) -> bool:
+def _has_svhn(tree: SourceFiles) -> bool:
     return bool(tree.find("train_32x32.mat") and tree.find("test_32x32.mat"))
 
 
-def _svhn(tree: Tree, task: str) -> Listing:
+def _svhn(tree: SourceFiles, task: str) -> Listing:
     """X is ``[H, W, 3, N]``, and y calls the digit zero 10."""
 
     @contextmanager
@@ -136,7 +138,8 @@ def _svhn(tree: Tree, task: str) -> Listing:
                 f"{' x '.join(map(str, mat_shape(tree, name, 'X')))}. Download it again."
             )
         records += [
-            Listed(row.key, (row.label + 1) % 10, part, row.place) for row in numbered(part, labels, 10, first=1)
+            SourceRecord(row.key, (row.label + 1) % 10, part, row.place)
+            for row in numbered_records(part, labels, 10, first=1)
         ]
     return Listing(records=records, class_names=list("0123456789"), read=png_rows(open_part), draw=TWO_PARTS)
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.array_images import Row, numbered, png_rows
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.array_images import Row, numbered_records, png_rows
 from trainer.data.importers.formats.class_folders import class_images, class_listing
 from trainer.data.importers.formats.split_lists import THREE_PARTS
 from trainer.data.importers.source import Listing, Source
@@ -26,17 +26,17 @@ RESISC45 = "NWPU-RESISC45"
 RESISC45_RAR = "NWPU-RESISC45*.rar"
 
 
-def _camelyon_name(tree: Tree, part: str, axis: str) -> str:
+def _camelyon_name(tree: SourceFiles, part: str, axis: str) -> str:
     plain = CAMELYON.format(CAMELYON_PARTS[part], axis)
     return tree.one(plain if tree.find(plain) else f"{plain}.gz")
 
 
-def _has_camelyon(tree: Tree) -> bool:
+def _has_camelyon(tree: SourceFiles) -> bool:
     return bool(tree.find(CAMELYON.format("train", "x") + "*"))
 
 
 @contextmanager
-def _camelyon_array(tree: Tree, part: str, axis: str, folder: Path) -> Iterator[Any]:
+def _camelyon_array(tree: SourceFiles, part: str, axis: str, folder: Path) -> Iterator[Any]:
     """The array x (images) or y (labels) of a part, open on disk; unpacked to `folder` if it must be."""
     import h5py
 
@@ -61,7 +61,7 @@ def _camelyon_array(tree: Tree, part: str, axis: str, folder: Path) -> Iterator[
         ) from error
 
 
-def _camelyon(tree: Tree, task: str) -> Listing:
+def _camelyon(tree: SourceFiles, task: str) -> Listing:
     @contextmanager
     def open_part(part: str, folder: Path) -> Iterator[Row]:
         with _camelyon_array(tree, part, "x", folder) as images:
@@ -77,7 +77,7 @@ def _camelyon(tree: Tree, task: str) -> Listing:
         images_name = _camelyon_name(tree, part, "x")
         with tempfile.TemporaryDirectory() as folder:
             with _camelyon_array(tree, part, "y", Path(folder)) as labels:
-                records += numbered(part, labels[:].ravel(), 2)
+                records += numbered_records(part, labels[:].ravel(), 2)
                 counts[part] = labels.size
             if not images_name.endswith(".gz"):
                 with open_part(part, Path(folder)):
@@ -85,21 +85,21 @@ def _camelyon(tree: Tree, task: str) -> Listing:
     return Listing(records=records, class_names=["no tumour", "tumour"], read=png_rows(open_part), draw=THREE_PARTS)
 
 
-def _has_eurosat(tree: Tree) -> bool:
+def _has_eurosat(tree: SourceFiles) -> bool:
     return bool(class_images(tree, *EUROSAT) or tree.find(EUROSAT_BANDS))
 
 
-def _eurosat(tree: Tree, task: str) -> Listing:
+def _eurosat(tree: SourceFiles, task: str) -> Listing:
     return class_listing(
         tree, *EUROSAT, otherwise="The .tif files of 13 bands are no images; get EuroSAT.zip, which holds JPEGs."
     )
 
 
-def _has_resisc45(tree: Tree) -> bool:
+def _has_resisc45(tree: SourceFiles) -> bool:
     return bool(class_images(tree, RESISC45) or tree.find(RESISC45_RAR))
 
 
-def _resisc45(tree: Tree, task: str) -> Listing:
+def _resisc45(tree: SourceFiles, task: str) -> Listing:
     return class_listing(tree, RESISC45, otherwise="If you have NWPU-RESISC45.rar, unpack it first, with unrar or 7z.")
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from trainer.data.importers.archive import ImportRefused, Tree
-from trainer.data.importers.formats.tfrecord import Place, offsets, opened, read_images, record_at, shard_names
-from trainer.data.importers.source import Listed, Listing, Source, files
+from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.tfrecord import Place, offsets, open_shards, read_images, record_at, shard_names
+from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
 from trainer.data.importers.sources.vtab_labels import (
     CLASS_NAMES,
     KITTI_VEHICLES,
@@ -23,20 +23,20 @@ from trainer.data.importers.sources.vtab_labels import (
 DMLAB_PARTS = {"train": "train", "validation": "val", "test": "test"}
 
 
-def list_dmlab(tree: Tree, task: str) -> Listing:
+def list_dmlab(tree: SourceFiles, task: str) -> Listing:
     """DMLab's frames in its own three parts, each a set of TFRecord files."""
-    records: list[Listed] = []
+    records: list[SourceRecord] = []
     places: list[Place] = []
     for split, part in DMLAB_PARTS.items():
         if not (found := _dmlab_shards(tree, split)):
             raise ImportRefused(f"{tree.path} must hold dmlab-{split}.tfrecord-00000-of-0000n; there is none.")
         first = len(records)
         shards = shard_names(tree, found[0][: -len("-00000-of-00001")], int(found[0][-5:]))
-        for shard, file in zip(shards, opened(tree, shards), strict=True):
+        for shard, file in zip(shards, open_shards(tree, shards), strict=True):
             for offset in offsets(file, shard):
                 key = f"{split}-{len(records) - first:06d}"
                 label = record_at(file, shard, offset).one_int("label")
-                records.append(Listed(key, checked(label, CLASS_NAMES[task], key), part, len(records)))
+                records.append(SourceRecord(key, checked(label, CLASS_NAMES[task], key), part, len(records)))
                 places.append((shard, offset))
     return Listing(
         records=records,
@@ -46,17 +46,17 @@ def list_dmlab(tree: Tree, task: str) -> Listing:
     )
 
 
-def _dmlab_shards(tree: Tree, split: str) -> list[str]:
+def _dmlab_shards(tree: SourceFiles, split: str) -> list[str]:
     """The files of a split that TFDS did not write: its own have the same names, beside a dataset_info.json."""
     prepared = {str(PurePosixPath(name).parent) for name in tree.find("dataset_info.json")}
     names = tree.find(f"dmlab-{split}.tfrecord-?????-of-?????")
     return [name for name in names if str(PurePosixPath(name).parent) not in prepared]
 
 
-def list_clevr(tree: Tree, task: str) -> Listing:
+def list_clevr(tree: SourceFiles, task: str) -> Listing:
     """CLEVR's train and val images; those of its test set have no annotation."""
     there = set(tree.names)
-    records: list[Listed] = []
+    records: list[SourceRecord] = []
     repairs: list[str] = []
     for part in ("train", "val"):
         scenes = tree.one(f"scenes/CLEVR_{part}_scenes.json")
@@ -65,13 +65,13 @@ def list_clevr(tree: Tree, task: str) -> Listing:
             if (place := f"{folder}/{image}") not in there:
                 raise ImportRefused(f"{tree.path} lacks {place}, which {scenes} names. Unpack or download it again.")
             label = clevr_count_label(len(distances)) if task == "vtab/clevr_count" else clevr_distance_label(distances)
-            records.append(Listed(image, checked(label, CLASS_NAMES[task], image), part, place))
+            records.append(SourceRecord(image, checked(label, CLASS_NAMES[task], image), part, place))
         listed = {record.place for record in records}
         repairs += _left_out([name for name in tree.find(f"{folder}/*.png") if name not in listed], "scene")
     return Listing(
         records=records,
         class_names=list(CLASS_NAMES[task]),
-        read=files(tree),
+        read=source_files(tree),
         draw={"train": "train", "val": "train", "test": "val"},
         repairs=tuple(repairs),
     )
@@ -97,7 +97,7 @@ def _clevr_scenes(data: bytes, name: str) -> list[tuple[str, list[float]]]:
         raise ImportRefused(f"{name} is no list of CLEVR's scenes: {error!r}. Download it again.") from error
 
 
-def list_kitti(tree: Tree, task: str) -> Listing:
+def list_kitti(tree: SourceFiles, task: str) -> Listing:
     """KITTI's labelled images; which of them are whose split is not in its files."""
     labels = _by_number(tree.find("label_2/*.txt"))
     images = _by_number([name for name in tree.find("image_2/*.png") if "/testing/" not in f"/{name}"])
@@ -110,11 +110,11 @@ def list_kitti(tree: Tree, task: str) -> Listing:
     for (number, name), text in zip(labels.items(), tree.read_all(list(labels.values())), strict=True):
         key = PurePosixPath(images[number]).name
         label = checked(kitti_label(list(_vehicle_distances(text, name))), CLASS_NAMES[task], key)
-        records.append(Listed(key, label, "all", images[number]))
+        records.append(SourceRecord(key, label, "all", images[number]))
     return Listing(
         records=records,
         class_names=list(CLASS_NAMES[task]),
-        read=files(tree),
+        read=source_files(tree),
         draw={"train": "all", "val": "all", "test": "all"},
         repairs=tuple(_left_out([images[number] for number in sorted(images.keys() - labels.keys())], "label")),
     )
