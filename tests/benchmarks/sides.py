@@ -41,7 +41,7 @@ from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.model.backbone import Backbone
-from trainer.model.execution import backward, eval_batch_size, with_precision
+from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.training.checkpoint import save_state
 from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
