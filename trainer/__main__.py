@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, field_types
+from trainer.metric_names import TRAIN_LOSS
 from trainer.training.loop import TrainingDiverged, train
 
 
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
                 "bank": options.bank,
             }
             for epoch in train(config, device=options.device, **places):
-                loss, score = epoch.metrics["train/loss"], epoch.metrics.get(config.eval_metric)
+                loss, score = epoch.metrics[TRAIN_LOSS], epoch.metrics.get(config.eval_metric)
                 shown = f"loss {loss:.3f}" + (f"  {config.eval_metric} {score:.4f}" if score is not None else "")
                 progress.update(bar, completed=epoch.epoch, description=f"{config.task} {config.method}  {shown}")
     except InvalidConfig as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,14 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
+from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.model.backbone import load_backbone
 from trainer.model.execution import evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
+from trainer.run_folder import RunCard
 from trainer.storage.files import read_bytes
 
 
@@ -74,22 +75,21 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
         ValueError: if the folder holds no finished run, or the backbone's weights are others than it was trained on.
         OSError: if the folder cannot be read.
     """
-    card_bytes, tensors = (read_bytes(f"{folder}/{name}") for name in ("card.json", "prompt.safetensors"))
+    card_bytes, tensors = (read_bytes(f"{folder}/{name}") for name in (run_folder.CARD, run_folder.PROMPT))
     if card_bytes is None or tensors is None:
         raise ValueError(f"{folder} holds no finished run: card.json and prompt.safetensors come at the end of one.")
     try:
-        card = json.loads(card_bytes)
-        config = TrainConfig.from_params(card["config"])
-        class_names, expected, sha256 = (card[key] for key in ("class_names", "learnable", "backbone_sha256"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}/card.json is damaged: {type(error).__name__}: {error}.") from error
+        card = RunCard.from_json(card_bytes)
+    except ValueError as error:
+        raise ValueError(f"{folder}/card.json is damaged: {error}.") from error
+    config = card.config
     method = METHODS[config.method]
     backbone = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
     )
-    if backbone.sha256 != sha256:
+    if backbone.sha256 != card.backbone_sha256:
         raise ValueError(
-            f"{folder} was trained on weights of {config.backbone} with SHA-256 {card['backbone_sha256'][:12]}, found "
+            f"{folder} was trained on weights of {config.backbone} with SHA-256 {card.backbone_sha256[:12]}, found "
             f"{backbone.sha256[:12]}; name the file it was trained on with --weights or SPTUNE_WEIGHTS."
         )
     try:
@@ -97,12 +97,13 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
     except SafetensorError as error:
         raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
     found = {name: list(tensor.shape) for name, tensor in learnt.items()}
-    if found != expected:
-        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if found != card.learnable:
+        names = found.keys() | card.learnable.keys()
+        wrong = sorted(name for name in names if found.get(name) != card.learnable.get(name))
         raise ValueError(f"{folder}/prompt.safetensors is not of its card.json: {', '.join(wrong[:3])} differ.")
     model = PromptedViT(
         backbone.variant(learns=method.backbone_learns, drop_path=0.0),
-        num_classes=len(class_names),
+        num_classes=len(card.class_names),
         prompt_LPD=learnt.get("prompt", torch.zeros(0, 0, backbone.embed_dim)),
         prompt_dropout=0.0,
         generator=torch.Generator(),
@@ -112,4 +113,4 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
         for name, parameter in model.learnable().items():
             parameter.copy_(learnt[name])
     model.to(device).eval()
-    return Classifier(model=model, config=config, class_names=class_names, device=device)
+    return Classifier(model=model, config=config, class_names=card.class_names, device=device)

@@ -18,6 +18,7 @@ from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
+from trainer.run_folder import LOG
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study, StudySummary
@@ -85,7 +86,7 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
         if len(group.trials) > 10:
             console.print(f"  and {len(group.trials) - 10} more", highlight=False)
-        log = f"{place.trials_folder(spec.name)}/{group.trials[-1].trial_id}/log.txt"
+        log = f"{place.trials_folder(spec.name)}/{group.trials[-1].trial_id}/{LOG}"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
         retry = f"sptune resume {sweep} --where '{group.condition}'"
         console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, Trial
 from orchestrator.sweep.sweep import Sweep
+from trainer.metric_names import EPOCH_SECONDS, TRAIN_LOSS
 
 Curve = Iterator[tuple[Epoch | Failure, float]]
 """What a trial tells, each with the seconds until then since the last."""
@@ -95,7 +96,7 @@ class SyntheticCurves:
         for epoch in range(1, epochs + 1):
             accuracy = height * (1 - math.exp(-4 * epoch / epochs)) + 0.01 * (next(noise) - 0.5)
             split = trial.config.eval_split
-            metrics = {"train/loss": 2.0 * (1 - accuracy), "epoch/seconds": self._seconds}
+            metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: self._seconds}
             if split == "val" or epoch == epochs:
                 metrics[f"{split}/accuracy"] = min(1.0, max(0.0, accuracy))
             yield Epoch(epoch=epoch, metrics=metrics), self._seconds
@@ -140,7 +141,7 @@ class RecordedCurves:
             )
         nearest = min(known, key=lambda other: (self._distance(trial, other), other.config.seed != seed))
         for epoch, metrics in enumerate(nearest.epochs, start=1):
-            yield Epoch(epoch=epoch, metrics=metrics), metrics["epoch/seconds"]
+            yield Epoch(epoch=epoch, metrics=metrics), metrics[EPOCH_SECONDS]
 
     def _distance(self, one: Trial, other: Trial) -> float:
         configs = [dataclasses.asdict(trial.config) for trial in (one, other)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
-import json
 import logging
 import os
 import platform
@@ -26,10 +25,13 @@ from orchestrator.drivers.context import TrialContext
 from orchestrator.environment.provenance import machine, software
 from orchestrator.study.selection import pack_correct
 from orchestrator.study.trial import Epoch, Failure, FailureCause
+from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data.task_store import TaskMissing
+from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.model.device_memory import memory_gb, reset_peak_memory
 from trainer.plots.run_plots import draw_run_plots
+from trainer.run_folder import RunCard
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 
@@ -65,9 +67,9 @@ def run_trial(
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
             facts = software() | machine(log.device) | scored
             peak_gb, device_gb = memory_gb("cuda" if context.gpus else "cpu")
-            told = {"memory/device_gb": device_gb}
+            told = {MEMORY_DEVICE_GB: device_gb}
             if not epoch.resumed:  # or else nobody knows what it took
-                told |= {"epoch/seconds": now - since, "memory/peak_gb": peak_gb}
+                told |= {EPOCH_SECONDS: now - since, MEMORY_PEAK_GB: peak_gb}
             yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, provenance=facts)
             since = now
     except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
@@ -97,10 +99,10 @@ def failure_cause(error: Exception) -> FailureCause:
 
 def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
     """On which images a finished trial learnt and was judged; of a search trial, which it got right."""
-    card, predictions = (read_bytes(f"{folder}/{name}") for name in ("card.json", "predictions.parquet"))
+    card, predictions = (read_bytes(f"{folder}/{name}") for name in (run_folder.CARD, run_folder.PREDICTIONS))
     assert card is not None and predictions is not None, "they are written before the last epoch is told"
-    found = json.loads(card)
-    told: dict[str, str] = {name: found[name] for name in ("learnt_from", "scored_on", "protocol")}
+    facts = RunCard.from_json(card)
+    told = {"learnt_from": facts.learnt_from, "scored_on": facts.scored_on, "protocol": facts.protocol}
     if config.eval_split == "val":
         told["correct"] = pack_correct(
             pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy()
@@ -197,6 +199,6 @@ class _AttemptLog(logging.Handler):
     def write(self, folder: str) -> None:
         """Put it where the trial is, if the place can be written at all."""
         try:
-            write_bytes(f"{folder}/log.txt", "\n".join([*self._lines, ""]).encode())
+            write_bytes(f"{folder}/{run_folder.LOG}", "\n".join([*self._lines, ""]).encode())
         except OSError:
             return  # the failure itself says so, and is on its way to the record

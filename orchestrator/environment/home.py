@@ -13,6 +13,7 @@ import psutil
 from orchestrator.errors import HomeError, UserError
 from orchestrator.redaction import SECRET_VARIABLES, redact
 from orchestrator.spec.resources import Cluster
+from trainer.run_folder import CARD
 from trainer.storage.files import delete_file, list_folders, read_bytes, write_bytes
 
 DEFAULT_HOME = "sptune-home"
@@ -76,13 +77,13 @@ class Home:
         Raises:
             UserError: if there is none, or the letters fit several.
         """
-        if "://" in trial or (Path(trial) / "card.json").is_file():
+        if "://" in trial or (Path(trial) / CARD).is_file():
             return trial
         found = {
             name: f"{self.trials_folder(sweep)}/{name}"
             for sweep in list_folders(f"{self.root}/sweeps")
             for name in list_folders(self.trials_folder(sweep))
-            if name.startswith(trial) and read_bytes(f"{self.trials_folder(sweep)}/{name}/card.json") is not None
+            if name.startswith(trial) and read_bytes(f"{self.trials_folder(sweep)}/{name}/{CARD}") is not None
         }
         if not found:
             raise UserError(f"{self.root} holds no finished trial {trial!r}; give its id, or the folder it is in.")

@@ -23,6 +23,7 @@ from orchestrator.figures.style import (
     style_of,
 )
 from orchestrator.study.trial import TrialState
+from trainer.metric_names import NMI_LAYER, TRAIN_LOSS, VAL_ACCURACY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
-LAYERS = "nmi/layer_"
+LAYERS = NMI_LAYER
 """How the metrics of normalised mutual information begin, one a prompted layer."""
 
 
@@ -39,14 +40,14 @@ def learning_curves(study: Study) -> Figure | None:
     """Accuracy on val and training loss of every search trial by epoch; the chosen one is bold."""
     best = study.best
     trials = [trial for trial in study.search_table.trials if trial.duplicate_of is None and trial != best]
-    shown = [trial for trial in [*trials, *([best] if best else [])] if _series(trial, "val/accuracy")]
+    shown = [trial for trial in [*trials, *([best] if best else [])] if _series(trial, VAL_ACCURACY)]
     if not shown:
         return None
     figure, (left, right) = panels(2, width=WIDE, height=2.4, columns=2)
     entries: dict[str, Artist] = {}
     for trial in shown:
         word = f"chosen (trial {trial.number})" if trial == best else _word(trial.state)
-        for ax, metric, scale in ((left, "val/accuracy", 100.0), (right, "train/loss", 1.0)):
+        for ax, metric, scale in ((left, VAL_ACCURACY, 100.0), (right, TRAIN_LOSS, 1.0)):
             if series := _series(trial, metric):
                 line = _draw(ax, trial, series, scale, best=trial == best, color=style_of(study.plan.method).color)
                 entries.setdefault(word, line)

@@ -29,6 +29,7 @@ from orchestrator.figures.style import (
 )
 from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
+from trainer.metric_names import PROTOTYPES_SECONDS, VAL_ACCURACY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
-BUILDING = "prototypes/seconds"
+BUILDING = PROTOTYPES_SECONDS
 """The metric that says how long the prompt's first value took to build."""
 
 
@@ -67,7 +68,7 @@ def against_params(study: Study) -> Figure | None:
 
 def reached(trial: Trial) -> float | None:
     """The val accuracy that a trial has last had, 0..1; None if it failed or has none."""
-    value = trial.score if trial.score is not None else trial.last_metrics.get("val/accuracy", math.nan)
+    value = trial.score if trial.score is not None else trial.last_metrics.get(VAL_ACCURACY, math.nan)
     return value if math.isfinite(value) and trial.state is not TrialState.FAILED else None
 
 

@@ -11,6 +11,7 @@ from matplotlib.artist import Artist
 from orchestrator.figures.style import LINES, NARROW, finish, log_x, name_axes, panels, style_of
 from orchestrator.report.data_efficiency import curves, fit_power_law, over_seeds
 from trainer.catalog import BACKBONES
+from trainer.metric_names import LEARNABLE_PARAMETERS, LEARNABLE_SHARE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +86,7 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
         scored = [
             trial
             for trial in study.requested_final_trials
-            if trial.score is not None and "learnable/share" in trial.last_metrics
+            if trial.score is not None and LEARNABLE_SHARE in trial.last_metrics
         ]
         if scored:
             finals.setdefault((study.plan.method, study.plan.backbone), {})[study.plan.task] = scored
@@ -131,4 +132,4 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
 
 
 def _millions(trial: Trial) -> float:
-    return trial.last_metrics["learnable/parameters"] / trial.last_metrics["learnable/share"] / 1e6
+    return trial.last_metrics[LEARNABLE_PARAMETERS] / trial.last_metrics[LEARNABLE_SHARE] / 1e6

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any
 
+from trainer.metric_names import TRAIN_IMAGES
+
 if TYPE_CHECKING:
     from orchestrator.study.study import StudySummary
     from orchestrator.study.trial import Trial
 
-IMAGES = "train/images"
+IMAGES = TRAIN_IMAGES
 """The metric that counts the images a trial was trained on."""
 STEEPEST = 5.0
 """The largest exponent, either way, that a fit may have; measured ones lie below 1 (Hestness et al., 2017)."""

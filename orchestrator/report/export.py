@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from orchestrator.study.selection import find_tied
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
+from trainer import run_folder
 from trainer.config import field_types
 from trainer.storage.files import read_bytes
 
@@ -182,7 +183,7 @@ def _predictions(study: Study, trials: str, absent: list[str]) -> Iterator[pa.Ta
     for trial in _every(study):
         if trial.score is None or trial.duplicate_of is not None:
             continue
-        data = read_bytes(f"{trials}/{trial.trial_id}/predictions.parquet")
+        data = read_bytes(f"{trials}/{trial.trial_id}/{run_folder.PREDICTIONS}")
         if data is None:
             absent.append(trial.trial_id)
         else:

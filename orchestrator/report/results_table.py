@@ -16,6 +16,7 @@ from orchestrator.spec.labels import study_label
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import Study
 from trainer.catalog import METHODS, TASKS
+from trainer.metric_names import LEARNABLE_SHARE
 
 OVER_TASKS, OVER_GROUPS = "mean over tasks", "mean over groups"
 """The two averages in use, which are never the same number: 61.28 and 64.27 for MAE full fine-tuning on VTAB-1K."""
@@ -148,9 +149,9 @@ def _scores(studies: Sequence[Study]) -> dict[str, Score]:
 def _tuned(studies: Sequence[Study]) -> float | None:
     by_task = [
         [
-            trial.last_metrics["learnable/share"]
+            trial.last_metrics[LEARNABLE_SHARE]
             for trial in study.requested_final_trials
-            if "learnable/share" in trial.last_metrics
+            if LEARNABLE_SHARE in trial.last_metrics
         ]
         for study in studies
     ]

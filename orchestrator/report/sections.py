@@ -14,6 +14,7 @@ from orchestrator.spec.labels import format_params, study_label, varying_fields
 from orchestrator.study.selection import find_tied
 from orchestrator.study.study import Study
 from orchestrator.study.trial import TrialState
+from trainer.metric_names import PEEKING_GAIN
 
 NOTHING = "—"
 
@@ -234,9 +235,9 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
     gains: dict[tuple[str, ...], dict[str, float]] = {}
     for study in studies:
         found = [
-            trial.last_metrics["peeking/gain"]
+            trial.last_metrics[PEEKING_GAIN]
             for trial in study.requested_final_trials
-            if "peeking/gain" in trial.last_metrics
+            if PEEKING_GAIN in trial.last_metrics
         ]
         if found:
             gains.setdefault(study_label(study.plan, NAMES), {})[study.plan.task] = 100 * statistics.mean(found)

@@ -23,6 +23,7 @@ from orchestrator.spec.schema import Asha, Hyperband, Median, Search
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.storage.conversion import optuna_distributions, to_optuna_trial
 from orchestrator.study.trial import RUNG, Trial, TrialState
+from trainer.metric_names import VAL_ACCURACY
 
 if TYPE_CHECKING:
     pass
@@ -76,7 +77,7 @@ class Advisor:
         ask = self._pending.get(trial.number) or self._start_trial(trial.number, trial.params)
         pruned = False
         for epoch in range(ask.num_reported + 1, len(trial.epochs) + 1):
-            ask.trial.report(trial.epochs[epoch - 1]["val/accuracy"], epoch)
+            ask.trial.report(trial.epochs[epoch - 1][VAL_ACCURACY], epoch)
             pruned = ask.trial.should_prune()
         ask.num_reported = len(trial.epochs)
         return pruned, trial.sampler_attrs | ask.sampler_attrs

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from orchestrator.spec.schema import Select
 from orchestrator.study.statistics import holm, mcnemar
 from orchestrator.study.trial import Trial
+from trainer.metric_names import LEARNABLE_PARAMETERS
 
 LEVEL = 0.05
 """Chance of calling anything different that is not, in a whole family of tests (Holm's correction)."""
@@ -75,7 +76,7 @@ def simplest(trials: Sequence[Trial]) -> Trial:
     return min(
         trials,
         key=lambda trial: (
-            trial.last_metrics.get("learnable/parameters", math.inf),
+            trial.last_metrics.get(LEARNABLE_PARAMETERS, math.inf),
             -(trial.score or 0.0),
             trial.number,
         ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainer.config import TrainConfig
+from trainer.metric_names import EPOCH_SECONDS
 
 Phase = Literal["search", "final"]
 RUNG = "completed_rung"
@@ -130,7 +131,7 @@ class Trial:
     @property
     def seconds(self) -> float:
         """How long workers were busy with it, as far as is known."""
-        return self.lost_seconds + sum(epoch.get("epoch/seconds", 0.0) for epoch in self.epochs)
+        return self.lost_seconds + sum(epoch.get(EPOCH_SECONDS, 0.0) for epoch in self.epochs)
 
     @property
     def error_summary(self) -> str:

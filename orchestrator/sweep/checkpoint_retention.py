@@ -7,9 +7,8 @@ from typing import Literal
 
 from orchestrator.study.study import Study
 from orchestrator.study.trial import FailureCause, TrialState
+from trainer.run_folder import CHECKPOINT
 from trainer.storage.files import delete_file, file_sizes
-
-CHECKPOINT = "checkpoint.pt"
 
 
 class CheckpointRetention:

@@ -20,6 +20,7 @@ from orchestrator.sweep.gpu_sharing import trials_per_gpu
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 from trainer.data.task_store import read_card
+from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.validation import parse_per_class
 
@@ -101,10 +102,10 @@ class CostModel:
         if (known := self.rate(plan, gpus)) is None or known.trials <= 1:
             told = last.metrics
             self.rates[_key(plan, gpus)] = Rate(
-                seconds_per_image=told["epoch/seconds"] / num_images(plan, ("train",), data_root),
+                seconds_per_image=told[EPOCH_SECONDS] / num_images(plan, ("train",), data_root),
                 trials=1,
-                peak_gb=told["memory/peak_gb"],
-                device_gb=told["memory/device_gb"],
+                peak_gb=told[MEMORY_PEAK_GB],
+                device_gb=told[MEMORY_DEVICE_GB],
             )
             self._write()
 
@@ -174,12 +175,12 @@ def _measured(found: list[tuple[Trial, float]]) -> Rate | None:
     """The rate of trials, each with the number of its images, as far as their workers told their time."""
     seconds, passes, peak, device, count = 0.0, 0.0, 0.0, 0.0, 0
     for trial, images in found:
-        measured = [epoch for epoch in trial.epochs if "epoch/seconds" in epoch]
+        measured = [epoch for epoch in trial.epochs if EPOCH_SECONDS in epoch]
         if measured:
-            seconds += sum(epoch["epoch/seconds"] for epoch in measured)
+            seconds += sum(epoch[EPOCH_SECONDS] for epoch in measured)
             passes += len(measured) * images
-            peak = max(peak, *(epoch["memory/peak_gb"] for epoch in measured))
-            device = max(device, *(epoch["memory/device_gb"] for epoch in measured))
+            peak = max(peak, *(epoch[MEMORY_PEAK_GB] for epoch in measured))
+            device = max(device, *(epoch[MEMORY_DEVICE_GB] for epoch in measured))
             count += 1
     if not passes:
         return None

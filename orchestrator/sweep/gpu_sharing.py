@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from orchestrator.spec.resources import Resources, TrialResources
 from orchestrator.study.trial import Trial
 from trainer.config import TrainConfig
+from trainer.metric_names import MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 
 USABLE_MEMORY = 0.9
 """The part of a GPU's memory that trials together may have been measured to use."""
@@ -27,9 +28,9 @@ class GpuAllocator:
 
     def update(self, config: TrainConfig, metrics: Mapping[str, float]) -> None:
         """Take in how much of its GPU's memory a trial used."""
-        if self._resources.for_backbone(config.backbone).gpus and metrics.get("memory/peak_gb"):
+        if self._resources.for_backbone(config.backbone).gpus and metrics.get(MEMORY_PEAK_GB):
             like = config.backbone, config.method
-            used = metrics["memory/peak_gb"] / metrics["memory/device_gb"]
+            used = metrics[MEMORY_PEAK_GB] / metrics[MEMORY_DEVICE_GB]
             self._used[like] = max(used, self._used.get(like, 0.0))
 
     def resources_for(self, trial: Trial) -> TrialResources:

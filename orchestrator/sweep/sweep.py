@@ -26,6 +26,7 @@ from orchestrator.sweep.conflicts import check_spec_matches_trials
 from orchestrator.sweep.gpu_sharing import GpuAllocator
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
 from orchestrator.sweep.tracker import Tracker
+from trainer.metric_names import EPOCH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class Sweep:
             self._failure_streak.reset()
             trial = known.with_epoch(metrics, facts or {})
             self.gpu_allocator.update(trial.config, metrics)
-            self.gpu_hours += metrics.get("epoch/seconds", 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
+            self.gpu_hours += metrics.get(EPOCH_SECONDS, 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
         if len(trial.epochs) == trial.config.epochs:
             score = trial.epochs[-1][f"{trial.config.eval_split}/accuracy"]
             trial = dataclasses.replace(trial, state=TrialState.COMPLETE, score=score)

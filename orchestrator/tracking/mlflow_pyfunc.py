@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trainer.run_folder import CARD, PROMPT
+
 if TYPE_CHECKING:
     from trainer.inference import Classifier
 
-MODEL_FILES = ("prompt.safetensors", "card.json")
+MODEL_FILES = (PROMPT, CARD)
 """What a model is made of, beside the backbone's weights: those are found as everywhere (`SPTUNE_WEIGHTS`)."""
 
 

@@ -21,20 +21,22 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 from orchestrator.tracking.mlflow_registry import save_model
+from trainer import run_folder
 from trainer.data.task_store import read_card
+from trainer.metric_names import TRAIN_LOSS
 from trainer.storage.files import read_bytes
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACTS = (
-    "prototypes.safetensors",
-    "prompt.safetensors",
-    "predictions.parquet",
-    "card.json",
-    "learning_curve.png",
-    "confusion.png",
-    "prototypes.png",
+    run_folder.PROTOTYPES,
+    run_folder.PROMPT,
+    run_folder.PREDICTIONS,
+    run_folder.CARD,
+    run_folder.LEARNING_CURVE_PLOT,
+    run_folder.CONFUSION_PLOT,
+    run_folder.PROTOTYPES_PLOT,
 )
 RUN_STATUS = {
     TrialState.WAITING: "SCHEDULED",
@@ -117,7 +119,7 @@ class MlflowRuns:
 
     def num_logged_epochs(self, run_id: str) -> int:
         """How many epochs a run has."""
-        return max((metric.step for metric in self._client.get_metric_history(run_id, "train/loss")), default=0)
+        return max((metric.step for metric in self._client.get_metric_history(run_id, TRAIN_LOSS)), default=0)
 
     def log_epochs(self, run_id: str, trial: Trial, told: int) -> None:
         """The metrics of the epochs after those that were told, and what is known of the trial beside them."""
@@ -230,11 +232,11 @@ def outcome_metrics(trial: Trial) -> dict[str, float]:
     MLflow's tables show a metric's last value, so both have names of their own. Final trials have no best: they are
     judged once.
     """
-    judged = [name for name in trial.last_metrics if name.startswith(("val/", "test/", "train/loss"))]
+    judged = [name for name in trial.last_metrics if name.startswith(("val/", "test/", TRAIN_LOSS))]
     found = {f"final/{name}": trial.last_metrics[name] for name in judged}
     for name in judged if trial.phase == "search" else ():
         values = [epoch[name] for epoch in trial.epochs if name in epoch]
-        found[f"best/{name}"] = min(values) if name == "train/loss" else max(values)
+        found[f"best/{name}"] = min(values) if name == TRAIN_LOSS else max(values)
     return found
 
 

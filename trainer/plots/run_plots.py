@@ -6,7 +6,6 @@ Shapes: L prompted layers, P prompts, K classes (of neighbours: nearest), D widt
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,10 +13,13 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trainer import run_folder
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
+from trainer.metric_names import TRAIN_LOSS
 from trainer.plots.prototype_sheet import cached_prototype_sheet
 from trainer.plots.style import BLUE, ORANGE
+from trainer.run_folder import RunCard
 from trainer.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -51,19 +53,20 @@ def draw_run_plots(
         FileNotFoundError: if the folder lacks what a complete run leaves.
         OSError: if data, bank or folder cannot be read or written.
     """
-    write_bytes(f"{folder}/learning_curve.png", learning_curve(config, epochs))
-    table = pq.read_table(io.BytesIO(_left_by_run(folder, "predictions.parquet")))
-    names = json.loads(_left_by_run(folder, "card.json"))["class_names"]
+    write_bytes(f"{folder}/{run_folder.LEARNING_CURVE_PLOT}", learning_curve(config, epochs))
+    table = pq.read_table(io.BytesIO(_left_by_run(folder, run_folder.PREDICTIONS)))
+    names = RunCard.from_json(_left_by_run(folder, run_folder.CARD)).class_names
     label_N, predicted_N = (table[column].to_numpy() for column in ("label", "prediction"))
     write_bytes(
-        f"{folder}/confusion.png", confusion_matrix(label_N, predicted_N, names, f"{config.task} {config.eval_metric}")
+        f"{folder}/{run_folder.CONFUSION_PLOT}",
+        confusion_matrix(label_N, predicted_N, names, f"{config.task} {config.eval_metric}"),
     )
     if len(METHODS[config.method].prompt_inits) > 1:
-        prototypes = _left_by_run(folder, "prototypes.safetensors")
+        prototypes = _left_by_run(folder, run_folder.PROTOTYPES)
         sheet = cached_prototype_sheet(
             config, prototypes, data_root=data_root, weights=weights, prototype_cache=prototype_cache, device=device
         )
-        write_bytes(f"{folder}/prototypes.png", sheet)
+        write_bytes(f"{folder}/{run_folder.PROTOTYPES_PLOT}", sheet)
 
 
 def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -> bytes:
@@ -75,7 +78,7 @@ def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -
     loss_axes, score_axes = figure.subplots(1, 2)
     number = range(1, len(epochs) + 1)
     marker = "o" if len(epochs) <= 20 else ""
-    loss = [epoch["train/loss"] for epoch in epochs]
+    loss = [epoch[TRAIN_LOSS] for epoch in epochs]
     loss_axes.plot(number, loss, color=BLUE, marker=marker, markersize=3)
     if min(loss) > 0 and max(loss) > 10 * min(loss):
         loss_axes.set_yscale("log")

@@ -5,9 +5,7 @@ Shapes: N images, B batch, L prompted layers, P prompt_length, D width, K classe
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,17 +16,31 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
 from trainer.data.tasks import open_task
 from trainer.data.transforms import random_views
+from trainer.metric_names import (
+    LEARNABLE_PARAMETERS,
+    LEARNABLE_SHARE,
+    MICRO_BATCH_SIZE,
+    PEEKING_ACCURACY,
+    PEEKING_GAIN,
+    PROTOTYPES_SECONDS,
+    TRAIN_IMAGES,
+    TRAIN_IMAGES_PER_S,
+    TRAIN_LOSS,
+    TRAIN_LR,
+)
 from trainer.model.backbone import load_backbone
 from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.prompt_init.strategies import sample_tokens
 from trainer.prompt_init.token_stream import token_stream
+from trainer.run_folder import RunCard
 from trainer.storage.background_writer import BackgroundWriter
 from trainer.training.checkpoint import get_random_state, load_state, pack_state, set_random_state
 from trainer.training.feature_cache import frozen_features
@@ -168,7 +180,7 @@ def train(
             "epochs": [{"epoch": epoch.epoch, "metrics": epoch.metrics} for epoch in finished],
             "under_way": under_way,
         }
-        writer.write(f"{folder}/checkpoint.pt", pack_state(state))
+        writer.write(f"{folder}/{run_folder.CHECKPOINT}", pack_state(state))
 
     def give_way(epoch: int, done: int, loss: Tensor, crops: torch.Generator, started: float) -> None:
         """Save the epoch after some of its steps, and end, if asked to."""
@@ -182,7 +194,7 @@ def train(
     # Where an earlier attempt left off.
     finished: list[EpochMetrics] = []
     under_way: dict[str, Any] | None = None  # of an epoch that was interrupted
-    if folder is not None and (state := load_state(f"{folder}/checkpoint.pt")) is not None:
+    if folder is not None and (state := load_state(f"{folder}/{run_folder.CHECKPOINT}")) is not None:
         for what, known, own in (
             ("config", state["config"], config.fingerprint()),
             ("backbone's weights", state["backbone"], frozen.sha256),
@@ -199,7 +211,7 @@ def train(
         under_way = state["under_way"]
     with writer:  # leaving it, on whatever way, waits for the file that is being written
         if folder is not None and config.prompt_length:
-            writer.write(f"{folder}/prototypes.safetensors", to_bytes({"prompt": first.prompt_LPD.contiguous()}))
+            writer.write(f"{folder}/{run_folder.PROTOTYPES}", to_bytes({"prompt": first.prompt_LPD.contiguous()}))
         yield from finished
 
         for epoch in range(len(finished) + 1, config.epochs + 1):
@@ -242,18 +254,18 @@ def train(
                 )
             seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
             metrics = {
-                "train/loss": train_loss,
-                "train/lr": optimizer.param_groups[0]["lr"],
-                "train/images_per_s": seen / seconds,
+                TRAIN_LOSS: train_loss,
+                TRAIN_LR: optimizer.param_groups[0]["lr"],
+                TRAIN_IMAGES_PER_S: seen / seconds,
             }
             if part < config.batch_size:
-                metrics["train/images_at_once"] = part
+                metrics[MICRO_BATCH_SIZE] = part
             if epoch == 1:
                 count = sum(parameter.numel() for parameter in learnable.values())
                 everything = sum(parameter.numel() for parameter in model.parameters())
-                metrics |= {"learnable/parameters": count, "learnable/share": count / everything}
-                metrics["train/images"] = num_images
-                metrics |= {"prototypes/seconds": first.seconds} if len(method.prompt_inits) > 1 else {}
+                metrics |= {LEARNABLE_PARAMETERS: count, LEARNABLE_SHARE: count / everything}
+                metrics[TRAIN_IMAGES] = num_images
+                metrics |= {PROTOTYPES_SECONDS: first.seconds} if len(method.prompt_inits) > 1 else {}
             if nmi_tokens_LTD is not None:
                 pairs = enumerate(zip(model.prompt_LPD.detach(), nmi_tokens_LTD, strict=True))
                 metrics |= {f"nmi/layer_{i:02d}": normalized_mutual_information(*pair) for i, pair in pairs}
@@ -268,8 +280,8 @@ def train(
                 found = scores(logits_NK, scored_on.labels_N)
                 metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()} if judged else {}
                 if config.measure_peeking:
-                    peeks = [found["accuracy"], *(past.metrics["peeking/accuracy"] for past in finished)]
-                    metrics |= {"peeking/accuracy": peeks[0], "peeking/gain": max(peeks) - peeks[0]}
+                    peeks = [found["accuracy"], *(past.metrics[PEEKING_ACCURACY] for past in finished)]
+                    metrics |= {PEEKING_ACCURACY: peeks[0], PEEKING_GAIN: max(peeks) - peeks[0]}
                 if judged and average is not None:
                     with average.in_place():
                         averaged_NK = logits_of(scored_on)
@@ -279,21 +291,21 @@ def train(
             # Bytes first, then the word that they exist.
             if folder is not None:
                 if last:
-                    kept = {
-                        "config": dataclasses.asdict(config),
-                        "class_names": card.class_names,
-                        "backbone_sha256": frozen.sha256,
-                        "learnt_from": learnt_from.fingerprint,
-                        "scored_on": scored_on.fingerprint,
-                        "protocol": card.protocol,
-                        "learnable": {name: list(parameter.shape) for name, parameter in learnable.items()},
-                        "prototypes_seconds": first.seconds,
-                        "metrics": metrics,
-                    }
-                    writer.write(f"{folder}/predictions.parquet", predictions(logits_NK, scored_on))
+                    run_card = RunCard(
+                        config=config,
+                        class_names=card.class_names,
+                        backbone_sha256=frozen.sha256,
+                        learnt_from=learnt_from.fingerprint,
+                        scored_on=scored_on.fingerprint,
+                        protocol=card.protocol,
+                        learnable={name: list(parameter.shape) for name, parameter in learnable.items()},
+                        prototypes_seconds=first.seconds,
+                        metrics=metrics,
+                    )
+                    writer.write(f"{folder}/{run_folder.PREDICTIONS}", predictions(logits_NK, scored_on))
                     tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
-                    writer.write(f"{folder}/prompt.safetensors", to_bytes(tensors))
-                    writer.write(f"{folder}/card.json", json.dumps(kept, indent=2).encode())
+                    writer.write(f"{folder}/{run_folder.PROMPT}", to_bytes(tensors))
+                    writer.write(f"{folder}/{run_folder.CARD}", run_card.to_json())
                 save(under_way=None)
                 if last:
                     writer.wait()

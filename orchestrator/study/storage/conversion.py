@@ -16,6 +16,7 @@ from orchestrator.spec.space import Dimension, FloatRange, IntRange
 from orchestrator.study.storage.bulk_read import StoredTrial
 from orchestrator.study.trial import FailureCause, Phase, Trial, TrialState
 from trainer.config import TrainConfig
+from trainer.metric_names import VAL_ACCURACY
 
 STATES = {
     TrialState.WAITING: OptunaState.WAITING,
@@ -63,9 +64,7 @@ def to_optuna_trial(trial: Trial, space: Mapping[str, BaseDistribution], *, metr
         user_attrs=attributes,
         system_attrs=trial.sampler_attrs,
         intermediate_values={
-            epoch: values["val/accuracy"]
-            for epoch, values in enumerate(trial.epochs, start=1)
-            if "val/accuracy" in values
+            epoch: values[VAL_ACCURACY] for epoch, values in enumerate(trial.epochs, start=1) if VAL_ACCURACY in values
         },
     )
 
@@ -94,7 +93,7 @@ def history_attrs(trial: Trial) -> dict[str, Any]:
 def optuna_value(trial: Trial) -> float | None:
     """Return the value for Optuna: the score, or the last val accuracy of a pruned trial."""
     if trial.state is TrialState.PRUNED:
-        return trial.epochs[-1].get("val/accuracy") if trial.epochs else None
+        return trial.epochs[-1].get(VAL_ACCURACY) if trial.epochs else None
     return trial.score
 
 

@@ -24,6 +24,7 @@ from orchestrator.study.storage.conversion import (
     trial_attrs,
 )
 from orchestrator.study.trial import Phase, Trial, TrialState
+from trainer.metric_names import VAL_ACCURACY
 
 SAVE_EVERY_S = 30.0
 """How often the metrics of a running trial are written."""
@@ -123,7 +124,7 @@ class TrialTable:
         assert not old.state.is_finished, f"trial {old.trial_id} is finished, and finished means frozen"
         trial_id = self._ids[result.number]
         for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
-            if (value := result.epochs[epoch - 1].get("val/accuracy")) is not None:
+            if (value := result.epochs[epoch - 1].get(VAL_ACCURACY)) is not None:
                 retry_while_locked(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
         # Should the driver die before its history is written, the trial's checkpoint tells it again.
         saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))

@@ -1,0 +1,71 @@
+"""The files of a run's folder, and the card that says what the run was.
+
+`prompt.safetensors` and `card.json` are a classifier (`trainer.load`); the other files explain it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import TrainConfig
+
+CARD = "card.json"
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.txt"
+PREDICTIONS = "predictions.parquet"
+PROMPT = "prompt.safetensors"
+"""What was learnt: prompt, head and, with `full`, the network."""
+PROTOTYPES = "prototypes.safetensors"
+"""The prompt's initial value."""
+
+LEARNING_CURVE_PLOT = "learning_curve.png"
+CONFUSION_PLOT = "confusion.png"
+PROTOTYPES_PLOT = "prototypes.png"
+
+SCHEMA_VERSION = 1
+"""Version of `card.json`. Cards without one are of version 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunCard:
+    """Facts of a finished run, written as `card.json` after every other file but the checkpoint."""
+
+    config: TrainConfig
+    class_names: list[str]
+    backbone_sha256: str
+    learnt_from: str
+    """Fingerprint of the training images."""
+    scored_on: str
+    """Fingerprint of the images that the run was scored on."""
+    protocol: str
+    """How the task's splits were made."""
+    learnable: dict[str, list[int]]
+    """Shapes of the learnable tensors, by name."""
+    prototypes_seconds: float
+    metrics: dict[str, float]
+    """Metrics of the last epoch."""
+
+    def to_json(self) -> bytes:
+        """Return the content of `card.json`."""
+        return json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}, indent=2).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> RunCard:
+        """Read `card.json`.
+
+        Raises:
+            ValueError: if the text is not a card, or a newer version of sptune wrote it.
+        """
+        try:
+            values: dict[str, Any] = json.loads(data)
+            version = values.pop("schema_version", 1)
+            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            fields["config"] = TrainConfig.from_params(values["config"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if version > SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {version}, and this version of sptune reads up to {SCHEMA_VERSION}")
+        return cls(**fields)
