@@ -57,10 +57,8 @@ def draw_run_plots(
     table = pq.read_table(io.BytesIO(_left_by_run(folder, run_folder.PREDICTIONS)))
     names = RunCard.from_json(_left_by_run(folder, run_folder.CARD)).class_names
     label_N, predicted_N = (table[column].to_numpy() for column in ("label", "prediction"))
-    write_bytes(
-        f"{folder}/{run_folder.CONFUSION_PLOT}",
-        confusion_matrix(label_N, predicted_N, names, f"{config.task} {config.eval_metric}"),
-    )
+    matrix = confusion_matrix(label_N, predicted_N, names, f"{config.task} {config.eval_metric}")
+    write_bytes(f"{folder}/{run_folder.CONFUSION_PLOT}", matrix)
     if len(METHODS[config.method].prompt_inits) > 1:
         prototypes = _left_by_run(folder, run_folder.PROTOTYPES)
         sheet = cached_prototype_sheet(

@@ -85,7 +85,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no font")
 
-    monkeypatch.setattr("orchestrator.drivers.trial_runner.draw", broken)
+    monkeypatch.setattr("orchestrator.drivers.trial_runner.draw_run_plots", broken)
     *_, last = run_trial(config_of(), workplace)
     assert isinstance(last, Epoch) and last.epoch == 2
     assert last.provenance["pictures"] == "not drawn: ValueError: no font"

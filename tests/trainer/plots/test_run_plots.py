@@ -177,5 +177,5 @@ def test_a_sheet_has_room_for_sixteen_prompts(backbone: Backbone, prompt_length:
 
 
 def test_importing_the_trainer_imports_no_matplotlib() -> None:
-    code = "import sys, trainer.pictures; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, trainer.plots.run_plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
