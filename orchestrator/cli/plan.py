@@ -97,7 +97,7 @@ def replay(
     Nothing is trained and nothing is kept.
     """
     from orchestrator.cli.progress import progress_table
-    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, SyntheticCurves, run_sweep
+    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, ReplayDriver, SyntheticCurves
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.sweep import Sweep
@@ -111,13 +111,17 @@ def replay(
     now = Clock()
     slots = workers or _num_slots(sweep_spec)
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(sweep_spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=now)
+        sweep = Sweep.resume(sweep_spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=now)
+        driver = ReplayDriver(curves, now, workers=slots)
         try:
-            busy = run_sweep(sweep, curves, now, slots)
+            driver.run(sweep)
         except ValueError as error:
             raise UserError(f"--like {like}: {error}") from None
     console.print(progress_table(sweep.summaries()))
-    whole, share = sweep.num_finished * max(study.plan.epochs for study in sweep.studies), busy / (now.now * slots)
+    whole, share = (
+        sweep.num_finished * max(study.plan.epochs for study in sweep.studies),
+        driver.busy_seconds / (now.now * slots),
+    )
     ran = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
     console.print(
         f"{sweep.num_finished} trials in {format_duration(now.now)} on {slots} workers, busy {share:.0%}; "

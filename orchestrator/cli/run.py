@@ -75,7 +75,7 @@ def run(
         tracker = MlflowTracker(runs)
         ends.callback(_tell_the_rest, tracker)
         checkpoints = CheckpointRetention(trials, spec.keep)
-        sweep = Sweep(spec, record, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
+        sweep = Sweep.resume(spec, record, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
         ends.callback(sweep.close)
         if sweep.is_done:
             console.print(f"{spec.name} is finished; nothing to run.", highlight=False)
@@ -101,7 +101,7 @@ def _drive(sweep: Sweep, workplace: TrialContext, home: Home, inline: bool, addr
             from orchestrator.drivers import inline as inline_driver
 
             with LiveView(sweep, console) as update:
-                inline_driver.run_sweep(sweep, workplace, update)
+                inline_driver.InlineDriver(workplace).run(sweep, update)
         else:
             from orchestrator.drivers.ray import cluster as ray_nodes
             from orchestrator.drivers.ray import driver as ray_driver
@@ -111,7 +111,7 @@ def _drive(sweep: Sweep, workplace: TrialContext, home: Home, inline: bool, addr
                     with console.status("looking at the nodes"):
                         raise_on_errors(check_nodes(home, sweep.spec, workplace.weights, cluster=True))
                 with LiveView(sweep, console) as update:
-                    ray_driver.run_sweep(sweep, workplace, update)
+                    ray_driver.RayDriver(workplace).run(sweep, update)
     except KeyboardInterrupt:
         told = f"stopped; `sptune resume {sweep.spec.name}` goes on from the last finished epochs."
         console.print(told, highlight=False)

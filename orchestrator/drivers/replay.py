@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from orchestrator.drivers.driver import ignore_change
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
@@ -36,36 +37,48 @@ class Clock:
         return self.now
 
 
-def run_sweep(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float = math.inf) -> float:
-    """Run a sweep with so many workers until it has ended, or until a time.
+class ReplayDriver:
+    """Runs a sweep on learning curves and a virtual clock.
 
     Args:
-        clock: the one that the sweep was opened with.
-
-    Returns:
-        Worker seconds in which a trial ran.
+        curves: the learning curve of each trial.
+        clock: the clock that the sweep was opened with.
+        workers: trials at once.
+        until: virtual seconds after which the driver stops as if it were killed.
     """
-    busy = 0.0
-    events: list[tuple[float, int, str, Epoch | Failure, Curve]] = []
-    count = 0
 
-    def expect(trial_id: str, curve: Curve) -> None:
-        nonlocal busy, count
+    def __init__(self, curves: Curves, clock: Clock, *, workers: int, until: float = math.inf) -> None:
+        self._curves = curves
+        self._clock = clock
+        self._workers = workers
+        self._until = until
+        self._num_events = 0
+        self._events: list[tuple[float, int, str, Epoch | Failure, Curve]] = []
+        self.busy_seconds = 0.0
+        """Worker seconds in which a trial ran."""
+
+    def run(self, sweep: Sweep, on_change: Callable[[], None] = ignore_change) -> None:
+        """Run trials until the sweep has ended, or until the given time. See `Driver`."""
+        while True:
+            while len(self._events) < self._workers and (trial := sweep.next_trial()) is not None:
+                self._expect(trial.trial_id, self._curves(trial))
+            if not self._events or self._events[0][0] > self._until:
+                return
+
+            self._clock.now, _, trial_id, event, curve = heapq.heappop(self._events)
+            sweep.tick()
+            if isinstance(event, Failure):
+                sweep.on_failure(trial_id, event)
+            elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.provenance):
+                self._expect(trial_id, curve)
+            on_change()
+
+    def _expect(self, trial_id: str, curve: Curve) -> None:
         event, seconds = next(curve)
-        busy, count = busy + seconds, count + 1
-        heapq.heappush(events, (clock.now + seconds, count, trial_id, event, curve))
-
-    while True:
-        while len(events) < workers and (trial := sweep.next_trial()) is not None:
-            expect(trial.trial_id, curves(trial))
-        if not events or events[0][0] > until:
-            return busy
-        clock.now, _, trial_id, event, curve = heapq.heappop(events)
-        sweep.tick()
-        if isinstance(event, Failure):
-            sweep.on_failure(trial_id, event)
-        elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.provenance):
-            expect(trial_id, curve)
+        self.busy_seconds += seconds
+        # The number breaks ties of time, so that events never compare each other.
+        self._num_events += 1
+        heapq.heappush(self._events, (self._clock.now + seconds, self._num_events, trial_id, event, curve))
 
 
 class SyntheticCurves:

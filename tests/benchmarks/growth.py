@@ -187,7 +187,7 @@ def trials_row() -> Row:
     Raises:
         ImportError: where the orchestrator's packages are missing.
     """
-    from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+    from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
     from orchestrator.spec.plan import plan_studies
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.sweep.sweep import Sweep
@@ -196,9 +196,9 @@ def trials_row() -> Row:
     def driven(num_studies: int) -> float:
         spec, clock = spec_of(num_studies, TRIALS - 2, 2, 10), Clock()
         with tempfile.TemporaryDirectory() as folder:
-            sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+            sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
             started = time.process_time()
-            run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers=64)
+            ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=64).run(sweep)
             return time.process_time() - started
 
     driven(1)  # libraries import as they are needed

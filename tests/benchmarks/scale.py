@@ -28,7 +28,7 @@ import numpy as np
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.ray import driver as ray_driver
 from orchestrator.drivers.ray.cluster import connected
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_studies, suggest_params
 from orchestrator.spec.schema import SweepSpec
@@ -93,7 +93,7 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
         opened = time.perf_counter() - started
         marks = [(0, time.process_time(), resident_mb())]
         started = time.perf_counter()
@@ -104,12 +104,12 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
                 marks.append((sweep.num_started, time.process_time(), resident_mb()))
             return curves(trial)
 
-        run_sweep(sweep, marked, clock, workers=64)
+        ReplayDriver(marked, clock, workers=64).run(sweep)
         count = sum(summary.num_finished for summary in sweep.summaries())
         last, wall = time.process_time(), time.perf_counter() - started
         epochs_run = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
         started = time.perf_counter()
-        again = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        again = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
         assert again.is_done
         reopened = time.perf_counter() - started
     per_thousand = [(b[1] - a[1]) / (b[0] - a[0]) * 1000 for a, b in itertools.pairwise(marks)]
@@ -140,7 +140,7 @@ def through_ray(trials: int) -> dict[str, float]:
         workplace = TrialContext(
             data_root=folder, trials_folder=folder, prototype_cache=folder, weights=None, cpus=1, gpus=0
         )
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent())
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent())
         first: list[float] = []
         started = time.perf_counter()
 
@@ -149,7 +149,7 @@ def through_ray(trials: int) -> dict[str, float]:
                 first.append(time.perf_counter())
 
         with connected(None):
-            ray_driver.run_sweep(sweep, workplace, note, nothing)
+            ray_driver.RayDriver(workplace, nothing).run(sweep, note)
         ended = time.perf_counter()
     count = sum(summary.num_finished for summary in sweep.summaries())
     return {"trials": count, "s in all": ended - started, "s a trial": (ended - first[0]) / (count - 1)}
@@ -161,7 +161,7 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
     results: queue.Queue[tuple[str, Epoch]] = queue.Queue()
     lengths, absorbed = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
         curves = SyntheticCurves(plan_studies(spec))
         running: dict[str, Any] = {}
         turns = threading.Event()

@@ -242,11 +242,11 @@ def busy(options: argparse.Namespace, folder: Path) -> Found:
     )
     runs = MlflowRuns(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, f"{folder}/data", [*spec.space])
     tracker = MlflowTracker(runs)
-    driven = Driven(Sweep(spec, StudyDatabase(home.database_url), tracker))
+    driven = Driven(Sweep.resume(spec, StudyDatabase(home.database_url), tracker))
     try:
         with connected(None):
             run_trial = Noted(trained if options.train else asleep, str(notes))
-            ray_driver.run_sweep(driven.sweep, workplace, driven.tell, run_trial)
+            ray_driver.RayDriver(workplace, run_trial).run(driven.sweep, driven.tell)
     finally:
         tracker.close()
     assert driven.sweep.is_done, driven.sweep.halt

@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_studies
 from orchestrator.study.storage.database import StudyDatabase
@@ -46,8 +46,8 @@ def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
     }
     spec, clock = parse_spec(raw, "the benchmark"), Clock()
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
-        run_sweep(sweep, SyntheticCurves(plan_studies(spec), spread=spread, seed=seed), clock, workers=16)
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
+        ReplayDriver(SyntheticCurves(plan_studies(spec), spread=spread, seed=seed), clock, workers=16).run(sweep)
     return [study.best.score for study in sweep.studies if study.best is not None and study.best.score is not None]
 
 

@@ -271,7 +271,7 @@ def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(store: 
         assert (stopped.returncode, stopped.stdout.strip()) == (0, "tiny has stopped; `sptune resume tiny` goes on.")
         told = driver.stdout.read()
     assert driver.returncode == 130, told
-    assert "as `sptune stop` asked" in told
+    assert "as `sptune stop` requested" in told
 
 
 def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(spec: Path, tmp_path: Path) -> None:

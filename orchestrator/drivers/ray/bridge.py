@@ -15,6 +15,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.drivers.ray.capacity import ClusterCapacity
 from orchestrator.drivers.ray.cluster import ray_resources
+from orchestrator.drivers.ray.tune_internals import worker_of
 from orchestrator.study.trial import Failure, FailureCause
 from orchestrator.sweep.sweep import Sweep
 
@@ -123,7 +124,7 @@ class TuneBridge:
         """Kill the workers of trials that are silent for too long: Tune then reports them lost."""
         silent = self.sweep.tick()
         for tune_id in [tune_id for tune_id, trial_id in self.trial_ids.items() if trial_id in silent]:
-            actor = self.tune_trials[tune_id].temporary_state.ray_actor if tune_id in self.tune_trials else None
+            actor = worker_of(self.tune_trials[tune_id]) if tune_id in self.tune_trials else None
             if actor is not None:
                 ray.kill(actor)
 

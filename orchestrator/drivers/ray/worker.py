@@ -25,7 +25,7 @@ class TrialWorker(tune.Trainable):
     """Runs trials of a sweep; a SIGTERM, as a machine gets that is taken away, has the one under way saved."""
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
-        self, config: dict[str, Any], workplace: TrialContext, run_trial: RunTrial | None
+        self, config: dict[str, Any], context: TrialContext, run_trial: RunTrial | None
     ) -> None:
         """Begin the first trial.
 
@@ -33,10 +33,11 @@ class TrialWorker(tune.Trainable):
             run_trial: by default it trains (`worker.run_trial`).
         """
         if run_trial is None:
-            from orchestrator.drivers import trial_runner as worker  # torch is a worker's business
+            # Imported here: torch takes a second, and the driver does without it.
+            from orchestrator.drivers import trial_runner
 
-            run_trial = worker.run_trial
-        self._workplace = workplace
+            run_trial = trial_runner.run_trial
+        self._context = context
         self._run_trial = run_trial
         self._terminated = False
         self._at_work = True
@@ -76,10 +77,10 @@ class TrialWorker(tune.Trainable):
         self._at_work = False
 
     def _begin(self, config: dict[str, Any]) -> LookAhead[Epoch | Failure]:
-        workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
+        context = dataclasses.replace(self._context, cpus=config["cpus"], gpus=config["gpus"])
         return LookAhead(
             self._thread,
-            lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), workplace, stop),
+            lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), context, stop),
             lambda: self._terminated,
         )
 

@@ -73,7 +73,7 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
 
     runs = MlflowRuns(home.mlflow_uri, spec.name, home.trials_folder(spec.name), home.mlflow_artifacts, home.data_root)
     tracker = MlflowTracker(runs, patience_s=5)
-    sweep = Sweep(spec, record_of(home), tracker)
+    sweep = Sweep.resume(spec, record_of(home), tracker)
     drive(sweep, fail=fail, events=events)
     sweep.close()
     assert tracker.close() == 0
@@ -194,7 +194,7 @@ def test_resume_failed_goes_on_where_nothing_has_failed(
     spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
 ) -> None:
     shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
-    drive(Sweep(spec, record_of(home), MemoryTracker()))
+    drive(Sweep.resume(spec, record_of(home), MemoryTracker()))
     code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.root), "--inline")
     assert (code, complaint) == (0, "")
     assert "0 failed trials of small are run again.\nsmall is finished; nothing to run." in said
@@ -212,7 +212,7 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     assert home.database_file is not None
     assert not home.database_file.exists(), "and nothing is made"
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
-    sweep = Sweep(
+    sweep = Sweep.resume(
         spec,
         record_of(home),
         MlflowTracker(MlflowRuns("sqlite:////dev/null/x.db", "small", "", None, ""), patience_s=0),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.drivers.replay import Clock, RecordedCurves, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, RecordedCurves, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_studies
 from orchestrator.spec.schema import SweepSpec
@@ -22,7 +22,7 @@ from tests.orchestrator.conftest import Sptune, outcome
 
 def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
     clock = Clock()
-    return Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
+    return Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
 
 
 def told(curves: SyntheticCurves | RecordedCurves, trial: Trial) -> list[Epoch]:
@@ -39,7 +39,9 @@ def test_a_thousand_trials_take_as_long_as_their_epochs_on_the_virtual_clock(
     raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
     spec = parse_spec(raw_spec, "a test")
     sweep, clock = opened(spec, record_url)
-    busy = run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers=10)
+    driver = ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=10)
+    driver.run(sweep)
+    busy = driver.busy_seconds
     assert sweep.is_done
     assert sweep.num_finished == 19 * 53 > 1000
     assert busy == 10.0 * 19 * 53, "each epoch once"
@@ -53,13 +55,13 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
     spec = parse_spec(raw_study, "a test")
     curves = SyntheticCurves(plan_studies(spec))
     plain, clock = opened(spec, f"sqlite:///{tmp_path / 'plain.db'}")
-    run_sweep(plain, curves, clock, workers)
+    ReplayDriver(curves, clock, workers=workers).run(plain)
     url = f"sqlite:///{tmp_path / 'killed.db'}"
     clock = Clock()
     for life in range(100):
-        sweep = Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
+        sweep = Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
         until = clock.now + 95 + 7 * life  # longer than a trial: one that has no checkpoint begins again
-        run_sweep(sweep, curves, clock, workers, until=until)
+        ReplayDriver(curves, clock, workers=workers, until=until).run(sweep)
         if sweep.is_done:
             break
         assert clock.now <= until
@@ -105,7 +107,7 @@ def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=3).run(sweep)
     return sweep
 
 
@@ -121,7 +123,7 @@ def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(known: Sw
 
 def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep, tmp_path: Path) -> None:
     again, clock = opened(known.spec, f"sqlite:///{tmp_path / 'again.db'}")
-    run_sweep(again, RecordedCurves(known.studies), clock, 2)
+    ReplayDriver(RecordedCurves(known.studies), clock, workers=2).run(again)
     assert outcome(again) == outcome(known)
 
 
@@ -142,7 +144,7 @@ def test_what_was_never_recorded_is_not_made_up(
     spec = parse_spec(raw_study | edit, "edited")
     sweep, clock = opened(spec, f"sqlite:///{tmp_path / 'edited.db'}")
     with pytest.raises(ValueError) as refused:
-        run_sweep(sweep, RecordedCurves(known.studies), clock, 2)
+        ReplayDriver(RecordedCurves(known.studies), clock, workers=2).run(sweep)
     assert problem in str(refused.value)
 
 
@@ -151,7 +153,7 @@ def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dic
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=3).run(sweep)
     curves = RecordedCurves(sweep.studies)
     for trial in sweep.studies[0].search_table.trials:
         assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
@@ -182,7 +184,7 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, f"sqlite:///{home / 'studies.db'}")
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec), seconds_per_epoch=60.0), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_studies(spec), seconds_per_epoch=60.0), clock, workers=3).run(sweep)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"name": "other"}))
     like = ("replay", tmp_path / "other.yaml", "--home", home, "--workers", "1", "--like")
     code, said, _ = sptune(*like, "small")

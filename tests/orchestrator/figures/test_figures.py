@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.figures.draw import draw_figures, save_figure, study_figures
 from orchestrator.figures.params import upper_hull
 from orchestrator.figures.style import decades, number, style_of
@@ -106,8 +106,8 @@ def driven(
     spec = parse_spec(raw | changes, "a test")
     clock = Clock()
     url = f"sqlite:///{folder / f'{next(_NAMES)}.db'}"
-    sweep = Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
-    run_sweep(sweep, Rich(plan_studies(spec), failing=failing, broken=broken), clock, workers=2, until=until)
+    sweep = Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
+    ReplayDriver(Rich(plan_studies(spec), failing=failing, broken=broken), clock, workers=2, until=until).run(sweep)
     return sweep.studies
 
 

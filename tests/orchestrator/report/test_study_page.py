@@ -118,7 +118,7 @@ def test_a_tracker_is_shown_a_study_when_its_search_is_done_and_when_it_is_over(
             self.marks.append((len(study.searched), sum(trial.score is not None for trial in study.finals)))
 
     tracker = Counting()
-    drive(Sweep(small, StudyDatabase(record_url), tracker))
+    drive(Sweep.resume(small, StudyDatabase(record_url), tracker))
     assert tracker.marks == [(4, 0), (4, 2)]
 
 
@@ -127,7 +127,7 @@ def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
 ) -> None:
     card = open_task(str(tmp_path / "data"), "demo/digits")
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     drive(sweep)
     assert tracker.close() == 0, tracker.problem
     (study,) = sweep.studies
@@ -150,7 +150,7 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(url), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(url), tracker)
     drive(sweep)
     tracker.close()
     run_id = sweep.studies[0].search_table.mlflow_run
@@ -162,11 +162,11 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
 
     before = told()
     again = tracker_for(small, tmp_path, mlflow_uri)
-    Sweep(small, StudyDatabase(url), again)
+    Sweep.resume(small, StudyDatabase(url), again)
     assert (again.close(), told()) == (0, before)
     wider = small.model_copy(update={"final": small.final.model_copy(update={"seeds": [42, 44, 82]})})
     more = tracker_for(wider, tmp_path, mlflow_uri)
-    drive(Sweep(wider, StudyDatabase(url), more))
+    drive(Sweep.resume(wider, StudyDatabase(url), more))
     assert (more.close(), told()) == (0, before + 1)
     assert "82:" in client.get_run(run_id).data.tags[DESCRIPTION_TAG]
 
@@ -175,7 +175,7 @@ def test_a_run_has_its_best_and_last_values_by_name_and_what_its_worker_told(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     facts = {"host": "node-7", "device": "H200", "commit": "abc", "lock": "def", "correct": "0:"}

@@ -192,7 +192,7 @@ def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(
 def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
     record_url: str, record: StudyDatabase, spec: SweepSpec, held: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = Sweep(spec, record, MemoryTracker(), lease=held)
+    sweep = Sweep.resume(spec, record, MemoryTracker(), lease=held)
     trial = sweep.next_trial()
     assert trial is not None
     _pretend(held, host="elsewhere")
@@ -210,7 +210,7 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
             write()
     held.release()
     assert len(successor.holders()) == 1, "nor does it give back what is not its own"
-    again = Sweep(spec, StudyDatabase(record_url), MemoryTracker(), lease=successor)
+    again = Sweep.resume(spec, StudyDatabase(record_url), MemoryTracker(), lease=successor)
     assert again.studies[0].search_table.trials[0].epochs == ()
     assert again.studies[0].search_table.trials[0].state is TrialState.WAITING
     successor.release()
@@ -220,14 +220,14 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
 def test_a_driver_notices_that_it_is_asked_to_stop(record_url: str, record: StudyDatabase, spec: SweepSpec) -> None:
     lease = record.lease("small")
     lease.acquire("small")
-    sweep = Sweep(spec, record, MemoryTracker(), lease=lease)
+    sweep = Sweep.resume(spec, record, MemoryTracker(), lease=lease)
     assert StudyDatabase(record_url).lease("small").request_stop(), "there is a driver to ask"
     deadline = time.monotonic() + 10
     while sweep.halt is None and time.monotonic() < deadline:
         sweep.tick()
         time.sleep(0.05)
     assert sweep.halt is not None
-    assert (sweep.halt.reason, sweep.halt.interrupt_running) == ("stopped, as `sptune stop` asked", True)
+    assert (sweep.halt.reason, sweep.halt.interrupt_running) == ("stopped, as `sptune stop` requested", True)
     lease.release()
     assert not StudyDatabase(record_url).lease("small").request_stop(), "now there is none"
     assert lease.holders() == []
