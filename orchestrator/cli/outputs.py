@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console
 from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
 

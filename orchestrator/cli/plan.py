@@ -11,11 +11,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.lookup import find_sweep
-from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, missing, place_for
+from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console
 from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import SpecError, UserError
+from orchestrator.launch import find_missing, trial_context
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import plan_studies
@@ -173,7 +174,7 @@ def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
     from orchestrator.drivers.trial_runner import run_trial
     from orchestrator.sweep.cost_model import CostModel, most_expensive_config
 
-    if problems := missing(sweep, home, weights):
+    if problems := find_missing(sweep, home, weights):
         raise SpecError("the spec", problems)
     home.create()
     throughput = CostModel.load(home.cost_model_file)
@@ -181,7 +182,7 @@ def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
             share = sweep.resources.for_backbone(study.backbone)
             place = dataclasses.replace(
-                place_for(sweep, home, weights, folder), cpus=share.cpus, gpus=share.initial_gpus
+                trial_context(sweep, home, weights, folder), cpus=share.cpus, gpus=share.initial_gpus
             )
             events = [*run_trial(most_expensive_config(study, sweep.search.seed), place)]
         throughput.update_from_calibration(study, events, share.initial_gpus, home.data_root)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
 from orchestrator.environment.home import home_at
+from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState

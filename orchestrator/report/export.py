@@ -120,6 +120,16 @@ def export_studies(studies: Sequence[Study], trials: Callable[[str], str], folde
     return files, len(absent)
 
 
+def trials_table(studies: Sequence[Study]) -> pa.Table:
+    """Return a row for each trial, with the schema `TRIALS`."""
+    return pa.Table.from_pylist([row for study in studies for row in _trials(study)], TRIALS)
+
+
+def epochs_table(studies: Sequence[Study]) -> pa.Table:
+    """Return a row for each metric of each epoch, with the schema `EPOCHS`. Load the studies with their epochs."""
+    return pa.Table.from_pylist([row for study in studies for row in _epochs(study)], EPOCHS)
+
+
 def _write(place: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
     draft = place.with_name(f".{place.name}.part")
     try:
