@@ -1,16 +1,13 @@
-"""What several commands take and need: options, the record, the spec of a sweep."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from orchestrator.environment.home import DEFAULT_HOME
-
-if TYPE_CHECKING:
-    pass
 
 console = Console()
 
@@ -20,7 +17,7 @@ SpecArgument = Annotated[
 SweepsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="SWEEP...", help="The `name` in its spec, or the spec's file; of several, they are taken together."
+        metavar="SWEEP...", help="The `name` in its spec, or the spec's file. Several sweeps share one table."
     ),
 ]
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.")]
@@ -33,11 +30,11 @@ HomeOption = Annotated[
         help="Folder, or bucket (s3://bucket/folder), of tasks, checkpoints and, on one machine, the databases.",
     ),
 ]
-InlineOption = Annotated[bool, typer.Option("--inline", help="One trial at a time in this process, without Ray.")]
+InlineOption = Annotated[bool, typer.Option("--inline", help="Run one trial at a time in this process, without Ray.")]
 AddressOption = Annotated[
     str | None,
     typer.Option(
-        help="A running Ray cluster, HOST:PORT, or auto for the one that this machine is a node of; default: a Ray of "
+        help="A running Ray cluster: HOST:PORT, or auto for the one that this machine belongs to; default: a Ray of "
         "this machine alone.",
         envvar="RAY_ADDRESS",
     ),
@@ -45,17 +42,18 @@ AddressOption = Annotated[
 WeightsOption = Annotated[
     str | None,
     typer.Option(
-        envvar="SPTUNE_WEIGHTS", help="A file, or a folder of files, with backbones' weights; else timm's hub."
+        envvar="SPTUNE_WEIGHTS", help="A file, or a folder of files, with weights of backbones; default: timm's hub."
     ),
 ]
 TrialOption = Annotated[
-    list[str] | None, typer.Option("--trial", metavar="ID", help="A trial, by the first letters of its id; repeatable.")
+    list[str] | None,
+    typer.Option("--trial", metavar="ID", help="A trial, by the first letters of its id; repeatable."),
 ]
 WhereOption = Annotated[
     str | None,
     typer.Option(
         metavar="CONDITIONS",
-        help="Trials of which all of this is so: `task=vtab/dtd error=CUDA*`; names are study, phase, state, cause, "
-        "error, params and fields of TrainConfig, values shell patterns.",
+        help="Trials that meet every condition: `task=vtab/dtd error=CUDA*`. A name is study, phase, number, state, "
+        "cause, error, attempt or a field of TrainConfig; a value is a shell pattern.",
     ),
 ]
