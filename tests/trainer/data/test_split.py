@@ -159,7 +159,7 @@ def test_smaller_tuning_sets_are_inside_larger_ones(stored: tuple[str, Card], si
             "191 per class asks for more images than 4 of 4 classes have: class 0 has 190. Use at most 190 per class, "
             "or a number of images.",
         ),
-        (761, "761 images were asked for, and there are 760."),
+        (761, "761 images were asked for, and there are 760. Use at most 760."),
     ],
 )
 def test_more_images_than_there_are_is_a_clear_error(stored: tuple[str, Card], size: int | str, problem: str) -> None:

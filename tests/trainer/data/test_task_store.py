@@ -139,7 +139,7 @@ def test_a_number_of_images_is_met_exactly_with_all_classes_and_evenly(classes: 
     assert len(smaller) == total
     with pytest.raises(ValueError, match="asked for") as caught:
         nested_subset(labels_N, total + 1)
-    assert str(caught.value) == f"{total + 1} images were asked for, and there are {total}."
+    assert str(caught.value) == f"{total + 1} images were asked for, and there are {total}. Use at most {total}."
 
 
 def test_one_image_may_be_asked_for_and_the_whole_number_1_is_not_the_share_1() -> None:

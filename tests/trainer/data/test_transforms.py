@@ -18,7 +18,7 @@ from scipy.stats import ks_2samp, kstest
 from torch import Tensor
 from torchvision import transforms as reference
 
-from trainer.data.transforms import TransformName, _any_area, _of_the_short_side, aspect, decode, random_views
+from trainer.data.transforms import TransformName, _any_area_boxes, _short_side_boxes, aspect, decode, random_views
 
 BICUBIC, BILINEAR = reference.InterpolationMode.BICUBIC, reference.InterpolationMode.BILINEAR
 NAMES: tuple[TransformName, ...] = ("spt", "vpt")
@@ -159,7 +159,7 @@ def test_what_is_cut_is_the_box_that_was_drawn_mirrored_or_not(transform: Transf
     assert views_BCSS.shape == (count, 3, 32, 32) and views_BCSS.dtype == torch.uint8
     assert bool((views_BCSS[:, 2] == 128).all()), "a colour is kept"
     found_B4, mirrored_B = boxes_of(views_BCSS)
-    drawn = (_any_area if transform == "spt" else _of_the_short_side)(aspect_B, torch.Generator().manual_seed(3))
+    drawn = (_any_area_boxes if transform == "spt" else _short_side_boxes)(aspect_B, torch.Generator().manual_seed(3))
     torch.testing.assert_close(found_B4, drawn, rtol=0, atol=2.5 / 255)
     # Half are mirrored (500 tosses: 4 standard deviations are 45), whatever the box.
     assert abs(int(mirrored_B.sum()) - count / 2) < 45
@@ -240,7 +240,7 @@ def test_spt_boxes_are_distributed_as_torchvisions(of_image: float) -> None:
         )
     top, left, tall, wide = theirs.unbind(1)
     expected = torch.stack([left / width, top / height, wide / width, tall / height], dim=1)
-    boxes_B4 = _any_area(torch.full((20_000,), of_image, dtype=torch.float64), torch.Generator().manual_seed(0))
+    boxes_B4 = _any_area_boxes(torch.full((20_000,), of_image, dtype=torch.float64), torch.Generator().manual_seed(0))
     assert boxes_B4.shape == (20_000, 4)
     for name, ours, other in (
         *zip(("left", "top", "width", "height"), boxes_B4.T, expected.T, strict=True),
@@ -254,7 +254,7 @@ def test_spt_boxes_are_distributed_as_torchvisions(of_image: float) -> None:
 
 @pytest.mark.parametrize("of_image", [0.05, *ASPECTS, 20.0])
 def test_spt_boxes_lie_in_the_image_and_have_an_allowed_area_and_shape(of_image: float) -> None:
-    left_B, top_B, width_B, height_B = _any_area(
+    left_B, top_B, width_B, height_B = _any_area_boxes(
         torch.full((20_000,), of_image, dtype=torch.float64), torch.Generator().manual_seed(1)
     ).unbind(1)
     tiny = 1e-12
@@ -275,7 +275,7 @@ def test_spt_boxes_lie_in_the_image_and_have_an_allowed_area_and_shape(of_image:
 
 
 def test_spt_areas_of_a_square_image_reach_from_8_to_100_per_cent() -> None:
-    boxes_B4 = _any_area(torch.ones(20_000, dtype=torch.float64), torch.Generator().manual_seed(0))
+    boxes_B4 = _any_area_boxes(torch.ones(20_000, dtype=torch.float64), torch.Generator().manual_seed(0))
     area_B, log_shape_B = boxes_B4[:, 2] * boxes_B4[:, 3], (boxes_B4[:, 2] / boxes_B4[:, 3]).log() / math.log(4 / 3)
     assert 0.08 <= float(area_B.min()) < 0.081 and 0.98 < float(area_B.max()) <= 1
     # Small boxes always fit, so among them neither area nor shape is favoured.
@@ -286,7 +286,7 @@ def test_spt_areas_of_a_square_image_reach_from_8_to_100_per_cent() -> None:
 
 @pytest.mark.parametrize("of_image", [0.05, *ASPECTS, 20.0])
 def test_vpt_boxes_are_squares_of_224_of_256_of_the_short_side_anywhere(of_image: float) -> None:
-    left_B, top_B, width_B, height_B = _of_the_short_side(
+    left_B, top_B, width_B, height_B = _short_side_boxes(
         torch.full((20_000,), of_image, dtype=torch.float64), torch.Generator().manual_seed(0)
     ).unbind(1)
     # In units of the image's height: a square, whatever the image's shape.
@@ -300,7 +300,7 @@ def test_vpt_boxes_are_squares_of_224_of_256_of_the_short_side_anywhere(of_image
 def full_box_seed() -> int:
     """A seed whose first box is all but the whole of a square image."""
     for seed in range(10_000):
-        box = _any_area(torch.ones(1, dtype=torch.float64), torch.Generator().manual_seed(seed))[0]
+        box = _any_area_boxes(torch.ones(1, dtype=torch.float64), torch.Generator().manual_seed(seed))[0]
         if float(box[2:].min()) > 0.99:
             return seed
     raise AssertionError("one box in some hundred is that large")
@@ -325,7 +325,7 @@ def test_a_crop_shows_what_the_same_box_of_the_original_shows(of_image: tuple[in
     aspect_B = torch.tensor([of_image[0] / of_image[1]], dtype=torch.float64)
     whole = decode(png(picture), 64, "vpt", view="whole")[None]
     for seed in range(20):
-        left, top, wide, tall = _of_the_short_side(aspect_B, torch.Generator().manual_seed(seed))[0].tolist()
+        left, top, wide, tall = _short_side_boxes(aspect_B, torch.Generator().manual_seed(seed))[0].tolist()
         corners = (
             left * of_image[0], top * of_image[1], (left + wide) * of_image[0], (top + tall) * of_image[1],
         )  # fmt: skip

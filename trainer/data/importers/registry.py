@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from trainer.catalog import OWN, TASKS, is_own
-from trainer.data.images import check
+from trainer.data.images import check_image
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.source import Source, SourceRecord, split_records
 from trainer.data.importers.sources.folders import own_row
@@ -132,7 +132,7 @@ def import_task(root: str, found: Candidate, progress: Progress) -> Card:
         repaired = Counter[str]()
         for record, image in zip(records, listing.read(records), strict=True):
             try:
-                repair = check(image)
+                repair = check_image(image)
             except ValueError as error:
                 raise ImportRefused(f"{record.key} {error}. Get the source again; nothing was imported.") from error
             repaired.update([repair] if repair else [])
