@@ -136,6 +136,7 @@ def write_task(
                 if filesystem.get_file_info(part).type == fs.FileType.File:
                     filesystem.delete_file(part)
 
+    # The card is last: a task without a card is not in the store.
     card = Card(
         task=task,
         source=source,

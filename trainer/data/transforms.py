@@ -151,7 +151,9 @@ def _any_area_boxes(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
 
 def _short_side_boxes(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a square box (left, top, width, height) ``[B, 4]`` anywhere in each image, as shares of it."""
+    # The short side as a share of width and of height: a square of the image is no square in shares of it.
     short_B2 = torch.stack([(1 / aspect_B).clamp(max=1), aspect_B.clamp(max=1)], dim=1)
     size_B2 = short_B2 / MARGIN
+
     offset_B2 = torch.rand(len(aspect_B), 2, dtype=torch.float64, generator=generator)
     return torch.cat([(1 - size_B2) * offset_B2, size_B2], dim=1)
