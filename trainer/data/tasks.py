@@ -22,7 +22,7 @@ def open_task(root: str, task: str) -> Card:
     if not _is_demo(task):
         raise missing_task(root, task)
 
-    # Imported late: drawing needs Pillow and scikit-learn, and a stored task needs neither.
+    # Imported late, because it loads Pillow, which is not needed to open a stored task.
     from trainer.data.demo_tasks import make_demo_task
 
     make_demo_task(root, task)

@@ -109,7 +109,7 @@ def _draw(records: list[SourceRecord], sizes: Mapping[str, int], seed: int) -> d
     ordered = sorted(records, key=lambda record: record.key)
     shuffled = [ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))]
 
-    # With too few images, test shrinks first: results then compare with those of others who tuned on as many images.
+    # With too few images, test shrinks first, so that the tuning set keeps the catalog's size.
     counts = dict(sizes)
     total = sum(sizes.values())
     if len(records) < total:
