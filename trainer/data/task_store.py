@@ -103,6 +103,7 @@ def write_task(
         OSError: if the store cannot be written. Nothing of the new task is left then.
     """
     filesystem, folder = open_filesystem(f"{root}/{task}")
+
     digest = hashlib.sha256()
     counts = {}
     # Other processes may write the same task, so the names of unfinished files are unique.
@@ -158,6 +159,7 @@ def _row_groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
     for example in examples:
         group.append(example)
         size += len(example.image)
+
         if size >= GROUP_BYTES or len(group) >= GROUP_EXAMPLES:
             yield group
             group = []
@@ -185,7 +187,7 @@ def read_card(root: str, task: str) -> Card | None:
 def _parse_card(data: bytes, root: str, task: str) -> Card:
     try:
         card = Card(**json.loads(data))
-        # Both become parts of file names, so a foreign card must not choose them freely.
+        # Both become parts of file names, so no other text is accepted.
         if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
             raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
     except (ValueError, TypeError) as error:
@@ -223,6 +225,7 @@ def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[
     """
     with _open(root, task, split) as file:
         parquet = pq.ParquetFile(file)
+
         first_row = 0
         for group in range(parquet.num_row_groups):
             num_rows = parquet.metadata.row_group(group).num_rows
@@ -230,6 +233,7 @@ def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[
             if first_row + num_rows > start:
                 rows = parquet.read_row_group(group).slice(max(0, start - first_row)).to_pylist()
                 yield from (Example(key=row["key"], label=row["label"], image=row["image"]) for row in rows)
+
             first_row += num_rows
 
 

@@ -93,6 +93,7 @@ def test_machines_with_separate_cache_folders_decode_once_each(root: str, tmp_pa
     start_time = time.time() + 5
     processes = [start(DECODE, root, tmp_path / cache, start_time) for cache in ("one", "two")]
     (first_count, first_sum), (second_count, second_sum) = printed_numbers(processes)
+
     assert (first_count, second_count) == (NUM_TUNING_IMAGES, NUM_TUNING_IMAGES)
     assert first_sum == second_sum, "and see the same images"
 
@@ -123,6 +124,7 @@ def test_a_demo_task_stays_present_and_whole_while_other_processes_make_it(root:
         num_reads += 1
 
     printed_numbers(makers)
+
     assert num_reads > 50
     assert sorted(name.rpartition("/")[2] for name in file_sizes(root)) == [
         "card.json", "test.parquet", "train.parquet", "val.parquet",

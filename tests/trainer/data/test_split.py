@@ -65,6 +65,7 @@ def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
         assert torch.equal(decoded.images_N3SS, expected(root, card, splits, size))
 
     pictures = [Image.open(io.BytesIO(e.image)) for s in splits for e in read_examples(root, card.task, s)]
+
     assert decoded.aspect_N.tolist() == [picture.width / picture.height for picture in pictures]
 
 
@@ -85,6 +86,7 @@ def test_blocks_decoded_before_a_crash_are_not_decoded_again(
         patch.setattr(image_cache, "decode", crash_at_300)
         with pytest.raises(KeyboardInterrupt):
             fill_cache(root, card, str(tmp_path))
+
     assert not list(tmp_path.glob("*.u8")), "an unfinished array does not have the name of a finished one"
 
     # Bytes of a block that was not finished lie behind the last one that was.
@@ -96,6 +98,7 @@ def test_blocks_decoded_before_a_crash_are_not_decoded_again(
     count = -10_000
     monkeypatch.setattr(image_cache, "decode", crash_at_300)
     decoded = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+
     assert count == -10_000 + 760 - image_cache.BLOCK, "the first block was kept"
     assert torch.equal(decoded.images_N3SS, expected(root, card, ("train", "val"), 16))
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".aspect", ".lock", ".u8"]
@@ -112,6 +115,7 @@ def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str
 
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(tmp_path.glob("*.u8"))) == 1
+
     decoded = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
     assert torch.equal(decoded.images_N3SS, expected(root, card, ("train", "val"), 16))
 
@@ -122,6 +126,7 @@ def test_each_size_transform_and_view_has_an_array_of_its_own(stored: tuple[str,
     load_decoded(root, card, ("test",), 17, "spt", "fixed", str(tmp_path))
     load_decoded(root, card, ("test",), 16, "vpt", "fixed", str(tmp_path))
     load_decoded(root, card, ("test",), 16, "spt", "whole", str(tmp_path))
+
     assert len(list(tmp_path.glob("*.u8"))) == 4
 
 

@@ -50,6 +50,7 @@ def test_a_demo_task_is_as_the_catalog_says(task: str, data_root: str) -> None:
 
     # No image is in two splits, or twice in one.
     assert len(keys) == row.num_train + row.num_val + row.num_test == len(set(keys))
+
     card = open_task(data_root, task)
     assert card.counts == {"train": row.num_train, "val": row.num_val, "test": row.num_test}
     assert (card.task, len(card.class_names)) == (task, row.num_classes)
@@ -77,6 +78,7 @@ def test_the_fingerprint_of_a_task_changes_with_any_of_its_examples(tmp_path: Pa
     for splits in (plain, *changed):
         write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
         fingerprints.add(open_task(str(tmp_path), row.name).fingerprint)
+
     assert len(fingerprints) == 4
 
 
@@ -110,6 +112,7 @@ def test_tuning_sets_are_nested_stratified_and_the_same_each_time(counts: list[i
             taken = int((labels_N[rows] == label).sum())
             assert taken >= 1 and (taken == 1 or abs(taken - Fraction(share) * count) < 1)
         smaller = set(rows.tolist())
+
     assert len(smaller) == sum(counts)
 
 
@@ -165,6 +168,7 @@ def test_a_split_is_loaded_in_the_requested_view(transform: TransformName, data_
         load_split(data_root, "demo/shapes_loc", "train", 30, 32, "cpu", transform, view)
         for view in ("fixed", "whole")
     )  # fmt: skip
+
     assert (fixed.view, fixed.all_images().shape) == ("fixed", (30, 3, 32, 32))
     assert (whole.view, whole.all_images().shape) == ("whole", (30, 3, 48, 48))
     assert fixed.keys == whole.keys and torch.equal(fixed.labels_N, whole.labels_N)
@@ -183,6 +187,7 @@ def test_a_split_keeps_the_aspect_of_each_image(tmp_path: Path) -> None:
 
     loaded = load_split(str(tmp_path), row.name, "trainval", 0.1, 8)
     by_key = {f"{split}{i}": side for split in SPLITS for i, side in enumerate(sides[split])}
+
     assert len(loaded.keys) == 100
     assert loaded.aspect_N.tolist() == [by_key[key][0] / by_key[key][1] for key in loaded.keys]
 
@@ -193,6 +198,7 @@ def test_the_fingerprint_of_a_split_changes_with_its_images_and_their_transform(
     changed = [(*plain[:i], change, *plain[i + 1 :]) for i, change in changes.items()]
     one_image = (*plain[:3], 1, *plain[4:])
     fingerprints = [load_split(*arguments).fingerprint for arguments in (plain, *changed, one_image)]
+
     assert len(set(fingerprints)) == len(fingerprints) == 8
     assert load_split(*plain[:5]).fingerprint == fingerprints[0]
 
@@ -223,6 +229,7 @@ def test_a_card_lists_the_splits_whose_counts_differ_from_the_catalog(wrong: str
     counts = expected | {wrong: expected[wrong] - 1}
     splits = {s: [Example(key=f"{s}{i}", label=0, image=b"") for i in range(n)] for s, n in counts.items()}
     card = write_task(str(tmp_path), "demo/digits", splits, source="here", class_names=[], protocol="drawn")
+
     assert card.counts == counts
     assert card.differs == [f"{wrong} has {counts[wrong]} of {expected[wrong]} images"]
 
@@ -243,6 +250,7 @@ def test_a_write_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
     write_bytes(path, b"old")
     with full_disk(), pytest.raises(OSError, match="File too large"):
         write_bytes(path, bytes(5000))
+
     assert read_bytes(path) == b"old"
     assert [file.name for file in path.parent.iterdir()] == ["file"], "and nothing half-written lies beside it"
 
@@ -273,8 +281,10 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     save_state(tmp_path / "state.pt", state)
 
     loaded = load_state(tmp_path / "state.pt")
+
     assert loaded is not None and loaded.keys() == state.keys()
     assert {k: v for k, v in loaded.items() if k != "tensors"} == {k: v for k, v in state.items() if k != "tensors"}
+
     for name, tensor in tensors.items():
         restored = loaded["tensors"][name]
         assert (restored.dtype, restored.shape) == (tensor.dtype, tensor.shape)

@@ -162,6 +162,7 @@ def test_a_crop_is_exactly_the_box_that_was_drawn_mirrored_or_not(transform: Tra
     count = 500
     aspect_B = torch.full((count,), of_image, dtype=torch.float64)
     views_BCSS = random_views(ramps(count), aspect_B, 32, transform, torch.Generator().manual_seed(3))
+
     assert views_BCSS.shape == (count, 3, 32, 32) and views_BCSS.dtype == torch.uint8
     assert bool((views_BCSS[:, 2] == 128).all()), "a colour is kept"
 
@@ -171,6 +172,7 @@ def test_a_crop_is_exactly_the_box_that_was_drawn_mirrored_or_not(transform: Tra
 
     # Half are mirrored (500 tosses: 4 standard deviations are 45), whatever the box.
     assert abs(int(mirrored_B.sum()) - count / 2) < 45
+
     left_B = drawn[:, 0]
     assert abs(float(left_B[mirrored_B].mean() - left_B[~mirrored_B].mean())) < 0.1
 
@@ -198,6 +200,7 @@ def test_crops_depend_on_the_generator_alone(transform: TransformName) -> None:
     views, same_seed, other_seed = (
         random_views(images, aspect_B, 32, transform, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
     )
+
     assert torch.equal(views, same_seed) and not torch.equal(views, other_seed)
 
     generator = torch.Generator().manual_seed(0)
@@ -215,6 +218,7 @@ def test_each_image_of_a_batch_is_cut_by_its_own_aspect() -> None:
         torch.testing.assert_close(
             boxes_B4[start::3], torch.tensor(expected, dtype=torch.float64).expand(50, 4), rtol=0, atol=1.5 / 255
         )
+
     assert len({tuple(box) for box in boxes_B4[1::3].tolist()}) == 50
 
 
@@ -257,6 +261,7 @@ def test_spt_boxes_are_distributed_as_torchvisions(of_image: float) -> None:
     top, left, tall, wide = theirs.unbind(1)
     expected = torch.stack([left / width, top / height, wide / width, tall / height], dim=1)
     boxes_B4 = _any_area_boxes(torch.full((20_000,), of_image, dtype=torch.float64), torch.Generator().manual_seed(0))
+
     assert boxes_B4.shape == (20_000, 4)
 
     for name, ours, torchvisions in (
@@ -280,6 +285,7 @@ def test_spt_boxes_lie_in_the_image_and_have_an_allowed_area_and_shape(of_image:
 
     shape_B = width_B / height_B * of_image
     area_B = width_B * height_B
+
     assert bool((shape_B >= 3 / 4 - tiny).all() and (shape_B <= 4 / 3 + tiny).all())
 
     # Where no draw fits, the largest box of the nearest shape is taken, in the middle.
@@ -287,6 +293,7 @@ def test_spt_boxes_lie_in_the_image_and_have_an_allowed_area_and_shape(of_image:
     largest = min(of_image, nearest) / max(of_image, nearest)
     fallback_B = (area_B - largest).abs() < tiny
     centred_B = (2 * left_B + width_B - 1).abs() + (2 * top_B + height_B - 1).abs() < tiny
+
     assert bool(centred_B[fallback_B].all())
     assert bool((area_B >= 0.08)[~fallback_B].all() and (area_B <= 1).all())
 
@@ -299,6 +306,7 @@ def test_spt_areas_of_a_square_image_reach_from_8_to_100_per_cent() -> None:
     boxes_B4 = _any_area_boxes(torch.ones(20_000, dtype=torch.float64), torch.Generator().manual_seed(0))
     area_B = boxes_B4[:, 2] * boxes_B4[:, 3]
     log_shape_B = (boxes_B4[:, 2] / boxes_B4[:, 3]).log() / math.log(4 / 3)
+
     assert 0.08 <= float(area_B.min()) < 0.081 and 0.98 < float(area_B.max()) <= 1
 
     # Small boxes always fit, so among them neither area nor shape is favoured.
@@ -337,6 +345,7 @@ def test_a_crop_of_the_full_image_is_a_plain_resize(size: int) -> None:
     whole = decode(png(picture), size, "spt", view="whole")[None]
     view = random_views(whole, torch.ones(1), size, "spt", torch.Generator().manual_seed(seed))[0].double()
     plain = pixels_of(reference.Resize((size, size), BICUBIC)(picture)).double()
+
     assert float(plain.std()) > 20, "there is something to see"
 
     difference, mirrored = ((view - candidate).abs().mean() for candidate in (plain, plain.flip(2)))

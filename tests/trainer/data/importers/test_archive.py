@@ -60,6 +60,7 @@ def test_archives_in_a_folder_are_named_as_if_unpacked_beside_it(tmp_path: Path)
     pack_tar(tmp_path / "test" / "two.tar.gz", {"./images/1.jpg": b"other 1"})
     pack_tar(tmp_path / "three.tar", {"images/3.jpg": b"3"})
     tree = SourceFiles(tmp_path)
+
     assert tree.names == [
         "images/3.jpg",
         "list.txt",
@@ -84,6 +85,7 @@ def test_a_name_in_two_archives_is_refused_only_when_it_is_requested(tmp_path: P
     pack_zip(tmp_path / "train.zip", {"images/1.jpg": b"train", "README": b"r"})
     pack_tar(tmp_path / "test.tar", {"images/1.jpg": b"test", "images/2.jpg": b"2"})
     tree = SourceFiles(tmp_path)
+
     assert tree.read("images/2.jpg") == b"2"
     with pytest.raises(ImportRefused, match=r"images/1.jpg is in .*(train|test).* and in .*(train|test)"):
         tree.read("images/1.jpg")
@@ -114,6 +116,7 @@ def test_a_hard_link_in_a_tar_is_a_file_and_a_folder_is_not(name: str, tmp_path:
         tar.addfile(link)
 
     tree = SourceFiles(tmp_path / name)
+
     assert tree.names == ["d/a.txt", "d/b.txt"]
     assert list(tree.read_all(["d/b.txt", "d/a.txt"])) == [b"data", b"data"]
 
@@ -148,6 +151,7 @@ def test_a_compressed_tar_without_an_end_marker_is_read(tmp_path: Path) -> None:
     # Two headers, and two members of one block each.
     (tmp_path / "x.tgz").write_bytes(gzip.compress(data[: 4 * 512]))
     tree = SourceFiles(tmp_path / "x.tgz")
+
     assert list(tree.read_all(tree.names)) == [b"a" * 512, b"b"]
 
 
@@ -159,6 +163,7 @@ def test_a_flipped_byte_in_a_compressed_archive_is_refused_before_its_images_are
     data = bytearray(archive.read_bytes())
     data[len(data) // 3] ^= 0xFF
     archive.write_bytes(data)
+
     with pytest.raises(ImportRefused, match=r"is damaged: .* Download it again"):
         list(SourceFiles(archive).read_all(sorted(BIG)))
 
@@ -178,6 +183,7 @@ def test_an_archive_with_a_password_is_refused(tmp_path: Path) -> None:
     data[6] |= 1
     data[data.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(data)
+
     with pytest.raises(ImportRefused, match="encrypted, password required"):
         SourceFiles(archive).read("a.jpg")
 
@@ -186,6 +192,7 @@ def test_an_archive_shortened_after_it_was_listed_is_refused(tmp_path: Path) -> 
     archive = pack_tar(tmp_path / "x.tar", BIG)
     tree = SourceFiles(archive)
     archive.write_bytes(archive.read_bytes()[:5000])
+
     assert tree.read("images/0.bin") == BIG["images/0.bin"]
     with pytest.raises(ImportRefused, match="is damaged"):
         tree.read("images/7.bin")
@@ -198,6 +205,7 @@ def test_a_linked_folder_is_followed_unless_it_contains_the_link(tmp_path: Path)
     (source / "upwards").symlink_to(source)
     (elsewhere / "broken.jpg").symlink_to(tmp_path / "nothing")
     tree = SourceFiles(source)
+
     assert tree.names == ["test/cat/2.jpg", "train/cat/1.jpg"]
     assert tree.read("train/cat/1.jpg") == b"1"
 
@@ -233,6 +241,7 @@ def test_a_pattern_matches_a_whole_name_or_its_end_behind_a_slash(
 ) -> None:
     tree = SourceFiles(lay(tmp_path / "x", FILES))
     assert tree.find(pattern) == matches
+
     if len(matches) == 1:
         assert tree.one(pattern) == matches[0]
     else:
@@ -250,5 +259,6 @@ def test_a_zip_is_opened_once_for_many_images(tmp_path: Path, monkeypatch: pytes
             super().__init__(file)
 
     monkeypatch.setattr(zipfile, "ZipFile", Counting)
+
     assert len(list(tree.read_all(sorted(BIG)))) == len(BIG)
     assert opened == [tmp_path / "x.zip"]

@@ -51,6 +51,7 @@ def test_an_import_is_in_the_store_with_a_complete_card(tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
     (candidate,) = find_candidates(vtab_folder(tmp_path))
     card = import_task(str(tmp_path / "store"), candidate, lambda done, total: progress.append((done, total)))
+
     assert progress == [(i, 10) for i in range(1, 11)]
 
     assert card == read_card(str(tmp_path / "store"), "vtab/dmlab")
@@ -95,6 +96,7 @@ def test_a_bad_source_is_refused_and_the_store_stays_as_it_was(
     assert problem in str(caught.value)
 
     assert read_card(str(store), "vtab/dmlab") == before
+
     files = sorted(file.name for file in store.rglob("*") if file.is_file())
     assert files == (["card.json", "test.parquet", "train.parquet", "val.parquet"] if is_stored else [])
     assert not is_stored or not verify(str(store), "vtab/dmlab").problems
@@ -109,6 +111,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
             import_task(str(tmp_path / "store"), candidate, lambda done, total: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
     assert [file for file in (tmp_path / "store").rglob("*") if file.is_file()] == []
 
 
@@ -128,6 +131,7 @@ def test_a_folder_of_sources_gives_all_of_them_or_the_one_of_a_task(tmp_path: Pa
     (tmp_path / "dmlab").rename(tmp_path / "kitti")
     lists = dict.fromkeys(("train800.txt", "val200.txt", "test.txt"), "images/000000.jpg 0\nimages/000001.jpg 3\n")
     vtab_folder(tmp_path, dict(lists))
+
     assert [candidate.task for candidate in find_candidates(tmp_path)] == ["vtab/dmlab", "vtab/kitti"]
     assert [candidate.task for candidate in find_candidates(tmp_path, "vtab/kitti")] == ["vtab/kitti"]
 

@@ -44,9 +44,12 @@ def test_splits_are_disjoint_sorted_of_the_right_size_and_from_their_parts(case:
     parts, draw, counts = CASES[case]
     row = task(3, *counts)
     splits = divided_keys(listing(parts, draw), row, seed)
+
     assert tuple(len(splits[split]) for split in SPLITS) == counts
+
     keys = [key for split in SPLITS for key in splits[split]]
     assert len(set(keys)) == len(keys)
+
     for split in SPLITS:
         assert splits[split] == sorted(splits[split])
         assert {key.partition("/")[0] for key in splits[split]} == {draw[split] if draw else split}
@@ -127,6 +130,7 @@ def test_repeated_keys_are_refused_and_the_first_three_are_named() -> None:
     made.records.extend([SourceRecord(record.key, 0, "all", 0) for record in made.records[:5]])
     with pytest.raises(ImportRefused) as refused:
         split_records(made, task(3, 80, 10, 10))
+
     # The first three in the order of their names.
     names = sorted(record.key for record in made.records[:5])
     assert f"5 come more than once: {', '.join(names[:3])}, ...." in str(refused.value)
