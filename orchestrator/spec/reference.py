@@ -148,6 +148,7 @@ def render_reference() -> str:
         rows = [_spec_row(section, name, field) for name, field in section.model.model_fields.items()]
         lines += [*_table(rows), ""]
 
+    # The values of these two mappings are checked by the trainer, not by the schema.
     lines += [
         "### Fields of `fixed` and `space`",
         "",
@@ -171,10 +172,12 @@ def field_docs(owner: type) -> dict[str, str]:
     """Return the docstring below each field of a class and of its bases."""
     docs: dict[str, str] = {}
 
+    # Fields of a base come first, as in pydantic's own order, and a subclass may document them anew.
     for base in reversed(owner.__mro__):
         module = sys.modules[base.__module__]
         if not base.__module__.startswith(("orchestrator.", "trainer.")):
             continue
+        # Python does not keep docstrings of fields, so read them from the source.
         tree = ast.parse(inspect.getsource(module))
         body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == base.__name__)
         for field, follower in itertools.pairwise(body):
@@ -208,6 +211,8 @@ def describe_type(annotation: Any) -> str:
 def _spec_row(section: Section, name: str, field: FieldInfo) -> list[str]:
     models = [*_models(field.annotation)]
     meaning = field_docs(section.model).get(name, "")
+
+    # A key that holds a mapping may leave its explanation to the class of that mapping.
     if not meaning and len(models) == 1:
         meaning = _paragraph(inspect.getdoc(models[0]) or "")
 
@@ -234,6 +239,7 @@ def _shipped_examples() -> dict[str, Any]:
     """Return a value or a dimension for each field that a shipped spec fixes or searches, the first one found."""
     examples: dict[str, Any] = {}
 
+    # Shipped specs are valid and realistic, and name fields that this package must not know.
     for page in sorted(Path(search_spaces.__path__[0]).glob("*.yaml")):
         spec = yaml.safe_load(page.read_text())
         for name, value in {**spec["space"], **spec["fixed"]}.items():
@@ -242,6 +248,7 @@ def _shipped_examples() -> dict[str, Any]:
 
 
 def _limits(field: FieldInfo) -> Iterator[str]:
+    # Validators of our own are in the metadata too, and have none of these attributes.
     for rule in field.metadata:
         if (least := getattr(rule, "ge", None)) is not None:
             yield f"at least {least}"
@@ -292,11 +299,13 @@ def _code(entry: dict[str, Any]) -> str:
 def _flow(value: object) -> str:
     """Return a value as YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    # PyYAML marks the end of a document that is a plain value.
     return text.removesuffix("\n...\n").rstrip("\n")
 
 
 def _table(rows: list[list[str]]) -> list[str]:
     header = ["Key", "Type", "Default", "Meaning", "Example"]
+    # A bar would end the cell.
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return [f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *escaped]]
 
