@@ -40,6 +40,7 @@ class TrialResources(_Part):
     """What one trial occupies."""
 
     cpus: int = Field(default=1, ge=1)
+    """CPU cores of one trial."""
     gpus: Gpus = 0.0
     """Of a GPU. auto: a whole one until one like it was measured, then as many share it as its memory holds."""
     accelerator_type: str | None = None
@@ -55,14 +56,18 @@ class ResourceOverride(_Part):
     """What differs for a backbone; what is not given is as for all."""
 
     cpus: int | None = Field(default=None, ge=1)
+    """CPU cores of one trial on this backbone."""
     gpus: Gpus | None = None
+    """GPUs of one trial on this backbone, or auto."""
     accelerator_type: str | None = None
+    """Kind of GPU for this backbone."""
 
 
 class Resources(TrialResources):
     """What one trial occupies, of any backbone and of single ones."""
 
     backbones: dict[str, ResourceOverride] = {}
+    """Different resources for single backbones. Values that are not given are those of all backbones."""
 
     def for_backbone(self, backbone: str) -> TrialResources:
         """What a trial on this backbone occupies."""

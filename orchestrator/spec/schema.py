@@ -64,36 +64,48 @@ class Asha(SpecPart):
     """Asynchronous successive halving (Li et al., MLSys 2020): stop what is not in the best 1/reduction at a rung."""
 
     type: Literal["asha"]
+    """Kind of the pruner."""
     min_epochs: int = Field(ge=1)
+    """Epochs that every trial trains before it can be pruned."""
     reduction: int = Field(default=4, ge=2)
+    """Only the best 1/reduction of the trials continue after a rung."""
 
 
 class Hyperband(SpecPart):
     """Several halvings that begin to stop at different epochs (Li et al., JMLR 2018)."""
 
     type: Literal["hyperband"]
+    """Kind of the pruner."""
     min_epochs: int = Field(ge=1)
+    """Epochs that every trial trains before it can be pruned."""
     reduction: int = Field(default=3, ge=2)
+    """Only the best 1/reduction of the trials continue after a rung."""
 
 
 class Median(SpecPart):
     """Stop what is below the median of the finished trials at the same epoch."""
 
     type: Literal["median"]
+    """Kind of the pruner."""
     min_epochs: int = Field(ge=1)
+    """Epochs that every trial trains before it can be pruned."""
 
 
 class NoPruner(SpecPart):
     """Every trial runs to its end."""
 
     type: Literal["none"]
+    """Kind of the pruner."""
 
 
 class Search(SpecPart):
     """How a study looks for its best parameters."""
 
     trials: int = Field(ge=1)
+    """Number of search trials of each study."""
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
+    """Optuna sampler that proposes params: tree-structured Parzen estimator, Gaussian process, CMA-ES, random, or
+    every combination of a finite space once."""
     startup_trials: int = Field(default=10, ge=1)
     """Trials drawn at random before the sampler has seen enough."""
     transfer: int = Field(default=0, ge=0)
@@ -102,13 +114,16 @@ class Search(SpecPart):
     """Trials of one study under way at once. Trial k learns from trials 0..k-max_concurrent, and from no other,
     so that the same spec gives the same trials however fast each of them is."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the sampler."""
     pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
+    """Rule that stops trials early."""
 
 
 class Final(SpecPart):
     """How a study's parameters are chosen, and scored on test."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Seeds of the final trials: the chosen params are trained once with each."""
     select: Select = "last_val"
     """last_val: the best val accuracy at the last epoch, of equals the earliest. simplest_tied: of the trials that
     val cannot tell from that one (`significance.tied`), the one that learns the fewest parameters."""
@@ -147,14 +162,20 @@ class StudyMatrix(SpecPart):
     """The part of a spec that decides which configs there are."""
 
     tasks: list[Annotated[str, BeforeValidator(_check_task)]] = Field(min_length=1)
+    """Tasks, or groups and benchmarks that stand for their tasks: vtab, natural, specialized, structured, fgvc,
+    demo."""
     backbones: list[Annotated[str, _one_of(BACKBONES, "a backbone")]] = Field(min_length=1)
+    """Full timm names of the frozen networks. `sptune backbones` lists them."""
     methods: list[Annotated[str, _one_of(METHODS, "a method")]] = Field(min_length=1)
+    """spt_deep, spt_shallow, vpt_deep, vpt_shallow, linear or full."""
     train_sizes: list[Annotated[float | int | str, BeforeValidator(_parse_train_size)]] = Field(
         default=[1.0], min_length=1
     )
     """Shares (0.1, 1.0), numbers of images (200), or numbers of each class ({per_class: 5})."""
     fixed: dict[str, Any] = Field(default_factory=dict)
+    """Fields of TrainConfig with one value for all trials."""
     space: dict[str, DimensionField] = Field(default_factory=dict)
+    """Fields of TrainConfig that are searched, each with its dimension."""
 
     def params_for(self, method: str) -> tuple[dict[str, Any], dict[str, Dimension]]:
         """The fixed values and the space that have an effect on a method."""
@@ -167,11 +188,17 @@ class SweepSpec(StudyMatrix):
     """All that a sweep is asked for."""
 
     name: Annotated[str, BeforeValidator(_check_name)]
+    """Name of the sweep, in lower-case letters, digits, - and _. Commands and MLflow use it."""
     search: Search
+    """How a study searches its params."""
     final: Final
+    """How params are chosen, and trained and tested again."""
     resources: Resources = Resources()
+    """What a trial occupies on a machine."""
     cluster: Cluster = Cluster()
+    """Addresses, if one machine is not enough."""
     budget: Budget = Budget()
+    """Limits after which no more trials start."""
     retries: int = Field(default=2, ge=0)
     """How often a trial that failed for a reason that may pass is run again."""
     pause_after: int = Field(default=5, ge=2)

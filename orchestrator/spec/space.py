@@ -27,9 +27,13 @@ class FloatRange(DimensionBase):
     """A real number between two ends."""
 
     type: Literal["float"]
+    """Kind of the dimension."""
     low: Number
+    """Lower end, included."""
     high: Number
+    """Upper end, included."""
     log: bool = False
+    """True if values are drawn on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _ends(self) -> FloatRange:
@@ -42,9 +46,13 @@ class IntRange(DimensionBase):
     """A whole number between two ends, both included."""
 
     type: Literal["int"]
+    """Kind of the dimension."""
     low: Whole
+    """Lower end, included."""
     high: Whole
+    """Upper end, included."""
     log: bool = False
+    """True if values are drawn on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _ends(self) -> IntRange:
@@ -57,7 +65,9 @@ class Choice(DimensionBase):
     """One of a few values."""
 
     type: Literal["choice"]
+    """Kind of the dimension."""
     values: list[str | int | float] = Field(min_length=1)
+    """The values to choose from."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Choice:
