@@ -221,7 +221,7 @@ def test_without_epochs_all_else_of_a_trial_is_the_same(conditional: SweepSpec, 
     for full, brief in zip(trials_of(whole), trials_of(short), strict=True):
         assert brief.epochs == ()
         for name in Trial.__dataclass_fields__:
-            if name not in ("epochs", "notes"):
+            if name not in ("epochs", "sampler_attrs"):
                 assert getattr(brief, name) == getattr(full, name), name
         if full.state is TrialState.COMPLETE:
             assert brief.last_metrics["train/loss"] == full.epochs[-1]["train/loss"]
