@@ -18,7 +18,7 @@ from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
@@ -43,7 +43,7 @@ def plan(
     place = home_at(home, sweep.cluster)
     if calibrate:
         _calibrate(sweep, place, weights)
-    plans = plan_studies(sweep)
+    plans = plan_sweep(sweep).studies
     done, costs, known = _load_existing(sweep, place)
     named, same = varying_fields(plans, ("backbone", "train_size"))
     table = Table(box=None, pad_edge=False, title=same, title_justify="left")
@@ -104,7 +104,7 @@ def replay(
     from orchestrator.sweep.tracker import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = SyntheticCurves(plan_studies(sweep_spec))
+    curves: Curves = SyntheticCurves(plan_sweep(sweep_spec).studies)
     if like is not None:
         _, record, known = find_sweep(home, like)
         curves = RecordedCurves(load_studies(known, record))
@@ -150,8 +150,8 @@ def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
     from orchestrator.sweep.cost_model import CostModel, memory_share
 
     throughput = CostModel.load(home.cost_model_file)
-    for key in dict.fromkeys((study.method, study.backbone) for study in plan_studies(sweep)):
-        study = next(study for study in plan_studies(sweep) if (study.method, study.backbone) == key)
+    for key in dict.fromkeys((study.method, study.backbone) for study in plan_sweep(sweep).studies):
+        study = next(study for study in plan_sweep(sweep).studies if (study.method, study.backbone) == key)
         own = sweep.resources.for_backbone(study.backbone)
         if (rate := throughput.rate(study, own.initial_gpus)) is not None:
             share = memory_share(own, rate, slots)
@@ -173,7 +173,7 @@ def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
         raise SpecError("the spec", problems)
     home.create()
     throughput = CostModel.load(home.cost_model_file)
-    for study in {(study.method, study.backbone): study for study in reversed(plan_studies(sweep))}.values():
+    for study in {(study.method, study.backbone): study for study in reversed(plan_sweep(sweep).studies)}.values():
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
             share = sweep.resources.for_backbone(study.backbone)
             place = dataclasses.replace(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import Search, StudyMatrix, task_names
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
@@ -120,7 +120,7 @@ def _extremes(dimension: Dimension) -> list[Any]:
 
 def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
     """What the sampler or the pruner cannot do with the space."""
-    for study in plan_studies(spec):
+    for study in plan_sweep(spec).studies:
         least = getattr(search.pruner, "min_epochs", 0)
         if least >= study.epochs:
             rule = f"must be below epochs={study.epochs}, or no trial is ever stopped"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -36,11 +36,10 @@ SAVE_EVERY_S = 30.0
 class StoredTable:
     """The Optuna study that holds a table."""
 
-    copy: int = 1
-    """Number of the copy: `TrialTable.rewrite` makes a new one."""
-    study_id: int | None = None
-    """None before the first trial is written."""
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    copy: int
+    """Number of the copy, from 1. `TrialTable.rewrite` makes the next one."""
+    study_id: int
+    attributes: Mapping[str, Any]
     """User attributes."""
 
 
@@ -64,12 +63,16 @@ class TrialTable:
         plan: StudyPlan,
         phase: Phase,
     ) -> None:
-        stored = stored or StoredTable()
         self._storage = storage
         self._name = name
-        self._copy = stored.copy
-        self._study_id = stored.study_id
-        self._attributes = dict(stored.attributes)
+        self._copy = 1
+        self._study_id: int | None = None
+        self._attributes: dict[str, Any] = {}
+        if stored is not None:
+            self._copy = stored.copy
+            self._study_id = stored.study_id
+            self._attributes = dict(stored.attributes)
+
         self._plan = plan
         self.phase: Phase = phase
         self._ids = [row.trial_id for row in rows]
@@ -228,7 +231,7 @@ class TrialTable:
         self._ids = []
         self.trials.clear()
 
-    def _load(self, name: str) -> Any:
+    def _load(self, name: str) -> Any | None:
         return self._attributes.get(STUDY_ATTRS[name])
 
     def _save(self, name: str, value: Any) -> None:

@@ -207,9 +207,7 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
         sweep.tick,
         sweep.close,
     ):
-        with pytest.raises(
-            LeaseError, match="this driver lost its lease: it sent no heartbeat for 30 s, so another driver may have"
-        ):
+        with pytest.raises(LeaseError, match="this driver lost its lease: it sent no heartbeat for 30 s"):
             write()
     held.release()
     assert len(successor.holders()) == 1, "nor does it give back what is not its own"
