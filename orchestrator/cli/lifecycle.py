@@ -78,7 +78,7 @@ def resume(
 
     `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` choose among them.
     """
-    place, record, spec = find_sweep(home, sweep)
+    place, record, spec = find_sweep(home, sweep, to_run=True)
     weights = weights or spec.cluster.weights
     if problems := [*place.problems(), *missing(spec, place, weights)]:
         raise SpecError(f"the recorded spec of {spec.name}", problems)

@@ -10,7 +10,7 @@ from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from trainer.validation import unknown_name
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
 
 
-def load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, SweepSpec]:
+def load_recorded_spec(home: Home, name: str, *, to_run: bool = False) -> tuple[StudyDatabase, SweepSpec]:
     """The record, and the spec in it of a sweep.
+
+    Args:
+        to_run: whether trials will run, so that the spec must be valid today; else unknown keys are ignored.
 
     Raises:
         UserError: if there is no such sweep, with those there are, or the record cannot be opened.
@@ -36,23 +39,26 @@ def load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, SweepSpec]
         raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
     if name not in specs:
         raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
-    return record, parse_spec(specs[name], f"the recorded spec of {name}")
+    record.check_version(name)
+    parse = parse_spec if to_run else parse_recorded_spec
+    return record, parse(specs[name], f"the recorded spec of {name}")
 
 
-def find_sweep(home: str | None, sweep: str) -> tuple[Home, StudyDatabase, SweepSpec]:
+def find_sweep(home: str | None, sweep: str, *, to_run: bool = False) -> tuple[Home, StudyDatabase, SweepSpec]:
     """Where a sweep is, its record, and the spec in it.
 
     Args:
         sweep: its name, or its spec's file, whose `cluster` then says where to look.
+        to_run: as in `load_recorded_spec`.
 
     Raises:
         UserError: if there is no such sweep.
     """
     if sweep.endswith((".yaml", ".yml")):
         path = find_spec(sweep)
-        record, spec = load_recorded_spec(home_at(home, load_cluster(path)), load_spec(path).name)
+        record, spec = load_recorded_spec(home_at(home, load_cluster(path)), load_spec(path).name, to_run=to_run)
     else:
-        record, spec = load_recorded_spec(home_at(home), sweep)
+        record, spec = load_recorded_spec(home_at(home), sweep, to_run=to_run)
     return home_at(home, spec.cluster), record, spec
 
 

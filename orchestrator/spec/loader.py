@@ -152,7 +152,8 @@ def _delete_key(values: Any, location: Location) -> None:
 
     for parent in parents:
         # A tag such as `float` is part of the location but no key.
-        if isinstance(values, list) or parent in values:
+        is_tag = isinstance(values, dict) and parent not in values
+        if not is_tag:
             values = values[parent]
 
     del values[key]
