@@ -21,7 +21,7 @@ from orchestrator.errors import SpecError, UserError
 from orchestrator.launch import find_missing, trial_context
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
@@ -59,7 +59,7 @@ def plan(
     """
     sweep = load_spec(find_spec(spec))
     place = home_at(home, sweep.cluster)
-    plans = plan_studies(sweep)
+    plans = plan_sweep(sweep).studies
     if calibrate:
         _calibrate(sweep, plans, place, weights)
     progress = _load_progress(sweep, place)
@@ -141,7 +141,7 @@ def replay(
     from orchestrator.sweep.tracker import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = SyntheticCurves(plan_studies(sweep_spec))
+    curves: Curves = SyntheticCurves(plan_sweep(sweep_spec).studies)
     if like is not None:
         _, database, recorded = find_sweep(home, like)
         curves = RecordedCurves(load_studies(recorded, database))

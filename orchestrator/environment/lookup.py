@@ -10,7 +10,7 @@ from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from trainer.validation import unknown_name
 
@@ -39,7 +39,8 @@ def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[H
         name = sweep
 
     database, raw = _load_recorded_spec(place, name)
-    spec = parse_spec(raw, f"the recorded spec of {name}")
+    parse = parse_spec if strict else parse_recorded_spec
+    spec = parse(raw, f"the recorded spec of {name}")
     return home_at(home, spec.cluster), database, spec
 
 
@@ -56,6 +57,7 @@ def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str,
         raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
     if name not in specs:
         raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
+    database.check_version(name)
     return database, specs[name]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.labels import study_label, varying_fields
-from orchestrator.spec.plan import StudyPlan, format_train_size, plan_studies
+from orchestrator.spec.plan import StudyPlan, format_train_size
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
@@ -91,7 +91,7 @@ class MlflowRuns:
             "study": study.plan.key,
             DESCRIPTION_TAG: render_study_page(study),
         }
-        named, _ = varying_fields(plan_studies(study.spec), ("backbone", "train_size"))
+        named, _ = varying_fields(study.sweep_plan.studies, ("backbone", "train_size"))
         name = " ".join(study_label(study.plan, ["task", "method", *named]))
         run = self._client.create_run(self._experiment, tags=tags, run_name=name)
         self._client.set_terminated(run.info.run_id)

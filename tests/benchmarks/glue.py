@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.spec.loader import load_spec
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import Asha, SweepSpec
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import TrainConfig
@@ -98,7 +98,7 @@ def glue(spec: SweepSpec, folder: Path, reuse_actors: bool) -> tuple[int, int]:
     everything = []
     pruner = spec.search.pruner
     assert isinstance(pruner, Asha)
-    for plan in plan_studies(spec):
+    for plan in plan_sweep(spec).studies:
         searched = fit(
             plan,
             {name: tune_space(dimension) for name, dimension in plan.space.items()},
@@ -229,7 +229,9 @@ def main() -> None:
         sides = {"ours": ours(spec, places[0], environment), "stock": stock(places[1], environment)}
         if options.reuse_actors:
             sides["stock, actors reused"] = stock(places[2], environment, "--reuse-actors")
-    table = Table("", *sides["ours"], title=f"studies: {len(plan_studies(spec))}; cores: {CPUS} of {os.cpu_count()}")
+    table = Table(
+        "", *sides["ours"], title=f"studies: {len(plan_sweep(spec).studies)}; cores: {CPUS} of {os.cpu_count()}"
+    )
     for name, found in sides.items():
         table.add_row(name, *(f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in found.values()))
     Console(width=110).print(table)

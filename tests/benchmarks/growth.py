@@ -188,7 +188,7 @@ def trials_row() -> Row:
         ImportError: where the orchestrator's packages are missing.
     """
     from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
-    from orchestrator.spec.plan import plan_studies
+    from orchestrator.spec.plan import plan_sweep
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.sweep.sweep import Sweep
     from tests.benchmarks.scale import Silent, spec_of
@@ -198,7 +198,7 @@ def trials_row() -> Row:
         with tempfile.TemporaryDirectory() as folder:
             sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
             started = time.process_time()
-            ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=64).run(sweep)
+            ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=64).run(sweep)
             return time.process_time() - started
 
     driven(1)  # libraries import as they are needed

@@ -30,7 +30,7 @@ from orchestrator.drivers.ray import driver as ray_driver
 from orchestrator.drivers.ray.cluster import connected
 from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies, suggest_params
+from orchestrator.spec.plan import plan_sweep, suggest_params
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.space import Choice, Dimension
 from orchestrator.study.selection import pack_correct
@@ -75,7 +75,7 @@ def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpe
         "final": {"seeds": [*range(finals)]},
     }
     spec = parse_spec(raw, "the benchmark")
-    assert len(plan_studies(spec)) == num_studies
+    assert len(plan_sweep(spec).studies) == num_studies
     return spec
 
 
@@ -97,7 +97,7 @@ def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[st
         opened = time.perf_counter() - started
         marks = [(0, time.process_time(), resident_mb())]
         started = time.perf_counter()
-        curves = SyntheticCurves(plan_studies(spec))
+        curves = SyntheticCurves(plan_sweep(spec).studies)
 
         def marked(trial: Any) -> Any:
             if sweep.num_started % 1000 == 0:
@@ -162,7 +162,7 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
     lengths, absorbed = [], 0
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-        curves = SyntheticCurves(plan_studies(spec))
+        curves = SyntheticCurves(plan_sweep(spec).studies)
         running: dict[str, Any] = {}
         turns = threading.Event()
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
@@ -47,7 +47,7 @@ def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
     spec, clock = parse_spec(raw, "the benchmark"), Clock()
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
-        ReplayDriver(SyntheticCurves(plan_studies(spec), spread=spread, seed=seed), clock, workers=16).run(sweep)
+        ReplayDriver(SyntheticCurves(plan_sweep(spec).studies, spread=spread, seed=seed), clock, workers=16).run(sweep)
     return [study.best.score for study in sweep.studies if study.best is not None and study.best.score is not None]
 
 

@@ -263,7 +263,7 @@ def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(store: 
         second = sptune("launch", long, home=tmp_path)
         assert second.returncode == 2
         assert f"tiny is driven by process {driver.pid} on" in second.stderr
-        assert "`sptune stop tiny` ends it" in second.stderr
+        assert "`sptune stop tiny` stops it" in second.stderr
         assert f"driven by process {driver.pid}" in sptune("status", "tiny", home=tmp_path).stdout
         refused = sptune("rm", "tiny", "--yes", home=tmp_path)
         assert refused.returncode == 2 and "is driven by" in refused.stderr

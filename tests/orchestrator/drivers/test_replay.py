@@ -11,7 +11,7 @@ import yaml
 
 from orchestrator.drivers.replay import Clock, RecordedCurves, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Epoch, Trial, TrialState
@@ -39,7 +39,7 @@ def test_a_thousand_trials_take_as_long_as_their_epochs_on_the_virtual_clock(
     raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
     spec = parse_spec(raw_spec, "a test")
     sweep, clock = opened(spec, record_url)
-    driver = ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=10)
+    driver = ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=10)
     driver.run(sweep)
     busy = driver.busy_seconds
     assert sweep.is_done
@@ -53,7 +53,7 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
     raw_study: dict[str, Any], tmp_path: Path, workers: int
 ) -> None:
     spec = parse_spec(raw_study, "a test")
-    curves = SyntheticCurves(plan_studies(spec))
+    curves = SyntheticCurves(plan_sweep(spec).studies)
     plain, clock = opened(spec, f"sqlite:///{tmp_path / 'plain.db'}")
     ReplayDriver(curves, clock, workers=workers).run(plain)
     url = f"sqlite:///{tmp_path / 'killed.db'}"
@@ -71,7 +71,7 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
 
 def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_spec: dict[str, Any]) -> None:
     spec = parse_spec(raw_spec, "a test")
-    plans = plan_studies(spec)
+    plans = plan_sweep(spec).studies
     curves = SyntheticCurves(plans, seconds_per_epoch=3.0)
     config = plans[0].search_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 0)
     trial = _trial(plans[0].key, config)
@@ -107,7 +107,7 @@ def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=3).run(sweep)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(sweep)
     return sweep
 
 
@@ -153,7 +153,7 @@ def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dic
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=3).run(sweep)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(sweep)
     curves = RecordedCurves(sweep.studies)
     for trial in sweep.studies[0].search_table.trials:
         assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
@@ -184,7 +184,7 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, f"sqlite:///{home / 'studies.db'}")
-    ReplayDriver(SyntheticCurves(plan_studies(spec), seconds_per_epoch=60.0), clock, workers=3).run(sweep)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies, seconds_per_epoch=60.0), clock, workers=3).run(sweep)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"name": "other"}))
     like = ("replay", tmp_path / "other.yaml", "--home", home, "--workers", "1", "--like")
     code, said, _ = sptune(*like, "small")

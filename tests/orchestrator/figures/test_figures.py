@@ -27,7 +27,7 @@ from orchestrator.figures.draw import draw_figures, save_figure, study_figures
 from orchestrator.figures.params import upper_hull
 from orchestrator.figures.style import decades, number, style_of
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, FailureCause, Trial, TrialState
@@ -107,7 +107,9 @@ def driven(
     clock = Clock()
     url = f"sqlite:///{folder / f'{next(_NAMES)}.db'}"
     sweep = Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
-    ReplayDriver(Rich(plan_studies(spec), failing=failing, broken=broken), clock, workers=2, until=until).run(sweep)
+    ReplayDriver(Rich(plan_sweep(spec).studies, failing=failing, broken=broken), clock, workers=2, until=until).run(
+        sweep
+    )
     return sweep.studies
 
 

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.loader import find_spec, load_spec, parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import load_studies
@@ -69,7 +69,7 @@ def test_the_page_of_every_study_holds_a_spec_of_it_alone_under_a_name_of_its_ow
         (text,) = code_blocks(render_study_page(study))
         alone = parse_spec(yaml.safe_load(text), "the page")
         assert alone.name == f"{spec.name}-again", "so that the sweep's own record is not touched"
-        assert plan_studies(alone) == [study.plan]
+        assert plan_sweep(alone).studies == [study.plan]
 
 
 def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(

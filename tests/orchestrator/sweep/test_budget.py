@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Failure, FailureCause, TrialState
@@ -25,7 +25,7 @@ def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
 def run(spec: SweepSpec, url: str, workers: int = 3) -> tuple[Sweep, Clock]:
     """A sweep that was driven as far as its budget goes, an epoch being ten seconds."""
     sweep, clock = opened(spec, url)
-    ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=workers).run(sweep)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=workers).run(sweep)
     sweep.close()
     return sweep, clock
 
@@ -61,7 +61,7 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
     assert sweep.gpu_hours == pytest.approx(used)
     # Launched again, it starts nothing; with a larger budget it ends as if there had been none.
     again, clock = opened(spec, record_url)
-    ReplayDriver(SyntheticCurves(plan_studies(spec)), clock, workers=3).run(again)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(again)
     if "max_hours" not in budget:  # its hours are those of drivers that held a lease
         assert len(again.studies[0].trials) == len(trials)
         assert again.halt is not None

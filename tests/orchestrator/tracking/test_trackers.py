@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
@@ -140,7 +140,7 @@ def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
     tracker.close()
     runs = mlflow_runs(mlflow_uri, small.name)
     parents = {run.info.run_id: run for run in runs if run.data.tags["phase"] == "study"}
-    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in plan_studies(small)}
+    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in plan_sweep(small).studies}
     assert {run.info.run_name for run in parents.values()} == {"demo/digits spt_deep", "demo/digits linear"}
     children = [run for run in runs if run.info.run_id not in parents]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
@@ -185,7 +185,7 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
         tracker.close()
     # A driver may die after it made a run and before the record knew: the ledger forgets, MLflow does not.
     record = StudyDatabase(url)
-    for ledger, _ in record.load_tables(small.name, plan_studies(small)):
+    for ledger, _ in record.load_tables(small.name, plan_sweep(small).studies):
         for trial in ledger.trials:
             if ledger.synced_run(trial.number)[0] is not None:
                 ledger._save(f"mlflow/{trial.number}", [None, None])
@@ -244,7 +244,7 @@ def test_an_mlflow_that_is_reached_too_early_is_no_thing_untold(small: SweepSpec
 
 
 def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> None:
-    config = plan_studies(spec)[1].search_config({"lr": 0.01}, 0)
+    config = plan_sweep(spec).studies[1].search_config({"lr": 0.01}, 0)
     running = Trial(
         trial_id=config.fingerprint(),
         study="s",

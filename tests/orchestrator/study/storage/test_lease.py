@@ -49,7 +49,7 @@ def held(record: StudyDatabase) -> Iterator[Lease]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead driver is noticed after three seconds."""
-    for name, seconds in (("BEAT_S", 1), ("GRACE_S", 3)):
+    for name, seconds in (("HEARTBEAT_S", 1), ("GRACE_PERIOD_S", 3)):
         monkeypatch.setattr(lease_module, name, seconds)
         monkeypatch.setattr(record_module, name, seconds)
 
@@ -78,7 +78,7 @@ def test_a_second_driver_is_refused_with_who_drives_and_since_when(record_url: s
         StudyDatabase(record_url).lease("small").acquire("small")
     who = f"small is driven by process {os.getpid()} on {socket.gethostname()} since {holder['since']}."
     assert str(refused.value).startswith(who)
-    assert "`sptune stop small` ends it" in str(refused.value)
+    assert "`sptune stop small` stops it" in str(refused.value)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", holder["since"])
     assert len(held.holders()) == 1, "and leaves no trace"
 
@@ -133,8 +133,8 @@ def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: 
 def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: StudyDatabase) -> None:
     code = f"""
 import time
-from orchestrator.record import Record
-Record({record_url!r}).lease("small").take("small")
+from orchestrator.study.storage.database import StudyDatabase
+StudyDatabase({record_url!r}).lease("small").acquire("small")
 print("taken", flush=True)
 time.sleep(60)
 """
@@ -199,14 +199,15 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
     _silent_for(held, 60)
     successor = StudyDatabase(record_url).lease("small")
     successor.acquire("small")
-    monkeypatch.setattr(held, "_beat", held._beat - 60)  # it slept, and its heart has not beaten since
+    # The process slept, and sent no heartbeat since.
+    monkeypatch.setattr(held, "_last_heartbeat", held._last_heartbeat - 60)
     for write in (
         lambda: sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}),
         sweep.next_trial,
         sweep.tick,
         sweep.close,
     ):
-        with pytest.raises(LeaseError, match="this driver was silent for more than 30 s and was taken for dead"):
+        with pytest.raises(LeaseError, match="this driver lost its lease: it sent no heartbeat for 30 s"):
             write()
     held.release()
     assert len(successor.holders()) == 1, "nor does it give back what is not its own"
