@@ -84,7 +84,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def sentences(doing: str, sizes: list[int]) -> list[str]:
     return [
-        f"out of memory in {doing} with {size} images at once: going on with {half}, to the same result"
+        f"out of memory in {doing} with {size} images at once: retrying with {half}, which gives the same result"
         for size, half in itertools.pairwise(sizes)
     ]
 

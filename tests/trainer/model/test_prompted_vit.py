@@ -166,7 +166,7 @@ def test_exactly_prompt_and_head_learn(exact: Backbone, num_layers: int, prompt_
 @pytest.mark.parametrize("prompt_length", [0, 1])
 def test_a_network_that_learns_by_mistake_is_refused_by_name(exact: Backbone, prompt_length: int) -> None:
     exact.vit.norm.weight.requires_grad_(True)
-    with pytest.raises(ValueError, match="what learns") as caught:
+    with pytest.raises(ValueError, match="the learnable parameters") as caught:
         PromptedViT(
             exact,
             num_classes=7,
@@ -175,13 +175,13 @@ def test_a_network_that_learns_by_mistake_is_refused_by_name(exact: Backbone, pr
             generator=torch.Generator(),
         )
     must = "head.bias, head.weight, prompt" if prompt_length else "head.bias, head.weight"
-    assert str(caught.value) == f"what learns must be {must}; these differ: ['backbone.vit.norm.weight']."
+    assert str(caught.value) == f"the learnable parameters must be {must}; these differ: ['backbone.vit.norm.weight']."
 
 
 def test_a_network_that_should_learn_and_does_not_is_refused_by_name(exact: Backbone) -> None:
     learns = exact.variant(learns=True, drop_path=0.0)
     learns.get_submodule("vit.blocks.2.attn.qkv").requires_grad_(False)
-    with pytest.raises(ValueError, match="what learns") as caught:
+    with pytest.raises(ValueError, match="the learnable parameters") as caught:
         PromptedViT(
             learns,
             num_classes=7,
@@ -270,20 +270,21 @@ def random_block(kind: str) -> Block:
 
 
 @pytest.mark.parametrize(
-    ("context", "leaves"),
-    [(None, False), *((count, leaves) for count in (1, 2, 6) for leaves in (False, True))],
+    ("context", "has_output"),
+    [(None, False), *((count, has_output) for count in (1, 2, 6) for has_output in (False, True))],
     ids=lambda value: {None: "no context", 1: "shared", 2: "two", 6: "one per image"}.get(value, f"{value}"),
 )
 @pytest.mark.parametrize("kind", ["plain", "LayerScale", "normed"])
-def test_a_block_run_with_a_context_is_the_block_over_both_less_what_nobody_reads(
-    kind: str, context: int | None, leaves: bool
+def test_a_block_run_with_a_context_equals_the_block_over_both_without_the_unread_outputs(
+    kind: str, context: int | None, has_output: bool
 ) -> None:
     block = random_block(kind)
-    cases = [(count, extra, leaving) for count in (1, 2, 17) for extra in (1, 40) for leaving in (None, 1, count)]
-    for tokens, extra, leaving in cases:
+    cases = [(count, extra, outputs) for count in (1, 2, 17) for extra in (1, 40) for outputs in (None, 1, count)]
+    for tokens, extra, num_outputs in cases:
         generator = torch.Generator().manual_seed(tokens)
         tokens_BTD = torch.randn(6, tokens, 12, generator=generator, dtype=torch.float64, requires_grad=True)
-        given, joint_BTD = [tokens_BTD, *block.parameters()], tokens_BTD
+        given = [tokens_BTD, *block.parameters()]
+        joint_BTD = tokens_BTD
         context_AXD = None
         if context is not None:
             context_AXD = torch.randn(context, extra, 12, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -291,12 +292,14 @@ def test_a_block_run_with_a_context_is_the_block_over_both_less_what_nobody_read
             joint_BTD = torch.cat([tokens_BTD, context_AXD.repeat_interleave(6 // context, dim=0)], dim=1)
         out_BTD = block(joint_BTD)
         expected_BTD = torch.cat(
-            [out_BTD[:, :tokens][:, :leaving], out_BTD[:, tokens:] if leaves else out_BTD[:, :0]], 1
+            [out_BTD[:, :tokens][:, :num_outputs], out_BTD[:, tokens:] if has_output else out_BTD[:, :0]], 1
         )
-        left_BTD = run_block(block, tokens_BTD, context_AXD=context_AXD, leaving=leaving, context_leaves=leaves)
-        torch.testing.assert_close(left_BTD, expected_BTD, rtol=1e-11, atol=1e-11)
+        actual_BTD = run_block(
+            block, tokens_BTD, context_AXD=context_AXD, num_outputs=num_outputs, output_context=has_output
+        )
+        torch.testing.assert_close(actual_BTD, expected_BTD, rtol=1e-11, atol=1e-11)
         weights = torch.randn(expected_BTD.shape, generator=generator, dtype=torch.float64)
-        gradients = (torch.autograd.grad((out * weights).sum(), given) for out in (left_BTD, expected_BTD))
+        gradients = (torch.autograd.grad((out * weights).sum(), given) for out in (actual_BTD, expected_BTD))
         for mine, plain in zip(*gradients, strict=True):
             torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-9)
 

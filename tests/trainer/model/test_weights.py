@@ -269,7 +269,7 @@ def test_a_truncated_file_is_refused(published: str, share: float, tmp_path: Pat
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
     said = refusal(nano(2), tmp_path / name, row_of(pretraining))
-    assert said.startswith(f"{tmp_path / name} is no whole file of {BUNDLED}: ") and said.endswith(
+    assert said.startswith(f"{tmp_path / name} is not a complete file of {BUNDLED}: ") and said.endswith(
         ". Download it again."
     )
     gc.collect()  # numpy leaves a truncated archive open
@@ -281,7 +281,7 @@ def test_a_file_of_torch_before_1_6_that_is_truncated_is_refused(tmp_path: Path)
     data = (tmp_path / "old.pth").read_bytes()
     for length in (0, 1, 3, 16, 18, 22, 28, 1000, len(data) // 2, len(data) - 1):
         (tmp_path / "old.pth").write_bytes(data[:length])
-        assert refusal(nano(2), tmp_path / "old.pth").startswith(f"{tmp_path / 'old.pth'} is no whole file of")
+        assert refusal(nano(2), tmp_path / "old.pth").startswith(f"{tmp_path / 'old.pth'} is not a complete file of")
 
 
 @pytest.mark.parametrize("name", ["weights", "model.bin", "model.pt", "model.pth.zip", "model.tar", "safetensors"])
@@ -446,7 +446,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(place: str, t
     reason = "it is damaged, or holds other things than tensors, which could run code and are not loaded"
     if path.suffix == ".npz":
         reason = "Object arrays cannot be loaded when allow_pickle=False"
-    assert said == f"{path} is no whole file of {BUNDLED}: {reason}. Download it again."
+    assert said == f"{path} is not a complete file of {BUNDLED}: {reason}. Download it again."
     assert not marker.exists()
 
 
@@ -628,7 +628,7 @@ def test_weights_that_are_not_on_the_hub_and_not_here_are_refused_with_the_way_o
 ASK = """
 import sys
 from trainer.catalog import BACKBONES
-from trainer.weights import WeightsError, fetch_weights, find_weights
+from trainer.model.weights import WeightsError, fetch_weights, find_weights
 assert "torch" not in sys.modules, "finding weights needs no torch"
 row, named = BACKBONES["vit_base_patch16_224.mae"], None if sys.argv[2] == "-" else sys.argv[2]
 try:
@@ -686,7 +686,7 @@ def test_what_is_nowhere_here_is_on_the_hub_unless_the_hub_is_forbidden(tmp_path
     for named, among in ((None, ""), (tmp_path, f", nor in {tmp_path}")):
         assert ask("fetch", named, HF_HUB_CACHE=tmp_path / "cache", HF_HUB_OFFLINE=1) == (
             f"vit_base_patch16_224.mae is not in the Hugging Face cache ({tmp_path / 'cache'}){among}, "
-            f"and HF_HUB_OFFLINE forbids to download it. Name a file, or {WAY_OUT}"
+            f"and HF_HUB_OFFLINE forbids downloads. Name a file, or {WAY_OUT}"
         )
 
 

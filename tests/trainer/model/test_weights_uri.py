@@ -22,7 +22,7 @@ PLACES = [*NAMES, f"{MAE_B.name}/model.safetensors"]
 FETCH = """
 import sys
 from trainer.catalog import BACKBONES
-from trainer.weights import fetch_weights, find_weights
+from trainer.model.weights import fetch_weights, find_weights
 path = fetch_weights(BACKBONES["vit_base_patch16_224.mae"], sys.argv[1])
 assert "torch" not in sys.modules, "fetching weights needs no torch"
 print(path, path.stat().st_ino, path.read_bytes()[:3].decode())

@@ -1,4 +1,4 @@
-"""The bank of prototypes: what makes two sets the same, whose images they are of, and that each is built once.
+"""The prototype cache: what makes two sets the same, whose images they are of, and that each is built once.
 
 Shapes: M images, B batch, L prompted layers, N patch tokens, P prompt_length, D width.
 """
@@ -38,16 +38,18 @@ def digits(data_root: str) -> Split:
 
 @pytest.fixture
 def build(backbone: Backbone, digits: Split, data_root: str, tmp_path: Path) -> Callable[..., InitialPrompt]:
-    """The first prompt of a config from the bank in `tmp_path/bank`, with the bundled network, of 40 digits."""
+    """Return the initial prompt of a config: bundled network, 40 digits, cache in `tmp_path/prototypes`."""
 
     def build(config: TrainConfig, network: Backbone = backbone, images: Split = digits) -> InitialPrompt:
-        return initial_prompt(config, network, images, data_root=data_root, prototype_cache=str(tmp_path / "bank"))
+        return initial_prompt(
+            config, network, images, data_root=data_root, prototype_cache=str(tmp_path / "prototypes")
+        )
 
     return build
 
 
 def files_of(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "bank").rglob("*"))
+    return sorted((tmp_path / "prototypes").rglob("*"))
 
 
 def mean_tokens(backbone: Backbone, images_MCHW: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ def test_a_set_is_built_once_and_then_read(
 
 
 @pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
-def test_without_a_bank_the_values_are_the_same(
+def test_without_a_cache_the_values_are_the_same(
     prompt_init: str,
     tiny: Configs,
     build: Callable[..., InitialPrompt],
@@ -149,7 +151,7 @@ def test_any_change_of_the_content_is_another_set(
         assert len(files_of(tmp_path)) == number, what
 
 
-def test_methods_that_have_no_prototypes_leave_the_bank_alone(
+def test_methods_that_have_no_prototypes_do_not_touch_the_cache(
     tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     for method, shape in (
@@ -160,7 +162,7 @@ def test_methods_that_have_no_prototypes_leave_the_bank_alone(
     ):
         first = build(tiny(method))
         assert (first.prompt_LPD.shape, first.seconds) == (shape, 0.0)
-    assert not (tmp_path / "bank").exists()
+    assert not (tmp_path / "prototypes").exists()
 
 
 @pytest.mark.parametrize(("method", "num_layers"), [("spt_deep", 5), ("spt_shallow", 1)])
@@ -272,26 +274,26 @@ def test_more_prompts_than_the_images_have_tokens_are_refused_and_nothing_is_kep
     assert files_of(tmp_path) == []
 
 
-def test_a_bank_that_cannot_be_written_is_an_error(
+def test_a_cache_that_cannot_be_written_is_an_error(
     tiny: Configs, backbone: Backbone, digits: Split, data_root: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "bank").write_text("a file where a folder should be")
-    with pytest.raises(OSError, match="bank"):
-        initial_prompt(tiny(), backbone, digits, data_root=data_root, prototype_cache=str(tmp_path / "bank"))
-    assert (tmp_path / "bank").read_text() == "a file where a folder should be"
+    (tmp_path / "prototypes").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="prototypes"):
+        initial_prompt(tiny(), backbone, digits, data_root=data_root, prototype_cache=str(tmp_path / "prototypes"))
+    assert (tmp_path / "prototypes").read_text() == "a file where a folder should be"
 
 
 RACE = """
 import hashlib, sys, time
 from pathlib import Path
 import torch
-from trainer.backbone import load_backbone
-from trainer.bank import first_prompt
 from trainer.config import TrainConfig
-from trainer.data.load import load_split
+from trainer.data.split import load_split
+from trainer.model.backbone import load_backbone
+from trainer.prompt_init.initial_prompt import initial_prompt
 
 torch.set_num_threads(1)
-data_root, bank, meeting, name = sys.argv[1:]
+data_root, cache, meeting, name = sys.argv[1:]
 backbone, images = load_backbone("vit_nano_patch4_32.mae"), load_split(data_root, "demo/digits", "train", 0.05, 32)
 # All tokens of the 40 images at the first layer: quick to build, a megabyte to write.
 values = {"task": "demo/digits", "method": "spt_shallow", "prompt_length": 2560, "prompt_init": "random"}
@@ -300,7 +302,7 @@ while len(list(Path(meeting).iterdir())) < 2:
     time.sleep(0.001)
 for seed in range(60):
     config = TrainConfig.from_params(values | {"seed": seed})
-    first = first_prompt(config, backbone, images, data_root=data_root, bank=bank)
+    first = initial_prompt(config, backbone, images, data_root=data_root, prototype_cache=cache)
     print(hashlib.sha256(first.prompt_LPD.numpy().tobytes()).hexdigest())
 """
 
@@ -309,7 +311,7 @@ def test_two_processes_that_build_the_same_sets_at_once_leave_each_whole(data_ro
     load_split(data_root, "demo/digits", "train", 0.05, 32)  # the task is there before they start
     meeting = tmp_path / "meeting"
     meeting.mkdir()
-    command = [sys.executable, "-c", RACE, data_root, str(tmp_path / "bank"), str(meeting)]
+    command = [sys.executable, "-c", RACE, data_root, str(tmp_path / "prototypes"), str(meeting)]
     processes = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in ("one", "two")]
     said = [process.communicate(timeout=120)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
