@@ -143,5 +143,5 @@ def test_a_bucket_that_refuses_is_told_and_no_reason_to_look_elsewhere(
 ) -> None:
     use_aws(monkeypatch, server.env | {"AWS_SECRET_ACCESS_KEY": "wrong"})
     for use in (find_weights, fetch_weights):
-        with pytest.raises(StorageError, match=r"cannot be read: the secret key is not the one of this key id\."):
+        with pytest.raises(StorageError, match=r"cannot be read: the secret key does not belong to this key id\."):
             use(NANO, f"s3://{server.bucket}/weights")
