@@ -88,6 +88,7 @@ def write_bytes(location: str | Path, data: bytes) -> None:
     """
     filesystem, path = open_filesystem(location)
 
+    # A bucket shows an object only when its stream is closed: no temporary name is needed.
     if not has_folders(filesystem):
         with translate_errors(location, "written"), filesystem.open_output_stream(path) as stream:
             stream.write(data)
@@ -117,6 +118,7 @@ def read_bytes(location: str | Path) -> bytes | None:
     try:
         with translate_errors(location, "read"), filesystem.open_input_file(path) as file:
             return bytes(file.read(file.size()))
+    # NotADirectoryError: the path leads through a file, so there is nothing below it.
     except (FileNotFoundError, NotADirectoryError):
         _raise_if_no_bucket(location, "read")
         return None
