@@ -176,7 +176,7 @@ def test_weights_that_do_not_fit_are_one_sentence(
         ("a.bin", f"{tmp_path}/a.bin must end in .safetensors, .pth, .pth.tar, .npz."),
         (
             "a.safetensors",
-            rf"{tmp_path}/a.safetensors is no whole file of {re.escape(BUNDLED)}: .+\. Download it again\.",
+            rf"{tmp_path}/a.safetensors is not a complete file of {re.escape(BUNDLED)}: .+\. Download it again\.",
         ),
         (
             "b.safetensors",
