@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import ServiceError, SpecError, UserError
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import StudyMatrix, SweepSpec, task_names
 from trainer.catalog import BACKBONES
@@ -256,7 +256,7 @@ def _cluster_of(spec: str | Path | SweepSpec | Mapping[str, Any]) -> Cluster:
     if isinstance(spec, SweepSpec):
         return spec.cluster
     if isinstance(spec, Mapping):
-        return parse_spec(dict(spec), "the spec").cluster
+        return parse_cluster(spec)
     return load_cluster(find_spec(str(spec)))
 
 

@@ -117,7 +117,7 @@ def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progres
         text += f", {gpu_hours:.1f} GPU-hours"
     num_unknown = len(progress.seconds_left) - len(estimates)
     if num_unknown:
-        text += f"; {num_unknown} studies are not counted: nothing like them was run"
+        text += f"; not counted, because nothing like it was run: {num_unknown} of {len(plans)} studies"
     console.print(text, highlight=False)
 
 

@@ -70,10 +70,18 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
 
 
 def load_cluster(path: Path) -> Cluster:
-    """Return the `cluster` part of a spec. It is empty if that part is wrong; `load_spec` then says why."""
+    """Return the `cluster` part of a spec file. It is empty if that part is wrong; `load_spec` then says why."""
     try:
-        return Cluster.model_validate(yaml.load(path.read_text(), _UniqueKeyLoader)["cluster"])
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError, LookupError, TypeError):
+        return parse_cluster(yaml.load(path.read_text(), _UniqueKeyLoader))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return Cluster()
+
+
+def parse_cluster(raw: Any) -> Cluster:
+    """Return the `cluster` part of a mapping. It is empty if that part is wrong; `parse_spec` then says why."""
+    try:
+        return Cluster.model_validate(raw["cluster"])
+    except (ValidationError, LookupError, TypeError):
         return Cluster()
 
 

@@ -207,7 +207,7 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     plan = ("plan", tmp_path / "small.yaml", "--home", Path(home.root), "--workers", "2")
     code, said, _ = sptune(*plan)
     assert code == 0
-    assert "2 studies, 6 search trials, 2 final trials, each on 1 CPU and 0 GPU; 0 are done" in said
+    assert "2 studies, 6 search trials, 2 final trials, each on 1 CPU and 0 GPU; 0 are finished" in said
     assert "no estimate: nothing like it was run in this home; --calibrate times a short trial of each." in said
     assert home.database_file is not None
     assert not home.database_file.exists(), "and nothing is made"
@@ -231,9 +231,11 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     sweep.close()
     said = sptune(*plan)[1]
-    assert "each on 1 CPU and 0 GPU; 1 are done" in said
+    assert "each on 1 CPU and 0 GPU; 1 are finished" in said
     # 0.01 s an image: two more search trials of 16 s and a final one of 20 s, on two workers.
-    assert "at most 0:52 of work, 0:26 on 2 workers; 1 studies not counted: nothing like them was run" in said
+    assert (
+        "at most 0:52 of work, 0:26 on 2 workers; not counted, because nothing like it was run: 1 of 2 studies" in said
+    )
     assert (
         "memory of spt_deep vit_nano_patch4_32.mae: 2.0 GB a trial, 50% of the device with those beside it: fits"
         in said
