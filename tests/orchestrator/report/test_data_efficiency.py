@@ -1,4 +1,4 @@
-"""Laws of curves over tuning-set size: what a point averages over, what an interval is, what a fit recovers."""
+"""Curves over tuning-set size: the tasks of a point, intervals over seeds, and fits of a known power law."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def summary(
     method: str = "spt_deep",
     backbone: str = BUNDLED,
 ) -> StudySummary:
-    """A study with these final scores by seed; a seed without one has failed."""
+    """Return a study with these final scores by seed; None means that the trial failed."""
     plan = StudyPlan(task=task, backbone=backbone, method=method, train_size=size, fixed={}, space={})
     by_seed = scores if isinstance(scores, Mapping) else dict(enumerate(scores))
     finals = [
@@ -108,7 +108,7 @@ def test_one_seed_has_no_interval() -> None:
     assert found.points[0].low is None, "one seed only was scored on both tasks"
 
 
-def test_an_interval_stays_within_nothing_and_all() -> None:
+def test_an_interval_stays_within_0_and_1() -> None:
     (found,) = curves([summary("vtab/dtd", 0.1, [0.9, 1.0])])
     assert found.points[0].low == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4)
     assert found.points[0].high == 1.0
@@ -134,7 +134,7 @@ def test_a_task_that_lacks_a_size_is_left_out_everywhere_and_named() -> None:
     assert (none.points, none.tasks, none.left_out) == ((), (), ("vtab/dtd", "vtab/svhn"))
 
 
-def test_a_size_that_no_task_has_reached_is_not_there_yet() -> None:
+def test_a_size_without_any_score_is_omitted() -> None:
     (found,) = curves(
         [summary("vtab/dtd", 0.1, [0.5]), summary("vtab/dtd", 1.0, {}), summary("vtab/dtd", 0.5, {0: None})]
     )
@@ -142,7 +142,7 @@ def test_a_size_that_no_task_has_reached_is_not_there_yet() -> None:
     assert curves([summary("vtab/dtd", 0.1, {})]) == [], "nor is a method without a score"
 
 
-def test_there_is_a_curve_a_method_and_backbone_by_number_of_images() -> None:
+def test_each_method_and_backbone_has_a_curve_sorted_by_number_of_images() -> None:
     sizes: list[tuple[float | int | str, float]] = [(1.0, 800.0), ("5 per class", 50.0), (200, 200.0)]
     summaries = [
         summary("demo/digits", size, [0.5], images=images, method=method, backbone=backbone)
@@ -175,7 +175,7 @@ def test_nothing_is_extrapolated() -> None:
     assert size_to_reach(curve(), 0.5) is None
 
 
-def test_a_curve_that_falls_counts_where_it_first_gets_there() -> None:
+def test_a_falling_curve_counts_where_it_first_reaches_the_accuracy() -> None:
     assert size_to_reach(curve((100, 0.4), (400, 0.6), (900, 0.5), (1600, 0.7)), 0.55) == pytest.approx(100 * 4**0.75)
 
 
@@ -212,7 +212,7 @@ def test_three_sizes_have_no_floor_and_two_no_law() -> None:
     assert fit_power_law([]) is None
 
 
-def test_a_point_that_is_known_better_weighs_more() -> None:
+def test_a_point_with_a_smaller_error_weighs_more() -> None:
     points = law_points(1.5, 0.4, 0.0, [100, 300, 900])
     off = dataclasses.replace(points[1], mean=points[1].mean - 0.05)
 
@@ -239,7 +239,7 @@ def test_awkward_curves_have_a_finite_law(means: list[float]) -> None:
         assert all(one >= other - 1e-9 for one, other in pairwise(errors)), "more images do no harm"
 
 
-def test_no_curve_is_too_wild_for_a_law() -> None:
+def test_random_curves_have_a_finite_law() -> None:
     draw = random.Random(1)
     for _ in range(200):
         sizes = sorted(draw.uniform(10, 20_000) for _ in range(draw.randint(3, 7)))
@@ -250,14 +250,14 @@ def test_no_curve_is_too_wild_for_a_law() -> None:
         assert all(math.isfinite(law.error(n)) for n in sizes)
 
 
-def test_a_law_reads_as_its_formula() -> None:
+def test_a_law_is_printed_as_its_formula() -> None:
     law = PowerLaw(a=1.9, b=0.31, c=0.05, a_error=0.2, b_error=0.04, c_error=0.01)
     assert str(law) == "error = 1.9 n^-0.31 (±0.04) + 0.05"
     assert str(dataclasses.replace(law, c=0.0, c_error=None)) == "error = 1.9 n^-0.31 (±0.04)"
     assert str(dataclasses.replace(law, a=0.5, b=-0.0004, c=0.0, c_error=None)) == "error = 0.5 n^0.00 (±0.04)"
 
 
-def test_a_row_tells_what_one_needs_for_what_the_other_reaches() -> None:
+def test_a_row_says_how_many_images_reach_the_accuracy_of_the_other() -> None:
     ours = curve((100, 0.70), (1000, 0.80))
     theirs = curve((100, 0.60), (1000, 0.743), label="linear")
     first, second = efficiency_table([ours, theirs])
@@ -278,7 +278,7 @@ def test_averages_over_different_tasks_or_backbones_are_not_compared() -> None:
     assert str(rows[0]) == "spt_deep and linear are not compared: they have scores on different tasks"
 
 
-def test_the_command_stays_quick() -> None:
+def test_importing_the_module_needs_no_torch_scipy_or_optuna() -> None:
     forbidden = "{'torch', 'scipy', 'optuna'}"
     code = f"import sys, orchestrator.report.data_efficiency; sys.exit(bool({forbidden} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The three Parquet files: a documented schema whatever the sweep, and all that the record has, once."""
+"""The three Parquet files: one documented schema for all sweeps, and everything in the study database, once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def predictions_of(trial: Trial) -> bytes:
 
 
 def run(sweep: Sweep, trials: Path, events: int = 10**6) -> None:
-    """Trials one after another, each with facts and, once it is scored, its predictions."""
+    """Run trials one after another, each with facts and, when it is scored, its predictions."""
     while events and (trial := sweep.next_trial()) is not None:
         if (failure := fail(trial)) is not None:
             sweep.on_failure(trial.trial_id, failure)
@@ -70,7 +70,7 @@ def run(sweep: Sweep, trials: Path, events: int = 10**6) -> None:
 
 
 def raw(raw_spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A sweep of few and short trials, some of them the same config again, some pruned."""
+    """Return a spec of few short trials; some of them repeat a config, and some are pruned."""
     space = {"prompt_length": raw_spec["space"]["prompt_length"], "prompt_init": raw_spec["space"]["prompt_init"]}
     space["init_images"] = {"type": "choice", "values": [1, 0.5], "when": {"prompt_init": "mean_pool"}}
     pruner = {"type": "asha", "min_epochs": 1, "reduction": 2}
@@ -109,7 +109,7 @@ def every(studies: list[Study]) -> list[Trial]:
     return [trial for study in studies for trial in (*study.search_table.trials, *study.final_table.trials)]
 
 
-def test_each_column_has_its_description_and_stands_in_the_module(
+def test_each_column_has_a_description_and_is_listed_in_the_module(
     studies: list[Study], place: Path, tmp_path: Path
 ) -> None:
     export_studies(studies, lambda sweep: str(place / sweep), tmp_path / "out")
@@ -120,15 +120,15 @@ def test_each_column_has_its_description_and_stands_in_the_module(
             assert field.metadata[b"description"].decode().strip(), field.name
     assert module.__doc__ is not None
     for name, schema in FILES.items():
-        told = re.search(rf"- {name}, (.*?)(?=\n- |\Z)", module.__doc__, re.DOTALL)
-        assert told is not None
+        documented = re.search(rf"- {name}, (.*?)(?=\n- |\Z)", module.__doc__, re.DOTALL)
+        assert documented is not None
         own = [column for column in schema.names if column not in field_types()]
-        assert [column for column in own if not re.search(rf"\b{column}\b", told[1])] == []
+        assert [column for column in own if not re.search(rf"\b{column}\b", documented[1])] == []
     assert set(field_types()) <= {*TRIALS.names}, "every field of TrainConfig"
     assert len({*TRIALS.names}) == len(TRIALS.names)
 
 
-def test_trials_are_those_of_the_record(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
+def test_trials_are_those_of_the_study_database(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
     rows, trials = write()["trials"], every(studies)
     assert [(row["study"], row["phase"], row["number"]) for row in rows] == [
         (t.study, t.phase, t.number) for t in trials
@@ -146,7 +146,7 @@ def test_trials_are_those_of_the_record(studies: list[Study], write: Callable[..
     assert any(row["duplicate_of"] is not None for row in rows), "a small space is drawn from twice"
 
 
-def test_a_trials_config_can_be_made_of_its_row(write: Callable[..., dict[str, Any]]) -> None:
+def test_the_config_of_a_trial_can_be_rebuilt_from_its_row(write: Callable[..., dict[str, Any]]) -> None:
     for row in write()["trials"]:
         values = {name: row[name] for name in field_types()}
         for name in ("init_images", "train_size"):  # text, for 1 image is no share of 1.0
@@ -154,7 +154,7 @@ def test_a_trials_config_can_be_made_of_its_row(write: Callable[..., dict[str, A
         assert TrainConfig(**values).fingerprint() == row["trial_id"]
 
 
-def test_chosen_and_tied_are_what_the_study_says(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
+def test_chosen_and_tied_agree_with_the_study(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
     rows = write()["trials"]
     for study in studies:
         own = [row for row in rows if row["study"] == study.plan.key]
@@ -180,7 +180,7 @@ def test_final_trials_of_an_earlier_choice_are_not_chosen(
     assert {row["measure_peeking"]: row["chosen"] for row in finals} == {False: False, True: True}
 
 
-def test_epochs_are_those_of_the_record_each_trial_once(
+def test_epochs_are_those_of_the_study_database_each_trial_once(
     studies: list[Study], write: Callable[..., dict[str, Any]]
 ) -> None:
     found = [(row["trial_id"], row["epoch"], row["metric"], row["value"]) for row in write()["epochs"]]
@@ -207,7 +207,7 @@ def test_predictions_are_those_of_complete_trials_each_once(
         assert own == [{"sweep": "small", "trial_id": trial.trial_id} | row for row in expected]
 
 
-def test_predictions_that_are_gone_are_left_out(
+def test_missing_predictions_are_left_out(
     studies: list[Study], write: Callable[..., dict[str, Any]], place: Path
 ) -> None:
     gone = studies[0].requested_final_trials[0].trial_id
@@ -219,7 +219,7 @@ def test_predictions_that_are_gone_are_left_out(
     assert left == [row for row in whole if row["trial_id"] != gone]
 
 
-def test_a_sweep_of_which_nothing_ran_has_empty_files_of_the_same_schema(
+def test_a_sweep_without_trials_has_empty_files_of_the_same_schema(
     raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], place: Path, tmp_path: Path
 ) -> None:
     sweep = new_sweep(parse_spec(raw(raw_spec, name="unborn"), "a test"), f"sqlite:///{tmp_path / 'other.db'}")
@@ -245,7 +245,7 @@ def test_several_sweeps_go_into_one_file_by_name(
     assert {row["train_size"] for row in both["trials"]} == {"1.0", "5 per class"}
 
 
-def test_exported_twice_it_is_the_same_bytes_and_nothing_else_is_left(
+def test_two_exports_are_the_same_bytes_and_leave_no_other_files(
     studies: list[Study], write: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     write()
@@ -280,7 +280,7 @@ def test_the_command_names_the_files_it_wrote(
 
 
 @pytest.mark.parametrize("command", ["export", "figures"])
-def test_a_file_where_the_folder_should_be_is_one_sentence(
+def test_a_file_in_place_of_the_folder_is_refused_in_one_sentence(
     command: str, home: Path, sptune: Sptune, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("mine")
@@ -299,12 +299,12 @@ def test_a_file_that_cannot_be_written_is_named(home: Path, sptune: Sptune, tmp_
     assert f"{tmp_path}/out" in error and "None" not in error
 
 
-def test_a_sweep_that_is_not_there_is_one_sentence(home: Path, sptune: Sptune) -> None:
+def test_an_unknown_sweep_is_refused_in_one_sentence(home: Path, sptune: Sptune) -> None:
     status, _, error = sptune("export", "smal", "--home", home)
     assert status == 2 and "did you mean 'small'?" in error and len(error.splitlines()) == 1
 
 
-def test_text_that_a_config_has_is_text_in_the_file() -> None:
+def test_columns_have_the_types_of_the_config_fields() -> None:
     kinds = {field.name: field.type for field in TRIALS if field.name in field_types()}
     assert kinds["train_size"] == kinds["init_images"] == pa.string()
     assert kinds["image_size"] == kinds["prompt_length"] == kinds["epochs"] == pa.int64()
