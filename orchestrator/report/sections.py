@@ -257,7 +257,7 @@ def _selection(studies: Sequence[Study]) -> str:
     chosen = " or ".join(f"{explanations[rule]} (select: {rule})" for rule in rules)
 
     return (
-        f"trial: the search trial whose params the final trials use: {chosen}.\n"
+        f"trial: the search trial whose params the final trials use. It is {chosen}.\n"
         "tied: trials that do not differ significantly from the best trial on val "
         "(McNemar's exact test on single images, Holm's correction, 5 %)."
     )
