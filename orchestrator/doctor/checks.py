@@ -130,6 +130,7 @@ def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_
     elif report.cache_free_gb < MIN_FREE_GB:
         advice = "SPTUNE_CACHE has little free space: 50,000 images at 224 pixels take 7.5 GB when decoded."
 
+    # One line that names everything that was checked.
     parts = ["home", "versions"]
     if request.fingerprints:
         parts.append(f"{len(request.fingerprints)} tasks")
@@ -157,6 +158,7 @@ def _problems(request: ProbeRequest, report: NodeReport, required_gpus: float) -
             "Choose a folder that all nodes share, or a bucket: --home s3://BUCKET/FOLDER.",
         )
 
+    # With different versions, results differ, or Ray fails to unpickle what another node sends.
     driver_versions = versions()
     differences = [
         f"{name} {report.versions.get(name)}, not {driver_versions[name]}"
@@ -227,6 +229,7 @@ def _probe_request(home: Home, spec: SweepSpec | None, weights: str | None) -> P
     tasks = [task for name in (spec.tasks if spec else []) for task in task_names(name)]
     backbones = spec.backbones if spec else []
 
+    # Trials may start with a share of a GPU, such as 0.25: any share needs one.
     needs_gpus = False
     if spec is not None:
         needs_gpus = any(spec.resources.for_backbone(backbone).initial_gpus for backbone in backbones)
@@ -244,6 +247,7 @@ def _probe_request(home: Home, spec: SweepSpec | None, weights: str | None) -> P
 
 def _check_home(home: Home) -> Finding:
     """Write, read and delete a file in the home, and measure how long it takes."""
+    # A name of its own, because several machines check the same home at the same time.
     probe = f"{home.root}/.probe-{uuid.uuid4().hex}"
     start = time.perf_counter()
     try:

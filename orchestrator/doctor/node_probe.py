@@ -126,6 +126,7 @@ def _gpus() -> tuple[tuple[str, ...], str]:
     process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     if process.returncode != 0:
+        # The last line of a traceback is the error.
         messages = process.stderr.strip().splitlines() or ["torch cannot be imported"]
         return (), messages[-1]
     return tuple(process.stdout.split("\n")[:-1]), ""

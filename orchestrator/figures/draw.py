@@ -71,6 +71,7 @@ def draw_figures(
     has_backbones = len(by_backbone) > 1
     has_sizes = len(by_size) > 1
 
+    # Figures that need one backbone and one train size.
     for (backbone, size), members in by_both.items():
         setting = f"{backbone}, train size {size}"
         suffix = [backbone] * has_backbones + [size] * has_sizes
@@ -83,11 +84,13 @@ def draw_figures(
         if figure is not None:
             yield slug("-".join(["nmi", *suffix])), figure
 
+    # Figures over train sizes.
     for backbone, members in by_backbone.items():
         figure = tuning_size(members, backbone)
         if figure is not None:
             yield slug("-".join(["tuning_size", *[backbone] * has_backbones])), figure
 
+    # Figures over backbones.
     for size, members in by_size.items():
         figure = model_size(members, size)
         if figure is not None:
@@ -140,6 +143,7 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
             finally:
                 matplotlib.rcParams["pdf.fonttype"] = before
 
+        # A figure that is open in a viewer is replaced only when the new one is complete.
         draft.replace(path)
         paths.append(path)
     return paths

@@ -59,6 +59,7 @@ def learning_curves(study: Study) -> Figure | None:
                 line = _draw(ax, trial, series, scale, is_best=trial == best, color=color)
                 legend.setdefault(word, line)
 
+    # Both axes end at the last epoch of the longest trial, so that they can be compared.
     name_axes(left, "epoch", "val accuracy, %")
     name_axes(right, "epoch", "train loss")
     for ax in (left, right):
@@ -113,6 +114,7 @@ def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
         setting: the backbone and the train size, for the title.
     """
     layers_of = {(study.plan.task, study.plan.method): _layers(study) for study in studies}
+    # Methods without prompts have no mutual information.
     layers_of = {key: layers for key, layers in layers_of.items() if layers}
     tasks = list(dict.fromkeys(task for task, _ in layers_of))
     if not tasks:
@@ -145,6 +147,7 @@ def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
             markersize=3,
             linewidth=1.2,
         )
+        # Shallow prompts have one layer, and one layer has no band.
         if len(layers[0][1]) > 1:
             lowest = [min(values) for _, values in layers]
             highest = [max(values) for _, values in layers]

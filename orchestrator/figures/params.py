@@ -146,6 +146,7 @@ def _points(
     legend: dict[str, Artist] = {}
     for word, points in points_by_word.items():
         xs, ys = zip(*points, strict=True)
+        # Styles of a word override the thin edge.
         style: dict[str, object] = {"markeredgewidth": 0.6} | styles[word]
         (legend[word],) = ax.plot(xs, ys, linestyle="none", **style)  # type: ignore[arg-type]
     return legend
@@ -161,6 +162,7 @@ def _summary(ax: Axes, name: str, dimension: Dimension, trials: Sequence[Trial])
 
     legend: dict[str, Artist] = {}
     if isinstance(dimension, Choice):
+        # A choice without a complete trial has no median.
         for position in sorted({x for x, _ in points}):
             median = statistics.median(y for x, y in points if x == position)
             ends = [position - 0.3, position + 0.3]
@@ -218,6 +220,7 @@ def choice_grid(study: Study) -> Figure | None:
     figure, axes = panels(2 if cost else 1, width=NARROW, height=1.9 if cost else 2.6)
     rows = [text(value) for value in choices[text_name]]
     steps = [text(value) for value in _in_order(choices[number_name])]
+    # Rows keep their style in both panels.
     legend = _draw_grid(axes[0], rows, steps, best)
     if cost:
         legend |= _draw_grid(axes[1], rows, steps, cost)

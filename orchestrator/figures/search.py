@@ -71,6 +71,7 @@ def parallel_coordinates(study: Study) -> Figure | None:
     for trial in others + complete:
         accuracy = _percent(trial)
         heights = [_height(dimension, trial.params.get(name)) for name, dimension in space.items()]
+        # The accuracy axis covers the range of the trials, so that small differences are visible.
         heights.append((accuracy - low) / (high - low) if high > low else 0.5)
 
         is_complete = trial.score is not None
@@ -146,6 +147,7 @@ def _height(dimension: Dimension, value: object) -> float:
             return UNUSED
         return texts.index(text(value)) / (len(texts) - 1) if len(texts) > 1 else 0.5
 
+    # A logarithmic range is logarithmic here, too.
     numbers = (dimension.low, dimension.high, float(value))  # type: ignore[arg-type]
     low, high, position = (math.log(each) for each in numbers) if dimension.log else numbers
     return (position - low) / (high - low)

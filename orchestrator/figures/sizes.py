@@ -32,6 +32,7 @@ def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
         studies: studies on one backbone, with all train sizes.
         backbone: name of the backbone, for the title.
     """
+    # A curve of one point is in the report, but it is no line.
     measured = [curve for curve in curves([study.summary() for study in studies]) if len(curve.points) > 1]
     if not measured:
         return None
@@ -117,6 +118,7 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     """
     finals = _finals_with_size(studies)
     all_tasks = dict.fromkeys(task for by_task in finals.values() for task in by_task)
+    # Means over different tasks are not comparable.
     tasks = [task for task in all_tasks if all(task in by_task for by_task in finals.values())]
 
     # Points (millions of parameters, accuracy, std) of each line.

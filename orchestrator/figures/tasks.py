@@ -77,6 +77,7 @@ def _bars(
     published: Mapping[tuple[str, str], float],
 ) -> dict[str, Artist]:
     """Draw the bars of some tasks, and return the artist of each entry of the legend."""
+    # The limit keeps the bars of one or two methods narrow.
     step = min(0.35, 0.8 / len(methods))
     legend: dict[str, Artist] = {}
 
@@ -100,6 +101,7 @@ def _bars(
                 label=method,
             )[0]
 
+        # One seed has no standard deviation.
         with_std = {x: values for x, values in scored.items() if len(values) > 1}
         if with_std:
             ax.errorbar(

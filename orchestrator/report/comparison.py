@@ -51,6 +51,7 @@ def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
     """
     names = [*methods]
     pairs = [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
+    # A pair without a common task has no comparison.
     candidates = [_compare_pair(one, other, methods[one], methods[other]) for one, other in pairs]
     comparisons = [comparison for comparison in candidates if comparison is not None]
 
@@ -74,6 +75,7 @@ def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores
     if not tasks:
         return None
 
+    # A task counts with all seeds that both methods have on it.
     seeds_by_task = {task: {seed for name, seed in common if name == task} for task in tasks}
     by_task = [
         rounded_mean(one_scores[task, seed] - other_scores[task, seed] for seed in sorted(seeds_by_task[task]))

@@ -149,6 +149,7 @@ def export_studies(studies: Sequence[Study], trials: Callable[[str], str], folde
 
 def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
     """Write the tables to a draft beside the file, then rename it."""
+    # A dot file in the same folder: the rename is atomic, and no reader takes it for the result.
     draft = path.with_name(f".{path.name}.part")
     try:
         with pq.ParquetWriter(draft, schema) as writer:
@@ -166,6 +167,7 @@ def _all_trials(study: Study) -> list[Trial]:
 
 def _trials(study: Study) -> list[dict[str, Any]]:
     """Return the rows of `trials`."""
+    # `tied` includes the best trial itself.
     tied = {trial.trial_id for trial in find_tied(study.requested_search_trials)}
 
     chosen = {trial.trial_id for trial in study.requested_final_trials}
@@ -221,6 +223,7 @@ def _predictions(study: Study, trials_folder: str, absent: list[str]) -> Iterato
         if trial.score is None or trial.duplicate_of is not None:
             continue
 
+        # Predictions may have been deleted to save space: the trial is counted, not refused.
         data = read_bytes(f"{trials_folder}/{trial.trial_id}/{run_folder.PREDICTIONS}")
         if data is None:
             absent.append(trial.trial_id)
@@ -229,4 +232,5 @@ def _predictions(study: Study, trials_folder: str, absent: list[str]) -> Iterato
         table = pq.read_table(io.BytesIO(data))
         for index, (name, value) in enumerate((("sweep", study.spec.name), ("trial_id", trial.trial_id))):
             table = table.add_column(index, name, pa.array([value] * len(table), pa.string()))
+        # The writer refuses a table whose types differ from its schema.
         yield table.cast(PREDICTIONS)

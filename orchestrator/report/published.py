@@ -39,6 +39,7 @@ def published_rows(backbone: str) -> list[PublishedRow]:
 @functools.cache
 def _all_rows() -> tuple[PublishedRow, ...]:
     path = Path(__file__).with_name("published.json")
+    # The file lies beside this module, in an installed package too.
     content = json.loads(path.read_text(encoding="utf-8"))
 
     return tuple(PublishedRow(**row | {"backbones": tuple(row["backbones"])}) for row in content["rows"])

@@ -90,6 +90,7 @@ def _split_to_fit(block: TableBlock, console: Console) -> list[TableBlock]:
 
     def part(columns: Sequence[int]) -> TableBlock:
         """Return the table with the text columns and these number columns."""
+        # Every part repeats the text columns, so that its rows have names.
         kept = [*range(block.names), *columns]
         rows = [tuple(row[index] for index in kept) for row in block.rows]
         header = tuple(block.header[index] for index in kept)
@@ -156,6 +157,7 @@ def to_latex(blocks: Sequence[Block]) -> str:
             case TextBlock():
                 title = f"\\textbf{{{_escape_latex(block.title)}}}\\\\\n" if block.title else ""
                 lines = [_escape_latex(line) for text in block.lines for line in text.splitlines()]
+                # Braces keep the small font inside the paragraph.
                 parts.append("\\noindent{\\footnotesize\n" + title + "\\\\\n".join(lines) + "}\n")
     return "\n\n".join(parts) + "\n"
 
@@ -193,6 +195,7 @@ FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown,
 def to_csv(table: ResultsTable) -> str:
     """Return the numbers of the main table, one line per cell: full precision, accuracies in percent."""
     text = io.StringIO()
+    # The default line ending of csv is CRLF, which would mix with the LF of a terminal.
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["kind", "method", "backbone", "train_size", "column", "mean", "std", "seeds", "missing", "tuned", "source"]
@@ -220,6 +223,7 @@ def _one_line(text: str) -> str:
 
 
 def _escape_markdown(text: str) -> str:
+    # Only characters with a meaning in the middle of a line: every text follows `- `, `|` or `**`.
     return re.sub(r"([\\`*_|<>\[\]&~])", r"\\\1", text)
 
 

@@ -23,6 +23,7 @@ def _images(studies: Sequence[Study]) -> Iterator[str]:
     for study in studies:
         for trial in study.requested_final_trials:
             if "scored_on" in trial.provenance:
+                # `scored_on` is fingerprint/split/size; the line needs the fingerprint only.
                 fingerprint = trial.provenance["scored_on"].partition("/")[0]
                 description = f"{fingerprint} ({trial.provenance['protocol']})"
                 images.setdefault(study.plan.task, {})[description] = None
@@ -58,6 +59,7 @@ def _runtime(studies: Sequence[Study]) -> Iterator[str]:
     """Yield the software and the machines of the final trials."""
     trials = [trial for study in studies for trial in study.requested_final_trials]
     for name in RUNTIME_FACTS:
+        # Several values on one line show that the trials ran on different software or machines.
         values = _values(trials, name)
         if values:
             yield f"{name}: {'; '.join(values)}"

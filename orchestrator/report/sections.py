@@ -37,6 +37,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         _peeking(studies),
         reproducibility_lines(studies),
     ]
+    # A new sweep has no comparison, no choice and no final trial.
     return [block for block in blocks if (block.rows if isinstance(block, TableBlock) else block.lines)]
 
 
@@ -58,6 +59,7 @@ def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
             row_cells.append(Cell(format_score(row, score), bold=is_best))
         rows.append(tuple(row_cells))
 
+    # A wide table is split between the groups of tasks.
     group_sizes = tuple(len(members) for members in table.groups.values()) or (len(table.tasks),)
     return TableBlock(
         title=f"test accuracy, %\n{same}",
@@ -311,6 +313,7 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
             if PEEKING_GAIN in trial.last_metrics
         ]
         if trial_gains:
+            # In percentage points, as all differences of a report.
             by_task = gains.setdefault(study_label(study.plan, NAMES), {})
             by_task[study.plan.task] = 100 * statistics.mean(trial_gains)
 

@@ -114,6 +114,7 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         "methods": [plan.method],
         "train_sizes": [plan.train_size],
     }
+    # Flow style keeps a dimension on one line.
     spec_yaml = yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110)
     text = (
         "**To repeat this study alone**, save this spec as `study.yaml` and run `sptune launch study.yaml`:\n\n"
@@ -141,6 +142,7 @@ def reproduce_command(config: Mapping[str, Any]) -> str:
     words = ["python -m trainer"]
     for name, value in config.items():
         option = f"--{name.replace('_', '-')}"
+        # A flag takes no value.
         words.append(option if value is True else f"{option} {_quoted(value)}")
     return " ".join(words)
 
