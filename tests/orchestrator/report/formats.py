@@ -36,10 +36,10 @@ Rows = list[list[tuple[str, bool]]]
 """Texts of a table's cells, and whether they are bold."""
 
 
-def expected(grid: TableBlock) -> Rows:
+def expected(table: TableBlock) -> Rows:
     return [
-        [(name, False) for name in grid.header],
-        *([(cell.text.strip(), cell.bold) for cell in row] for row in grid.rows),
+        [(name, False) for name in table.header],
+        *([(cell.text.strip(), cell.bold) for cell in row] for row in table.rows),
     ]
 
 

@@ -83,13 +83,13 @@ def law_points(
 
 
 def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None:
-    (found,) = curves(
+    (result,) = curves(
         [
             summary("vtab/dtd", 0.1, [0.50, 0.52, 0.57], images=80.0),
             summary("vtab/svhn", 0.1, [0.70, 0.74, 0.75], images=120.0),
         ]
     )
-    (point,) = found.points
+    (point,) = result.points
     per_seed = [0.60, 0.63, 0.66]
     assert point.mean == pytest.approx(0.63)
     assert point.images == 100.0, "the mean over tasks"
@@ -101,24 +101,24 @@ def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None
 
 
 def test_one_seed_has_no_interval() -> None:
-    (found,) = curves([summary("vtab/dtd", 0.1, [0.5])])
-    assert found.points == (Point(images=100.0, mean=0.5),)
-    (found,) = curves([summary("vtab/dtd", 0.1, {0: 0.5, 1: 0.6}), summary("vtab/svhn", 0.1, {1: 0.8, 2: 0.7})])
-    assert found.points[0].mean == pytest.approx(0.65), "as in the table: of each task the mean over its seeds"
-    assert found.points[0].low is None, "one seed only was scored on both tasks"
+    (result,) = curves([summary("vtab/dtd", 0.1, [0.5])])
+    assert result.points == (Point(images=100.0, mean=0.5),)
+    (result,) = curves([summary("vtab/dtd", 0.1, {0: 0.5, 1: 0.6}), summary("vtab/svhn", 0.1, {1: 0.8, 2: 0.7})])
+    assert result.points[0].mean == pytest.approx(0.65), "as in the table: of each task the mean over its seeds"
+    assert result.points[0].low is None, "one seed only was scored on both tasks"
 
 
 def test_an_interval_stays_within_0_and_1() -> None:
-    (found,) = curves([summary("vtab/dtd", 0.1, [0.9, 1.0])])
-    assert found.points[0].low == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4)
-    assert found.points[0].high == 1.0
+    (result,) = curves([summary("vtab/dtd", 0.1, [0.9, 1.0])])
+    assert result.points[0].low == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4)
+    assert result.points[0].high == 1.0
 
 
 def test_a_task_that_lacks_a_size_is_left_out_everywhere_and_named() -> None:
     complete = [
         summary("vtab/dtd", size, [score], images=images) for size, images, score in ((0.1, 80, 0.4), (1.0, 800, 0.6))
     ]
-    (found,) = curves(
+    (result,) = curves(
         [
             *complete,
             summary("vtab/svhn", 0.1, [0.9]),
@@ -127,18 +127,18 @@ def test_a_task_that_lacks_a_size_is_left_out_everywhere_and_named() -> None:
             summary("vtab/kitti", 1.0, [0.9]),
         ]
     )
-    assert [point.mean for point in found.points] == [0.4, 0.6]
-    assert found.tasks == ("vtab/dtd",)
-    assert found.left_out == ("vtab/svhn", "vtab/kitti")
+    assert [point.mean for point in result.points] == [0.4, 0.6]
+    assert result.tasks == ("vtab/dtd",)
+    assert result.left_out == ("vtab/svhn", "vtab/kitti")
     (none,) = curves([summary("vtab/dtd", 0.1, [0.5]), summary("vtab/dtd", 1.0, {}), summary("vtab/svhn", 1.0, [0.5])])
     assert (none.points, none.tasks, none.left_out) == ((), (), ("vtab/dtd", "vtab/svhn"))
 
 
 def test_a_size_without_any_score_is_omitted() -> None:
-    (found,) = curves(
+    (result,) = curves(
         [summary("vtab/dtd", 0.1, [0.5]), summary("vtab/dtd", 1.0, {}), summary("vtab/dtd", 0.5, {0: None})]
     )
-    assert (len(found.points), found.left_out) == (1, ())
+    assert (len(result.points), result.left_out) == (1, ())
     assert curves([summary("vtab/dtd", 0.1, {})]) == [], "nor is a method without a score"
 
 
@@ -150,28 +150,31 @@ def test_each_method_and_backbone_has_a_curve_sorted_by_number_of_images() -> No
         for method in ("spt_deep", "linear")
         for backbone in (BUNDLED, ELSEWHERE)
     ]
-    found = curves(summaries)
-    assert [one.label for one in found] == [
+    result = curves(summaries)
+    assert [each.label for each in result] == [
         f"{method} {backbone}" for method in ("spt_deep", "linear") for backbone in (BUNDLED, ELSEWHERE)
     ]
-    assert all([point.images for point in one.points] == [50.0, 200.0, 800.0] for one in found)
-    assert [one.label for one in curves([s for s in summaries if s.plan.backbone == BUNDLED])] == ["spt_deep", "linear"]
+    assert all([point.images for point in each.points] == [50.0, 200.0, 800.0] for each in result)
+    assert [each.label for each in curves([s for s in summaries if s.plan.backbone == BUNDLED])] == [
+        "spt_deep",
+        "linear",
+    ]
 
 
 def test_between_two_sizes_accuracy_is_linear_in_the_logarithm() -> None:
-    found = curve((100, 0.4), (400, 0.6), (1600, 0.7))
-    assert size_to_reach(found, 0.5) == pytest.approx(200)
-    assert size_to_reach(found, 0.6) == pytest.approx(400)
-    assert size_to_reach(found, 0.65) == pytest.approx(800)
+    result = curve((100, 0.4), (400, 0.6), (1600, 0.7))
+    assert size_to_reach(result, 0.5) == pytest.approx(200)
+    assert size_to_reach(result, 0.6) == pytest.approx(400)
+    assert size_to_reach(result, 0.65) == pytest.approx(800)
     goals = [0.4 + 0.3 * step / 50 for step in range(51)]
-    needed = [size_to_reach(found, goal - 1e-12) for goal in goals]
-    assert all(one is not None and other is not None and one <= other for one, other in pairwise(needed))
+    needed = [size_to_reach(result, goal - 1e-12) for goal in goals]
+    assert all(first is not None and second is not None and first <= second for first, second in pairwise(needed))
 
 
 def test_nothing_is_extrapolated() -> None:
-    found = curve((100, 0.4), (400, 0.6))
-    assert size_to_reach(found, 0.6001) is None
-    assert size_to_reach(found, 0.1) == 100, "fewer may do, but fewer were not measured"
+    result = curve((100, 0.4), (400, 0.6))
+    assert size_to_reach(result, 0.6001) is None
+    assert size_to_reach(result, 0.1) == 100, "fewer may do, but fewer were not measured"
     assert size_to_reach(curve(), 0.5) is None
 
 
@@ -236,7 +239,7 @@ def test_awkward_curves_have_a_finite_law(means: list[float]) -> None:
     assert law.c >= 0
     if means == sorted(means):
         errors = [law.error(n) for n in (50, 100, 500, 5000)]
-        assert all(one >= other - 1e-9 for one, other in pairwise(errors)), "more images do no harm"
+        assert all(first >= second - 1e-9 for first, second in pairwise(errors)), "more images do no harm"
 
 
 def test_random_curves_have_a_finite_law() -> None:

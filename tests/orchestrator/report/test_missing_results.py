@@ -25,8 +25,8 @@ from tests.orchestrator.report.reports import (
 
 def test_a_failed_final_trial_is_counted_in_its_cell_and_named_below(record_url: str) -> None:
     def fail(trial: Trial) -> Failure | None:
-        gone = (trial.phase, trial.config.task, trial.config.method, trial.config.seed)
-        broken = gone == ("final", "vtab/svhn", "full", 44)
+        key = (trial.phase, trial.config.task, trial.config.method, trial.config.seed)
+        broken = key == ("final", "vtab/svhn", "full", 44)
         return Failure(cause=FailureCause.ERROR, error="OSError: no disk\n\nthe trace") if broken else None
 
     studies = run(small(), record_url, fail=fail)
@@ -52,7 +52,7 @@ def test_a_study_without_a_score_has_no_cell_no_mean_and_no_difference(record_ur
     blocks, table = build_sections(studies), results(studies)
     for column in ("vtab/dtd", "natural mean", OVER_TASKS, OVER_GROUPS):
         assert table["spt_deep", column].text == table["spt_deep difference", column].text == "—"
-        assert table["full", column].bold, "the best of those that are there"
+        assert table["full", column].bold, "the best of the remaining ones"
     assert table["spt_deep", "vtab/svhn"].text != "—" != table["spt_deep", "fgvc mean"].text
     key = f"vtab/dtd spt_deep {MAE} 1"
     assert f"failed: {key}: 2 trials, last error: TrainingDiverged: nan" in lines_of(blocks, is_warning=True)
@@ -89,7 +89,7 @@ def test_a_sweep_without_results_has_a_report(record_url: str) -> None:
     for write in FORMATS.values():
         assert "24 missing" in write(blocks)
     sweep.next_trial()
-    assert "24 missing" in printed(build_sections(sweep.studies)), "one that runs has not come to anything yet"
+    assert "24 missing" in printed(build_sections(sweep.studies)), "a running trial has no result yet"
 
 
 def test_pruned_trials_are_counted_separately(spec: SweepSpec, record_url: str) -> None:

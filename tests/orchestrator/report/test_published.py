@@ -47,10 +47,10 @@ def test_every_name_is_in_the_catalog_and_every_number_is_a_percentage(backbones
 def test_a_group_is_the_mean_of_its_tasks(backbones: tuple[str, ...], method: str) -> None:
     row = row_of(backbones[0], method)
     for group, mean in row.groups.items():
-        known = [row.tasks[task] for task in tasks_of(group) if task in row.tasks]
+        values = [row.tasks[task] for task in tasks_of(group) if task in row.tasks]
         # A source gives all tasks of a group or none.
-        assert len(known) in (0, len(tasks_of(group)))
-        assert not known or fmean(known) == pytest.approx(mean, abs=ROUNDING), group
+        assert len(values) in (0, len(tasks_of(group)))
+        assert not values or fmean(values) == pytest.approx(mean, abs=ROUNDING), group
 
 
 def test_the_two_averages_of_vtab_differ() -> None:

@@ -41,17 +41,20 @@ def test_published_numbers_stand_beside_ours_with_the_difference(natural: list[S
 
 
 def test_a_published_mean_of_a_group_needs_the_whole_group(record_url: str, tmp_path: Path) -> None:
-    for place, (tasks, mean) in enumerate(((NATURAL, "18.9"), (NATURAL[1:], "—"), ([*NATURAL, "fgvc/nabirds"], None))):
-        studies = run(small(tasks=tasks), f"sqlite:///{tmp_path / f'{place}.db'}")
+    for index, (tasks, mean) in enumerate(((NATURAL, "18.9"), (NATURAL[1:], "—"), ([*NATURAL, "fgvc/nabirds"], None))):
+        studies = run(small(tasks=tasks), f"sqlite:///{tmp_path / f'{index}.db'}")
         table = results(studies)
-        theirs = "linear, published"  # of which only means over groups are known
+        # Of this row only means over groups are known.
+        published = "linear, published"
         if mean is not None:
-            assert table[theirs, OVER_TASKS].text == mean
+            assert table[published, OVER_TASKS].text == mean
         else:
-            assert table[theirs, "natural mean"].text == "18.9"
-            assert {table[theirs, column].text for column in ("fgvc mean", OVER_TASKS, OVER_GROUPS)} == {"—"}
-            own = next(row for row in published_rows(MAE) if row.method == "full").tasks["fgvc/nabirds"]
-            assert table["full, published", "fgvc mean"].text == f"{own:.1f}", "of the tasks that are in the table"
+            assert table[published, "natural mean"].text == "18.9"
+            assert {table[published, column].text for column in ("fgvc mean", OVER_TASKS, OVER_GROUPS)} == {"—"}
+            mean_of_task = next(row for row in published_rows(MAE) if row.method == "full").tasks["fgvc/nabirds"]
+            assert table["full, published", "fgvc mean"].text == f"{mean_of_task:.1f}", (
+                "of the tasks that are in the table"
+            )
 
 
 def test_the_two_averages_of_full_fine_tuning_on_mae_are_those_of_the_papers(record_url: str) -> None:
@@ -70,7 +73,7 @@ def test_published_numbers_appear_only_beside_all_training_images(record_url: st
     studies = run(small(train_sizes=[0.5]), record_url)
     lines, table = lines_of(build_sections(studies)), results(studies)
     assert {name for name, _ in table} == {"spt_deep", "full"}
-    assert not any("published" in line for line in lines), "nor that none are known, which would be wrong"
+    assert not any("published" in line for line in lines), "a line that none are known would be wrong"
 
 
 def test_a_backbone_without_published_results_is_named(record_url: str) -> None:
@@ -86,7 +89,7 @@ def test_methods_are_compared_with_our_full_fine_tuning_first(record_url: str) -
     lines = lines_of(build_sections(studies))
     for method in ("spt_deep", "vpt_deep"):
         pairs = [(percents(studies, task, method), percents(studies, task, "full")) for task in SMALL["tasks"]]
-        won = sum(statistics.mean(own) > statistics.mean(full) for own, full in pairs)
+        won = sum(statistics.mean(scores) > statistics.mean(full) for scores, full in pairs)
         assert f"{method} beats full fine-tuning on {won} of 3 tasks." in lines
 
 

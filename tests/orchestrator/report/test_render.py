@@ -33,8 +33,8 @@ from tests.orchestrator.report.reports import (
 
 @pytest.mark.parametrize("source", ["report", "awkward"])
 def test_markdown_contains_every_cell(source: str, blocks: list[Block]) -> None:
-    own = blocks if source == "report" else awkward()
-    assert of_markdown(to_markdown(own)) == [expected(grid) for grid in table_blocks(own)]
+    report = blocks if source == "report" else awkward()
+    assert of_markdown(to_markdown(report)) == [expected(table) for table in table_blocks(report)]
 
 
 def test_markdown_reads_a_line_as_plain_text() -> None:
@@ -46,17 +46,17 @@ def test_markdown_reads_a_line_as_plain_text() -> None:
 
 @pytest.mark.parametrize("source", ["report", "awkward"])
 def test_latex_contains_every_cell_and_escapes_special_characters(source: str, blocks: list[Block]) -> None:
-    own = blocks if source == "report" else awkward()
-    text = to_latex(own)
-    found = of_latex(text)
-    assert [[[bold for _, bold in row] for row in rows] for rows in found] == [
-        [[bold for _, bold in row] for row in expected(grid)] for grid in table_blocks(own)
+    report = blocks if source == "report" else awkward()
+    text = to_latex(report)
+    tables = of_latex(text)
+    assert [[[bold for _, bold in row] for row in rows] for rows in tables] == [
+        [[bold for _, bold in row] for row in expected(table)] for table in table_blocks(report)
     ]
     if source == "report":
-        said = [[[re.sub(r"\s+", "", words) for words, _ in row] for row in rows] for rows in found]
-        assert said == [
-            [[re.sub(r"\s+", "", words.replace("−", "-")) for words, _ in row] for row in expected(grid)]
-            for grid in table_blocks(own)
+        words_of_rows = [[[re.sub(r"\s+", "", words) for words, _ in row] for row in rows] for rows in tables]
+        assert words_of_rows == [
+            [[re.sub(r"\s+", "", words.replace("−", "-")) for words, _ in row] for row in expected(table)]
+            for table in table_blocks(report)
         ]
     body = text.partition("\n")[2].replace("{!}{%\n", "{!}{\n")
     assert not re.search(r"(?<!\\)[_%#]", body)
@@ -81,14 +81,14 @@ def test_latex_compiles(engine: str, blocks: list[Block], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("source", ["report", "awkward"])
 def test_html_contains_every_cell_and_loads_no_other_file(source: str, blocks: list[Block]) -> None:
-    own = blocks if source == "report" else awkward()
-    text = to_html(own)
+    report = blocks if source == "report" else awkward()
+    text = to_html(report)
     page = Page(text)
     assert [[[(words.strip(), bold) for words, bold in row] for row in rows] for rows in page.tables] == [
-        expected(grid) for grid in table_blocks(own)
+        expected(table) for table in table_blocks(report)
     ]
     sentences = [line for paragraph in page.paragraphs for line in paragraph.split("\n")]
-    for line in lines_of(own):
+    for line in lines_of(report):
         assert line in sentences, "escaped once"
     assert not page.tags & {"script", "link", "img", "i"}
     assert "src=" not in text and "href=" not in text
@@ -97,9 +97,9 @@ def test_html_contains_every_cell_and_loads_no_other_file(source: str, blocks: l
 def test_csv_contains_the_numbers_to_the_last_digit(record_url: str) -> None:
     studies = run(small(), record_url, metrics=lambda _: {"learnable/share": 1 / 3})
     board = build_results_table(studies)
-    read = [*csv.DictReader(io.StringIO(to_csv(board)))]
-    assert len(read) == sum(len(row.scores) for row in board.rows)
-    lines = iter(read)
+    lines_read = [*csv.DictReader(io.StringIO(to_csv(board)))]
+    assert len(lines_read) == sum(len(row.scores) for row in board.rows)
+    lines = iter(lines_read)
     for row in board.rows:
         for column, score in row.scores.items():
             line = next(lines)
@@ -134,4 +134,4 @@ def test_a_table_that_fits_is_not_split(natural: list[Study]) -> None:
 
 def test_a_terminal_prints_an_error_without_reading_it_as_markup() -> None:
     assert AWKWARD[0] in printed(awkward())
-    assert "[red]" in printed([TextBlock(lines=("failed: [red]x[/red]",), is_warning=True)]), "no markup of its own"
+    assert "[red]" in printed([TextBlock(lines=("failed: [red]x[/red]",), is_warning=True)]), "brackets are no markup"

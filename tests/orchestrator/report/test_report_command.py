@@ -33,8 +33,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_several_sweeps_are_joined_in_one_report(home: Path, sptune: Sptune) -> None:
     status, out, error = sptune("report", "first", "second", "--home", home, "--format", "csv")
     assert (status, error) == (0, "")
-    read = [*csv.DictReader(io.StringIO(out))]
-    means = {(line["method"], line["column"]): float(line["mean"]) for line in read if line["kind"] == "ours"}
+    csv_lines = [*csv.DictReader(io.StringIO(out))]
+    means = {(line["method"], line["column"]): float(line["mean"]) for line in csv_lines if line["kind"] == "ours"}
     for method in ("spt_deep", "full"):
         over = [means[method, task] for task in SMALL["tasks"]]
         assert means[method, OVER_TASKS] == pytest.approx(statistics.mean(over))
@@ -50,9 +50,9 @@ def test_several_sweeps_are_joined_in_one_report(home: Path, sptune: Sptune) -> 
 def test_the_command_writes_the_report_in_each_format(form: str, home: Path, sptune: Sptune) -> None:
     status, out, error = sptune("report", "first", "--home", home, "--format", form)
     assert (status, error) == (0, "")
-    read = {"markdown": of_markdown, "latex": of_latex, "html": lambda text: Page(text).tables}[form](out)
-    assert [len(rows) for rows in read][1:] == [2, 5], "comparisons and chosen params"
-    assert [words for words, _ in read[0][0]] == ["method", "tuned %", "vtab/dtd", "vtab/svhn", OVER_TASKS]
+    tables = {"markdown": of_markdown, "latex": of_latex, "html": lambda text: Page(text).tables}[form](out)
+    assert [len(rows) for rows in tables][1:] == [2, 5], "comparisons and chosen params"
+    assert [words for words, _ in tables[0][0]] == ["method", "tuned %", "vtab/dtd", "vtab/svhn", OVER_TASKS]
 
 
 def test_a_study_in_two_sweeps_is_refused(home: Path, sptune: Sptune) -> None:
@@ -78,4 +78,4 @@ def test_the_progress_of_a_running_sweep_lists_every_study(spec: SweepSpec, reco
     text = console.file.getvalue()  # type: ignore[attr-defined]
     finished = sum(trial.state.is_finished for study in sweep.studies for trial in study.search_table.trials)
     assert f"{finished}/10" in text
-    assert "demo/shapes_loc" in text, "studies that have not begun are there too"
+    assert "demo/shapes_loc" in text, "studies without a running trial are listed, too"

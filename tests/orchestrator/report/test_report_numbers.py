@@ -68,9 +68,9 @@ def home(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home
 
 @pytest.fixture(scope="module")
 def studies(home: Home) -> list[Study]:
-    found = load_studies(parse_spec(SPEC, "a test"), StudyDatabase(f"sqlite:///{home.database_file}"))
-    assert all(study.is_done for study in found)
-    return found
+    loaded = load_studies(parse_spec(SPEC, "a test"), StudyDatabase(f"sqlite:///{home.database_file}"))
+    assert all(study.is_done for study in loaded)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def report(home: Home) -> list[Block]:
 
 def table_block(report: list[Block], title: str) -> list[dict[str, str]]:
     """Return the rows of one of its tables, by column."""
-    (grid,) = (block for block in report if isinstance(block, TableBlock) and block.title.startswith(title))
-    return [dict(zip(grid.header, (cell.text for cell in row), strict=True)) for row in grid.rows]
+    (table,) = (block for block in report if isinstance(block, TableBlock) and block.title.startswith(title))
+    return [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
 
 
 def correct_of(home: Home, trial: Trial) -> list[bool]:
@@ -108,11 +108,11 @@ def test_cells_are_computed_from_the_predictions_to_the_last_digit(
     rows = {row["method"]: row for row in table_block(report, "test accuracy")}
     assert {*lines} == {*rows} == {*SPEC["methods"]}
     for study in studies:
-        found = [percent(home, trial) for trial in study.requested_final_trials]
+        scores = [percent(home, trial) for trial in study.requested_final_trials]
         assert [trial.config.seed for trial in study.requested_final_trials] == [42, 44]
         line, method = lines[study.plan.method], study.plan.method
-        assert (float(line["mean"]), float(line["std"])) == (statistics.mean(found), statistics.stdev(found))
-        assert rows[method]["demo/digits"] == f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+        assert (float(line["mean"]), float(line["std"])) == (statistics.mean(scores), statistics.stdev(scores))
+        assert rows[method]["demo/digits"] == f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
 
 
 def test_the_learnable_share_is_counted_in_the_saved_tensors(
@@ -125,8 +125,8 @@ def test_the_learnable_share_is_counted_in_the_saved_tensors(
         shares = [100 * trial.last_metrics["learnable/share"] for trial in study.requested_final_trials]
         row = next(row for row in build_results_table(studies).rows if row.names[0] == study.plan.method)
         assert row.tuned == pytest.approx(statistics.mean(shares))
-        shown = next(row for row in table_block(report, "test accuracy") if row["method"] == study.plan.method)
-        assert shown["tuned %"] == f"{statistics.mean(shares):.3g}"
+        printed = next(row for row in table_block(report, "test accuracy") if row["method"] == study.plan.method)
+        assert printed["tuned %"] == f"{statistics.mean(shares):.3g}"
 
 
 def test_the_chosen_params_are_those_of_the_best_val_accuracy(
@@ -134,14 +134,14 @@ def test_the_chosen_params_are_those_of_the_best_val_accuracy(
 ) -> None:
     rows = {row["method"]: row for row in table_block(report, "chosen on val")}
     for study in studies:
-        own = [trial for trial in study.requested_search_trials if trial.duplicate_of is None]
-        assert {trial.state for trial in own} == {TrialState.COMPLETE}
-        by_val = {trial.number: percent(home, trial) for trial in own}
-        best = min(own, key=lambda trial: (-by_val[trial.number], trial.number))
+        trials = [trial for trial in study.requested_search_trials if trial.duplicate_of is None]
+        assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+        by_val = {trial.number: percent(home, trial) for trial in trials}
+        best = min(trials, key=lambda trial: (-by_val[trial.number], trial.number))
         row = rows[study.plan.method]
         assert (row["val %"], row["trial"]) == (f"{by_val[best.number]:.1f}", str(best.number))
         assert row["params"] == ", ".join(f"{name} {value}" for name, value in best.params.items())
-        for trial in own:
+        for trial in trials:
             assert 100 * (trial.score or 0.0) == by_val[trial.number], "to the last digit"
 
 
@@ -150,17 +150,17 @@ def test_tied_trials_follow_from_the_predictions(home: Home, studies: list[Study
     for study in studies:
         assert study.best is not None
         best = study.best
-        own = [t for t in study.requested_search_trials if t.duplicate_of is None and t is not best]
-        own.sort(key=lambda trial: (-percent(home, trial), trial.number))
+        trials = [t for t in study.requested_search_trials if t.duplicate_of is None and t is not best]
+        trials.sort(key=lambda trial: (-percent(home, trial), trial.number))
         best_N = np.array(correct_of(home, best))
         p_values = []
-        for trial in own:
+        for trial in trials:
             other_N = np.array(correct_of(home, trial))
             lost, won = int((best_N & ~other_N).sum()), int((other_N & ~best_N).sum())
             p_values.append(stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0)
-        among = [trial.number for trial, p in zip(own, holm(p_values), strict=True) if p > LEVEL]
-        assert [trial.number for trial in find_tied(study.requested_search_trials)] == [best.number, *among]
-        assert rows[study.plan.method]["tied"] == (", ".join(map(str, among)) or "none")
+        tied = [trial.number for trial, p in zip(trials, holm(p_values), strict=True) if p > LEVEL]
+        assert [trial.number for trial in find_tied(study.requested_search_trials)] == [best.number, *tied]
+        assert rows[study.plan.method]["tied"] == (", ".join(map(str, tied)) or "none")
     assert any(
         len(find_tied(study.requested_search_trials)) < len(study.requested_search_trials) for study in studies
     ), "a rate of 1e-6 learns nothing"
@@ -243,7 +243,7 @@ def test_the_exported_predictions_give_each_trials_score(
         assert row["correct"] == (row["label"] == row["prediction"]) and 0.1 <= row["confidence"] <= 1.0
         correct.setdefault(row["trial_id"], []).append(row["correct"])
     trials = {trial.trial_id: trial for study in studies for trial in study.trials}
-    assert {trial_id: sum(own) / len(own) for trial_id, own in correct.items()} == {
+    assert {trial_id: sum(images) / len(images) for trial_id, images in correct.items()} == {
         trial_id: trial.score for trial_id, trial in trials.items()
     }
     assert correct == {trial_id: correct_of(home, trial) for trial_id, trial in trials.items()}

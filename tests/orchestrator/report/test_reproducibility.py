@@ -10,8 +10,11 @@ from tests.orchestrator.report.reports import lines_of, run, small
 
 def test_final_trials_that_were_scored_on_different_images_are_not_comparable(record_url: str) -> None:
     def facts(trial: Trial) -> dict[str, str]:
-        other = trial.config.task == "vtab/dtd" and trial.config.seed == 44
-        return {"scored_on": f"{'bbb' if other else 'aaa'}/{trial.config.eval_split}/1.0", "protocol": "official"}
+        is_different = trial.config.task == "vtab/dtd" and trial.config.seed == 44
+        return {
+            "scored_on": f"{'bbb' if is_different else 'aaa'}/{trial.config.eval_split}/1.0",
+            "protocol": "official",
+        }
 
     lines = lines_of(build_sections(run(small(), record_url, facts=facts)))
     assert (

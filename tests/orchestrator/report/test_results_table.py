@@ -21,11 +21,11 @@ def test_every_number_is_the_mean_and_sample_std_of_the_final_trials(record_url:
     table, board = results(studies), build_results_table(studies)
     for study in studies:
         task, method = study.plan.task, study.plan.method
-        found = percents(studies, task, method)
-        assert len(found) == 3
-        assert table[method, task].text == f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+        scores = percents(studies, task, method)
+        assert len(scores) == 3
+        assert table[method, task].text == f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
         row = next(row for row in board.rows if (row.kind, row.names[0]) == ("ours", method))
-        assert (row.scores[task].mean, row.scores[task].std) == (statistics.mean(found), statistics.stdev(found))
+        assert (row.scores[task].mean, row.scores[task].std) == (statistics.mean(scores), statistics.stdev(scores))
         assert (row.scores[task].seeds, row.scores[task].missing) == ((42, 44, 82), 0)
     assert "Trials: 30 complete, 0 pruned, 0 failed, 0 missing." in lines_of(build_sections(studies))
 
@@ -39,12 +39,12 @@ def test_one_seed_has_no_std(record_url: str) -> None:
 
 def test_the_best_of_ours_is_bold_in_every_column(record_url: str) -> None:
     studies = run(small(methods=["spt_deep", "vpt_deep", "full", "linear"]), record_url)
-    grid = table_block(build_sections(studies), "test accuracy")
-    for place, column in enumerate(grid.header[2:], start=2):
-        ours = [row for row in grid.rows if row[0].text in ("spt_deep", "vpt_deep", "full", "linear")]
-        means = [float(row[place].text.split()[0]) for row in ours]
-        assert [row[place].bold for row in ours] == [mean == max(means) for mean in means], column
-    others = [row for row in grid.rows if "," in row[0].text or row[0].text.startswith(" ")]
+    table = table_block(build_sections(studies), "test accuracy")
+    for index, column in enumerate(table.header[2:], start=2):
+        ours = [row for row in table.rows if row[0].text in ("spt_deep", "vpt_deep", "full", "linear")]
+        means = [float(row[index].text.split()[0]) for row in ours]
+        assert [row[index].bold for row in ours] == [mean == max(means) for mean in means], column
+    others = [row for row in table.rows if "," in row[0].text or row[0].text.startswith(" ")]
     assert others
     assert not any(cell.bold for row in others for cell in row), "of published numbers none, though they be higher"
 
@@ -74,10 +74,10 @@ def test_the_two_averages_have_their_own_columns(plain: list[Study]) -> None:
         assert table[method, "fgvc mean"].text == f"{birds:.1f}"
         assert table[method, OVER_TASKS].text == f"{(dtd + svhn + birds) / 3:.1f}"
         assert table[method, OVER_GROUPS].text == f"{((dtd + svhn) / 2 + birds) / 2:.1f}"
-    said = printed(build_sections(studies))
+    text = printed(build_sections(studies))
     assert (
         "The mean over tasks gives each task the same weight; the mean over groups gives each group the same weight "
-        "(tasks in each group: natural 2, fgvc 1)." in said
+        "(tasks in each group: natural 2, fgvc 1)." in text
     )
 
 
@@ -100,9 +100,9 @@ def test_the_learnable_share_is_printed_in_percent(record_url: str) -> None:
 
 def test_backbones_and_sizes_have_columns_if_they_differ(record_url: str) -> None:
     raw = small(backbones=[MAE, "vit_nano_patch4_32.mae"], train_sizes=[0.5, 1.0], tasks=["demo/digits"])
-    grid = table_block(build_sections(run(raw, record_url)), "test accuracy")
-    assert grid.header[:4] == ("method", "backbone", "train_size", "tuned %")
-    ours = [tuple(cell.text for cell in row[:3]) for row in grid.rows if row[0].text in ("spt_deep", "full")]
+    table = table_block(build_sections(run(raw, record_url)), "test accuracy")
+    assert table.header[:4] == ("method", "backbone", "train_size", "tuned %")
+    ours = [tuple(cell.text for cell in row[:3]) for row in table.rows if row[0].text in ("spt_deep", "full")]
     assert {*ours} == {*itertools.product(("spt_deep", "full"), raw["backbones"], ("0.5", "1.0"))}
     assert len(ours) == 8
 

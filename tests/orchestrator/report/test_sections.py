@@ -14,7 +14,7 @@ from tests.orchestrator.report.reports import ONLY_FULL, chance, lines_of, print
 
 
 def test_every_pair_of_methods_is_compared_with_p_values(natural: list[Study]) -> None:
-    grid = table_block(build_sections(natural), "between methods")
+    table = table_block(build_sections(natural), "between methods")
     methods = {
         method: {
             (study.plan.task, trial.config.seed): trial.score
@@ -25,20 +25,20 @@ def test_every_pair_of_methods_is_compared_with_p_values(natural: list[Study]) -
         }
         for method in ("spt_deep", "full")
     }
-    (found,) = compare_methods(methods)
-    assert found.p_tasks is not None and found.p_seeds is not None
-    assert [cell.text for cell in grid.rows[0]] == [
+    (pair,) = compare_methods(methods)
+    assert pair.p_tasks is not None and pair.p_seeds is not None
+    assert [cell.text for cell in table.rows[0]] == [
         "spt_deep − full",
-        f"{100 * found.difference:+.1f}",
-        f"{found.better_on} of 7",
-        f"{found.p_tasks:.3f}",
-        f"{found.p_seeds:.3f} ({found.seeds})",
+        f"{100 * pair.difference:+.1f}",
+        f"{pair.better_on} of 7",
+        f"{pair.p_tasks:.3f}",
+        f"{pair.p_seeds:.3f} ({pair.seeds})",
     ]
 
 
 def test_a_comparison_without_enough_tasks_or_seeds_says_so(record_url: str) -> None:
-    grid = table_block(build_sections(run(small(final={"seeds": [42]}), record_url)), "between methods")
-    assert [cell.text for cell in grid.rows[0][-2:]] == ["needs 6 tasks", "—"]
+    table = table_block(build_sections(run(small(final={"seeds": [42]}), record_url)), "between methods")
+    assert [cell.text for cell in table.rows[0][-2:]] == ["needs 6 tasks", "—"]
 
 
 def test_one_method_has_no_comparison(record_url: str) -> None:
@@ -82,8 +82,8 @@ def test_several_train_sizes_have_a_section_on_data_efficiency(record_url: str) 
         metrics=lambda t: {"train/images": 1000 * float(t.config.train_size)},
     )
     blocks = build_sections(studies)
-    grid = table_block(blocks, "accuracy over tuning-set size")
-    assert [[cell.text for cell in row[:3]] for row in grid.rows if row[0].text == "full"] == [
+    table = table_block(blocks, "accuracy over tuning-set size")
+    assert [[cell.text for cell in row[:3]] for row in table.rows if row[0].text == "full"] == [
         ["full", "100", "30.0"],
         ["full", "500", "60.0"],
         ["full", "1,000", "80.0"],
@@ -105,11 +105,11 @@ def test_the_gain_of_peeking_is_in_its_own_table_and_in_no_other_number(record_u
 
     studies = run(small(), record_url, metrics=peeked)
     honest, blocks = build_sections(plain), build_sections(studies)
-    (own,) = [block for block in blocks if block not in honest]
-    grid = table_block(blocks, "peeking")
-    assert own is grid and "No other number of this report uses it." in grid.title
-    for row in grid.rows:
-        by_task = dict(zip(grid.header, (cell.text for cell in row), strict=True))
+    (added,) = [block for block in blocks if block not in honest]
+    table = table_block(blocks, "peeking")
+    assert added is table and "No other number of this report uses it." in table.title
+    for row in table.rows:
+        by_task = dict(zip(table.header, (cell.text for cell in row), strict=True))
         gains = {
             study.plan.task: 100
             * statistics.mean(trial.last_metrics["peeking/gain"] for trial in study.requested_final_trials)

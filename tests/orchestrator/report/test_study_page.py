@@ -53,9 +53,9 @@ def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, re
     drive(sweep)
     (study,) = sweep.studies
     spec, command = code_blocks(render_study_page(study))
-    again = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
-    drive(again)
-    assert [t.trial_id for t in again.studies[0].trials] == [t.trial_id for t in study.trials]
+    repeated = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
+    drive(repeated)
+    assert [t.trial_id for t in repeated.studies[0].trials] == [t.trial_id for t in study.trials]
     program, *words = shlex.split(command)
     assert [program, *words[:2]] == ["python", "-m", "trainer"]
     fields, _ = parse(words[2:])
@@ -91,19 +91,19 @@ def test_the_leaderboard_begins_with_the_best_trial_and_has_the_stored_numbers(
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "expected"),
     [
         (Failure(cause=FailureCause.DIVERGED, error="TrainingDiverged: nan"), "4 failed"),
         (Failure(cause=FailureCause.INVALID, error="ValueError: no images"), "stopped: ValueError: no images"),
     ],
 )
 def test_the_page_of_a_study_without_results_says_so(
-    small: SweepSpec, record_url: str, failure: Failure, said: str
+    small: SweepSpec, record_url: str, failure: Failure, expected: str
 ) -> None:
     sweep = new_sweep(small, record_url)
     drive(sweep, fail=lambda _: failure)
     page = render_study_page(sweep.studies[0])
-    assert said in page and "test accuracy" not in page
+    assert expected in page and "test accuracy" not in page
     assert study_summary_metrics(sweep.studies[0]) == {}
 
 
@@ -162,9 +162,9 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
         return len(client.get_metric_history(run_id, "final/test/accuracy"))
 
     before = num_values()
-    again = tracker_for(small, tmp_path, mlflow_uri)
-    Sweep(small, StudyDatabase(url), again)
-    assert (again.close(), num_values()) == (0, before)
+    second_tracker = tracker_for(small, tmp_path, mlflow_uri)
+    Sweep(small, StudyDatabase(url), second_tracker)
+    assert (second_tracker.close(), num_values()) == (0, before)
     wider = small.model_copy(update={"final": small.final.model_copy(update={"seeds": [42, 44, 82]})})
     more = tracker_for(wider, tmp_path, mlflow_uri)
     drive(Sweep(wider, StudyDatabase(url), more))
