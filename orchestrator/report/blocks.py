@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOTHING = "—"
+"""Text of a cell without a value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, cells
+from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
+from orchestrator.report.chosen_params import chosen_block, selection_text
 from orchestrator.report.comparison import MIN_TASKS, compare_methods
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
-from orchestrator.spec.labels import format_params, study_label, varying_fields
-from orchestrator.study.selection import find_tied
+from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from trainer.metric_names import PEEKING_GAIN
-
-NOTHING = "—"
-"""Text of a cell without a value."""
-MAX_TIED = 6
-"""Number of tied trials that a row lists."""
 
 
 def build_sections(studies: Sequence[Study]) -> list[Block]:
@@ -32,7 +27,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _comparisons(studies),
         chosen_block(studies),
-        TextBlock(lines=(_selection(studies),)),
+        TextBlock(lines=(selection_text(studies),)),
         *_efficiency(studies),
         _peeking(studies),
         reproducibility_lines(studies),
@@ -207,62 +202,6 @@ def _format_p(p: float | None) -> str:
     if p is None:
         return NOTHING
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def chosen_block(studies: Sequence[Study]) -> TableBlock:
-    """Return the params that each study chose on val, and the trials that are tied with the chosen one."""
-    varying, same = varying_fields([study.plan for study in studies], NAMES[1:])
-
-    rows = []
-    for study in studies:
-        best = study.best
-        if best is None or best.score is None:
-            continue
-        rows.append(
-            cells(
-                *study_label(study.plan, ["task", "method", *varying]),
-                f"{100 * best.score:.1f}",
-                str(best.number),
-                _tied_text(study, best),
-                format_params(best.params),
-            )
-        )
-
-    return TableBlock(
-        title=f"chosen on val\n{same}",
-        header=("task", "method", *varying, "val %", "trial", "tied", "params"),
-        rows=rows,
-        names=2 + len(varying),
-        last_is_text=True,
-    )
-
-
-def _tied_text(study: Study, best: Trial) -> str:
-    """Return the numbers of the trials tied with the best one, or why there are none."""
-    tied = find_tied(study.requested_search_trials)
-    numbers = [str(trial.number) for trial in tied if trial.trial_id != best.trial_id]
-    if numbers:
-        more = f" and {len(numbers) - MAX_TIED} more" if len(numbers) > MAX_TIED else ""
-        return f"{', '.join(numbers[:MAX_TIED])}{more}"
-
-    # Without the images that the best trial got right, no other trial can be tested against it.
-    return "none" if "correct" in best.provenance else NOTHING
-
-
-def _selection(studies: Sequence[Study]) -> str:
-    """Return how params were chosen, and what tied means."""
-    explanations = {
-        "last_val": "the one with the best val accuracy at the last epoch, the earliest among equals",
-        "simplest_tied": "among the tied trials, the one with the fewest learnable parameters",
-    }
-    rules = dict.fromkeys(study.spec.final.select for study in studies)
-    chosen = " or ".join(f"{explanations[rule]} (select: {rule})" for rule in rules)
-
-    return (
-        f"trial: the search trial whose params the final trials use. It is {chosen}.\n"
-        "tied: trials that do not differ significantly from the best trial on val "
-        "(McNemar's exact test on single images, Holm's correction, 5 %)."
-    )
 
 
 def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
