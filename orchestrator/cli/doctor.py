@@ -13,7 +13,7 @@ from orchestrator.doctor.checks import Finding, check_nodes, check_services
 from orchestrator.environment.home import home_at
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 
-STYLES = {"well": "", "slow": "yellow", "wrong": "red"}
+STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 
 
 def doctor(
@@ -38,14 +38,14 @@ def doctor(
         address, weights = address or cluster.address, weights or cluster.weights
     with console.status("looking at the servers"):
         findings = check_services(place)
-    if all(finding.verdict != "wrong" or finding.subject not in ("addresses", "home") for finding in findings):
+    if all(finding.verdict != "error" or finding.subject not in ("addresses", "home") for finding in findings):
         from orchestrator.drivers.ray import cluster as ray_nodes
 
         looking = console.status("looking at the nodes" if address else "looking at this machine")
         with looking, ray_nodes.connected(address) if address else contextlib.nullcontext():
             findings += check_nodes(place, sweep, weights, cluster=address is not None)
     _print(findings)
-    if any(finding.verdict == "wrong" for finding in findings):
+    if any(finding.verdict == "error" for finding in findings):
         raise typer.Exit(1)
 
 
@@ -59,6 +59,6 @@ def _print(findings: list[Finding]) -> None:
     cures = [one for one in findings if one.remedy]
     for one in cures:
         console.print(f"{one.where}, {one.subject}: {one.remedy}", highlight=False, soft_wrap=True)
-    wrong = sum(one.verdict == "wrong" for one in findings)
+    wrong = sum(one.verdict == "error" for one in findings)
     told = "all is well" if not wrong else "1 thing is wrong" if wrong == 1 else f"{wrong} things are wrong"
     console.print(f"{told}.", highlight=False)

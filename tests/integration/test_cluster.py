@@ -174,8 +174,8 @@ def test_sqlite_on_several_nodes_is_refused_with_the_way_out(tmp_path: Path) -> 
         env = {**nodes.env, "RAY_ADDRESS": nodes.address}
         launched = sptune("launch", "demo", home=tmp_path / "home", **env)
         assert launched.returncode == 2
-        assert "2 things are wrong, and nothing was started:" in launched.stderr
-        assert "studies.db is SQLite, a file of one machine; there are 2 nodes" in launched.stderr
+        assert "the checks found 2 errors, so nothing was started:" in launched.stderr
+        assert "studies.db is SQLite, a file of one machine, but the cluster has 2 nodes" in launched.stderr
         assert "Set SPTUNE_STUDIES or `cluster.studies` to postgresql+psycopg://USER@HOST/DATABASE." in launched.stderr
         assert "Set MLFLOW_TRACKING_URI or `cluster.mlflow` to a server: http://HOST:PORT." in launched.stderr
         assert "Traceback" not in launched.stderr
@@ -191,7 +191,10 @@ def test_a_folder_of_one_machine_is_refused_with_the_name_of_the_node_that_lacks
         env = {**nodes.env, "RAY_ADDRESS": nodes.address}
         launched = sptune("launch", "demo", home=home, **env)
     assert launched.returncode == 2
-    assert f"home: {home} is a folder of that machine: what the driver wrote is not in it" in launched.stderr
+    assert (
+        f"home: {home} is a local folder of that machine: it does not contain the file that the driver wrote"
+        in launched.stderr
+    )
     assert "Choose a folder that all nodes share, or a bucket: --home s3://BUCKET/FOLDER." in launched.stderr
 
 
