@@ -148,8 +148,7 @@ class TrainConfig:
         values: dict[str, Any] = {}
         for name, value in params.items():
             if name in types:
-                # A whole number will do for a float. Fields that take both are left alone: there, 1.0 is a share and 1 a
-                # number.
+                # A whole number will do for a float. Fields that take both are left alone: 1.0 is a share, 1 a number.
                 values[name] = float(value) if types[name] is float and type(value) is int else value
 
         method = METHODS.get(str(params.get("method")))

@@ -1,6 +1,6 @@
-"""The files of a run's folder, and the card that says what the run was.
+"""Names of the files in a run's folder, and the card that describes the run.
 
-`prompt.safetensors` and `card.json` are a classifier (`trainer.load`); the other files explain it.
+`trainer.load` makes a classifier of `prompt.safetensors` and `card.json`. The other files explain it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.txt"
 PREDICTIONS = "predictions.parquet"
 PROMPT = "prompt.safetensors"
-"""What was learnt: prompt, head and, with `full`, the network."""
+"""The learnt tensors: prompt, head and, with `full`, the network."""
 PROTOTYPES = "prototypes.safetensors"
 """The prompt's initial value."""
 
@@ -54,7 +54,7 @@ class RunCard:
 
     @classmethod
     def from_json(cls, data: bytes) -> RunCard:
-        """Read `card.json`.
+        """Return the card of a `card.json`.
 
         Raises:
             ValueError: if the text is not a card, or a newer version of sptune wrote it.
@@ -62,10 +62,14 @@ class RunCard:
         try:
             values: dict[str, Any] = json.loads(data)
             version = values.pop("schema_version", 1)
+            # Keys that are not fields are ignored.
             fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
             fields["config"] = TrainConfig.from_params(values["config"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
+
         if version > SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {version}, and this version of sptune reads up to {SCHEMA_VERSION}")
+            raise ValueError(
+                f"schema_version is {version}, and this version of sptune reads up to {SCHEMA_VERSION}; upgrade sptune"
+            )
         return cls(**fields)
