@@ -63,8 +63,8 @@ def predictions(logits_NK: Tensor, split: Split) -> bytes:
 def normalized_mutual_information(prompt_PD: Tensor, tokens_TD: Tensor) -> float:
     """Return how much a prompt says about a patch token, 0..1: the mean over all pairs of prompt and token.
 
-    The D coordinates of a pair are D joint samples of two scalars. Each scalar is cut into S = sqrt(D / 5) bins of equal
-    count. NMI = I(p; t) / min(H(p), H(t)), the normalization of Estévez et al. (Normalized mutual information feature
+    The D coordinates of a pair are D joint samples of two scalars, each cut into S = sqrt(D / 5) bins of equal count.
+    NMI = I(p; t) / min(H(p), H(t)), the normalization of Estévez et al. (Normalized mutual information feature
     selection, IEEE Transactions on Neural Networks 20(2), 2009, eq. 9) with the plug-in estimate of I. Since the bins
     are equal, H is log S up to rounding.
 
