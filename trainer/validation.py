@@ -100,9 +100,9 @@ def _train_size_problem(task: Task | None, config: Any) -> str | None:
             f"{num_wanted} images are fewer than the {task.num_classes} classes of {task.name}; "
             "each needs one at least."
         )
-    return (
-        f"{num_wanted} images are more than the {num_available} of {task.name}." if num_wanted > num_available else None
-    )
+    if num_wanted > num_available:
+        return f"{num_wanted} images are more than the {num_available} of {task.name}."
+    return None
 
 
 def rule_problems(config: Any) -> Iterator[Problem]:
@@ -181,7 +181,7 @@ def _num_available(task: Task, config: Any) -> int:
 def _most_images(task: Task, config: Any) -> int:
     """Return an upper bound of the number of training images."""
     num_available = _num_available(task, config)
-    size = config.train_size
+    size: float | int | str = config.train_size
     if isinstance(size, int):
         return size
     if isinstance(size, str):
