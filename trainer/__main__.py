@@ -52,6 +52,7 @@ Exit status: 0 if the run finished, 1 if it failed, 2 if an option is wrong.
 
 def field_docs() -> dict[str, str]:
     """Return the docstring under each field of TrainConfig."""
+    # Python keeps no docstrings of fields, so they are read from the source.
     body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(TrainConfig)).body[0]).body
     return {
         field.target.id: inspect.cleandoc(doc.value.value)
@@ -78,6 +79,7 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
             group = parser.add_argument_group(GROUPS[field.name])
         _add_field(group, field, docs[field.name])
 
+    # Everything that does not change the result, and so is no field of the config.
     places = parser.add_argument_group("where to run")
     places.add_argument(
         "--out",
@@ -110,6 +112,7 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="Device to train on: cpu, cuda, cuda:1. Default: cuda if there is one, or cpu.",
     )
+
     options = parser.parse_args(arguments)
     fields = {name: value for name, value in vars(options).items() if name in field_types()}
     return fields, options
@@ -120,6 +123,7 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field[Any], do
     hint = field_types()[field.name]
     kinds = typing.get_args(hint) or (hint,)
     is_required = field.default is dataclasses.MISSING
+
     help_text = doc
     if not is_required and field.default is not None and bool not in kinds:
         help_text += f" Default: {field.default}."
@@ -134,6 +138,8 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field[Any], do
     elif typing.get_origin(hint) is typing.Literal:
         # The config refuses other values, with all its problems at once; argparse would stop at the first.
         keywords["metavar"] = f"{{{','.join(kinds)}}}"
+
+    # argparse reads % in a help text as the start of a placeholder.
     group.add_argument(
         f"--{field.name.replace('_', '-')}",
         required=is_required,
@@ -155,9 +161,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Train with a progress bar and return the exit status. Errors are one sentence each on standard error."""
     fields, options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
+        # Only here: a spec names its init strategy, because the choice is part of what it studies.
         method = METHODS.get(str(fields["method"]))
         if method and len(method.prompt_inits) > 1:
             fields.setdefault("prompt_init", "mean_pool")
+
         config = TrainConfig.from_params(fields)
         last = _train_with_progress(config, options)
     except InvalidConfig as error:
@@ -178,6 +186,7 @@ def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> Ep
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"{config.task} {config.method}", total=config.epochs)
+
         for epoch in train(
             config,
             data_root=options.data,
@@ -187,6 +196,7 @@ def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> Ep
             prototype_cache=options.prototype_cache,
         ):
             description = f"{config.task} {config.method}  loss {epoch.metrics[TRAIN_LOSS]:.3f}"
+            # Final runs are scored at their last epoch only.
             accuracy = epoch.metrics.get(config.eval_metric)
             if accuracy is not None:
                 description += f"  {config.eval_metric} {accuracy:.4f}"

@@ -159,6 +159,7 @@ class TrainConfig:
             config = cls(**{"task": "", "method": ""} | values)
         except InvalidConfig as error:
             problems = error.problems | problems
+
         if problems:
             raise InvalidConfig(problems)
         return config
@@ -170,6 +171,7 @@ class TrainConfig:
         What is stored must stay readable when a rule or a catalog changes. Fields that did not exist then have their
         defaults; fields that no longer exist are dropped.
         """
+        # Past the constructor, which would check the rules of today.
         config = object.__new__(cls)
         for field in dataclasses.fields(cls):
             object.__setattr__(config, field.name, values.get(field.name, field.default))
@@ -182,6 +184,8 @@ class TrainConfig:
             name: float(value) + 0.0 if field_types()[name] is float else value
             for name, value in dataclasses.asdict(self).items()
         }
+
+        # The backbone's own size may be left out or given: the run is the same.
         values["image_size"] = self.pixels
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -59,8 +59,10 @@ class Classifier:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             squares = [self._decode(image, index) for index, image in enumerate(batch, start=start)]
+
             logits_BK = evaluate_in_batches(network, torch.stack(squares).to(self.device))
             best = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
+
             for confidences, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 yield [
                     Prediction(self.class_names[label], confidence)
@@ -99,6 +101,7 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
             f"{backbone.sha256[:12]}; name the file it was trained on with --weights or SPTUNE_WEIGHTS."
         )
 
+    # Without dropout and drop path, which only training has. Every learnable value is overwritten below.
     model = PromptedViT(
         backbone.variant(learns=method.backbone_learns, drop_path=0.0),
         num_classes=len(card.class_names),
@@ -137,6 +140,7 @@ def _read_run(folder: str | Path) -> tuple[RunCard, dict[str, Tensor]]:
     except SafetensorError as error:
         raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
 
+    # The two files may have been copied from different runs.
     shapes = {name: list(tensor.shape) for name, tensor in learnt.items()}
     if shapes != card.learnable:
         names = shapes.keys() | card.learnable.keys()

@@ -59,17 +59,24 @@ class RunCard:
         Raises:
             ValueError: if the text is not a card, or a newer version of sptune wrote it.
         """
+        # Errors of JSON that is cut short, or is not what a card holds: a list, a key less, a value of another type.
+        unreadable = (ValueError, KeyError, TypeError, AttributeError)
         try:
             values: dict[str, Any] = json.loads(data)
-            version = values.pop("schema_version", 1)
-            # Keys that are not fields are ignored.
-            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
-            fields["config"] = TrainConfig.from_params(values["config"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            is_newer = values.get("schema_version", 1) > SCHEMA_VERSION
+        except unreadable as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
 
-        if version > SCHEMA_VERSION:
+        # Before any other key: a newer version may have renamed them.
+        if is_newer:
             raise ValueError(
-                f"schema_version is {version}, and this version of sptune reads up to {SCHEMA_VERSION}; upgrade sptune"
+                f"schema_version is {values['schema_version']}, and this version of sptune reads up to {SCHEMA_VERSION}; "
+                "upgrade sptune"
             )
+
+        try:
+            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            fields["config"] = TrainConfig.from_params(values["config"])
+        except unreadable as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
         return cls(**fields)

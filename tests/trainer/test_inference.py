@@ -287,6 +287,18 @@ def test_a_card_must_be_whole(damage: str, linear: Path, tmp_path: Path) -> None
         trainer.load(tmp_path / "run")
 
 
+def test_a_card_of_a_newer_schema_is_refused(linear: Path, tmp_path: Path) -> None:
+    shutil.copytree(linear, tmp_path / "run")
+    # Other keys may have changed too, so none is read before the version.
+    (tmp_path / "run/card.json").write_text(json.dumps({"schema_version": 2}))
+    with pytest.raises(ValueError, match="schema_version") as caught:
+        trainer.load(tmp_path / "run")
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}/card.json cannot be read: schema_version is 2, and this version of sptune reads up to 1; "
+        "upgrade sptune."
+    )
+
+
 @pytest.mark.parametrize("module", ["trainer", "trainer.config", "trainer.catalog", "trainer.model.weights"])
 def test_configs_are_made_and_checked_without_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -90,6 +90,7 @@ def load_state(path: str | Path) -> dict[str, Any] | None:
 
 def get_random_state() -> list[Tensor]:
     """Return the state of torch's own generators: of the CPU and, if there is one, of the current GPU."""
+    # Dropout draws from the generator of the device that it runs on.
     states = [torch.get_rng_state()]
     if torch.cuda.is_available():
         states.append(torch.cuda.get_rng_state())

@@ -42,9 +42,11 @@ def peeking_metrics(accuracy: float, earlier: Sequence[float]) -> dict[str, floa
 
 def sample_nmi_tokens(config: TrainConfig, backbone: Backbone, split: Split, num_layers: int) -> Tensor:
     """Return random patch tokens ``[L, T, D]`` of a split, at most `NMI_TOKENS` per layer."""
+    # Drawn once a run: what changes from epoch to epoch is the prompt alone.
     stream = token_stream(config, backbone, split, num_layers, 1.0)
     generator = torch.Generator().manual_seed(config.stream_seed("nmi"))
     num_tokens = min(NMI_TOKENS, stream.num_images * backbone.num_patches)
+
     return sample_tokens(lambda tokens_BND: tokens_BND, stream, num_tokens, generator)
 
 

@@ -83,7 +83,8 @@ def train(
             version of sptune, or the weights do not fit (WeightsError).
         OSError: if data, prototype cache or folder cannot be read or written.
     """
-    # Data. The images follow the backbone: they take minutes to decode, and wrong weights are refused before that.
+    # Data: the task's card. Its images follow the backbone: they take minutes to decode, and wrong weights must be
+    # refused before that.
     method = METHODS[config.method]
     task_card = open_task(data_root, config.task)
     load = functools.partial(
@@ -156,8 +157,9 @@ def train(
         for epoch in range(run.next_epoch, config.epochs + 1):
             progress = run.start_epoch(device)
             model.train()
+
+            # The indices are where the images are, so that no step waits for a copy of its own.
             order_N = _image_order(config, epoch, len(train_split))
-            # Where the images are, so that no step waits for a copy of its indices.
             rows_N = order_N.to(train_split.rows_N.device)
             labels_N = train_split.labels_N[order_N.to(device)]
 
@@ -179,6 +181,7 @@ def train(
                     average.update()
                 progress.finish_step(loss)
 
+            # Metrics of training.
             run.check_stop(progress)
             metrics = _training_metrics(run, progress, config, steps_per_epoch)
             if epoch == 1:

@@ -68,6 +68,7 @@ class MovingAverage:
     """
 
     def __init__(self, learnable: Mapping[str, nn.Parameter], decay: float) -> None:
+        # In the order of the parameters: `update` and `_swap` go through both side by side.
         self.values = {name: parameter.detach().clone() for name, parameter in learnable.items()}
         self._parameters: list[Tensor] = list(learnable.values())
         self._decay = decay

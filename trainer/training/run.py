@@ -132,12 +132,14 @@ class TrainingRun:
             ValueError: if a newer version of sptune wrote it, or it is of another config or other weights. The run is
                 unchanged then.
         """
+        # Before any other key: a newer version may have renamed them.
         version = state.get("schema_version", 1)
         if version > SCHEMA_VERSION:
             raise ValueError(
                 f"{self.folder} holds a checkpoint of schema_version {version}, and this version of sptune reads up to "
                 f"{SCHEMA_VERSION}; upgrade sptune, choose another folder or remove it."
             )
+
         for what, stored, current in (
             ("config", state["config"], self._config.fingerprint()),
             ("backbone's weights", state["backbone"], self._backbone_sha256),
@@ -219,6 +221,7 @@ class TrainingRun:
             loss = torch.zeros((), device=device)
             return EpochProgress(epoch=epoch, num_steps=0, total_loss=loss, crops=crops, started=started)
 
+        # After the seeds above, which a GPU that was not there at saving keeps.
         crops.set_state(partial["crops"])
         set_random_state(partial["dropout"])
         return EpochProgress(
@@ -245,6 +248,7 @@ class TrainingRun:
         if not self._stop():
             return
 
+        # Everything that the next step would see, so that it is the same step in another process.
         self.partial_epoch = {
             "done": progress.num_steps,
             "loss": progress.total_loss.cpu(),
@@ -253,6 +257,8 @@ class TrainingRun:
             "dropout": get_random_state(),
         }
         self.save()
+
+        # The caller may end the process as soon as this raises.
         self.writer.wait()
         raise TrainingInterrupted(
             f"asked to stop in epoch {progress.epoch}, after {progress.num_steps} of {self._steps_per_epoch} steps."
