@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import resource
@@ -23,19 +24,20 @@ from typing import Any
 
 Found = dict[str, Any]
 STAGES = {
-    "load_backbone": "weights",
-    "read_card": "images",
-    "load_split": "images",
-    "first_prompt": "prototypes",
-    "PromptedViT": "model",
-    "build_optimizer": "model",
-    "MovingAverage": "model",
-    "frozen_features": "forward",
-    "in_batches": "forward",
-    "pack_state": "files",
-    "load_state": "files",
+    "loop": {
+        "load_backbone": "weights",
+        "open_task": "images",
+        "load_split": "images",
+        "initial_prompt": "prototypes",
+        "PromptedViT": "model",
+        "build_optimizer": "model",
+        "MovingAverage": "model",
+    },
+    "feature_cache": {"frozen_features": "forward"},
+    "evaluation": {"evaluate_in_batches": "forward"},
+    "run": {"pack_state": "files", "load_state": "files"},
 }
-"""Stages of a trial by the functions that `trainer.loop` calls for them."""
+"""Stages of a trial by the functions that modules of `trainer.training` call for them."""
 
 
 class Stopwatch:
@@ -50,8 +52,9 @@ class Stopwatch:
         self._began = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._first: tuple[float, dict[str, float]] | None = None
-        for function, stage in STAGES.items():
-            self.time(loop, function, stage)
+        for module, functions in STAGES.items():
+            for function, stage in functions.items():
+                self.time(importlib.import_module(f"trainer.training.{module}"), function, stage)
         step = vars(loop)["backward"]
 
         def noted(*args: Any) -> Any:
@@ -147,7 +150,7 @@ def warm(asked: Found) -> Iterator[Found]:
     torch.set_num_threads(asked.get("cpus") or os.cpu_count() or 1)
     folder, places = asked["folder"], {"data_root": asked["data"], "device": asked["device"]}
     watch, process = Stopwatch(), psutil.Process()
-    watch.time(pictures, "draw", "pictures")
+    watch.time(pictures, "draw_run_plots", "pictures")
     stop = watch.begun if asked.get("first_step") else (lambda: False)
     for fields in asked["configs"]:
         watch.start()
