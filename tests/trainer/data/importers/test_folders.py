@@ -88,12 +88,12 @@ def test_a_lone_folder_is_taken_for_any_task_unless_it_has_anothers_name(tmp_pat
     ("changes", "words"),
     [
         ({"val200.txt": None}, ["lacks val200.txt"]),
-        ({"val200.txt": "\n \n"}, ["val200.txt must list images, and is empty"]),
+        ({"val200.txt": "\n \n"}, ["val200.txt must list images, but it is empty"]),
         ({"val200.txt": "images/train/000800.jpg 3\nimages/train/000001.jpg\n"}, ["val200.txt, line 2", "two columns"]),
         ({"val200.txt": "\nimages/train/000800.jpg 3.0\n"}, ["val200.txt, line 2", "whole number from 0, got '3.0'"]),
         ({"val200.txt": "images/train/000800.jpg -3\n"}, ["val200.txt, line 1", "got '-3'"]),
-        ({"test.txt": "images/test/1.jpg 1\n"}, ["lacks images/test/1.jpg"]),
-        ({"images/test/000000.jpg": None}, ["lacks images/test/000000.jpg"]),
+        ({"test.txt": "images/test/1.jpg 1\n"}, ["does not contain images/test/1.jpg"]),
+        ({"images/test/000000.jpg": None}, ["does not contain images/test/000000.jpg"]),
     ],
 )
 def test_a_wrong_list_of_vtab_1k_is_refused_with_its_line(changes: Changes, words: list[str], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tests.trainer.data.importers.tfrecord_writer import crc32c as byte_by_byte
 from trainer.catalog import TASKS, Task
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.crc32c import crc32c
-from trainer.data.importers.formats.tfrecord import offsets, parse_example, record_at
+from trainer.data.importers.formats.tfrecord import parse_example, read_record, record_offsets
 from trainer.data.importers.source import Listing, split_records
 from trainer.data.importers.sources.tfds import PREPARED, SOURCES, Prepared, list_prepared
 
@@ -473,7 +473,8 @@ def test_the_checksum_of_many_bytes_is_that_of_byte_by_byte(size: int) -> None:
 
 def records_of(data: bytes) -> list[bytes]:
     file = io.BytesIO(data)
-    return [record_at(file, "some.tfrecord", offset).one_bytes("image") for offset in offsets(file, "some.tfrecord")]
+    offsets = record_offsets(file, "some.tfrecord")
+    return [read_record(file, "some.tfrecord", offset).one_bytes("image") for offset in offsets]
 
 
 def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_place() -> None:
@@ -488,9 +489,9 @@ def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_pl
         text = f"some.tfrecord is truncated: it ends within the record at byte {start}."
         with pytest.raises(ImportRefused, match=re.escape(text)):
             # Of records that no slice has, the places alone show it.
-            list(offsets(io.BytesIO(data[:size]), "some.tfrecord"))
+            list(record_offsets(io.BytesIO(data[:size]), "some.tfrecord"))
         with pytest.raises(ImportRefused, match=re.escape(text)):
-            record_at(io.BytesIO(data[:size]), "some.tfrecord", start)
+            read_record(io.BytesIO(data[:size]), "some.tfrecord", start)
 
 
 def test_a_byte_changed_anywhere_is_refused() -> None:

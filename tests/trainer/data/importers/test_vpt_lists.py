@@ -110,7 +110,10 @@ def test_flowers_take_vpts_lists_only_where_the_official_ones_are_missing(tmp_pa
         ({"val.json": '{"001.Auk/a_1.jpg": -1}'}, ["whole number from 0, got '-1'"]),
         ({"val.json": '{"001.Auk/a_2.jpg": 1}'}, ["val.json names 001.Auk/a_2.jpg again; train.json has it already"]),
         ({"val.json": '{"001.Auk/a_1.jpg": 1, "001.Auk/a_1.jpg": 1}'}, ["again; val.json has it already"]),
-        ({"val.json": '{"001.Auk/none.jpg": 1}'}, ["lacks CUB_200_2011/images/001.Auk/none.jpg", "val.json"]),
+        (
+            {"val.json": '{"001.Auk/none.jpg": 1}'},
+            ["does not contain CUB_200_2011/images/001.Auk/none.jpg", "val.json"],
+        ),
         ({"val.json": '{"001.Auk/a_1.jpg": 3}'}, ["each class must have a folder of its own; 001.Auk/a_1.jpg"]),
     ],
 )
