@@ -190,10 +190,9 @@ def test_dmlab_is_refused_with_what_is_missing_or_wrong(tmp_path: Path) -> None:
     shard.write_bytes(frame("train", 0, 6))
     assert refusal(tmp_path, "vtab/dmlab").startswith("train-000002: the label must be in 0..5, got 6;")
     shard.unlink()
-    assert (
-        "must contain all 2 shards of dmlab-train.tfrecord; missing shards: 1, the first is dmlab-train.tfrecord-00001-of-00002."
-        in refusal(tmp_path, "vtab/dmlab")
-    )
+    text = refusal(tmp_path, "vtab/dmlab")
+    assert "must contain all 2 shards of dmlab-train.tfrecord; missing shards: 1, the first is " in text
+    assert "the first is dmlab-train.tfrecord-00001-of-00002." in text
     shard.write_bytes(data)
     (tmp_path / "dmlab-validation.tfrecord-00000-of-00001").unlink()
     assert "must contain dmlab-validation.tfrecord-00000-of-0000n; there is none." in refusal(tmp_path, "vtab/dmlab")
