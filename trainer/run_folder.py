@@ -70,8 +70,8 @@ class RunCard:
         # Before any other key: a newer version may have renamed them.
         if is_newer:
             raise ValueError(
-                f"schema_version is {values['schema_version']}, and this version of sptune reads up to {SCHEMA_VERSION}; "
-                "upgrade sptune"
+                f"schema_version is {values['schema_version']}, and this version of sptune reads up to "
+                f"{SCHEMA_VERSION}; upgrade sptune"
             )
 
         try:

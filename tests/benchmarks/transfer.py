@@ -1,10 +1,10 @@
-"""What `search: {transfer: n}` brings: the same sweep with and without, on synthetic curves.
+"""Gain of `search: {transfer: n}`: the same sweep with and without it, on synthetic curves.
 
     python -m tests.benchmarks.transfer
 
-Tasks of a group have their best params near each other (spread 0.1 of the space's width) or anywhere (spread 1.0: the
-case against transfer). For each: the best val accuracy after so many trials, as a mean over studies and seeds, and how
-often a study ends better or worse with transfer than without.
+The best params of a group's tasks are near each other (spread 0.1 of the width of the space) or anywhere (spread 1.0,
+the case against transfer). The table shows, for each number of trials, the best val accuracy as a mean over studies and
+seeds, and how often a study ends better or worse with transfer than without.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from orchestrator.sweep.tracker import MemoryTracker
 from trainer.catalog import TASKS
 
 
-def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
-    """The best val accuracy of each study of a sweep over the 19 tasks of VTAB."""
+def best_scores(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
+    """Return the best val accuracy of each study of a sweep over the 19 tasks of VTAB."""
     raw: dict[str, Any] = {
         "name": "transfer",
         "tasks": ["vtab"],
@@ -44,7 +44,9 @@ def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
         "search": {"trials": trials, "seed": seed, "transfer": transfer, "pruner": {"type": "asha", "min_epochs": 1}},
         "final": {"seeds": [0]},
     }
-    spec, clock = parse_spec(raw, "the benchmark"), Clock()
+
+    spec = parse_spec(raw, "the benchmark")
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
         ReplayDriver(SyntheticCurves(plan_sweep(spec).studies, spread=spread, seed=seed), clock, workers=16).run(sweep)
@@ -52,22 +54,26 @@ def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     table = Table(title=f"best val accuracy, {len([t for t in TASKS.values() if t.name.startswith('vtab')])} tasks")
     for name in ("spread", "trials", "without", "with 3", "better", "worse"):
         table.add_column(name, justify="right")
+
     for spread in (0.1, 1.0):
         for trials in (6, 12, 24):
             pairs = [
                 pair
                 for seed in range(5)
-                for pair in zip(*(bests(transfer, trials, spread, seed) for transfer in (0, 3)), strict=True)
+                for pair in zip(*(best_scores(transfer, trials, spread, seed) for transfer in (0, 3)), strict=True)
             ]
-            without, given = zip(*pairs, strict=True)
-            better = sum(b > a + 0.005 for a, b in pairs) / len(pairs)
-            worse = sum(b < a - 0.005 for a, b in pairs) / len(pairs)
-            means = (f"{100 * statistics.mean(values):.1f}" for values in (without, given))
+
+            without, with_transfer = zip(*pairs, strict=True)
+            # A difference of half a percent or less is a tie.
+            better = sum(given > plain + 0.005 for plain, given in pairs) / len(pairs)
+            worse = sum(given < plain - 0.005 for plain, given in pairs) / len(pairs)
+            means = (f"{100 * statistics.mean(values):.1f}" for values in (without, with_transfer))
             table.add_row(f"{spread:g}", str(trials), *means, f"{better:.0%}", f"{worse:.0%}")
+
     Console().print(table)
     print(f"{os.cpu_count()} cores")
 
