@@ -161,13 +161,13 @@ def test_the_command_prints_that_all_is_well_or_the_errors(
 ) -> None:
     code, output, _ = sptune("doctor", "--home", tmp_path / "home")
     assert code == 0
-    assert "all is well." in output
+    assert "no errors." in output
 
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(raw_spec | {"resources": {"gpus": 1}}))
     code, output, _ = sptune("doctor", tmp_path / "own.yaml", "--home", tmp_path / "home")
     assert code == 1, "there is no GPU on this machine"
     assert "this machine, GPUs: Install the driver and the CUDA build of torch there" in output
-    assert "1 thing is wrong." in output
+    assert "1 error." in output
 
     (tmp_path / "file").write_text("")
     code, output, _ = sptune("doctor", "--home", tmp_path / "file")
