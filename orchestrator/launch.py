@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep
+from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.resources import Cluster
-from orchestrator.spec.schema import StudyMatrix, SweepSpec, task_names
-from trainer.catalog import BACKBONES
-from trainer.data.task_store import read_card
-from trainer.model.weights import WeightsError, find_weights
+from orchestrator.spec.schema import SweepSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
-    from orchestrator.sweep.sweep import Halt, Sweep
+    from orchestrator.sweep.halt import Halt
+    from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
 DriverName = Literal["ray", "inline"]
@@ -207,44 +207,6 @@ def open_sweep(name: str, home: str | None = None) -> SweepResults:
 
     _, database, spec = find_sweep(home, name)
     return SweepResults(spec, load_studies(spec, database))
-
-
-def find_missing(spec: StudyMatrix, home: Home, weights: str | None) -> list[str]:
-    """Return a sentence for each task that is not in the task store and each backbone whose weights are nowhere."""
-    problems = []
-    names = dict.fromkeys(task for name in spec.tasks for task in task_names(name))
-    try:
-        # Demo tasks are made at their first use.
-        absent = [task for task in names if not task.startswith("demo/") and read_card(home.data_root, task) is None]
-    except OSError as error:
-        problems.append(f"data: {error}")
-    else:
-        if absent:
-            way_out = f"not in the task store {home.data_root}; `sptune data list` says where to get what is missing."
-            problems.append(f"tasks: {', '.join(absent)}: {way_out}")
-
-    for name in spec.backbones:
-        try:
-            find_weights(BACKBONES[name], weights)
-        except (WeightsError, OSError) as error:
-            problems.append(f"backbones: {error}")
-    return list(dict.fromkeys(problems))
-
-
-def trial_context(spec: SweepSpec, home: Home, weights: str | None, trials_folder: str) -> TrialContext:
-    """Return where the trials of a sweep run, with their folders in `trials_folder`."""
-    from orchestrator.drivers.context import TrialContext
-
-    if weights and "://" not in weights:
-        weights = str(Path(weights).expanduser().absolute())
-    return TrialContext(
-        data_root=home.data_root,
-        trials_folder=trials_folder,
-        prototype_cache=home.prototype_cache,
-        weights=weights,
-        cpus=spec.resources.cpus,
-        gpus=spec.resources.initial_gpus,
-    )
 
 
 def _ignore(progress: Progress) -> None:

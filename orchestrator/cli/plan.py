@@ -14,11 +14,12 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console
+from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep
+from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError, UserError
-from orchestrator.launch import find_missing, trial_context
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from orchestrator.launch import Progress, Step
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
-from orchestrator.study.study import StudySummary
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
 

@@ -21,7 +21,8 @@ from orchestrator.study.trial import TrialState
 from trainer.run_folder import LOG
 
 if TYPE_CHECKING:
-    from orchestrator.study.study import Study, StudySummary
+    from orchestrator.study.study import Study
+    from orchestrator.study.summary import StudySummary
 
 
 MAX_TRIALS_SHOWN = 10

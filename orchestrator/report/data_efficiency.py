@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.metric_names import TRAIN_IMAGES
 
 if TYPE_CHECKING:
-    from orchestrator.study.study import StudySummary
+    from orchestrator.study.summary import StudySummary
     from orchestrator.study.trial import Trial
 
 STEEPEST = 5.0

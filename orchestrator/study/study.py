@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.labels import format_setting
@@ -17,36 +16,12 @@ from orchestrator.study.advisor import Advisor
 from orchestrator.study.selection import select_best
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.trial_table import TrialTable
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Trial, TrialState
 from trainer.config import TrainConfig
 
 FIELDS_OF_DUPLICATES = ("number", "params", "duplicate_of", "sampler_attrs")
 """Fields of a duplicate that are its own. All others are those of the trial that it repeats."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudySummary:
-    """Progress of a study."""
-
-    plan: StudyPlan
-    num_planned: int
-    """Number of search and final trials that the spec asks for."""
-    states: Counter[TrialState]
-    """Number of trials in each state."""
-    best: Trial | None
-    """The search trial that the final trials repeat, or would repeat if the search ended now."""
-    final_trials: list[Trial]
-    """Final trials of `best`."""
-    failed_trials: list[Trial]
-    stop_reason: str | None
-    """Why no more trials of the study are started, or None."""
-    seconds: float
-    """Seconds that workers were busy with the study."""
-
-    @property
-    def num_finished(self) -> int:
-        """Number of complete, pruned and failed trials."""
-        return sum(count for state, count in self.states.items() if state.is_finished)
 
 
 class Study:

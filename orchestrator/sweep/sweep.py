@@ -20,22 +20,15 @@ from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.lease import Lease
 from orchestrator.study.storage.trial_table import TrialTable
-from orchestrator.study.study import Study, StudySummary, load_studies
+from orchestrator.study.study import Study, load_studies
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.conflicts import check_spec_matches_trials
 from orchestrator.sweep.gpu_sharing import GpuAllocator
+from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
 from orchestrator.sweep.tracker import Tracker
 from trainer.metric_names import EPOCH_SECONDS, accuracy_of
-
-
-@dataclass(frozen=True, slots=True)
-class Halt:
-    """Reason why no more trials start although the sweep is not done."""
-
-    reason: str
-    interrupt_running: bool = False
-    """Whether running trials stop at their next epoch and resume later. If not, they run to their end."""
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from orchestrator.report.data_efficiency import (
     size_to_reach,
 )
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.study.study import StudySummary
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Trial, TrialState
 from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
