@@ -1,13 +1,21 @@
-"""What all tests share: decoded images go to a folder of the session, not to the user's cache."""
+"""What all tests share: a cache of the session instead of the user's, and servers that are started once for all tests.
+
+A test that uses a server works in a database, a bucket's folder or an experiment of its own.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 
+from tests.services import MlflowServer, Postgres, S3Server, Service
+
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich would keep to it whatever a test says later
+
+AnyService = TypeVar("AnyService", bound=Service)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,3 +26,32 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ.pop("SPTUNE_CACHE")
     if before is not None:
         os.environ["SPTUNE_CACHE"] = before
+
+
+def at_work(service: AnyService) -> Iterator[AnyService]:
+    """The service while it runs; afterwards no process and no file of it is left."""
+    with service:
+        yield service
+    assert not service.processes()
+    assert not service.folder.exists()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    if reason := Postgres.why_not():
+        pytest.skip(reason)
+    yield from at_work(Postgres())
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    if reason := S3Server.why_not():
+        pytest.skip(reason)
+    yield from at_work(S3Server())
+
+
+@pytest.fixture(scope="session")
+def mlflow(postgres: Postgres, s3: S3Server) -> Iterator[MlflowServer]:
+    if reason := MlflowServer.why_not():
+        pytest.skip(reason)
+    yield from at_work(MlflowServer(postgres, s3))

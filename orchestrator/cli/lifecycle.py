@@ -105,8 +105,8 @@ def _finish(outcome: api.SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
-        resume_command = f"sptune resume {outcome.name}"
-        console.print(f"stopped; `{resume_command}` resumes from the last finished epochs.", highlight=False)
+        way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
+        console.print(f"stopped. {way_out}", highlight=False)
         raise typer.Exit(INTERRUPTED)
 
     if outcome.was_finished:
@@ -115,7 +115,7 @@ def _finish(outcome: api.SweepOutcome) -> None:
     console.print(f"\nEvery trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
 
     if outcome.halt is not None:
-        sentence = f"{outcome.halt.reason}; `sptune resume {outcome.name}` resumes it."
+        sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
         console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
     if outcome.studies_without_result:
@@ -142,7 +142,7 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     with console.status(f"waiting for the running trials of {name} to save"):
         while lease.holders():
             time.sleep(0.5)
-    console.print(f"{name} has stopped; `sptune resume {sweep}` resumes it.", highlight=False)
+    console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
 
 
 def rm(

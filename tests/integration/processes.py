@@ -1,14 +1,14 @@
-"""Sweeps as processes of their own, to be killed: started, looked into from outside, compared."""
+"""Sweeps as processes of their own: started, read, killed, and compared by what the databases hold."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 from mlflow import MlflowClient
@@ -22,20 +22,20 @@ CLOCKS = ("train/images_per_s", "prototypes/seconds", "epoch/seconds", "memory/p
 """Metrics that no two runs have in common."""
 
 
-def sptune(*arguments: str | Path, home: Path | str, **env: str) -> subprocess.CompletedProcess[str]:
+def run_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     command = [SPTUNE, *map(str, arguments), "--home", str(home)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, env={**os.environ, **env})
 
 
-def started(*arguments: str | Path, home: Path | str, out: Any = subprocess.PIPE, **env: str) -> subprocess.Popen[str]:
-    """Start the command, deaf to nothing, in a group of its own."""
-    # A shell starts background jobs deaf to Ctrl-C, and a child inherits that: let it hear.
+def start_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subprocess.Popen[str]:
+    """Start the command in a process group of its own, with stderr in stdout."""
+    # A shell starts background jobs with SIGINT ignored, and children inherit that. This process must hear Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return subprocess.Popen(
             [SPTUNE, *map(str, arguments), "--home", str(home)],
-            stdout=out,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
@@ -43,6 +43,18 @@ def started(*arguments: str | Path, home: Path | str, out: Any = subprocess.PIPE
         )
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def read_until(driver: subprocess.Popen[str], num_finished: int) -> str:
+    """Read what a launch prints until so many of its trials are finished, and return it."""
+    assert driver.stdout is not None
+    output = ""
+    for line in driver.stdout:
+        output += line
+        progress = re.search(r"(\d+) of \d+ trials finished", line)
+        if progress and int(progress[1]) >= num_finished:
+            return output
+    raise AssertionError(f"the launch ended before:\n{output}")
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -62,21 +74,20 @@ def _title(process: psutil.Process) -> str:
 
 
 def outcome(home: Path, sweep: str) -> list[tuple[object, ...]]:
-    """As `outcome_in`, of the record in a home."""
-    return outcome_in(f"sqlite:///{home / 'studies.db'}", sweep)
+    """Return all that a sweep decided and found, from the study database in a home."""
+    return outcome_in_database(f"sqlite:///{home / 'studies.db'}", sweep)
 
 
-def outcome_in(url: str, sweep: str) -> list[tuple[object, ...]]:
-    """All that a sweep decided and found, without what depends on interruptions."""
-    record = StudyDatabase(url)
+def outcome_in_database(url: str, sweep: str) -> list[tuple[object, ...]]:
+    """Return all that a sweep decided and found, without what depends on interruptions."""
+    database = StudyDatabase(url)
     try:
-        return came(load_studies(parse_spec(record.sweeps()[sweep], "the record"), record))
+        return _outcome(load_studies(parse_spec(database.sweeps()[sweep], "the study database"), database))
     finally:
-        record.close()
+        database.close()
 
 
-def came(studies: list[Study]) -> list[tuple[object, ...]]:
-    """As `outcome_in`, of studies."""
+def _outcome(studies: list[Study]) -> list[tuple[object, ...]]:
     return [
         (
             trial.study,
@@ -94,32 +105,32 @@ def came(studies: list[Study]) -> list[tuple[object, ...]]:
     ]
 
 
-def trials_told(uri: str, sweep: str) -> Mapping[str, tuple[str, str, int]]:
-    """What MLflow has of each trial: the run's status, its state and the number of its epochs; each once, in order."""
+def runs_in_mlflow(uri: str, sweep: str) -> Mapping[str, tuple[str, str, int]]:
+    """Return of each trial its run's status, its state and the number of its epochs.
+
+    Asserts that no trial has two runs, and that no run has an epoch twice or misses one.
+    """
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(sweep)
     assert experiment is not None
-    found: dict[str, Any] = {}
+    trials: dict[str, tuple[str, str, int]] = {}
     for run in client.search_runs([experiment.experiment_id], max_results=5000):
-        if (trial_id := run.data.tags.get("trial_id")) is not None:
-            assert trial_id not in found, f"trial {trial_id} has two runs"
-            steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
-            assert steps == [*range(1, len(steps) + 1)], f"trial {trial_id} misses an epoch, or has one twice"
-            found[trial_id] = run.info.status, run.data.tags["state"], len(steps)
-    return found
+        trial_id = run.data.tags.get("trial_id")
+        if trial_id is None:
+            continue
+        assert trial_id not in trials, f"trial {trial_id} has two runs"
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]
+        assert steps == [*range(1, len(steps) + 1)], f"trial {trial_id} misses an epoch, or has one twice"
+        trials[trial_id] = run.info.status, run.data.tags["state"], len(steps)
+    return trials
 
 
-def assert_mlflow_agrees(uri: str, home: Path, sweep: str) -> None:
-    """As `assert_told`, of the record in a home."""
-    assert_told(uri, outcome(home, sweep), sweep)
-
-
-def assert_told(uri: str, came: list[tuple[object, ...]], sweep: str) -> None:
-    """Every trial that was trained has one run, ended as it ended, with all its epochs."""
+def assert_mlflow_has(uri: str, outcome: list[tuple[object, ...]], sweep: str) -> None:
+    """Every trial that was trained has one run, ended as the trial ended, with all its epochs."""
     status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-    trained = [entry for entry in came if entry[6] is None]
+    trained = [entry for entry in outcome if entry[6] is None]
     expected = {
         str(trial_id): (status[state.value], state.value, len(epochs))  # type: ignore[attr-defined,arg-type]
         for _, _, _, trial_id, _, state, _, _, epochs in trained
     }
-    assert trials_told(uri, sweep) == expected
+    assert runs_in_mlflow(uri, sweep) == expected

@@ -27,7 +27,7 @@ from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
 
 import trainer
-from tests.integration.processes import SPTUNE, sptune
+from tests.integration.processes import SPTUNE, run_sptune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -74,7 +74,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep."""
     folder = tmp_path_factory.mktemp("seen")
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC))
-    done = sptune("launch", folder / "spec.yaml", home=folder / "home")
+    done = run_sptune("launch", folder / "spec.yaml", home=folder / "home")
     assert done.returncode == 0, done.stderr
     return folder / "home"
 
@@ -207,7 +207,7 @@ def test_what_mlflow_loads_and_serves_answers_as_the_classifier_does(home: Path,
     folder = home / "sweeps/seen/trials" / final.data.tags["trial_id"]
     expected = [found[0] for found in trainer.load(folder).classify(images, top=1)]
     chosen = "task=demo/digits method=spt_deep"
-    told = sptune("register", "seen", "--where", chosen, "--name", "digits", home=home)
+    told = run_sptune("register", "seen", "--where", chosen, "--name", "digits", home=home)
     assert "models:/digits/1" in told.stdout
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:

@@ -16,7 +16,7 @@ import pytest
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.study.trial import Epoch
-from tests.integration.processes import assert_told, outcome_in, sptune, started
+from tests.integration.processes import assert_mlflow_has, outcome_in_database, run_sptune, start_sptune
 from tests.services.mlflow_server import MlflowServer
 from tests.services.postgres import Postgres
 from tests.services.ray_nodes import RayNodes
@@ -90,10 +90,10 @@ def test_the_demos_digits_on_real_servers_and_two_nodes_survives_the_death_of_on
     with RayNodes(0, dashboard=False, **servers) as nodes:
         doomed, staying = nodes.add(1, hidden=None, **servers), nodes.add(1, hidden=None, **servers)
         env = {**servers, **nodes.env, "RAY_ADDRESS": nodes.address}
-        examined = sptune("doctor", spec, home=home, **env)
+        examined = run_sptune("doctor", spec, home=home, **env)
         assert examined.returncode == 0, examined.stdout + examined.stderr
         assert "no errors." in examined.stdout
-        with started("launch", spec, home=home, **env) as driver:
+        with start_sptune("launch", spec, home=home, **env) as driver:
             said = read_until(driver, 4)
             nodes.kill(doomed)
             said += read_until(driver, 9)
@@ -101,9 +101,9 @@ def test_the_demos_digits_on_real_servers_and_two_nodes_survives_the_death_of_on
             assert driver.stdout is not None
             said += driver.stdout.read()
         assert driver.returncode == 0, said
-        finished = sptune("launch", spec, home=home, **env)
+        finished = run_sptune("launch", spec, home=home, **env)
         assert "demo is finished; nothing to run." in finished.stdout, finished.stderr
-        report = sptune("report", "demo", "--format", "csv", home=home, **env)
+        report = run_sptune("report", "demo", "--format", "csv", home=home, **env)
 
         for node in (staying, again):
             assert len([*node.cache.glob("*.u8")]) >= 1, "each node decodes into a folder of its own"
@@ -111,8 +111,8 @@ def test_the_demos_digits_on_real_servers_and_two_nodes_survives_the_death_of_on
 
     for name, value in (*servers.items(), *nodes.env.items()):
         monkeypatch.setenv(name, value)
-    came = outcome_in(servers["SPTUNE_STUDIES"], "demo")
-    assert_told(mlflow.uri, came, "demo")
+    came = outcome_in_database(servers["SPTUNE_STUDIES"], "demo")
+    assert_mlflow_has(mlflow.uri, came, "demo")
     cells = readme_cells()
     assert {*cells} >= {"spt_deep", "vpt_deep", "linear"}
     rows_of_tasks = [row for row in csv.DictReader(io.StringIO(report.stdout)) if row["column"].startswith("demo/")]
@@ -172,7 +172,7 @@ def test_sqlite_on_several_nodes_is_refused_with_the_way_out(tmp_path: Path) -> 
     with RayNodes() as nodes:
         nodes.add(1)
         env = {**nodes.env, "RAY_ADDRESS": nodes.address}
-        launched = sptune("launch", "demo", home=tmp_path / "home", **env)
+        launched = run_sptune("launch", "demo", home=tmp_path / "home", **env)
         assert launched.returncode == 2
         assert "the checks found 2 errors, so nothing was started:" in launched.stderr
         assert "studies.db is SQLite, a file of one machine, but the cluster has 2 nodes" in launched.stderr
@@ -189,7 +189,7 @@ def test_a_folder_of_one_machine_is_refused_with_the_name_of_the_node_that_lacks
     with RayNodes() as nodes:
         nodes.add(1, hidden=home)
         env = {**nodes.env, "RAY_ADDRESS": nodes.address}
-        launched = sptune("launch", "demo", home=home, **env)
+        launched = run_sptune("launch", "demo", home=home, **env)
     assert launched.returncode == 2
     assert (
         f"home: {home} is a local folder of that machine: it does not contain the file that the driver wrote"
@@ -232,7 +232,7 @@ def test_what_refuses_or_is_away_is_one_sentence_with_the_way_out(
     url = postgres.url("").rstrip("/")
     env = {**servers, **{name: value.replace("{url}", url) for name, value in wrong.items()}}
     started_at = time.monotonic()
-    launched = sptune("launch", "demo", "--inline", home=env.pop("SPTUNE_HOME"), **env)
+    launched = run_sptune("launch", "demo", "--inline", home=env.pop("SPTUNE_HOME"), **env)
     assert launched.returncode == 2, launched.stdout
     assert sentence in launched.stderr
     assert len(launched.stderr.strip().splitlines()) <= 2, "one sentence"
@@ -242,14 +242,14 @@ def test_what_refuses_or_is_away_is_one_sentence_with_the_way_out(
 
 
 def test_a_cluster_that_is_not_there_or_wants_another_token_is_one_sentence(tmp_path: Path) -> None:
-    nowhere = sptune("launch", "demo", "--address", "127.0.0.1:1", home=tmp_path)
+    nowhere = run_sptune("launch", "demo", "--address", "127.0.0.1:1", home=tmp_path)
     assert (nowhere.returncode, nowhere.stderr.count("\n")) == (2, 1)
     assert "error: no Ray cluster at 127.0.0.1:1:" in nowhere.stderr
-    client = sptune("launch", "demo", "--address", "ray://127.0.0.1:10001", home=tmp_path)
+    client = run_sptune("launch", "demo", "--address", "ray://127.0.0.1:10001", home=tmp_path)
     assert "ray://127.0.0.1:10001: a driver runs on a node of its cluster, not through Ray Client." in client.stderr
     with RayNodes() as nodes:
         env = {**nodes.env, "RAY_AUTH_TOKEN": "0" * 64}
-        refused = sptune("launch", "demo", "--address", nodes.address, home=tmp_path, **env)
+        refused = run_sptune("launch", "demo", "--address", nodes.address, home=tmp_path, **env)
         assert refused.returncode == 2, refused.stderr
         assert "RAY_AUTH_TOKEN" in refused.stderr
         assert "Traceback" not in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -22,7 +23,8 @@ import yaml
 from mlflow import MlflowClient
 
 from orchestrator.study.trial import TrialState
-from tests.integration.processes import outcome, sptune, started, trials_told
+from tests.integration.processes import outcome, read_until, run_sptune, runs_in_mlflow, start_sptune
+from tests.orchestrator.conftest import Sptune
 from trainer.config import TrainConfig
 
 pytestmark = pytest.mark.timeout(600)  # a fixture that runs a whole sweep counts as part of a test
@@ -58,57 +60,109 @@ def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def command(sptune: Sptune, store: Path, monkeypatch: pytest.MonkeyPatch) -> Sptune:
+    """The command in this process, as wide as in a process that writes to a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("SPTUNE_DATA", str(store))
+    return sptune
+
+
 @pytest.fixture(scope="module")
 def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep that ran in one piece, in one process without Ray, and its table."""
     home = tmp_path_factory.mktemp("undisturbed")
-    done = sptune("launch", spec, "--inline", home=home)
+    done = run_sptune("launch", spec, "--inline", home=home)
     assert done.returncode == 0, done.stderr
     return home, table(done.stdout)
 
 
+@dataclasses.dataclass
+class Seen:
+    """A driver's end, and what the databases held after it."""
+
+    returncode: int
+    output: str
+    states: list[object]
+    statuses: set[str]
+    """Of the trials' runs in MLflow."""
+    shown: str
+    """By `sptune status`."""
+
+
+def seen_after(driver: subprocess.Popen[str], output: str, home: Path) -> Seen:
+    statuses = {status for status, *_ in runs_in_mlflow(f"sqlite:///{home / 'mlflow.db'}", "tiny").values()}
+    shown = run_sptune("status", "tiny", home=home).stdout
+    return Seen(driver.returncode, output, [entry[5] for entry in outcome(home, "tiny")], statuses, shown)
+
+
+@dataclasses.dataclass
+class Interrupted:
+    """A sweep through Ray: stopped at once, stopped after saving, killed, and then left alone until its end."""
+
+    home: Path
+    at_once: Seen
+    saved: Seen
+    table: str
+    """That of the launch that came to the end."""
+
+
 @pytest.fixture(scope="module")
-def killed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep through Ray whose driver was killed in the middle and that was launched again, and its table."""
-    home = tmp_path_factory.mktemp("killed")
-    driver = started("launch", spec, home=home)
-    assert driver.stdout is not None
-    for line in driver.stdout:
-        if (found := re.search(r"(\d+) of 16 trials finished", line)) and int(found[1]) >= 5:
-            break
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    driver.stdout.close()
-    again = sptune("launch", spec, home=home)
-    assert again.returncode == 0, again.stderr
-    first = re.search(r"tiny: (\d+) of 16 trials finished", again.stdout)
+def interrupted(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    home = tmp_path_factory.mktemp("interrupted")
+
+    # Ctrl-C twice, while Ray's workers start.
+    with start_sptune("launch", spec, home=home) as driver:
+        output = read_until(driver, 0)
+        assert driver.stdout is not None
+        for _ in range(2):
+            driver.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        output += driver.stdout.read()
+    at_once = seen_after(driver, output, home)
+
+    # Ctrl-C once, as a terminal does it: everything that was started hears it.
+    with start_sptune("resume", "tiny", home=home) as driver:
+        read_until(driver, 1)
+        os.killpg(driver.pid, signal.SIGINT)
+        assert driver.stdout is not None
+        output = driver.stdout.read()
+    saved = seen_after(driver, output, home)
+
+    with start_sptune("resume", "tiny", home=home) as driver:
+        read_until(driver, 5)
+        driver.kill()
+
+    finished = run_sptune("launch", spec, home=home)
+    assert finished.returncode == 0, finished.stderr
+    first = re.search(r"tiny: (\d+) of 16 trials finished", finished.stdout)
     assert first is not None and int(first[1]) >= 5, "what was finished stayed finished"
-    return home, table(again.stdout)
+    return Interrupted(home, at_once, saved, table(finished.stdout))
 
 
 def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
-    spec: Path, undisturbed: tuple[Path, str]
+    spec: Path, undisturbed: tuple[Path, str], command: Sptune
 ) -> None:
     home, expected = undisturbed
     written = {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")}
     started = time.monotonic()
-    again = sptune("launch", spec, home=home)
-    assert time.monotonic() - started < 60, "7 s on an idle machine"
-    assert "nothing to run" in again.stdout
-    assert table(again.stdout) == expected
+    code, output, _ = command("launch", spec, "--home", home)
+    assert code == 0
+    assert time.monotonic() - started < 60, "3 s on an idle machine"
+    assert "nothing to run" in output
+    assert table(output) == expected
     assert {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")} == written
 
 
-def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, str]) -> None:
+def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, str], command: Sptune) -> None:
     home, expected = undisturbed
-    assert table(sptune("resume", "tiny", home=home).stdout) == expected
-    assert table(sptune("report", "tiny", home=home).stdout + "\nEvery trial in MLflow") == expected
-    status = sptune("status", "tiny", home=home).stdout
-    assert status.count("8/8") == 2
+    assert table(command("resume", "tiny", "--home", home)[1]) == expected
+    assert table(command("report", "tiny", "--home", home)[1] + "\nEvery trial in MLflow") == expected
+    assert command("status", "tiny", "--home", home)[1].count("8/8") == 2
 
 
 def test_a_trial_of_the_sweep_classifies_images_as_it_was_scored(
-    undisturbed: tuple[Path, str], store: Path, tmp_path: Path
+    undisturbed: tuple[Path, str], store: Path, tmp_path: Path, command: Sptune
 ) -> None:
     home, _ = undisturbed
     for method in ("spt_deep", "linear"):
@@ -123,16 +177,38 @@ def test_a_trial_of_the_sweep_classifies_images_as_it_was_scored(
             (tmp_path / f"{row['key']}.png").write_bytes(image["image"])
             lines.append(f"{tmp_path / row['key']}.png: {row['prediction']} {100 * row['confidence']:.1f} %")
         files = [tmp_path / f"{row['key']}.png" for row in scored]
-        done = sptune("predict", trial[:11], *files, "--top", "1", home=home)
-        assert (done.returncode, done.stdout.splitlines()) == (0, lines), done.stderr
+        code, output, _ = command("predict", trial[:11], *files, "--top", "1", "--home", home)
+        assert (code, output.splitlines()) == (0, lines)
 
 
-def test_a_killed_driver_changes_nothing_in_the_table(killed: tuple[Path, str], undisturbed: tuple[Path, str]) -> None:
-    assert killed[1] == undisturbed[1]
+def test_a_sweep_that_was_stopped_and_killed_comes_to_what_an_undisturbed_one_comes_to(
+    interrupted: Interrupted, undisturbed: tuple[Path, str]
+) -> None:
+    assert interrupted.table == undisturbed[1]
+    assert outcome(interrupted.home, "tiny") == outcome(undisturbed[0], "tiny")
 
 
-def test_no_trial_runs_twice_and_none_has_two_runs(killed: tuple[Path, str]) -> None:
-    client = MlflowClient(tracking_uri=f"sqlite:///{killed[0] / 'mlflow.db'}")
+def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
+    saved = interrupted.saved
+    assert saved.returncode == 130, saved.output
+    assert "stopping: running trials save at their next epoch; again to stop at once" in saved.output
+    assert "stopped by SIGINT. Run `sptune resume tiny` to continue." in saved.output
+    assert "Traceback" not in saved.output
+    assert TrialState.RUNNING not in saved.states
+    assert "RUNNING" not in saved.statuses
+    assert "stopped by SIGINT" in saved.shown
+
+
+def test_ctrl_c_twice_stops_at_once(interrupted: Interrupted) -> None:
+    at_once = interrupted.at_once
+    assert at_once.returncode == 130, at_once.output
+    assert "stopped. Run `sptune resume tiny` to continue from the last finished epochs." in at_once.output
+    assert "Traceback" not in at_once.output
+    assert TrialState.RUNNING not in at_once.states
+
+
+def test_no_trial_runs_twice_and_none_has_two_runs(interrupted: Interrupted) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{interrupted.home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
@@ -144,9 +220,9 @@ def test_no_trial_runs_twice_and_none_has_two_runs(killed: tuple[Path, str]) -> 
         assert steps == [*range(1, len(steps) + 1)], "no epoch is missing or doubled"
 
 
-def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str]) -> None:
-    url = f"sqlite:///{killed[0] / 'studies.db'}"
-    client = MlflowClient(tracking_uri=f"sqlite:///{killed[0] / 'mlflow.db'}")
+def test_record_and_mlflow_agree_on_how_each_trial_ended(interrupted: Interrupted) -> None:
+    url = f"sqlite:///{interrupted.home / 'studies.db'}"
+    client = MlflowClient(tracking_uri=f"sqlite:///{interrupted.home / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     runs = {
@@ -156,7 +232,8 @@ def test_record_and_mlflow_agree_on_how_each_trial_ended(killed: tuple[Path, str
     }
     told = Counter[str]()
     drivers = optuna.load_study(study_name="tiny", storage=url).trials
-    assert [driver.state.name for driver in drivers] == ["FAIL", "COMPLETE"], "one was killed, one came to the end"
+    ends = [driver.state.name for driver in drivers]
+    assert ends == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"], "two were stopped, one was killed, one came to the end"
     for name in set(optuna.get_all_study_names(url)) - {"tiny"}:
         for trial in optuna.load_study(study_name=name, storage=url).trials:
             run = runs[trial.user_attrs["trial_id"]]
@@ -184,7 +261,7 @@ def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> No
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump(bad))
     (tmp_path / "file").write_text("")
-    refused = sptune("launch", path, home=tmp_path / "file" / "home")
+    refused = run_sptune("launch", path, home=tmp_path / "file" / "home")
     assert refused.returncode == 2
     assert f"{path} has 3 problems:" in refused.stderr
     for told in ("did you mean 'demo/digits'", "YAML reads 1e-4 as text", "cannot be written: "):
@@ -194,7 +271,7 @@ def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("arguments", "told"),
     [
         (["report", "nothing"], "holds no sweep; start one with `sptune launch demo`"),
         (["launch", "dmo"], "did you mean 'demo'?"),
@@ -202,84 +279,43 @@ def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> No
         (["launch", "demo", "--address", "127.0.0.1:1"], "no Ray cluster at 127.0.0.1:1"),
     ],
 )
-def test_a_users_mistake_is_a_sentence_and_no_trace(tmp_path: Path, command: list[str], told: str) -> None:
-    refused = sptune(*command, home=tmp_path)
-    assert refused.returncode == 2
-    assert told in refused.stderr
-    assert "Traceback" not in refused.stderr + refused.stdout
-
-
-def test_a_trial_that_no_node_can_hold_is_refused_with_what_there_is(tmp_path: Path) -> None:
-    path = tmp_path / "large.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "resources": {"cpus": 1, "gpus": 1000}}))
-    refused = sptune("launch", path, home=tmp_path)
-    assert refused.returncode == 2
-    assert "a trial of vit_nano_patch4_32.mae asks for 1 CPUs and 1000 GPUs. Ray's nodes have: " in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-def test_ctrl_c_once_saves_what_runs_and_resume_goes_on_as_if_nothing_had_been(
-    spec: Path, undisturbed: tuple[Path, str], tmp_path: Path
+def test_a_users_mistake_is_a_sentence_and_no_trace(
+    sptune: Sptune, tmp_path: Path, arguments: list[str], told: str
 ) -> None:
-    with started("launch", spec, home=tmp_path) as driver:
-        assert driver.stdout is not None
-        assert any(re.search(r"[1-9]\d* of 16", line) for line in driver.stdout)
-        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: everything that was started hears it
-        told = driver.stdout.read()
-    assert driver.returncode == 130, told
-    assert "stopping: running trials save at their next epoch; again to stop at once" in told
-    assert "stopped by SIGINT; `sptune resume tiny` goes on." in told
-    assert "Traceback" not in told
-    states = [entry[5] for entry in outcome(tmp_path, "tiny")]
-    assert TrialState.RUNNING not in states
-    statuses = {status for status, *_ in trials_told(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny").values()}
-    assert "RUNNING" not in statuses
-    assert "stopped by SIGINT" in sptune("status", "tiny", home=tmp_path).stdout
-    resumed = sptune("resume", "tiny", home=tmp_path)
-    assert table(resumed.stdout) == undisturbed[1]
-    assert outcome(tmp_path, "tiny") == outcome(undisturbed[0], "tiny")
+    code, _, complaint = sptune(*arguments, "--home", tmp_path)
+    assert code == 2
+    assert told in complaint
 
 
-def test_ctrl_c_twice_stops_at_once(spec: Path, tmp_path: Path) -> None:
-    with started("launch", spec, home=tmp_path) as driver:
-        assert driver.stdout is not None
-        told = driver.stdout.readline()
-        for _ in range(2):
-            driver.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-        told += driver.stdout.read()
-    assert driver.returncode == 130, told
-    assert "stopped; `sptune resume tiny` goes on from the last finished epochs." in told
-    assert "Traceback" not in told
-    assert TrialState.RUNNING not in [entry[5] for entry in outcome(tmp_path, "tiny")]
-
-
-def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(store: Path, tmp_path: Path) -> None:
+def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(command: Sptune, tmp_path: Path) -> None:
     long = tmp_path / "tiny.yaml"
-    long.write_text(yaml.safe_dump({**TINY, "fixed": {"epochs": 1000, "warmup_epochs": 1}}))
-    with started("launch", long, home=tmp_path) as driver:
+    long.write_text(yaml.safe_dump({**TINY, "methods": ["spt_deep"], "fixed": {"epochs": 1000, "warmup_epochs": 1}}))
+    home = ("--home", tmp_path)
+    with start_sptune("launch", long, home=tmp_path) as driver:
+        read_until(driver, 0)
+        code, _, complaint = command("launch", long, *home)
+        assert code == 2
+        assert f"tiny is driven by process {driver.pid} on" in complaint
+        assert "`sptune stop tiny` ends it" in complaint
+        assert f"driven by process {driver.pid}" in command("status", "tiny", *home)[1]
+        code, _, complaint = command("rm", "tiny", "--yes", *home)
+        assert code == 2 and "is driven by" in complaint
+        code, output, _ = command("stop", "tiny", *home)
+        assert (code, output.strip()) == (0, "tiny has stopped. Run `sptune resume tiny` to continue.")
         assert driver.stdout is not None
-        driver.stdout.readline()
-        second = sptune("launch", long, home=tmp_path)
-        assert second.returncode == 2
-        assert f"tiny is driven by process {driver.pid} on" in second.stderr
-        assert "`sptune stop tiny` stops it" in second.stderr
-        assert f"driven by process {driver.pid}" in sptune("status", "tiny", home=tmp_path).stdout
-        refused = sptune("rm", "tiny", "--yes", home=tmp_path)
-        assert refused.returncode == 2 and "is driven by" in refused.stderr
-        stopped = sptune("stop", "tiny", home=tmp_path)
-        assert (stopped.returncode, stopped.stdout.strip()) == (0, "tiny has stopped; `sptune resume tiny` goes on.")
-        told = driver.stdout.read()
-    assert driver.returncode == 130, told
-    assert "as `sptune stop` requested" in told
+        rest = driver.stdout.read()
+    assert driver.returncode == 130, rest
+    assert "as `sptune stop` requested" in rest
 
 
-def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(spec: Path, tmp_path: Path) -> None:
-    planned = sptune("plan", spec, "--calibrate", home=tmp_path)
-    assert planned.returncode == 0, planned.stderr
-    assert re.search(r"at most \d+:\d\d of work, \d+:\d\d on \d+ workers\n", planned.stdout)
-    assert planned.stdout.count("of the device with those beside it: fits") == 2
-    assert "0 are done" in planned.stdout and not (tmp_path / "sweeps").exists()
+def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(
+    spec: Path, tmp_path: Path, command: Sptune
+) -> None:
+    code, output, _ = command("plan", spec, "--calibrate", "--home", tmp_path)
+    assert code == 0
+    assert re.search(r"at most \d+:\d\d of work, \d+:\d\d on \d+ workers\n", output)
+    assert output.count("of the device with those beside it: fits") == 2
+    assert "0 are done" in output and not (tmp_path / "sweeps").exists()
 
 
 def test_plan_answers_at_once_and_without_torch() -> None:

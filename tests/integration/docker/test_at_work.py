@@ -18,7 +18,7 @@ from tests.integration.docker.containers import Container, Network, why_not
 from tests.integration.docker.files import DOCKER, documents
 from tests.integration.docker.test_compose import secret_file, services
 from tests.integration.docker.test_kuberay import PRE_STOP
-from tests.integration.processes import sptune
+from tests.integration.processes import run_sptune
 from tests.services.postgres import Postgres
 
 __all__ = ["secret_file"]
@@ -116,9 +116,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The table of the sweep on one machine, without any of it."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "spec.yaml").write_text(json.dumps({"name": "alone", **SPEC}))
-    done = sptune("launch", folder / "spec.yaml", "--inline", home=folder / "home")
+    done = run_sptune("launch", folder / "spec.yaml", "--inline", home=folder / "home")
     assert done.returncode == 0, done.stderr
-    return sptune("report", "alone", "--format", "csv", home=folder / "home").stdout
+    return run_sptune("report", "alone", "--format", "csv", home=folder / "home").stdout
 
 
 def test_a_sweep_whose_worker_has_to_go_comes_to_what_it_comes_to_on_one_machine(network: Network, alone: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.docker.files import BIN, DOCKER, await_true, calls, stand_ins
 from tests.integration.docker.slurm import Slurm
-from tests.integration.processes import trials_told
+from tests.integration.processes import runs_in_mlflow
 from tests.services import MlflowServer, Postgres, S3Server
 
 SCRIPT = DOCKER / "slurm.sh"
@@ -147,7 +147,7 @@ def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
         assert "Draining" not in (slurm.work / f"sptune-{job}-ray.log").read_text(), "nodes are given back at once"
         for name, value in mlflow.env.items():
             monkeypatch.setenv(name, value)
-        assert [*trials_told(mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 13
+        assert [*runs_in_mlflow(mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 13
         left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])
                 if any(f"/tmp/ray-{job}-" in word for word in process.info["cmdline"] or [])]  # fmt: skip
         assert left == [] and [*Path("/tmp").glob(f"ray-{job}-*")] == []

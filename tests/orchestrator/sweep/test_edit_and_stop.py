@@ -1,4 +1,4 @@
-"""Edited, stopped, gone on with: what was found stays, what contradicts it is refused, and the end is the same."""
+"""A sweep that is edited or stopped: finished trials stay, contradictions are refused, and the outcome is the same."""
 
 from __future__ import annotations
 
