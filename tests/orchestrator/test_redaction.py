@@ -60,7 +60,7 @@ def test_what_the_clients_take_for_a_password_is_hidden() -> None:
             assert taken not in redact(address).removeprefix("postgresql+psycopg://ada:").removesuffix("@db/sptune")
         assert make_url(redact(address)).password == "***"
 
-    for password in awkward_passwords() + ["with space", "ü"]:
+    for password in [*awkward_passwords(), "with space", "ü"]:
         encoded = quote(password, safe="")
         hidden = urlsplit(redact(f"https://ada:{encoded}@mlflow:5000/base"))
         assert (hidden.username, hidden.password, hidden.hostname, hidden.port) == ("ada", "***", "mlflow", 5000)
