@@ -1,4 +1,4 @@
-"""What a driver hands to each trial beside its config."""
+"""What every trial of a sweep is given beside its config."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialContext:
-    """Where trials of a sweep run: the same for all of them, but for what each occupies."""
+    """Folders and resources of a trial. Only the resources differ between the trials of a sweep."""
 
     data_root: str
     """The task store."""
     trials_folder: str
-    """Folder with a folder a trial."""
+    """Folder that holds the trials, one folder each."""
     prototype_cache: str
     """Folder of prototypes that trials share."""
     weights: str | None
-    """A file, or a folder of files, in which backbones' weights are looked for first."""
+    """File or folder to search first for the weights of backbones."""
     cpus: int
     gpus: float

@@ -227,7 +227,7 @@ def test_ctrl_c_once_saves_what_runs_and_resume_goes_on_as_if_nothing_had_been(
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: everything that was started hears it
         told = driver.stdout.read()
     assert driver.returncode == 130, told
-    assert "stopping: running trials save at their next epoch; again to stop at once" in told
+    assert "stopping after the current epoch of each trial; press Ctrl-C again to stop immediately" in told
     assert "stopped by SIGINT; `sptune resume tiny` goes on." in told
     assert "Traceback" not in told
     states = [entry[5] for entry in outcome(tmp_path, "tiny")]
