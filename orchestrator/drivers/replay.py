@@ -64,6 +64,7 @@ class ReplayDriver:
             if not self._events or self._events[0][0] > self._until:
                 return
 
+            # The clock jumps to the next event, so waiting costs nothing.
             self._clock.now, _, trial_id, event, curve = heapq.heappop(self._events)
             sweep.tick()
             if isinstance(event, Failure):
@@ -132,6 +133,7 @@ class SyntheticCurves:
         squared_distance = 0.0
         for name, dimension in plan.space.items():
             if dimension.is_active(config):
+                # The keys are names, so that a task has the same optimum in every spec.
                 group_optimum = next(_random_numbers(self._seed, f"{name} {plan.group}"))
                 task_offset = next(_random_numbers(self._seed, f"{name} {plan.task}")) - 0.5
                 optimum = min(1.0, max(0.0, group_optimum + self._spread * task_offset * 2))
@@ -210,6 +212,7 @@ def unit_position(dimension: Dimension, value: Any) -> float:
 
 def _random_numbers(seed: int, key: str) -> Iterator[float]:
     """Yield numbers from 0 to 1 that depend on seed and key alone."""
+    # Not `hash`, which differs from process to process.
     generator = random.Random(hashlib.sha256(f"{seed} {key}".encode()).digest())
     while True:
         yield generator.random()

@@ -20,11 +20,13 @@ def stop_on_signal(sweep: Sweep) -> Iterator[None]:
     """
 
     def handle(number: int, _: FrameType | None) -> None:
+        # A sweep whose budget is used up has a halt as well, and can still be stopped once.
         if sweep.halt is not None and sweep.halt.interrupt_running:
             raise KeyboardInterrupt
         sweep.stop(f"stopped by {signal.Signals(number).name}")
         print("stopping after the current epoch of each trial; press Ctrl-C again to stop immediately", file=sys.stderr)
 
+    # SIGTERM too: batch systems send it before they end a job.
     previous_handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -154,6 +154,8 @@ class Home:
         Raises:
             HomeError: if they cannot.
         """
+        # Permissions do not tell whether a bucket or a network file system accepts files, so one is written. Drivers
+        # may start at the same time, so each writes a file of its own.
         probe = f"{self.root}/.probe-{uuid.uuid4().hex}"
         try:
             write_bytes(probe, b"sptune")
@@ -174,6 +176,7 @@ def home_at(root: str | None = None, cluster: Cluster | None = None) -> Home:
     root = root or os.environ.get("SPTUNE_HOME") or addresses.home or DEFAULT_HOME
     root = root.removeprefix("file://").rstrip("/") or "/"
 
+    # A bucket can hold files only, so there are no databases by default.
     default_database_url = ""
     default_mlflow_uri = ""
     if "://" not in root:
@@ -198,6 +201,7 @@ def network_file_system(file: Path) -> str | None:
 
 def network_kind(file: Path, mounts: dict[str, str]) -> str | None:
     """Return the same as `network_file_system`, given the kind of file system by mount point."""
+    # A link in a local folder may lead to a network file system.
     path = Path(os.path.realpath(file))
     for folder in (path, *path.parents):
         if str(folder) in mounts:

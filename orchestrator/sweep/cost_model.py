@@ -137,6 +137,7 @@ class CostModel:
             (study.requested_search_trials, spec.search.trials, ("train",)),
             (study.requested_final_trials, len(spec.final.seeds), ("train", "val")),
         ):
+            # A trial that is finished early (pruned, failed) has no epochs left.
             num_new = num_requested - len(trials)
             started = [trial for trial in trials if not trial.state.is_finished]
             num_unfinished += num_new + len(started)

@@ -33,6 +33,7 @@ class GpuAllocator:
         if has_gpu and metrics.get(MEMORY_PEAK_GB):
             key = (config.backbone, config.method)
             used = metrics[MEMORY_PEAK_GB] / metrics[MEMORY_DEVICE_GB]
+            # The largest counts: a trial of the same method with a longer prompt must fit as well.
             self._used_memory[key] = max(used, self._used_memory.get(key, 0.0))
 
     def resources_for(self, trial: Trial) -> TrialResources:

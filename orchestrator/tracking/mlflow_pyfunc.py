@@ -35,6 +35,7 @@ class PyfuncModel:
         Raises:
             ValueError: if an image cannot be decoded, with its index.
         """
+        # MLflow requires pandas; the trainer does without it.
         import pandas as pd
 
         predictions = self._classifier.classify([*images["image"]], top=1)

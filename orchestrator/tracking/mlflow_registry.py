@@ -37,6 +37,7 @@ def save_model(folder: Path) -> None:
         outputs=Schema([ColSpec(DataType.string, "class_name"), ColSpec(DataType.double, "confidence")]),
     )
     with tempfile.TemporaryDirectory() as scratch:
+        # Only these: the artifacts also hold plots, and MLflow copies the whole data path.
         for name in MODEL_FILES:
             Path(scratch, name).write_bytes((folder / name).read_bytes())
 
@@ -68,6 +69,7 @@ def register(uri: str, run_id: str, name: str) -> str:
         if not client.list_artifacts(run_id, MODEL_FOLDER):
             raise UserError(f"run {run_id} has no model among its artifacts; name a final trial that is complete.")
 
+        # The command may have been interrupted, or run before: there is one version a run.
         _create_registered_model(client, name)
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.run_id == run_id:

@@ -95,6 +95,7 @@ class TuneBridge:
         if self.sweep.halt is None or not self.sweep.halt.interrupt_running:
             return []
 
+        # Removed before Tune stops them: `on_end` would take them for trials that have lost their workers.
         prefetched = self.trial_ids.keys() - self._started
         for tune_id in prefetched:
             self.trial_ids.pop(tune_id)
@@ -127,6 +128,7 @@ class TuneBridge:
                 cause = FailureCause(result["cause"])
                 failure = Failure(cause=cause, error=result["failure"], seconds=result["seconds"])
                 self.sweep.on_failure(trial_id, failure)
+            # A worker is one epoch ahead, so an event may come after the trial has ended.
             elif self.sweep.is_running(trial_id):
                 metrics = dict(result["metrics"])
                 provenance = dict(result["provenance"])
@@ -155,6 +157,7 @@ class TuneBridge:
                 if worker is not None:
                     ray.kill(worker)
 
+    # Every call from Tune that can fail in the sweep is inside this context.
     @contextmanager
     def _keeping_error(self) -> Iterator[None]:
         try:

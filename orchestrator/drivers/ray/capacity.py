@@ -32,6 +32,7 @@ class ClusterCapacity:
         if time.monotonic() - self._refreshed_at > REFRESH_S:
             present = nodes()
             fitting = max(num_trials_that_fit(resources, present) for resources in self._resources)
+            # At least 1: with no trial at Tune, a cluster that grows on demand would never start a node.
             self._num_trials = max(1, self._workers or fitting)
             self._refreshed_at = time.monotonic()
         return self._num_trials
