@@ -11,16 +11,16 @@ from orchestrator.spec.schema import SweepSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialContext:
-    """Where trials of a sweep run: the same for all of them, but for what each occupies."""
+    """Folders and resources of a trial. Only the resources differ between the trials of a sweep."""
 
     data_root: str
     """The task store."""
     trials_folder: str
-    """Folder with a folder a trial."""
+    """Folder that holds the trials, one folder each."""
     prototype_cache: str
     """Folder of prototypes that trials share."""
     weights: str | None
-    """A file, or a folder of files, in which backbones' weights are looked for first."""
+    """File or folder to search first for the weights of backbones."""
     cpus: int
     gpus: float
 

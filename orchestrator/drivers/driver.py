@@ -1,4 +1,4 @@
-"""The protocol that all drivers meet."""
+"""The protocol that all drivers implement."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.sweep.sweep import Sweep
 
 
 def ignore_change() -> None:
-    """Do nothing: for callers that show no progress."""
+    """Do nothing. It is the default for callers that show no progress."""
 
 
 class Driver(Protocol):

@@ -30,7 +30,9 @@ class InlineDriver:
                 on_change()
                 self._run_trial(sweep, trial, on_change)
                 on_change()
-        assert sweep.has_ended, "with one trial at a time, nothing to run means the end"
+
+        # No trial is running here, so none can be blocked by another.
+        assert sweep.has_ended, "without running trials, no next trial means the end"
 
     def _run_trial(self, sweep: Sweep, trial: Trial, on_change: Callable[[], None]) -> None:
         resources = sweep.gpu_allocator.resources_for(trial)

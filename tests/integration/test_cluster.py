@@ -201,12 +201,15 @@ def test_a_folder_of_one_machine_is_refused_with_the_name_of_the_node_that_lacks
 NO_TOKEN = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": "", "MLFLOW_TRACKING_TOKEN": "secret-expired"}
 NOBODY = "postgresql+psycopg://sptune@127.0.0.1:1/sptune"
 WRONG = {
-    "the record's password": (
+    "the study database's password": (
         {"PGPASSWORD": "secret-wrong"},
         "refuses these credentials; put the right password into PGPASSWORD",
     ),
-    "the record's address": ({"SPTUNE_STUDIES": NOBODY}, "does not answer; see that it is up"),
-    "the record's database": (
+    "the study database's address": (
+        {"SPTUNE_STUDIES": NOBODY},
+        "does not answer; check that it is running",
+    ),
+    "the study database's name": (
         {"SPTUNE_STUDIES": "{url}/nosuch"},
         "has no such database; make it with `createdb nosuch`",
     ),

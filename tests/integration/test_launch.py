@@ -191,7 +191,7 @@ def test_a_sweep_that_was_stopped_and_killed_comes_to_what_an_undisturbed_one_co
 def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
     saved = interrupted.saved
     assert saved.returncode == 130, saved.output
-    assert "stopping: running trials save at their next epoch; again to stop at once" in saved.output
+    assert "stopping after the current epoch of each trial; press Ctrl-C again to stop immediately" in saved.output
     assert "stopped by SIGINT. Run `sptune resume tiny` to continue." in saved.output
     assert "Traceback" not in saved.output
     assert TrialState.RUNNING not in saved.states

@@ -18,25 +18,27 @@ log = logging.getLogger(__name__)
 
 
 class ActorCache(Protocol):
-    """Tune's cache of workers without a trial (`ray.air.execution._internal`)."""
+    """Tune's cache of idle workers (`ray.tune.utils.object_cache`)."""
 
     @property
     def num_cached_objects(self) -> int:
-        """Workers that have no trial at present."""
+        """Number of workers that have no trial at present."""
 
     def increase_max(self, key: PlacementGroupFactory, by: int = 1) -> None:
-        """Allow that many more workers of a kind."""
+        """Allow so many more idle workers of a kind; fewer if the number is negative."""
 
 
 def actor_cache(tune_controller: Any) -> ActorCache | None:
     """Return the cache of idle workers, given what a scheduler is given; None if this version of Ray hides it."""
     controller = getattr(tune_controller, "_tune_controller", None)
-    found = getattr(controller, "_actor_cache", None)
-    if found is None or not hasattr(found, "increase_max") or not hasattr(found, "num_cached_objects"):
+    actors = getattr(controller, "_actor_cache", None)
+    if actors is None or not hasattr(actors, "increase_max") or not hasattr(actors, "num_cached_objects"):
         _warn("its cache of idle workers; each trial starts a new worker")
         return None
-    cache_: ActorCache = found
-    return cache_
+
+    # mypy cannot see that an object of unknown type meets the protocol.
+    typed: ActorCache = actors
+    return typed
 
 
 def worker_of(trial: Trial) -> Any | None:
@@ -45,6 +47,8 @@ def worker_of(trial: Trial) -> Any | None:
     if state is None or not hasattr(state, "ray_actor"):
         _warn("the worker of a trial; a silent worker is not killed")
         return None
+
+    # None as well for a trial that is not started, which is no reason to warn.
     return state.ray_actor
 
 
@@ -53,11 +57,12 @@ def error_of(trial: Trial) -> Exception | None:
     if not hasattr(trial, "get_pickled_error"):
         _warn("the error of a trial; a lost worker is reported without its reason")
         return None
+
     error: Exception | None = trial.get_pickled_error()
     return error
 
 
 @cache
-def _warn(what: str) -> None:
-    """Warn once a process."""
-    log.warning("this version of Ray Tune hides %s", what)
+def _warn(consequence: str) -> None:
+    """Warn once a process: the parts are used many times a second."""
+    log.warning("this version of Ray Tune hides %s", consequence)

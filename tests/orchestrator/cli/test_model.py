@@ -117,7 +117,7 @@ def test_a_beginning_of_several_trials_is_refused_with_them(home: Path, images: 
     # Every id begins with nothing.
     code, out, err = sptune("predict", "", *images, "--home", home)
     assert (code, out) == (2, "")
-    assert err == f"error: '' is the beginning of 5 trials: {', '.join(finished_trials()[:4])}...\n"
+    assert err == f"error: '' is the beginning of 5 trials: {', '.join(finished_trials()[:4])}... Give more letters.\n"
 
 
 @pytest.mark.parametrize(

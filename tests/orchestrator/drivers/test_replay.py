@@ -80,7 +80,7 @@ def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_
     assert [epoch.epoch for epoch in first] == [*range(1, 10)]
     assert first[-1].metrics["val/accuracy"] > first[0].metrics["val/accuracy"]
     assert {epoch.metrics["epoch/seconds"] for epoch in first} == {3.0}
-    assert 0.3 <= curves.height(trial) <= 0.9
+    assert 0.3 <= curves.limit(trial) <= 0.9
     final = told(
         curves,
         _trial(plans[0].key, plans[0].final_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 42)),
@@ -130,7 +130,7 @@ def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        ({"tasks": ["demo/shapes_loc"]}, "the record has no search trial of demo/shapes_loc spt_deep"),
+        ({"tasks": ["demo/shapes_loc"]}, "the earlier sweep has no search trial of demo/shapes_loc spt_deep"),
         (
             {"fixed": {"epochs": 12}},
             "of demo/digits spt_deep vit_nano_patch4_32.mae 1 that ran to its end of 12 epochs",
@@ -195,4 +195,4 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"tasks": ["demo/shapes_loc"]}))
     code, _, complaint = sptune(*like, "small")
     assert code == 2
-    assert complaint.startswith("error: --like small: the record has no search trial of demo/shapes_loc")
+    assert complaint.startswith("error: --like small: the earlier sweep has no search trial of demo/shapes_loc")

@@ -205,7 +205,8 @@ def test_workers_that_wait_give_way_to_trials_that_need_more(
     raw = raw_study | {"backbones": [*raw_study["backbones"], large], "final": {"seeds": [1]}}
     raw |= {"resources": {"cpus": 2, "backbones": {large: {"cpus": 8}}}}
     raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
-    monkeypatch.setattr("orchestrator.drivers.ray.capacity.REST_S", 1e9)  # or else they go by themselves in the end
+    # Otherwise the idle workers end by themselves after a minute.
+    monkeypatch.setattr("orchestrator.drivers.ray.warm_workers.IDLE_TIMEOUT_S", 1e9)
     assert len(processes(raw, tmp_path, 1)["test"]) == 2
 
 
