@@ -121,13 +121,17 @@ def launch(
         SpecError: with every problem of the spec and of the home. Nothing has been written.
         UserError: if the sweep cannot be started, with the reason and the way out.
     """
+    # The addresses come first: the spec's tasks and weights are looked for in the home that they name.
     cluster = _cluster_of(spec)
     place = home_at(home, cluster)
     weights = weights or cluster.weights
     parsed = _load(spec, place, weights)
 
+    # Here and below, slow libraries are imported after the spec is known to be right: its mistakes are printed in a
+    # fraction of a second.
     from orchestrator.environment.connections import open_database
 
+    # Nothing is written before this line.
     place.create()
     return _run(
         parsed,
@@ -160,6 +164,7 @@ def resume(
     """
     place, database, spec = find_sweep(home, name, strict=True)
     weights = weights or spec.cluster.weights
+    # The spec was checked when it was recorded, but data and weights may have moved since.
     problems = [*place.problems(), *find_missing(spec, place, weights)]
     if problems:
         raise SpecError(f"the recorded spec of {spec.name}", problems)
@@ -233,11 +238,13 @@ def _load(spec: str | Path | SweepSpec | Mapping[str, Any], home: Home, weights:
     problems = [*home.problems()]
     try:
         if isinstance(spec, SweepSpec | Mapping):
+            # A parsed spec goes through the same checks: its tasks and weights may be missing here.
             raw = spec.model_dump(mode="json") if isinstance(spec, SweepSpec) else dict(spec)
             parsed = parse_spec(raw, source, missing)
         else:
             parsed = load_spec(Path(source), missing)
     except SpecError as error:
+        # One error with everything that is wrong, so that nobody repairs and launches in turns.
         raise SpecError(source, [*error.problems, *problems]) from None
     if problems:
         raise SpecError(source, problems)
@@ -263,6 +270,7 @@ def _run(
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     notes = _check_servers(home, address if driver == "ray" else None, on_progress)
+    # A home can be moved, so folders of trials follow from it and are never read from the database.
     trials_folder = home.trials_folder(spec.name)
     checkpoints = CheckpointRetention(trials_folder, spec.keep)
 
@@ -272,11 +280,13 @@ def _run(
         lease.acquire(spec.name)
         stack.callback(lease.release)
 
+        # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
         num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
         runs = MlflowRuns(
             home.mlflow_uri, spec.name, trials_folder, home.mlflow_artifacts, home.data_root, [*spec.space]
         )
         tracker = MlflowTracker(runs)
+        # The tracker is closed when the stack unwinds, so its answer is collected in a list.
         unlogged: list[int] = []
         stack.callback(lambda: unlogged.append(_close_tracker(tracker, on_progress, notes)))
 
@@ -291,8 +301,10 @@ def _run(
             try:
                 _drive(sweep, context, home, driver, address, on_progress)
             except KeyboardInterrupt:
+                # The stack below still saves states and logs to MLflow; only the trials themselves were cut off.
                 is_interrupted = True
             else:
+                # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
 
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
@@ -322,6 +334,7 @@ def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> 
     if address is not None:
         from orchestrator.doctor.checks import check_services, raise_on_errors
 
+        # Workers of other machines fail one by one if a server is away, so all of them are checked first.
         raise_on_errors(check_services(home))
     elif home.mlflow_file is None:
         from orchestrator.tracking.mlflow_server import check_reachable
@@ -356,6 +369,7 @@ def _drive(
     if driver == "inline":
         from orchestrator.drivers.inline import InlineDriver
 
+        # The annotation has mypy check that the driver meets the protocol.
         inline: Driver = InlineDriver(context)
         on_change()
         inline.run(sweep, on_change)
@@ -364,6 +378,7 @@ def _drive(
     from orchestrator.drivers.ray import cluster
     from orchestrator.drivers.ray.driver import RayDriver
 
+    # The nodes are checked over the same connection that the driver uses.
     with cluster.connected(address):
         if address is not None:
             from orchestrator.doctor.checks import check_nodes, raise_on_errors

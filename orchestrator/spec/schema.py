@@ -18,6 +18,7 @@ from trainer.validation import number_problem, unknown_name
 
 def _one_of(table: Mapping[str, object], what: str) -> BeforeValidator:
     def check(value: object, info: ValidationInfo) -> object:
+        # A recorded spec may name what the catalog has no longer: it must stay readable.
         if value not in table and not is_recorded(info):
             raise ValueError(unknown_name(str(value), table, what))
 
@@ -55,6 +56,7 @@ def _check_name(value: object) -> object:
 def _parse_train_size(value: object) -> object:
     """Return a train size as TrainConfig has it: `{per_class: 5}` becomes the text `5 per class`."""
     if isinstance(value, Mapping):
+        # The mapping form exists for YAML only; everywhere else a train size is a number or a text.
         if [*value] != ["per_class"]:
             raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {dict(value)!r}.")
         return f"{value['per_class']} per class"
@@ -146,6 +148,7 @@ class Final(SpecPart):
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Final:
+        # Two equal seeds would be one trial, and the standard deviation would be too small.
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(
                 f"seeds must differ, got {', '.join(map(str, self.seeds))}: the same seed is the same trial."

@@ -77,6 +77,7 @@ def trial_attrs(trial: Trial) -> dict[str, Any]:
     if trial.cause is not None:
         progress[TRIAL_ATTRS["cause"]] = trial.cause.value
 
+    # Defaults are not written: most trials have none but these, and each attribute is a row.
     changed = {stored: value for stored, value in progress.items() if value != DEFAULTS[stored]}
 
     return {TRIAL_ID: trial.trial_id, CONFIG: dataclasses.asdict(trial.config)} | changed
@@ -109,9 +110,11 @@ def from_stored_trial(stored: StoredTrial, study: str, phase: Phase) -> Trial:
         UserError: if the trial's id is not a plain folder name. Paths are built from it.
     """
     trial_id = str(stored.user[TRIAL_ID])
+    # Whoever can write the database could otherwise name a folder outside the home.
     if not trial_id.isalnum():
         raise UserError(f"the study database has been tampered with: {trial_id!r} in {study} is not a trial id.")
 
+    # States are unique both ways, so the map is read backwards.
     state = next(state for state, optuna_state in STATES.items() if optuna_state is stored.state)
     progress = {name: stored.user.get(attr, DEFAULTS[attr]) for name, attr in TRIAL_ATTRS.items()}
     if progress["cause"] is not None:

@@ -83,6 +83,7 @@ def check_version(sweep: str, attributes: Mapping[str, Any]) -> None:
     Args:
         attributes: user attributes of the sweep's own Optuna study.
     """
+    # Written with the sweep, not with each trial: a driver upgrades a sweep as a whole.
     version = attributes.get(SWEEP_ATTRS["schema_version"], 1)
 
     if version > SCHEMA_VERSION:
