@@ -14,7 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Dimension, FloatRange, IntRange
 from orchestrator.study.storage.bulk_read import StoredTrial
-from orchestrator.study.storage.schema import (
+from orchestrator.study.storage.stored_names import (
     CONFIG,
     HISTORY,
     HISTORY_KEYS,
