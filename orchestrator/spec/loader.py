@@ -157,11 +157,13 @@ def parse_recorded_spec(raw: dict[str, Any], source: str) -> SweepSpec:
 def _delete_key(values: Any, location: Location) -> None:
     """Delete a value of a spec in place."""
     *parents, key = location
+    tagged: Any = None
 
     for parent in parents:
-        # A tag such as `float` is part of the location but no key.
-        is_tag = isinstance(values, dict) and parent not in values
-        if not is_tag:
+        # The location of a value in a part with a `type` has the type in it, once, before the key.
+        if isinstance(values, dict) and values.get("type") == parent and values is not tagged:
+            tagged = values
+        else:
             values = values[parent]
 
     del values[key]
