@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from orchestrator.drivers.context import TrialContext
-from orchestrator.drivers.inline import run_sweep
+from orchestrator.drivers.inline import InlineDriver
 from orchestrator.environment.home import Home, home_at
 from orchestrator.spec.loader import load_spec, parse_recorded_spec, parse_spec
 from orchestrator.study.storage.database import StudyDatabase
@@ -100,7 +100,7 @@ def test_it_is_resumed_to_the_same_table(home: Home, store: Path, sptune: Sptune
     trials_folder = home.trials_folder("before")
     lease = database.lease("before")
     lease.acquire("before")
-    sweep = Sweep(spec, database, MemoryTracker(), lease=lease)
+    sweep = Sweep.resume(spec, database, MemoryTracker(), lease=lease)
     context = TrialContext(
         data_root=str(store),
         trials_folder=trials_folder,
@@ -109,7 +109,7 @@ def test_it_is_resumed_to_the_same_table(home: Home, store: Path, sptune: Sptune
         cpus=1,
         gpus=0.0,
     )
-    run_sweep(sweep, context, lambda: None)
+    InlineDriver(context).run(sweep)
     sweep.close()
     lease.release()
 

@@ -188,7 +188,7 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
     for table, _ in database.load_tables(small.name, plan_sweep(small).studies):
         for trial in table.trials:
             if table.synced_run(trial.number)[0] is not None:
-                table._save(f"mlflow/{trial.number}", [None, None])
+                table._save_attribute(f"mlflow/{trial.number}", [None, None])
     tracker, seen = contract.make(small, tmp_path, mlflow_uri)
     sweep = Sweep.resume(small, StudyDatabase(url), tracker)
     drive(sweep, workers=2)
@@ -319,7 +319,7 @@ def test_a_driver_that_dies_before_it_saves_the_id_of_a_run_leaves_one_run(
     trial = sweep.next_trial()
     assert trial is not None
     tracker.close()
-    sweep.studies[0].search_table._save("mlflow/0", [None, None])
+    sweep.studies[0].search_table._save_attribute("mlflow/0", [None, None])
     second, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
     Sweep.resume(small, StudyDatabase(url), second)
     assert second.close() == 0

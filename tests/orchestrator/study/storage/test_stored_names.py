@@ -15,7 +15,7 @@ from optuna.trial import create_trial
 
 from orchestrator.errors import UserError
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage import schema
+from orchestrator.study.storage import stored_names
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.optuna_ids import study_id, trial_id
 from orchestrator.study.study import load_studies
@@ -25,21 +25,33 @@ from tests.orchestrator.conftest import Sptune, drive, new_sweep
 
 def test_stored_names_are_those_of_version_1() -> None:
     """A name that changes here makes every existing home unreadable: raise SCHEMA_VERSION and read both."""
-    assert schema.SCHEMA_VERSION == 1
-    assert [*schema.SWEEP_ATTRS.values()] == ["spec", "halt", "schema_version"]
-    assert [*schema.DRIVER_ATTRS.values()] == ["host", "pid", "born", "since", "seconds", "stop"]
-    assert [*schema.STUDY_ATTRS.values()] == ["settings", "stopped", "transferred", "mlflow_run", "shown", "replaces"]
-    assert schema.SYNCED_RUN_PREFIX == "mlflow/"
-    assert [*schema.TRIAL_ATTRS.values()] == [
+    assert stored_names.SCHEMA_VERSION == 1
+    assert [*stored_names.SWEEP_ATTRS.values()] == ["spec", "halt", "schema_version"]
+    assert [*stored_names.DRIVER_ATTRS.values()] == ["host", "pid", "born", "since", "seconds", "stop"]
+    assert [*stored_names.STUDY_ATTRS.values()] == [
+        "settings",
+        "stopped",
+        "transferred",
+        "mlflow_run",
+        "shown",
+        "replaces",
+    ]
+    assert stored_names.SYNCED_RUN_PREFIX == "mlflow/"
+    assert [*stored_names.TRIAL_ATTRS.values()] == [
         "error", "cause", "attempt", "failures", "losses", "share", "wasted_s", "duplicate_of"
     ]  # fmt: skip
-    assert (schema.TRIAL_ID, schema.CONFIG, schema.HISTORY, schema.LAST_VALUES) == (
+    assert (stored_names.TRIAL_ID, stored_names.CONFIG, stored_names.HISTORY, stored_names.LAST_VALUES) == (
         "trial_id", "config", "history", "came"
     )  # fmt: skip
-    assert [*schema.HISTORY_KEYS.values(), *schema.LAST_VALUES_KEYS.values()] == ["epochs", "notes", "last", "facts"]
-    assert schema.table_name("demo", "vtab/dtd linear b 1", "search") == "demo: vtab/dtd linear b 1 search"
-    assert schema.split_copy_name(schema.copy_name("a (b)", 2)) == ("a (b)", 2)
-    assert schema.split_copy_name("demo") == ("demo", 1)
+    assert [*stored_names.HISTORY_KEYS.values(), *stored_names.LAST_VALUES_KEYS.values()] == [
+        "epochs",
+        "notes",
+        "last",
+        "facts",
+    ]
+    assert stored_names.table_name("demo", "vtab/dtd linear b 1", "search") == "demo: vtab/dtd linear b 1 search"
+    assert stored_names.split_copy_name(stored_names.copy_name("a (b)", 2)) == ("a (b)", 2)
+    assert stored_names.split_copy_name("demo") == ("demo", 1)
     assert [state.value for state in TrialState] == ["waiting", "running", "complete", "pruned", "failed"]
     assert [cause.value for cause in FailureCause] == [
         "worker lost", "out of memory", "diverged", "bad data or configuration", "error"
@@ -68,12 +80,12 @@ def test_a_sweep_stores_no_name_that_the_maps_lack(spec: SweepSpec, tmp_path: Pa
     with sqlite3.connect(file) as database:
         of_studies = {key for (key,) in database.execute("SELECT DISTINCT key FROM study_user_attributes")}
         of_trials = {key for (key,) in database.execute("SELECT DISTINCT key FROM trial_user_attributes")}
-    allowed = {*schema.SWEEP_ATTRS.values(), *schema.STUDY_ATTRS.values(), "mlflow/0"}
+    allowed = {*stored_names.SWEEP_ATTRS.values(), *stored_names.STUDY_ATTRS.values(), "mlflow/0"}
     assert of_studies <= allowed
     assert {"spec", "halt", "schema_version", "settings", "mlflow_run", "shown", "mlflow/0", "replaces"} <= of_studies
-    allowed = {*schema.DRIVER_ATTRS.values(), *schema.TRIAL_ATTRS.values()}
+    allowed = {*stored_names.DRIVER_ATTRS.values(), *stored_names.TRIAL_ATTRS.values()}
     assert of_trials <= allowed | {"trial_id", "config", "history", "came"}
-    assert {*schema.DRIVER_ATTRS.values(), "error", "cause", "failures", "wasted_s"} <= of_trials
+    assert {*stored_names.DRIVER_ATTRS.values(), "error", "cause", "failures", "wasted_s"} <= of_trials
 
 
 def _set_version(url: str, version: int | None) -> None:
@@ -147,7 +159,7 @@ def test_optuna_has_the_private_ids_that_its_storage_asks_for(record_url: str) -
 
 
 def test_only_one_module_reads_private_attributes_of_optuna() -> None:
-    root = Path(schema.__file__).parents[2]
+    root = Path(stored_names.__file__).parents[2]
     readers = []
     for file in root.rglob("*.py"):
         for line in file.read_text().splitlines():
