@@ -1,11 +1,11 @@
-# Each word is what CI says too. `make demo` and `make test` need nothing but Python 3.11 or later, make and git.
+# CI runs the same words. `make demo` and `make test` need only Python 3.11 or later, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test test-slow check bench install
+.PHONY: demo ui test test-slow check docs bench install
 .DEFAULT_GOAL := demo
 
-# The lock, installed: made again whenever the lock or the dependencies change.
+# The locked packages in .venv, installed again when the lock or the dependencies change.
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,7 +22,7 @@ ui: install
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# One after another: most start clusters, which use every core themselves.
+# Not in parallel: most of these tests start clusters, which use every core themselves.
 test-slow: install
 	$(BIN)/pytest -m slow
 
@@ -31,7 +31,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Against the published recipe and the machine's own limits: tables, and the numbers in bench/.
+# Regenerates the part of search_spaces/README.md that comes from the schema.
+docs: install
+	$(BIN)/python -m orchestrator.spec.reference
+
+# Compares speed with the published recipe and with the limits of the machine. Prints tables, writes numbers to bench/.
 bench: install
 	$(BIN)/python -m tests.benchmarks.throughput --prototypes --out bench/throughput.json
 	$(BIN)/python -m tests.benchmarks.trials --out bench/trials.json

@@ -1,2 +1,2 @@
--- Optuna and MLflow both keep a table alembic_version, so they need a database each. The record's is POSTGRES_DB.
+-- Optuna and MLflow both have a table alembic_version, so each needs its own database. The study database is POSTGRES_DB.
 CREATE DATABASE mlflow;

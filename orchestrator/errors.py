@@ -1,12 +1,12 @@
-"""What a user can do wrong, as one small tree; the command line prints the text and no stack trace.
+"""Errors that a user can correct, as one small tree. The command line prints their text without a stack trace.
 
 UserError
 ├── SpecError      the spec has problems, all of them listed
 ├── HomeError      the home folder cannot be used
-├── ConflictError  the spec contradicts trials that the record already holds
-├── LeaseError     another driver is at work on the sweep
+├── ConflictError  the spec contradicts trials in the study database
+├── LeaseError     another driver runs the sweep
 ├── ServiceError   a database, a server or a bucket does not answer, or refuses
-└── ClusterError   Ray cannot give what the spec asks for
+└── ClusterError   Ray has not the resources that the spec asks for
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A mistake outside this program, told as rule, value and way out."""
+    """A mistake outside this program. The text names the rule, the value and the way out."""
 
 
 class SpecError(UserError):
-    """Every problem of a spec, each with its place."""
+    """All problems of a spec.
+
+    Args:
+        source: the file, or another name of the spec.
+        problems: one sentence each, beginning with the key that it is about.
+    """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
         self.problems = list(problems)
 
@@ -32,18 +37,18 @@ class HomeError(UserError):
 
 
 class ConflictError(UserError):
-    """An edit that would mix results of different experiments under one name."""
+    """An edit of a spec that would mix results of different experiments under one name."""
 
 
 class LeaseError(UserError):
-    """A sweep has one driver, and it is another one."""
+    """Another driver holds the lease on the sweep."""
 
 
 class ServiceError(UserError):
-    """Something on the network is away, or refuses these credentials.
+    """A service on the network does not answer, or refuses the request.
 
     Args:
-        away: whether it does not answer at all, which may pass.
+        away: whether the service does not answer at all, which may pass.
     """
 
     def __init__(self, text: str, *, away: bool = False) -> None:
@@ -52,4 +57,4 @@ class ServiceError(UserError):
 
 
 class ClusterError(UserError):
-    """Ray is not there, or has not what a trial needs."""
+    """There is no Ray cluster, or it has not the resources that a trial needs."""

@@ -1,4 +1,4 @@
-"""Models registered by version 0.1.0 name this module as their loader."""
+"""Loader of models that version 0.1.0 registered. Their `MLmodel` files name this module, so it must keep its name."""
 
 from orchestrator.tracking.mlflow_pyfunc import _load_pyfunc
 

@@ -1,4 +1,4 @@
-"""Trains learnable prompts on a frozen ViT; has never heard of Ray, Optuna or MLflow."""
+"""Trains learnable prompts on a frozen ViT. A library that needs no Ray, Optuna or MLflow."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ if TYPE_CHECKING:
 
 
 def load(folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Classifier:
-    """The model that a finished run left in its folder (path or URI), ready to classify images.
+    """Return the model of a finished run, ready to classify images.
 
-    Only `card.json` and `prompt.safetensors` are needed; the backbone comes from where it always does.
+    Only `card.json` and `prompt.safetensors` are read from the folder. The backbone's weights are found as in training.
 
     Args:
-        weights: a file, or a folder of files, in which the backbone's weights are looked for first.
+        folder: the run's folder, a path or a URI.
+        weights: a file, or a folder of files, that is searched first for the backbone's weights.
+        device: device of the model, such as cpu or cuda.
 
     Raises:
-        ValueError: if the folder holds no finished run, or the backbone's weights are others than it was trained on.
+        ValueError: if the folder holds no finished run, or the backbone's weights are not those it was trained on.
         OSError: if the folder cannot be read.
     """
-    from trainer.inference import load_classifier  # torch takes a second, and trainer.config does without it
+    # Here, because torch takes a second to import and trainer.config needs none.
+    from trainer.inference import load_classifier
 
     return load_classifier(folder, weights=weights, device=device)

@@ -1,4 +1,4 @@
-"""Tasks, backbones and methods as tables: one row each, nothing imported but the standard library."""
+"""Tables of tasks, backbones and methods, one row each. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """A classification task with its official split sizes; `trainval` is train and val together."""
+    """A classification task with the sizes of its official splits. The split `trainval` is train and val together."""
 
     name: str
     group: str
-    """The group that reports average over."""
+    """Group of tasks over which reports average."""
     num_classes: int
     num_train: int
     num_val: int
     num_test: int
     augmented: bool = False
-    """Whether training sees random crops and mirror images (FGVC), or each image as it is (VTAB)."""
+    """True if training sees random crops and mirror images (FGVC), False if it sees each image as it is (VTAB)."""
 
 
 SIZES = {
@@ -35,29 +35,29 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class BackboneRow:
-    """A frozen network by its full timm name: the architecture, a dot, the weights' tag."""
+    """A frozen network. Its full timm name is the architecture, a dot, and the tag of the weights."""
 
     name: str
     size: str
     pretraining: Literal["mae", "moco_v3", "supervised", "dino", "dinov2"]
     published_as: str = ""
-    """Name of the file that its authors published."""
+    """Name of the file that its authors published, if they did."""
     on_hub: bool = True
     """Whether timm's hub has its weights."""
     patch_size: int = 16
     image_size: int = 224
-    """Side of the square the network sees unless a config says another, in pixels."""
+    """Side of the square that the network sees, in pixels, unless a config sets another."""
     mean_and_std: Literal["imagenet", "half"] = "imagenet"
-    """The normalisation it was trained with: ImageNet's mean and std, or 0.5 and 0.5."""
+    """Pixel normalization it was trained with: ImageNet's mean and std, or 0.5 and 0.5."""
 
     @property
     def architecture(self) -> str:
-        """timm's name of the network without its weights."""
+        """timm's name of the network without the tag of its weights."""
         return self.name.partition(".")[0]
 
     @property
     def num_layers(self) -> int:
-        """Transformer blocks, L."""
+        """Number of transformer blocks, L."""
         return SIZES[self.size][0]
 
     @property
@@ -67,27 +67,27 @@ class BackboneRow:
 
     @property
     def readout(self) -> Literal["mean", "cls"]:
-        """What the head reads: the mean of all tokens but CLS (MAE), or the CLS token."""
+        """Input of the head: the mean of all tokens but CLS (MAE), or the CLS token."""
         return "mean" if self.pretraining == "mae" else "cls"
 
     @property
     def head_std(self) -> float:
-        """Standard deviation of the head's first weight (SPT's reference: 0.01 on MoCo v3)."""
+        """Standard deviation of the head's initial weight (SPT's reference code: 0.01 on MoCo v3)."""
         return 0.01 if self.pretraining == "moco_v3" else 0.02
 
     def num_patches(self, image_size: int | None = None) -> int:
-        """Patch tokens of one image, N."""
+        """Return the number of patch tokens of one image, N."""
         return ((image_size or self.image_size) // self.patch_size) ** 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """How the network is adapted."""
+    """A way to adapt the network to a task."""
 
     name: str
     prompted_layers: Literal["all", "first", "none"]
     prompt_inits: tuple[str, ...] = ()
-    """The strategies that may give the prompt its first value; with one only, there is nothing to choose."""
+    """Strategies for the prompt's initial value. If there is only one, there is nothing to choose."""
     prompt_dropout: float = 0.0
     backbone_learns: bool = False
 
@@ -96,14 +96,14 @@ PROTOTYPE_INITS = ("random", "mean_pool", "max_pool", "kmeans")
 
 
 def _vtab(name: str, group: str, num_classes: int, num_test: int) -> Task:
-    """A VTAB-1K task: 800 training and 200 validation images, and the full test set."""
+    """Return a VTAB-1K task: 800 training and 200 validation images, and the full test set."""
     return Task(
         name=f"vtab/{name}", group=group, num_classes=num_classes, num_train=800, num_val=200, num_test=num_test
     )
 
 
 def _fgvc(name: str, num_classes: int, num_train: int, num_val: int, num_test: int) -> Task:
-    """A fine-grained task, trained on random crops; train and val are VPT's 90 and 10 per cent."""
+    """Return a fine-grained task, trained on random crops. Train and val are VPT's 90 and 10 per cent."""
     return Task(
         name=f"fgvc/{name}",
         group="fgvc",
@@ -116,11 +116,11 @@ def _fgvc(name: str, num_classes: int, num_train: int, num_val: int, num_test: i
 
 
 OWN = "own/"
-"""What the names of users' own tasks begin with; their sizes stand in their cards."""
+"""Prefix of the names of users' own tasks. Their sizes stand in their cards."""
 
 
 def is_own(name: str) -> bool:
-    """Whether a name may be that of a user's own task: a folder of the store has it."""
+    """Return whether a name can be that of a user's own task, which is also a folder of the task store."""
     return re.fullmatch(rf"{OWN}[^\W_][\w.-]*", name) is not None
 
 
@@ -158,7 +158,7 @@ TASKS = {
 }
 
 BUNDLED = "vit_nano_patch4_32.mae"
-"""The network that ships with this package."""
+"""Name of the network that ships with this package."""
 
 
 BACKBONES = {
@@ -202,5 +202,5 @@ METHODS = {
 
 
 def is_augmented(task: str) -> bool:
-    """Whether a task is trained on random crops; users' own are not."""
+    """Return whether a task is trained on random crops. Users' own tasks are not."""
     return task in TASKS and TASKS[task].augmented

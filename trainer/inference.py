@@ -1,4 +1,4 @@
-"""Use of what was trained: a folder of `card.json` and `prompt.safetensors` becomes a model that classifies images."""
+"""Inference: makes a classifier of `card.json` and `prompt.safetensors` of a finished run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
@@ -24,16 +25,16 @@ from trainer.storage.files import read_bytes
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One of the classes, with the softmax that the model gives it."""
+    """A class, and how confident the model is in it."""
 
     class_name: str
     confidence: float
-    """0..1."""
+    """Softmax, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A trained prompt and head on their backbone, with the transform that they were scored with."""
+    """A trained prompt and head on their backbone, with the image transform that they were scored with."""
 
     model: PromptedViT
     config: TrainConfig
@@ -43,47 +44,54 @@ class Classifier:
     def classify(
         self, images: Sequence[bytes | Path], top: int = 5, batch_size: int = 64
     ) -> Iterator[list[Prediction]]:
-        """The most likely classes of each image, best first; images are encoded bytes or files.
+        """Yield the most likely classes of each image, best first.
+
+        Args:
+            images: encoded images, as bytes or files.
+            top: number of classes per image.
+            batch_size: images that go through the network together.
 
         Raises:
-            ValueError: if an image cannot be decoded, with its name or place.
+            ValueError: if an image cannot be decoded, with its name or index.
             OSError: if a file cannot be read.
         """
-        augmented = is_augmented(self.config.task)
+        network = with_precision(self.model, self.config.precision, self.device)
         for start in range(0, len(images), batch_size):
-            squares = []
-            for place, image in enumerate(images[start : start + batch_size], start=start):
-                data = image if isinstance(image, bytes) else image.read_bytes()
-                try:
-                    squares.append(decode(data, self.config.pixels, self.config.transform, augmented=augmented))
-                except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                    name = f"image {place}" if isinstance(image, bytes) else str(image)
-                    known = not isinstance(error, UnidentifiedImageError)
-                    reason = error if known else "its format is unknown"
-                    raise ValueError(f"{name} is no image that can be decoded: {reason}") from error
-            network = with_precision(self.model, self.config.precision, self.device)
+            batch = images[start : start + batch_size]
+            squares = [self._decode(image, index) for index, image in enumerate(batch, start=start)]
+
             logits_BK = evaluate_in_batches(network, torch.stack(squares).to(self.device))
-            found = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
-            for confidences, labels in zip(found.values.tolist(), found.indices.tolist(), strict=True):
-                yield [Prediction(self.class_names[k], c) for k, c in zip(labels, confidences, strict=True)]
+            best = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
+
+            for confidences, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                yield [
+                    Prediction(self.class_names[label], confidence)
+                    for label, confidence in zip(labels, confidences, strict=True)
+                ]
+
+    def _decode(self, image: bytes | Path, index: int) -> Tensor:
+        """Return an image as the square that the network sees."""
+        data = image if isinstance(image, bytes) else image.read_bytes()
+        try:
+            return decode(data, self.config.pixels, self.config.transform, augmented=is_augmented(self.config.task))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            name = f"image {index}" if isinstance(image, bytes) else str(image)
+            # Pillow's own text names a BytesIO object at some address.
+            reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
+            raise ValueError(f"{name} cannot be decoded as an image: {reason}") from error
 
 
 def load_classifier(folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Classifier:
-    """What a finished run left in its folder (path or URI), as a model. See `trainer.load`.
+    """Return the model of a finished run. See `trainer.load`.
 
     Raises:
-        ValueError: if the folder holds no finished run, or the backbone's weights are others than it was trained on.
+        ValueError: if the folder holds no finished run, or the backbone's weights are not those it was trained on.
         OSError: if the folder cannot be read.
     """
-    card_bytes, tensors = (read_bytes(f"{folder}/{name}") for name in (run_folder.CARD, run_folder.PROMPT))
-    if card_bytes is None or tensors is None:
-        raise ValueError(f"{folder} holds no finished run: card.json and prompt.safetensors come at the end of one.")
-    try:
-        card = RunCard.from_json(card_bytes)
-    except ValueError as error:
-        raise ValueError(f"{folder}/card.json is damaged: {error}.") from error
+    card, learnt = _read_run(folder)
     config = card.config
     method = METHODS[config.method]
+
     backbone = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
     )
@@ -92,15 +100,8 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
             f"{folder} was trained on weights of {config.backbone} with SHA-256 {card.backbone_sha256[:12]}, found "
             f"{backbone.sha256[:12]}; name the file it was trained on with --weights or SPTUNE_WEIGHTS."
         )
-    try:
-        learnt = load_tensors(tensors)
-    except SafetensorError as error:
-        raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
-    found = {name: list(tensor.shape) for name, tensor in learnt.items()}
-    if found != card.learnable:
-        names = found.keys() | card.learnable.keys()
-        wrong = sorted(name for name in names if found.get(name) != card.learnable.get(name))
-        raise ValueError(f"{folder}/prompt.safetensors is not of its card.json: {', '.join(wrong[:3])} differ.")
+
+    # Without dropout and drop path, which only training has. Every learnable value is overwritten below.
     model = PromptedViT(
         backbone.variant(learns=method.backbone_learns, drop_path=0.0),
         num_classes=len(card.class_names),
@@ -114,3 +115,37 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
             parameter.copy_(learnt[name])
     model.to(device).eval()
     return Classifier(model=model, config=config, class_names=card.class_names, device=device)
+
+
+def _read_run(folder: str | Path) -> tuple[RunCard, dict[str, Tensor]]:
+    """Return the card and the learnt tensors of a finished run, which fit together.
+
+    Raises:
+        ValueError: if one is missing or damaged, or they are of different runs.
+        OSError: if the folder cannot be read.
+    """
+    card_bytes = read_bytes(f"{folder}/{run_folder.CARD}")
+    tensor_bytes = read_bytes(f"{folder}/{run_folder.PROMPT}")
+    if card_bytes is None or tensor_bytes is None:
+        raise ValueError(
+            f"{folder} holds no finished run: card.json and prompt.safetensors are written at the end of one."
+        )
+
+    try:
+        card = RunCard.from_json(card_bytes)
+    except ValueError as error:
+        raise ValueError(f"{folder}/card.json cannot be read: {error}.") from error
+    try:
+        learnt = load_tensors(tensor_bytes)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
+
+    # The two files may have been copied from different runs.
+    shapes = {name: list(tensor.shape) for name, tensor in learnt.items()}
+    if shapes != card.learnable:
+        names = shapes.keys() | card.learnable.keys()
+        differing = sorted(name for name in names if shapes.get(name) != card.learnable.get(name))
+        raise ValueError(
+            f"{folder}/prompt.safetensors does not belong to its card.json: {', '.join(differing[:3])} differ."
+        )
+    return card, learnt

@@ -1,4 +1,4 @@
-"""Names of the metrics of a run. They are stored in databases, files and MLflow: never rename one.
+"""Names of the metrics of a run. They are stored in databases, files and MLflow, so never rename one.
 
 Accuracies are fractions 0..1, at the end of an epoch. Each split has its own: `val/accuracy`, `test/accuracy`.
 """
@@ -24,7 +24,7 @@ LEARNABLE_PARAMETERS = "learnable/parameters"
 LEARNABLE_SHARE = "learnable/share"
 """Learnable parameters as a fraction of all."""
 PROTOTYPES_SECONDS = "prototypes/seconds"
-"""Seconds that building the prototypes took, in whichever run built them."""
+"""Seconds that building the prototypes took, in the run that built them."""
 
 NMI_LAYER = "nmi/layer_"
 """Prefix of normalized mutual information; a layer's number with two digits follows."""

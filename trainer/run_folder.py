@@ -1,6 +1,6 @@
-"""The files of a run's folder, and the card that says what the run was.
+"""Names of the files in a run's folder, and the card that describes the run.
 
-`prompt.safetensors` and `card.json` are a classifier (`trainer.load`); the other files explain it.
+`trainer.load` makes a classifier of `prompt.safetensors` and `card.json`. The other files explain it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.txt"
 PREDICTIONS = "predictions.parquet"
 PROMPT = "prompt.safetensors"
-"""What was learnt: prompt, head and, with `full`, the network."""
+"""The learnt tensors: prompt, head and, with `full`, the network."""
 PROTOTYPES = "prototypes.safetensors"
 """The prompt's initial value."""
 
@@ -54,18 +54,29 @@ class RunCard:
 
     @classmethod
     def from_json(cls, data: bytes) -> RunCard:
-        """Read `card.json`.
+        """Return the card of a `card.json`.
 
         Raises:
             ValueError: if the text is not a card, or a newer version of sptune wrote it.
         """
+        # Errors of JSON that is cut short, or is not what a card holds: a list, a key less, a value of another type.
+        unreadable = (ValueError, KeyError, TypeError, AttributeError)
         try:
             values: dict[str, Any] = json.loads(data)
-            version = values.pop("schema_version", 1)
+            is_newer = values.get("schema_version", 1) > SCHEMA_VERSION
+        except unreadable as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+        # Before any other key: a newer version may have renamed them.
+        if is_newer:
+            raise ValueError(
+                f"schema_version is {values['schema_version']}, and this version of sptune reads up to "
+                f"{SCHEMA_VERSION}; upgrade sptune"
+            )
+
+        try:
             fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
             fields["config"] = TrainConfig.from_params(values["config"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except unreadable as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
-        if version > SCHEMA_VERSION:
-            raise ValueError(f"schema_version is {version}, and this version of sptune reads up to {SCHEMA_VERSION}")
         return cls(**fields)

@@ -1,10 +1,10 @@
-"""The commands `sptune data`: the task store, from sources to contact sheets."""
+"""The commands `sptune data`: import, list, verify and show the tasks of the task store."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,16 +15,22 @@ from orchestrator.cli.options import console
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
 from trainer.catalog import OWN, TASKS
-from trainer.data.task_store import Card, read_card
+from trainer.data.task_store import SPLITS, Card, read_card
 from trainer.storage.files import list_folders
 
-app = typer.Typer(no_args_is_help=True, help="Import, list, verify and look at the tasks.")
+if TYPE_CHECKING:
+    from trainer.data.verify import Verdict
+
+app = typer.Typer(no_args_is_help=True, help="Import, list, verify and show tasks.")
+
+MAX_PROBLEMS_SHOWN = 20
+"""Problems of a task that are listed."""
 
 DataOption = Annotated[
     str | None,
     typer.Option("--data", envvar="SPTUNE_DATA", help="The task store; default: `data` in the home (`SPTUNE_HOME`)."),
 ]
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Such as vtab/dtd; `sptune data list` names them.")]
+TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Such as vtab/dtd; `sptune data list` lists them.")]
 
 
 def _root(data: str | None) -> str:
@@ -32,7 +38,7 @@ def _root(data: str | None) -> str:
 
 
 def _tasks(root: str) -> list[str]:
-    """The catalog's tasks, and the user's own that are in the store."""
+    """Return the tasks of the catalog, and the user's own that are in the store."""
     return [*TASKS, *(f"{OWN}{name}" for name in list_folders(f"{root}/{OWN.rstrip('/')}"))]
 
 
@@ -47,25 +53,23 @@ def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
 
 @app.command("import")
 def import_(
-    path: Annotated[
-        Path, typer.Argument(help="A folder or an archive, as its makers or `vtab-1k` or TFDS lay it out.")
-    ],
-    task: Annotated[str | None, typer.Option(help=f"The task wanted, or a name for your own: {OWN}NAME.")] = None,
+    path: Annotated[Path, typer.Argument(help="A folder or an archive, laid out as its makers, `vtab-1k` or TFDS do.")],
+    task: Annotated[str | None, typer.Option(help=f"The task to import, or a name for your own: {OWN}NAME.")] = None,
     form: Annotated[
-        str | None, typer.Option(help="official, vtab-1k, tfds, folder or parquet, if several fit.")
+        str | None, typer.Option(help="official, vtab-1k, tfds, folder or parquet; needed if several fit.")
     ] = None,
     data: DataOption = None,
 ) -> None:
-    """Put the tasks that a path holds into the store; what it is, is found out."""
+    """Import the tasks of a folder or archive into the task store. The kind of source is detected."""
     from trainer.data.importers.archive import ImportRefused
     from trainer.data.importers.registry import find_candidates, import_task
 
     root = _root(data)
     try:
-        for found in find_candidates(path.expanduser(), task, form):
+        for candidate in find_candidates(path.expanduser(), task, form):
             with _bar() as progress:
-                bar = progress.add_task(found.task, total=None)
-                card = import_task(root, found, functools.partial(_show, progress, bar))
+                bar = progress.add_task(candidate.task, total=None)
+                card = import_task(root, candidate, functools.partial(_show, progress, bar))
             _print_card(card, root)
     except (ImportRefused, OSError) as error:
         raise UserError(str(error)) from None
@@ -73,33 +77,47 @@ def import_(
 
 @app.command("list")
 def list_(data: DataOption = None) -> None:
-    """List the tasks, those in the store and those that are not, and how to get them."""
+    """List all tasks, which of them are in the store, and where to get the others."""
     root = _root(data)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("task", "group", "classes", "train", "val", "test", "stored"):
-        table.add_column(name, justify="right" if name in ("classes", "train", "val", "test") else "left", no_wrap=True)
+    for name in ("task", "group"):
+        table.add_column(name, no_wrap=True)
+    for name in ("classes", *SPLITS):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("stored", no_wrap=True)
+
     absent = []
     for task in _tasks(root):
-        card, row = read_card(root, task), TASKS.get(task)
-        sizes = (row.num_train, row.num_val, row.num_test) if row else (0, 0, 0)
-        numbers = tuple(card.counts[split] for split in ("train", "val", "test")) if card else sizes
-        classes = row.num_classes if row else len(card.class_names) if card else 0
-        shown = "at first use" if task.startswith("demo/") else "—"
-        if card:
-            shown = "partly" if card.differs else card.protocol.partition(" ")[0]
-        elif not task.startswith("demo/"):
+        card = read_card(root, task)
+        table.add_row(*_list_row(task, card))
+        # Demo tasks are made at their first use.
+        if card is None and not task.startswith("demo/"):
             absent.append(task)
-        table.add_row(task, row.group if row else "own", *(f"{n:,}" for n in (classes, *numbers)), shown)
     console.print(table)
     if absent:
-        _print_where(absent)
+        _print_sources(absent)
 
 
-def _print_where(absent: list[str]) -> None:
-    """Where each absent task comes from, and the command."""
+def _list_row(task: str, card: Card | None) -> list[str]:
+    """Return the cells of a task: sizes from its card if it is stored, from the catalog if not."""
+    row = TASKS.get(task)
+    sizes = [0, 0, 0, 0]
+    if row is not None:
+        sizes = [row.num_classes, row.num_train, row.num_val, row.num_test]
+    stored = "at first use" if task.startswith("demo/") else "—"
+
+    if card is not None:
+        num_classes = row.num_classes if row is not None else len(card.class_names)
+        sizes = [num_classes, *(card.counts[split] for split in SPLITS)]
+        stored = "partly" if card.differs else card.protocol.partition(" ")[0]
+    return [task, row.group if row is not None else "own", *(f"{size:,}" for size in sizes), stored]
+
+
+def _print_sources(absent: list[str]) -> None:
+    """Print where each absent task comes from."""
     from trainer.data.importers.registry import sources
 
-    console.print("\nWhere to get what is not there, each with `sptune data import PATH`:", highlight=False)
+    console.print("\nWhere to get the others; import each with `sptune data import PATH`:", highlight=False)
     console.print("  vtab-1k folder (all of vtab/), TFDS directories, or the official files:", highlight=False)
     for source in sources():
         if source.form == "official" and source.where and any(task in absent for task in source.tasks):
@@ -111,41 +129,46 @@ def verify(
     task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: all in the store.")] = None,
     data: DataOption = None,
 ) -> None:
-    """Read tasks from end to end: counts, labels, keys, every image, the fingerprint. Exit status 1 on a problem."""
+    """Read tasks from end to end: counts, labels, keys, images, fingerprint. Exit status 1 if something is wrong."""
     from trainer.data.task_store import TaskMissing
-    from trainer.data.verify import verify as read_through
+    from trainer.data.verify import verify as verify_task
 
     root = _root(data)
     tasks = [task] if task else [name for name in _tasks(root) if read_card(root, name)]
     if not tasks:
         raise UserError(f"{root} holds no task; `sptune data list` says where to get them.")
-    bad = 0
+
+    num_wrong = 0
     for name in tasks:
         try:
             with _bar() as progress:
                 bar = progress.add_task(name, total=None)
-                verdict = read_through(root, name, functools.partial(_show, progress, bar))
+                verdict = verify_task(root, name, functools.partial(_show, progress, bar))
         except (TaskMissing, OSError, ValueError) as error:
             raise UserError(str(error)) from None
-        bad += bool(verdict.problems)
-        shown = "[red]wrong[/red]" if verdict.problems else "[green]clean[/green]"
-        card = verdict.card
-        console.print(f"{name}: {shown}, {sum(card.counts.values()):,} images, {card.protocol}, {card.fingerprint}")
-        for sentence in verdict.problems[:20]:
-            console.print(f"  problem: {sentence}", highlight=False, soft_wrap=True)
-        for sentence in verdict.notes:
-            console.print(f"  note: {sentence}", highlight=False, soft_wrap=True)
-    if bad:
+        _print_verdict(name, verdict)
+        num_wrong += bool(verdict.problems)
+    if num_wrong:
         raise typer.Exit(1)
+
+
+def _print_verdict(task: str, verdict: Verdict) -> None:
+    word = "[red]wrong[/red]" if verdict.problems else "[green]clean[/green]"
+    card = verdict.card
+    console.print(f"{task}: {word}, {sum(card.counts.values()):,} images, {card.protocol}, {card.fingerprint}")
+    for sentence in verdict.problems[:MAX_PROBLEMS_SHOWN]:
+        console.print(f"  problem: {sentence}", highlight=False, soft_wrap=True)
+    for sentence in verdict.notes:
+        console.print(f"  note: {sentence}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def show(
     task: TaskArgument,
-    out: Annotated[Path | None, typer.Option(help="Where to write the PNG; default: TASK.png here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG to write; default: TASK.png here.")] = None,
     data: DataOption = None,
 ) -> None:
-    """Write a contact sheet: a row a class, a few of its training images."""
+    """Write a contact sheet: a row for each class, with a few of its training images."""
     from trainer.data.task_store import TaskMissing
     from trainer.data.verify import contact_sheet
 
@@ -153,9 +176,9 @@ def show(
         picture = contact_sheet(_root(data), task)
     except (TaskMissing, OSError) as error:
         raise UserError(str(error)) from None
-    place = out or Path(f"{task.replace('/', '_')}.png")
-    place.write_bytes(picture)
-    console.print(f"{place}", highlight=False)
+    file = out or Path(f"{task.replace('/', '_')}.png")
+    file.write_bytes(picture)
+    console.print(f"{file}", highlight=False)
 
 
 def _print_card(card: Card, root: str) -> None:

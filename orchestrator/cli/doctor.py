@@ -1,8 +1,9 @@
-"""The command `doctor`: whether a sweep would run here."""
+"""The command `doctor`: check whether a sweep can run here."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -13,52 +14,65 @@ from orchestrator.doctor.checks import Finding, check_nodes, check_services
 from orchestrator.environment.home import home_at
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 
-STYLES = {"well": "", "slow": "yellow", "wrong": "red"}
+STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 
 
 def doctor(
     spec: Annotated[
         str | None,
-        typer.Argument(metavar="SPEC", help="A spec: its addresses, tasks, weights and GPUs are looked at, too."),
+        typer.Argument(metavar="SPEC", help="A spec, whose addresses, tasks, weights and GPUs are checked, too."),
     ] = None,
     home: HomeOption = None,
     address: AddressOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Look at all that a sweep needs, on each node of a cluster, and say what is wrong and how to cure it.
+    """Check what a sweep needs, on each node of a cluster, and print what is wrong and how to repair it.
 
-    Home, record, MLflow; with --address each node's versions, home, GPUs, data, weights and cache. Nothing is
-    started. Exit status 1 if something is wrong. A launch on a cluster looks at the same before it starts.
+    Checks the home, the study database and MLflow; with `--address` also the versions, home, GPUs, data, weights and
+    cache of each node. Starts nothing. Exit status 1 if there is an error. A launch on a cluster does the same checks
+    before it starts.
     """
     path = find_spec(spec) if spec else None
     cluster = load_cluster(path) if path else None
     place = home_at(home, cluster)
     sweep = load_spec(path) if path else None
     if cluster is not None:
-        address, weights = address or cluster.address, weights or cluster.weights
-    with console.status("looking at the servers"):
-        findings = check_services(place)
-    if all(finding.verdict != "wrong" or finding.subject not in ("addresses", "home") for finding in findings):
-        from orchestrator.drivers.ray import cluster as ray_nodes
+        address = address or cluster.address
+        weights = weights or cluster.weights
 
-        looking = console.status("looking at the nodes" if address else "looking at this machine")
-        with looking, ray_nodes.connected(address) if address else contextlib.nullcontext():
+    with console.status("checking the servers"):
+        findings = check_services(place)
+
+    # Without a usable home the nodes have nothing to check.
+    if not any(finding.subject in ("addresses", "home") for finding in _errors(findings)):
+        from orchestrator.drivers.ray.cluster import connected
+
+        step = "checking the nodes" if address else "checking this machine"
+        with console.status(step), connected(address) if address else contextlib.nullcontext():
             findings += check_nodes(place, sweep, weights, cluster=address is not None)
+
     _print(findings)
-    if any(finding.verdict == "wrong" for finding in findings):
+    if _errors(findings):
         raise typer.Exit(1)
 
 
-def _print(findings: list[Finding]) -> None:
+def _errors(findings: Sequence[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.verdict == "error"]
+
+
+def _print(findings: Sequence[Finding]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("where", "what", "", "found"):
         table.add_column(name, overflow="fold")
-    for one in findings:
-        table.add_row(one.where, one.subject, one.verdict, one.detail, style=STYLES[one.verdict])
+    for finding in findings:
+        style = STYLES[finding.verdict]
+        table.add_row(finding.where, finding.subject, finding.verdict, finding.detail, style=style)
     console.print(table)
-    cures = [one for one in findings if one.remedy]
-    for one in cures:
-        console.print(f"{one.where}, {one.subject}: {one.remedy}", highlight=False, soft_wrap=True)
-    wrong = sum(one.verdict == "wrong" for one in findings)
-    told = "all is well" if not wrong else "1 thing is wrong" if wrong == 1 else f"{wrong} things are wrong"
-    console.print(f"{told}.", highlight=False)
+
+    for finding in findings:
+        if finding.remedy:
+            console.print(f"{finding.where}, {finding.subject}: {finding.remedy}", highlight=False, soft_wrap=True)
+
+    num_errors = len(_errors(findings))
+    noun = "error" if num_errors == 1 else "errors"
+    console.print(f"{num_errors or 'no'} {noun}.", highlight=False)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.lookup import find_sweep
+from orchestrator import launch as api
 from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
@@ -21,21 +22,21 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
-    missing,
 )
-from orchestrator.cli.run import run
 from orchestrator.cli.trial_filter import parse_trial_filter
-from orchestrator.environment.connections import open_database
-from orchestrator.environment.home import Home, home_at
-from orchestrator.errors import SpecError, UserError
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec
+from orchestrator.environment.home import Home
+from orchestrator.environment.lookup import find_sweep
+from orchestrator.errors import UserError
+from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
 from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
-    from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import Study
+
+NO_RESULT, HALTED, INTERRUPTED = 1, 3, 130
+"""Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
 
 
 def launch(
@@ -45,60 +46,103 @@ def launch(
     address: AddressOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Run a sweep to its table; started again after anything, it goes on where it was.
+    """Run a sweep and print its results. Run the same command again to resume.
 
-    Ctrl-C once: running trials save at their next epoch; twice: at once. Both go on later.
+    Press Ctrl-C once to stop after the current epoch, twice to stop immediately. Nothing is lost either way.
+
+    Exit status: 0 if the sweep is done, 1 if a study has no result, 2 for a mistake, 3 if a budget or repeated
+    failures stopped it, 130 if you stopped it.
     """
-    path = find_spec(spec)
-    cluster = load_cluster(path)
-    place, weights = home_at(home, cluster), weights or cluster.weights
-    problems = [*place.problems()]
-    sweep = None
-    try:
-        sweep = load_spec(path, functools.partial(missing, home=place, weights=weights))
-    except SpecError as error:
-        problems = [*error.problems, *problems]
-    if problems or sweep is None:
-        raise SpecError(str(path), problems)
-    place.create()
-    run(sweep, place, open_database(place), inline, address or cluster.address, weights)
+    from orchestrator.cli.progress import LiveView
+
+    driver: api.DriverName = "inline" if inline else "ray"
+    with LiveView(console) as view:
+        outcome = api.launch(spec, home=home, driver=driver, address=address, weights=weights, on_progress=view)
+    _finish(outcome)
 
 
 def resume(
     sweep: SweepArgument,
     home: HomeOption = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Run failed trials again, too.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Run failed trials again.")] = False,
     trial: TrialOption = None,
     where: WhereOption = None,
     inline: InlineOption = False,
     address: AddressOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Go on with a sweep by its name; the record holds its spec.
+    """Resume a sweep by its name, with the spec that the study database holds.
 
-    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` choose among them.
+    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them.
     """
-    place, record, spec = find_sweep(home, sweep)
-    weights = weights or spec.cluster.weights
-    if problems := [*place.problems(), *missing(spec, place, weights)]:
-        raise SpecError(f"the recorded spec of {spec.name}", problems)
-    place.create()
-    fits = parse_trial_filter(where, trial or [])
-    again = (lambda found: found.state is TrialState.FAILED and fits(found)) if failed or trial or where else None
-    run(spec, place, record, inline, address or spec.cluster.address, weights, again, bool(trial or where))
+    from orchestrator.cli.progress import LiveView
+
+    driver: api.DriverName = "inline" if inline else "ray"
+    rerun = _rerun(failed, trial, where)
+    with LiveView(console) as view:
+        outcome = api.resume(
+            sweep, home=home, driver=driver, address=address, weights=weights, rerun=rerun, on_progress=view
+        )
+    if rerun is not None:
+        console.print(f"{outcome.num_rerun} failed trials of {outcome.name} were run again.", highlight=False)
+    _finish(outcome)
+
+
+def _rerun(failed: bool, trial: list[str] | None, where: str | None) -> api.Rerun | None:
+    """Return which failed trials to run again; None if the user asked for none."""
+    is_selected = parse_trial_filter(where, trial or [])
+    if not (failed or trial or where):
+        return None
+
+    def matches(candidate: Trial) -> bool:
+        return candidate.state is TrialState.FAILED and is_selected(candidate)
+
+    return api.Rerun(matches, must_match=bool(trial or where))
+
+
+def _finish(outcome: api.SweepOutcome) -> None:
+    """Print the results of a launch, and exit with its status."""
+    from orchestrator.cli.results import print_report
+
+    if outcome.is_interrupted:
+        way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
+        console.print(f"stopped. {way_out}", highlight=False)
+        raise typer.Exit(INTERRUPTED)
+
+    if outcome.was_finished:
+        console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
+    print_report(outcome.studies)
+    console.print(f"\nEvery trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
+
+    if outcome.halt is not None:
+        sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
+        console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
+    if outcome.studies_without_result:
+        raise typer.Exit(NO_RESULT)
+
+
+def _mlflow_address(home: Home) -> str:
+    """Return the command or the address that opens MLflow."""
+    if home.mlflow_file is None:
+        return redact(home.mlflow_uri)
+    folder = Path(home.root)
+    shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    return f"sptune ui --home {shortest}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
-    """Stop a sweep that a driver is at work on elsewhere: its running trials save at their next epoch."""
-    _, record, spec = find_sweep(home, sweep)
+    """Stop a sweep that runs in another terminal or on another machine. Running trials save at their next epoch."""
+    _, database, spec = find_sweep(home, sweep)
     name = spec.name
-    lease = record.lease(name)
+    lease = database.lease(name)
     if not lease.request_stop():
-        raise UserError(f"no driver is at work on {name}: there is nothing to stop.")
-    with console.status(f"asked; waiting for the running trials of {name} to save"):
+        raise UserError(f"no driver is running {name}: there is nothing to stop.")
+
+    with console.status(f"waiting for the running trials of {name} to save"):
         while lease.holders():
             time.sleep(0.5)
-    console.print(f"{name} has stopped; `sptune resume {sweep}` goes on.", highlight=False)
+    console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
 
 
 def rm(
@@ -111,69 +155,75 @@ def rm(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Forget trials, studies or a whole sweep: in the record, in MLflow and on disk.
+    """Delete trials, studies or a whole sweep: from the study database, from MLflow and from disk.
 
-    Chosen trials are as if they had never been run; the next `launch` or `resume` runs what its spec asks for.
+    Deleted trials count as never run: the next `launch` or `resume` runs what the spec asks for.
     """
     from orchestrator.study.study import load_studies
 
-    place, record, spec = find_sweep(home, sweep)
+    place, database, spec = find_sweep(home, sweep)
     name = spec.name
     if study and (trial or where):
-        raise UserError("--study forgets whole studies; give it without --trial and --where.")
-    everything = load_studies(spec, record)
-    studies = [one for one in everything if study is None or fnmatchcase(one.plan.key, study)]
+        raise UserError("--study deletes whole studies; use it without --trial and --where.")
+
+    every_study = load_studies(spec, database)
+    studies = [candidate for candidate in every_study if study is None or fnmatchcase(candidate.plan.key, study)]
     if not studies:
-        raise UserError(
-            f"no study of {name} is like {study!r}; there are: {', '.join(s.plan.key for s in everything)}."
-        )
-    fits = parse_trial_filter(where, trial or [])
-    count = sum(fits(one) for each in studies for one in each.trials)
-    whole = not (trial or where)
-    if not count and not whole:
-        raise UserError(f"no trial of {name} is like that; `sptune status {sweep}` shows what there is.")
-    what = f"{count} trials" + (f" of {len(studies)} studies, and these" if whole else "")
+        keys = ", ".join(candidate.plan.key for candidate in every_study)
+        raise UserError(f"no study of {name} matches {study!r}; there are: {keys}.")
+
+    matches = parse_trial_filter(where, trial or [])
+    num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
+    is_whole = not (trial or where)
+    if not num_trials and not is_whole:
+        raise UserError(f"no trial of {name} matches; `sptune status {sweep}` shows what there is.")
+
+    what = f"{num_trials} trials" + (f" of {len(studies)} studies, and these" if is_whole else "")
     if not yes:
-        typer.confirm(f"Forget {what} of {name}, for ever?", abort=True)
-    lease = record.lease(name)
+        typer.confirm(f"Delete {what} of {name}? This cannot be undone.", abort=True)
+
+    lease = database.lease(name)
     lease.acquire(name)
     try:
-        _delete(record, spec, place, studies, fits, studies_too=whole)
-        if whole and study is None:
-            record.delete_sweep(name)
+        _delete(spec, place, studies, matches, with_studies=is_whole)
+        if is_whole and study is None:
+            database.delete_sweep(name)
             delete_folder(place.trials_folder(name).rpartition("/")[0])
     finally:
         lease.release()
-    console.print(f"forgot {what} of {name}.", highlight=False)
+    console.print(f"deleted {what} of {name}.", highlight=False)
 
 
 def _delete(
-    record: StudyDatabase,
     spec: SweepSpec,
     home: Home,
     studies: list[Study],
-    fits: Callable[[Trial], bool],
+    matches: Callable[[Trial], bool],
     *,
-    studies_too: bool,
+    with_studies: bool,
 ) -> None:
-    """First in MLflow and on disk, last in the record: interrupted, it can be said again."""
+    """Delete from MLflow and disk first, from the study database last: after an interruption, `rm` can be repeated."""
     from orchestrator.tracking.mlflow_runs import delete_runs
 
-    trials = [trial for study in studies for trial in study.trials if fits(trial)]
-    runs = [
-        rows.synced_run(trial.number)[0]
+    run_ids = [
+        table.synced_run(trial.number)[0]
         for study in studies
-        for rows in (study.search_table, study.final_table)
-        for trial in rows.trials
-        if fits(trial)
+        for table in (study.search_table, study.final_table)
+        for trial in table.trials
+        if matches(trial)
     ]
-    runs += [study.search_table.mlflow_run for study in studies] if studies_too else []
-    delete_runs(home.mlflow_uri, [run for run in runs if run is not None])
-    for trial in trials:
-        delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
+    if with_studies:
+        run_ids += [study.search_table.mlflow_run for study in studies]
+    delete_runs(home.mlflow_uri, [run_id for run_id in run_ids if run_id is not None])
+
     for study in studies:
-        if studies_too:
+        for trial in study.trials:
+            if matches(trial):
+                delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
+
+    for study in studies:
+        if with_studies:
             study.search_table.delete()
             study.final_table.delete()
         else:
-            study.reset_trials(fits, discard_progress=True)
+            study.reset_trials(matches, discard_progress=True)

@@ -16,7 +16,7 @@ from trainer.model.weights import WeightsError, find_weights
 
 
 def backbones(weights: WeightsOption = None) -> None:
-    """List the backbones and where each one's weights would come from."""
+    """List the backbones and where the weights of each would come from."""
     if weights and "://" not in weights and not Path(weights).expanduser().exists():
         raise UserError(f"weights {weights}: there is no such file or folder.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -34,21 +34,23 @@ def backbones(weights: WeightsOption = None) -> None:
 
 
 def predict(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="Its id or the first letters of it, or its folder.")],
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id or its first letters, or its folder.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     home: HomeOption = None,
     weights: WeightsOption = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes shown of each image.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
 ) -> None:
-    """Classify images with what a finished trial learnt."""
+    """Classify images with the prompt and head of a finished trial."""
     import trainer
 
-    if missing := [str(image) for image in images if not image.is_file()]:
+    missing = [str(image) for image in images if not image.is_file()]
+    if missing:
         raise UserError(f"there is no file {', '.join(missing)}.")
+
     try:
         classifier = trainer.load(home_at(home).trial_folder(trial), weights=weights)
-        for image, found in zip(images, classifier.classify(images, top), strict=True):
-            shown = "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in found)
-            console.print(f"{image}: {shown}", highlight=False, soft_wrap=True)
+        for image, predictions in zip(images, classifier.classify(images, top), strict=True):
+            classes = "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in predictions)
+            console.print(f"{image}: {classes}", highlight=False, soft_wrap=True)
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None

@@ -1,20 +1,25 @@
-"""The commands that make something of a sweep's results: `figures`, `export` and `register`."""
+"""The commands that turn results into files and models: `figures`, `export` and `register`."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console
 from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
 
-OutOption = Annotated[Path | None, typer.Option(help="Folder to write into; default: one named after the sweep, here.")]
+if TYPE_CHECKING:
+    from orchestrator.study.study import Study
+
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder to write into; default: a folder here that is named after the sweep.")
+]
 
 
 def figures(
@@ -22,26 +27,29 @@ def figures(
     home: HomeOption = None,
     out: OutOption = None,
     each_study: Annotated[
-        bool, typer.Option("--each-study", help="Those of every study, too; MLflow has them with its parent run.")
+        bool,
+        typer.Option("--each-study", help="Draw those of every study, too. MLflow has them in the parent runs."),
     ] = False,
 ) -> None:
-    """Draw what the sweeps have data for, as PNG and PDF.
+    """Draw the figures that the sweeps have data for, as PNG and PDF.
 
-    Test accuracy by task beside published numbers, tuning-set size, model size, NMI; of each study learning curves,
-    accuracy against each parameter, init strategy by images used, parallel coordinates, importances.
+    Of a sweep: test accuracy by task beside published numbers, tuning-set size, model size, NMI. Of each study:
+    learning curves, accuracy against each parameter, init strategy by number of images, parallel coordinates,
+    importances.
     """
     from orchestrator.figures.draw import draw_figures, save_figure
     from orchestrator.report.results_table import published_scores
     from orchestrator.study.importance import param_importances
 
     studies = load_combinable_sweeps(home, sweeps, epochs=True)
-    alone = len(studies) == 1  # then its own figures are the sweep's
+    # The figures of a single study are those of the sweep.
+    is_single = len(studies) == 1
     published = published_scores({study.plan.backbone for study in studies})
     folder = out or Path(f"{studies[0].spec.name}-figures")
     count = 0
     with console.status("drawing"):
         drawn = draw_figures(
-            studies, published=published, importances=param_importances, each_study=each_study or alone
+            studies, published=published, importances=param_importances, each_study=each_study or is_single
         )
         for stem, figure in drawn:
             try:
@@ -56,7 +64,7 @@ def figures(
 
 
 def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = None) -> None:
-    """Write trials.parquet, epochs.parquet and predictions.parquet for other tools; the schema tells each column."""
+    """Write trials.parquet, epochs.parquet and predictions.parquet. Their schemas describe each column."""
     from orchestrator.report.export import export_studies as write
 
     place, _, first = find_sweep(home, sweeps[0])
@@ -76,43 +84,48 @@ def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = Non
 def register(
     sweep: SweepArgument,
     where: WhereOption = None,
-    name: Annotated[str | None, typer.Option(help="Of the model; default: made of sweep, task and method.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model; default: sweep, task and method.")] = None,
     home: HomeOption = None,
 ) -> None:
-    """Put a study's model into MLflow's registry: its final trial of the first seed, or of `--where seed=44`.
+    """Add a study's model to MLflow's registry: the final trial of the first seed, or the one that `--where` selects.
 
-    Which seed is best on test is not asked: that would be choosing on test.
+    The seed with the best test accuracy is not offered: that would be choosing on test.
     """
     from orchestrator.study.study import load_studies
-    from orchestrator.tracking.mlflow_registry import register as put
+    from orchestrator.tracking.mlflow_registry import register as register_model
 
-    place, record, spec = find_sweep(home, sweep)
-    fits = parse_trial_filter(where, [])
-    picked = []
-    for study in load_studies(spec, record, epochs=False):
-        done = [trial for trial in study.requested_final_trials if trial.state is TrialState.COMPLETE and fits(trial)]
-        if done:
-            picked.append((study, min(done, key=lambda trial: study.spec.final.seeds.index(trial.config.seed))))
-    if not picked:
-        raise UserError(
-            f"no complete final trial of {spec.name} is like that; `sptune status {sweep}` shows what there is."
-        )
-    if name is not None and len(picked) > 1:
-        keys = ", ".join(study.plan.key for study, _ in picked[:4])
-        raise UserError(f"--name is for one study, and {len(picked)} are chosen: {keys}; choose one with --where.")
-    for study, trial in picked:
-        run_id, told = study.final_table.synced_run(trial.number)
-        if run_id is None or told is None:
-            raise UserError(f"MLflow was not told of {trial.trial_id} yet; `sptune resume {sweep}` tells it.")
-        plan = study.plan
-        own = name or re.sub(
-            r"[^\w.-]+", "-", f"{spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}"
-        )
-        version = put(place.mlflow_uri, run_id, own)
-        console.print(f"models:/{own}/{version}  {plan.key}, seed {trial.config.seed}", highlight=False)
+    place, database, spec = find_sweep(home, sweep)
+    matches = parse_trial_filter(where, [])
+    selected = []
+    for study in load_studies(spec, database, epochs=False):
+        final = [t for t in study.requested_final_trials if t.state is TrialState.COMPLETE and matches(t)]
+        if final:
+            seeds = study.spec.final.seeds
+            selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
+
+    if not selected:
+        raise UserError(f"no complete final trial of {spec.name} matches; `sptune status {sweep}` shows what there is.")
+    if name is not None and len(selected) > 1:
+        keys = ", ".join(study.plan.key for study, _ in selected[:4])
+        raise UserError(f"--name is for one study, and {len(selected)} match: {keys}. Select one with --where.")
+
+    for study, trial in selected:
+        run_id, synced_state = study.final_table.synced_run(trial.number)
+        if run_id is None or synced_state is None:
+            raise UserError(f"{trial.trial_id} is not in MLflow yet; `sptune resume {sweep}` logs it.")
+
+        model = name or _model_name(study)
+        version = register_model(place.mlflow_uri, run_id, model)
+        console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}", highlight=False)
+
+
+def _model_name(study: Study) -> str:
+    plan = study.plan
+    text = f"{study.spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}"
+    return re.sub(r"[^\w.-]+", "-", text)
 
 
 def _not_written(error: OSError) -> UserError:
-    """In one sentence; pyarrow's errors have the file in the reason."""
+    """Return the error as one sentence. The errors of pyarrow name the file in their reason."""
     reason = str(error.strerror or error).rstrip(".")
     return UserError(f"{error.filename}: {reason}." if error.filename else f"{reason}.")

@@ -1,87 +1,125 @@
-"""The commands that ask before a sweep: `plan` and `replay`."""
+"""The commands that come before a sweep: `plan` and `replay`."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from orchestrator.cli.lookup import find_sweep
-from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, missing, place_for
+from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console
+from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.lookup import find_sweep
+from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError, UserError
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Trials at once; default: what fits this machine's cores.")
+    int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """What a home already holds of a sweep."""
+
+    num_finished: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Finished trials, by key of the study."""
+    seconds_left: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    """Estimated worker time, by key of the study; None where nothing like it was ever run."""
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether any study has an estimate."""
+        return any(seconds is not None for seconds in self.seconds_left.values())
 
 
 def plan(
     spec: SpecArgument,
     home: HomeOption = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First time a short trial of each method and backbone, on this machine.")
+        bool, typer.Option("--calibrate", help="First time a short trial of each method and backbone on this machine.")
     ] = False,
     workers: WorkersOption = None,
     weights: WeightsOption = None,
 ) -> None:
-    """Show the studies and trials a spec leads to, what is done of them, and what the rest will cost; start nothing.
+    """Show the studies and trials of a spec, how many are finished, and what the rest will cost. Starts nothing.
 
-    The estimate comes from trials of this home, or from `--calibrate`, and assumes that none is pruned.
+    The estimate comes from trials of this home, or from `--calibrate`. It assumes that no trial is pruned.
     """
     sweep = load_spec(find_spec(spec))
     place = home_at(home, sweep.cluster)
+    plans = plan_sweep(sweep).studies
     if calibrate:
-        _calibrate(sweep, place, weights)
-    plans = plan_studies(sweep)
-    done, costs, known = _load_existing(sweep, place)
-    named, same = varying_fields(plans, ("backbone", "train_size"))
-    table = Table(box=None, pad_edge=False, title=same, title_justify="left")
-    for name in ("task", "method", *named):
-        table.add_column(name, no_wrap=True)
-    for name in ("trials", "final", "done", "work"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for study in plans:
-        counts = (str(sweep.search.trials), str(len(sweep.final.seeds)), str(done.get(study.key, 0)))
-        cost = costs.get(study.key)
-        table.add_row(
-            *study_label(study, ["task", "method", *named]), *counts, "?" if cost is None else format_duration(cost)
-        )
-    console.print(table)
+        _calibrate(sweep, plans, place, weights)
+    progress = _load_progress(sweep, place)
+
+    console.print(_plan_table(sweep, plans, progress))
     for method in sweep.methods:
         searched = ", ".join(sweep.params_for(method)[1]) or "nothing"
         console.print(f"{method} searches {searched}", highlight=False)
-    trials, finals = len(plans) * sweep.search.trials, len(plans) * len(sweep.final.seeds)
+
+    num_search = len(plans) * sweep.search.trials
+    num_final = len(plans) * len(sweep.final.seeds)
     console.print(
-        f"{len(plans)} studies, {trials} search trials, {finals} final trials, "
-        f"{_resources_per_trial(sweep)}; {sum(done.values())} are done",
+        f"{len(plans)} studies, {num_search} search trials, {num_final} final trials, "
+        f"{_resources_per_trial(sweep)}; {sum(progress.num_finished.values())} are finished",
         highlight=False,
     )
-    slots = workers or _num_slots(sweep)
-    if not known:
+
+    if not progress.has_estimate:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
-    else:
-        seconds = sum(cost for cost in costs.values() if cost is not None)
-        unknown = sum(cost is None for cost in costs.values())
-        gpus = {study.key: sweep.resources.for_backbone(study.backbone).initial_gpus for study in plans}
-        gpu_seconds = sum(cost * gpus[key] for key, cost in costs.items() if cost is not None)
-        console.print(
-            f"at most {format_duration(seconds)} of work, {format_duration(seconds / slots)} on {slots} workers"
-            + (f", {gpu_seconds / 3600:.1f} GPU-hours" if gpu_seconds else "")
-            + (f"; {unknown} studies not counted: nothing like them was run" if unknown else ""),
-            highlight=False,
+        return
+    num_slots = workers or _num_slots(sweep)
+    _print_estimate(sweep, plans, progress, num_slots)
+    _print_memory(sweep, plans, place, num_slots)
+
+
+def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
+    columns, common = varying_fields(plans, ("backbone", "train_size"))
+    columns = ["task", "method", *columns]
+    table = Table(box=None, pad_edge=False, title=common, title_justify="left")
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    for name in ("trials", "final", "done", "work"):
+        table.add_column(name, justify="right", no_wrap=True)
+
+    for study in plans:
+        seconds = progress.seconds_left.get(study.key)
+        table.add_row(
+            *study_label(study, columns),
+            str(sweep.search.trials),
+            str(len(sweep.final.seeds)),
+            str(progress.num_finished.get(study.key, 0)),
+            "?" if seconds is None else format_duration(seconds),
         )
-        _print_memory(sweep, place, slots)
+    return table
+
+
+def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress, num_slots: int) -> None:
+    estimates = {key: seconds for key, seconds in progress.seconds_left.items() if seconds is not None}
+    seconds = sum(estimates.values())
+    gpus = {study.key: sweep.resources.for_backbone(study.backbone).initial_gpus for study in plans}
+    gpu_hours = sum(estimate * gpus[key] for key, estimate in estimates.items()) / 3600
+
+    text = f"at most {format_duration(seconds)} of work, {format_duration(seconds / num_slots)} on {num_slots} workers"
+    if gpu_hours:
+        text += f", {gpu_hours:.1f} GPU-hours"
+    num_unknown = len(progress.seconds_left) - len(estimates)
+    if num_unknown:
+        text += f"; not counted, because nothing like it was run: {num_unknown} of {len(plans)} studies"
+    console.print(text, highlight=False)
 
 
 def replay(
@@ -92,111 +130,131 @@ def replay(
     ] = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Ask what a spec would do: its sampler, pruner and budget on known learning curves and a virtual clock.
+    """Simulate a spec: its sampler, pruner and budget on known learning curves and a virtual clock.
 
     Nothing is trained and nothing is kept.
     """
     from orchestrator.cli.progress import progress_table
-    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, SyntheticCurves, run_sweep
+    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, ReplayDriver, SyntheticCurves
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.sweep.tracker import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = SyntheticCurves(plan_studies(sweep_spec))
+    curves: Curves = SyntheticCurves(plan_sweep(sweep_spec).studies)
     if like is not None:
-        _, record, known = find_sweep(home, like)
-        curves = RecordedCurves(load_studies(known, record))
-    now = Clock()
-    slots = workers or _num_slots(sweep_spec)
+        _, database, recorded = find_sweep(home, like)
+        curves = RecordedCurves(load_studies(recorded, database))
+
+    clock = Clock()
+    num_slots = workers or _num_slots(sweep_spec)
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(sweep_spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=now)
+        scratch = StudyDatabase(f"sqlite:///{folder}/studies.db")
+        sweep = Sweep.resume(sweep_spec, scratch, MemoryTracker(), clock=clock)
+        driver = ReplayDriver(curves, clock, workers=num_slots)
         try:
-            busy = run_sweep(sweep, curves, now, slots)
+            driver.run(sweep)
         except ValueError as error:
             raise UserError(f"--like {like}: {error}") from None
+
     console.print(progress_table(sweep.summaries()))
-    whole, share = sweep.num_finished * max(study.plan.epochs for study in sweep.studies), busy / (now.now * slots)
-    ran = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
+    max_epochs = max(study.plan.epochs for study in sweep.studies)
+    num_trained = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
+    busy_share = driver.busy_seconds / (clock.now * num_slots)
     console.print(
-        f"{sweep.num_finished} trials in {format_duration(now.now)} on {slots} workers, busy {share:.0%}; "
-        f"{ran} of {whole} epochs were trained, the others pruned or answered from the record"
+        f"{sweep.num_finished} trials in {format_duration(clock.now)} on {num_slots} workers, busy {busy_share:.0%}; "
+        f"{num_trained} of {sweep.num_finished * max_epochs} epochs were trained, the others were pruned or known"
         + (f"; {sweep.halt.reason}" if sweep.halt else ""),
         highlight=False,
         soft_wrap=True,
     )
 
 
-def _load_existing(sweep: SweepSpec, home: Home) -> tuple[dict[str, int], dict[str, float | None], bool]:
-    """Of each study, how many trials are done and what the rest costs; whether anything is known of costs."""
-    empty = home.database_file is not None and not home.database_file.exists()
-    if not home.database_url or (empty and not Path(home.cost_model_file).exists()):
-        return {}, {}, False
+def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
+    """Return what the home holds of the sweep. A home that does not exist is not made."""
+    is_empty = home.database_file is not None and not home.database_file.exists()
+    if not home.database_url or (is_empty and not Path(home.cost_model_file).exists()):
+        return _Progress()
+
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.conflicts import check_spec_matches_trials
     from orchestrator.sweep.cost_model import CostModel
 
-    throughput = CostModel.load(home.cost_model_file)
-    opened = load_studies(sweep, open_database(home))
-    check_spec_matches_trials(sweep, opened)
-    done = {study.plan.key: study.summary().num_finished for study in opened}
-    costs = {study.plan.key: throughput.estimate(study, home.data_root).seconds for study in opened}
-    return done, costs, any(cost is not None for cost in costs.values())
+    cost_model = CostModel.load(home.cost_model_file)
+    studies = load_studies(sweep, open_database(home))
+    check_spec_matches_trials(sweep, studies)
+    return _Progress(
+        num_finished={study.plan.key: study.summary().num_finished for study in studies},
+        seconds_left={study.plan.key: cost_model.estimate(study, home.data_root).seconds for study in studies},
+    )
 
 
-def _print_memory(sweep: SweepSpec, home: Home, slots: int) -> None:
-    """Whether the trials that share a device fit its memory."""
+def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slots: int) -> None:
+    """Print whether the trials that share a device fit its memory."""
     from orchestrator.sweep.cost_model import CostModel, memory_share
 
-    throughput = CostModel.load(home.cost_model_file)
-    for key in dict.fromkeys((study.method, study.backbone) for study in plan_studies(sweep)):
-        study = next(study for study in plan_studies(sweep) if (study.method, study.backbone) == key)
-        own = sweep.resources.for_backbone(study.backbone)
-        if (rate := throughput.rate(study, own.initial_gpus)) is not None:
-            share = memory_share(own, rate, slots)
-            verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
-            console.print(
-                f"memory of {' '.join(key)}: {rate.peak_gb:.1f} GB a trial, "
-                f"{share:.0%} of the device with those beside it: {verdict}",
-                highlight=False,
-                soft_wrap=True,
-            )
+    cost_model = CostModel.load(home.cost_model_file)
+    for study in _first_of_each_kind(plans):
+        resources = sweep.resources.for_backbone(study.backbone)
+        rate = cost_model.rate(study, resources.initial_gpus)
+        if rate is None:
+            continue
+
+        share = memory_share(resources, rate, num_slots)
+        verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
+        console.print(
+            f"memory of {study.method} {study.backbone}: {rate.peak_gb:.1f} GB a trial, "
+            f"{share:.0%} of the device with those beside it: {verdict}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
-def _calibrate(sweep: SweepSpec, home: Home, weights: str | None) -> None:
+def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: str | None) -> None:
     """Time two epochs of each method and backbone on its first task, at the largest values of the space."""
     from orchestrator.drivers.trial_runner import run_trial
     from orchestrator.sweep.cost_model import CostModel, most_expensive_config
 
-    if problems := missing(sweep, home, weights):
+    problems = find_missing(sweep, home, weights)
+    if problems:
         raise SpecError("the spec", problems)
+
     home.create()
-    throughput = CostModel.load(home.cost_model_file)
-    for study in {(study.method, study.backbone): study for study in reversed(plan_studies(sweep))}.values():
+    cost_model = CostModel.load(home.cost_model_file)
+    for study in _first_of_each_kind(plans):
+        resources = sweep.resources.for_backbone(study.backbone)
+        config = most_expensive_config(study, sweep.search.seed)
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
-            share = sweep.resources.for_backbone(study.backbone)
-            place = dataclasses.replace(
-                place_for(sweep, home, weights, folder), cpus=share.cpus, gpus=share.initial_gpus
-            )
-            events = [*run_trial(most_expensive_config(study, sweep.search.seed), place)]
-        throughput.update_from_calibration(study, events, share.initial_gpus, home.data_root)
+            context = trial_context(sweep, home, weights, folder)
+            context = dataclasses.replace(context, cpus=resources.cpus, gpus=resources.initial_gpus)
+            events = [*run_trial(config, context)]
+        cost_model.update_from_calibration(study, events, resources.initial_gpus, home.data_root)
+
+
+def _first_of_each_kind(plans: list[StudyPlan]) -> list[StudyPlan]:
+    """Return the first study of each method and backbone."""
+    first: dict[tuple[str, str], StudyPlan] = {}
+    for study in plans:
+        first.setdefault((study.method, study.backbone), study)
+    return list(first.values())
 
 
 def _resources_per_trial(sweep: SweepSpec) -> str:
-    """What a trial occupies, of each backbone that differs."""
-    shares: dict[str, list[str]] = {}
+    """Return what a trial occupies, with the backbones that differ."""
+    backbones_by_text: dict[str, list[str]] = {}
     for backbone in sweep.backbones:
-        share = sweep.resources.for_backbone(backbone)
-        gpus = share.gpus if share.gpus == "auto" else f"{share.gpus:g}"
-        kind = f" ({share.accelerator_type})" if share.accelerator_type else ""
-        shares.setdefault(f"{share.cpus} CPU and {gpus} GPU{kind}", []).append(backbone)
-    if len(shares) == 1:
-        return f"each on {next(iter(shares))}"
-    return ", ".join(f"of {' and '.join(names)} on {text}" for text, names in shares.items())
+        resources = sweep.resources.for_backbone(backbone)
+        gpus = resources.gpus if resources.gpus == "auto" else f"{resources.gpus:g}"
+        kind = f" ({resources.accelerator_type})" if resources.accelerator_type else ""
+        backbones_by_text.setdefault(f"{resources.cpus} CPU and {gpus} GPU{kind}", []).append(backbone)
+
+    if len(backbones_by_text) == 1:
+        return f"each on {next(iter(backbones_by_text))}"
+    return ", ".join(f"of {' and '.join(names)} on {text}" for text, names in backbones_by_text.items())
 
 
 def _num_slots(sweep: SweepSpec) -> int:
-    """How many trials fit this machine's cores at once."""
+    """Return how many trials fit the cores of this machine at once."""
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)
     return max(1, (os.cpu_count() or 1) // cpus)

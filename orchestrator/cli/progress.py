@@ -1,93 +1,109 @@
-"""What a sweep looks like in a terminal: a table that changes while it runs, plain lines where there is no terminal."""
+"""Progress of a sweep in a terminal: a live table, or plain lines where the output is not a terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.launch import Progress, Step
 from orchestrator.spec.labels import format_duration, study_label, varying_fields
-from orchestrator.study.study import StudySummary
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
 
 LINE_EVERY_S = 1.0
-"""Plain lines come no faster, except the last."""
+"""Least time between two plain lines, except before the last."""
 
 
-def progress_table(summaries: list[StudySummary], rows: int | None = None) -> Table:
-    """A row a study: how many of its trials are in which state, the best score so far, and the work that is left.
+def progress_table(summaries: list[StudySummary], max_rows: int | None = None) -> Table:
+    """Return a table with a row for each study: trials by state, best score so far, and the work that is left.
 
     Args:
-        rows: how many studies fit; those that neither run nor are still to come are left out first.
+        max_rows: studies that fit on the screen. Studies with running trials come first, finished ones last.
     """
-    named, same = varying_fields([summary.plan for summary in summaries], ("backbone", "train_size"))
-    names = ["task", "method", *named]
-    table = Table(box=None, pad_edge=False, title=same, title_justify="left")
-    for name in names:
+    columns, common = varying_fields([summary.plan for summary in summaries], ("backbone", "train_size"))
+    columns = ["task", "method", *columns]
+    table = Table(box=None, pad_edge=False, title=common, title_justify="left")
+    for name in columns:
         table.add_column(name, no_wrap=True)
     for name in ("done", "running", "waiting", "pruned", "failed", "best val %", "test %", "work left"):
         table.add_column(name, justify="right")
-    left = work_left(summaries)
-    shown = [*zip(summaries, left, strict=True)]
-    if rows is not None and len(shown) > rows:
-        shown = sorted(
-            shown, key=lambda row: (row[0].states[TrialState.RUNNING] == 0, row[0].num_finished == row[0].num_planned)
-        )
-        table.caption = f"and {len(shown) - rows} more studies: sptune status"
-    for summary, seconds in shown[:rows]:
-        scores = [trial.score for trial in summary.final_trials if trial.score is not None]
-        best = summary.best.score if summary.best else None
-        states = (TrialState.RUNNING, TrialState.WAITING, TrialState.PRUNED)
-        table.add_row(
-            *study_label(summary.plan, names),
-            f"{summary.num_finished}/{summary.num_planned}",
-            *(_count(summary.states[state]) for state in states),
-            Text(_count(summary.states[TrialState.FAILED]), style="red"),
-            f"{100 * best:.1f}" if best is not None else "",
-            f"{100 * sum(scores) / len(scores):.1f}" if scores else "",
-            Text("stopped", style="red") if summary.stop_reason else format_duration(seconds) if seconds else "",
-        )
+
+    rows = [*zip(summaries, work_left(summaries), strict=True)]
+    if max_rows is not None and len(rows) > max_rows:
+        rows = sorted(rows, key=lambda row: _display_rank(row[0]))
+        table.caption = f"and {len(rows) - max_rows} more studies: sptune status"
+    for summary, seconds in rows[:max_rows]:
+        table.add_row(*study_label(summary.plan, columns), *_progress_cells(summary, seconds))
     return table
 
 
+def _display_rank(summary: StudySummary) -> tuple[bool, bool]:
+    """Studies with running trials sort first, finished studies last."""
+    return summary.states[TrialState.RUNNING] == 0, summary.num_finished == summary.num_planned
+
+
+def _progress_cells(summary: StudySummary, seconds: float | None) -> list[str | Text]:
+    scores = [trial.score for trial in summary.final_trials if trial.score is not None]
+    best = summary.best.score if summary.best else None
+    test = f"{100 * sum(scores) / len(scores):.1f}" if scores else ""
+
+    work: str | Text = format_duration(seconds) if seconds else ""
+    if summary.stop_reason:
+        work = Text("stopped", style="red")
+    return [
+        f"{summary.num_finished}/{summary.num_planned}",
+        _count(summary.states[TrialState.RUNNING]),
+        _count(summary.states[TrialState.WAITING]),
+        _count(summary.states[TrialState.PRUNED]),
+        Text(_count(summary.states[TrialState.FAILED]), style="red"),
+        f"{100 * best:.1f}" if best is not None else "",
+        test,
+        work,
+    ]
+
+
 def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
-    """Seconds of worker time that each study still needs, at the pace of its trials so far, or of its method's.
+    """Return the seconds of worker time that each study still needs; None if nothing is left or nothing is known.
 
-    None where nothing like it has been run yet, or nothing is left.
+    The estimate is the mean time of a study's own finished trials; before the first, that of its method and backbone;
+    before that, of all trials.
     """
-    paces: dict[object, tuple[float, int]] = {}
+    totals: dict[object, tuple[float, int]] = {}
     for summary in summaries:
-        for key in (summary.plan.key, (summary.plan.method, summary.plan.backbone), None):
-            seconds, trials = paces.get(key, (0.0, 0))
-            paces[key] = seconds + summary.seconds, trials + summary.num_finished
-    left: list[float | None] = []
+        for key in _pace_keys(summary):
+            seconds, trials = totals.get(key, (0.0, 0))
+            totals[key] = (seconds + summary.seconds, trials + summary.num_finished)
+
+    estimates: list[float | None] = []
     for summary in summaries:
-        open_trials = 0 if summary.stop_reason else summary.num_planned - summary.num_finished
-        known = [
-            seconds / trials
-            for key in (summary.plan.key, (summary.plan.method, summary.plan.backbone), None)
-            for seconds, trials in [paces[key]]
-            if trials
-        ]
-        left.append(open_trials * known[0] if known and open_trials else None)
-    return left
+        num_open = 0 if summary.stop_reason else summary.num_planned - summary.num_finished
+        paces = [seconds / trials for seconds, trials in map(totals.__getitem__, _pace_keys(summary)) if trials]
+        estimates.append(num_open * paces[0] if paces and num_open else None)
+    return estimates
 
 
-def summary_line(summaries: Sequence[StudySummary], workers: int) -> str:
-    """How many trials are finished, and what the others will take with so many workers."""
-    planned, finished = sum(s.num_planned for s in summaries), sum(s.num_finished for s in summaries)
-    seconds = sum(left or 0 for left in work_left(summaries))
-    left = f", about {format_duration(seconds / workers)} left" if workers and seconds else ""
-    return f"{finished} of {planned} trials finished{left}"
+def _pace_keys(summary: StudySummary) -> tuple[object, ...]:
+    return summary.plan.key, (summary.plan.method, summary.plan.backbone), None
+
+
+def summary_line(summaries: Sequence[StudySummary], num_workers: int) -> str:
+    """Return how many trials are finished, and the time that the rest will take with so many workers."""
+    num_planned = sum(summary.num_planned for summary in summaries)
+    num_finished = sum(summary.num_finished for summary in summaries)
+    seconds = sum(estimate or 0 for estimate in work_left(summaries))
+    left = f", about {format_duration(seconds / num_workers)} left" if num_workers and seconds else ""
+    return f"{num_finished} of {num_planned} trials finished{left}"
 
 
 def num_running(summaries: Sequence[StudySummary]) -> int:
-    """How many workers have a trial."""
+    """Return how many workers have a trial."""
     return sum(summary.states[TrialState.RUNNING] for summary in summaries)
 
 
@@ -96,43 +112,76 @@ def _count(number: int) -> str:
 
 
 class LiveView:
-    """Shows a sweep while a driver works on it: `update` is the driver's `on_change`."""
+    """Shows a launch while it works: `LiveView(console)` is the `on_progress` of `launch` and `resume`.
 
-    def __init__(self, sweep: Sweep, console: Console) -> None:
-        self._sweep = sweep
+    In a terminal it shows a table that changes while trials run, and a spinner otherwise. Elsewhere it prints a line
+    whenever the number of finished trials has changed, at most one a second.
+    """
+
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._started = time.monotonic()
-        self._workers = 0
-        self._shown = -1
-        self._shown_at = 0.0
-        self._live = Live(console=console, refresh_per_second=2, get_renderable=self._render)
+        self._step: Step | None = None
+        self._sweep: Sweep | None = None
+        self._display: Live | Status | None = None
 
-    def __enter__(self) -> Callable[[], None]:
-        if self._console.is_terminal:
-            self._live.start()
-        return self._update
+        self._started_at = time.monotonic()
+        self._num_workers = 0
+        self._last_printed = -1
+        self._last_printed_at = 0.0
+
+    def __enter__(self) -> LiveView:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._live.stop()
+        self._stop_display()
 
-    def _update(self) -> None:
-        if self._console.is_terminal:
-            return
+    def __call__(self, progress: Progress) -> None:
+        """Show what the launch does now."""
+        if progress.note:
+            self._console.print(progress.note, highlight=False, soft_wrap=True)
+        if progress.step != self._step:
+            self._start_step(progress)
+        if self._sweep is not None and progress.sweep is not None and not self._console.is_terminal:
+            self._print_line(self._sweep)
+
+    def _start_step(self, progress: Progress) -> None:
+        self._stop_display()
+        self._step = progress.step
+        self._sweep = progress.sweep
+        if progress.sweep is not None:
+            self._started_at = time.monotonic()
+            if self._console.is_terminal:
+                self._display = Live(console=self._console, refresh_per_second=2, get_renderable=self._render)
+        elif self._console.is_terminal:
+            self._display = self._console.status(progress.step)
+        if self._display is not None:
+            self._display.start()
+
+    def _stop_display(self) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+    def _print_line(self, sweep: Sweep) -> None:
         now = time.monotonic()
-        if now - self._shown_at < LINE_EVERY_S and not self._sweep.is_done:
+        if now - self._last_printed_at < LINE_EVERY_S and not sweep.is_done:
             return
-        if (finished := self._sweep.num_finished) != self._shown:
-            self._shown, self._shown_at = finished, now
-            self._console.print(self._headline(), highlight=False)
+        num_finished = sweep.num_finished
+        if num_finished != self._last_printed:
+            self._last_printed = num_finished
+            self._last_printed_at = now
+            self._console.print(self._summary(sweep), highlight=False)
 
-    def _headline(self) -> str:
-        elapsed = format_duration(time.monotonic() - self._started)
-        halt = f"; {self._sweep.halt.reason}" if self._sweep.halt else ""
-        summaries = self._sweep.summaries()
-        self._workers = max(self._workers, num_running(summaries))
-        return f"{self._sweep.spec.name}: {summary_line(summaries, self._workers)}, {elapsed} so far{halt}"
+    def _summary(self, sweep: Sweep) -> str:
+        summaries = sweep.summaries()
+        # Workers start one after another: the estimate uses the most that were seen at once.
+        self._num_workers = max(self._num_workers, num_running(summaries))
+        elapsed = format_duration(time.monotonic() - self._started_at)
+        halt = f"; {sweep.halt.reason}" if sweep.halt else ""
+        return f"{sweep.spec.name}: {summary_line(summaries, self._num_workers)}, {elapsed} so far{halt}"
 
     def _render(self) -> Group:
-        rows = max(3, self._console.height - 6)
-        return Group(progress_table(self._sweep.summaries(), rows), Text(self._headline(), style="bold"))
+        assert self._sweep is not None, "the table is shown only while trials run"
+        num_rows = max(3, self._console.height - 6)
+        table = progress_table(self._sweep.summaries(), num_rows)
+        return Group(table, Text(self._summary(self._sweep), style="bold"))

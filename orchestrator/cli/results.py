@@ -1,4 +1,4 @@
-"""The commands that look at a sweep: `status`, `failures`, `report` and `ui`."""
+"""The commands that show a sweep: `status`, `failures`, `report` and `ui`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
 from orchestrator.environment.home import home_at
+from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
 from trainer.run_folder import LOG
 
 if TYPE_CHECKING:
-    from orchestrator.study.study import Study, StudySummary
+    from orchestrator.study.study import Study
+    from orchestrator.study.summary import StudySummary
+
+
+MAX_TRIALS_SHOWN = 10
+"""Failed trials of a group that are listed by name."""
 
 
 class Form(enum.Enum):
-    """How a report is written."""
+    """Formats of a report."""
 
     terminal = "terminal"
     markdown = "markdown"
@@ -37,62 +42,72 @@ class Form(enum.Enum):
 def status(
     sweep: SweepArgument,
     home: HomeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts: one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
-    """Show how far a sweep is and who works on it, from any terminal."""
+    """Show the progress of a sweep and which driver runs it. Works from any terminal and changes nothing."""
     from orchestrator.cli.progress import num_running, progress_table, summary_line
     from orchestrator.study.storage.lease import describe_holder
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
 
-    place, record, spec = find_sweep(home, sweep)
+    place, database, spec = find_sweep(home, sweep)
     name = spec.name
-    summaries = [study.summary() for study in load_studies(spec, record)]
-    drivers, halt = record.lease(name).holders(), record.halt_reason(name)
-    count, checkpoints, total = CheckpointRetention(place.trials_folder(name), spec.keep).size()
+    summaries = [study.summary() for study in load_studies(spec, database)]
+    drivers = database.lease(name).holders()
+    halt = database.halt_reason(name)
+    num_checkpoints, checkpoint_bytes, trial_bytes = CheckpointRetention(place.trials_folder(name), spec.keep).size()
+
     if as_json:
-        shown = {
+        facts = {
             "sweep": name,
             "driver": drivers[0] if drivers else None,
             "halted": halt,
-            "checkpoint_bytes": checkpoints,
-            "trial_bytes": total,
-            "studies": [_row(summary) for summary in summaries],
+            "checkpoint_bytes": checkpoint_bytes,
+            "trial_bytes": trial_bytes,
+            "studies": [_json_row(summary) for summary in summaries],
         }
-        print(json.dumps(shown, indent=2))
+        print(json.dumps(facts, indent=2))
         return
+
     console.print(progress_table(summaries))
     console.print(f"{name}: {summary_line(summaries, num_running(summaries))}", highlight=False)
-    driven = f"driven by {describe_holder(drivers[0])}" if drivers else "no driver is at work on it"
-    console.print(f"{driven}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
-    console.print(f"{count} checkpoints, {checkpoints / 1e6:.1f} MB, of {total / 1e6:.1f} MB in all", highlight=False)
+    driver = f"driven by {describe_holder(drivers[0])}" if drivers else "no driver is running it"
+    console.print(f"{driver}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all",
+        highlight=False,
+    )
 
 
 def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
-    """Group failed trials by cause: the trace, the trials, the log, and the command that runs them again."""
+    """Group failed trials by cause, each with its trace, its log and the command that runs them again."""
     from orchestrator.report.failure_groups import group_failures
     from orchestrator.study.study import load_studies
 
-    place, record, spec = find_sweep(home, sweep)
-    studies = load_studies(spec, record, epochs=False)
+    place, database, spec = find_sweep(home, sweep)
+    studies = load_studies(spec, database, epochs=False)
     failed = [trial for study in studies for trial in study.trials if trial.state is TrialState.FAILED]
+
     for group in group_failures(failed):
-        console.print(
-            f"[red]{len(group.trials)} × {group.cause.value}[/red]: {group.trials[-1].error_summary}", highlight=False
-        )
+        latest = group.trials[-1]
+        console.print(f"[red]{len(group.trials)} × {group.cause.value}[/red]: {latest.error_summary}", highlight=False)
         for line in group.trace:
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
-        for trial in group.trials[:10]:
+
+        for trial in group.trials[:MAX_TRIALS_SHOWN]:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
-        if len(group.trials) > 10:
-            console.print(f"  and {len(group.trials) - 10} more", highlight=False)
-        log = f"{place.trials_folder(spec.name)}/{group.trials[-1].trial_id}/{LOG}"
+        if len(group.trials) > MAX_TRIALS_SHOWN:
+            console.print(f"  and {len(group.trials) - MAX_TRIALS_SHOWN} more", highlight=False)
+
+        log = f"{place.trials_folder(spec.name)}/{latest.trial_id}/{LOG}"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
-        retry = f"sptune resume {sweep} --where '{group.condition}'"
-        console.print(f"  again: {retry}\n", highlight=False, soft_wrap=True)
+        command = f"sptune resume {sweep} --where '{group.condition}'"
+        console.print(f"  retry: {command}\n", highlight=False, soft_wrap=True)
+
     for study in studies:
-        if study.search_table.stop_reason:
-            console.print(f"[red]stopped[/red] {study.plan.key}: {study.search_table.stop_reason}", highlight=False)
+        reason = study.search_table.stop_reason
+        if reason:
+            console.print(f"[red]stopped[/red] {study.plan.key}: {reason}", highlight=False)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.", highlight=False)
 
@@ -100,11 +115,11 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
 def report(
     sweeps: SweepsArgument,
     home: HomeOption = None,
-    form: Annotated[Form, typer.Option("--format", help="To standard output; csv has the main table's numbers.")] = (
+    form: Annotated[Form, typer.Option("--format", help="Printed to standard output. csv has the main table.")] = (
         Form.terminal
     ),
 ) -> None:
-    """Print the table of test accuracies, published numbers beside it, and how far to trust it."""
+    """Print the table of test accuracies with published numbers beside it, and how far to trust it."""
     from orchestrator.report.render import FORMATS, to_csv
     from orchestrator.report.results_table import build_results_table
     from orchestrator.report.sections import build_sections
@@ -123,19 +138,20 @@ def ui(
     home: HomeOption = None,
     port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
 ) -> None:
-    """Serve the MLflow of a home on this machine, at 127.0.0.1, and say each sweep's address; Ctrl-C ends it."""
+    """Serve the MLflow of a home at 127.0.0.1, and print the address of each sweep. Stop it with Ctrl-C."""
     from orchestrator.tracking.mlflow_runs import view_paths
 
     place = home_at(home)
     if place.mlflow_file is None:
-        where = redact(place.mlflow_uri) or "nowhere: set MLFLOW_TRACKING_URI"
-        raise UserError(f"MLflow is a server of its own, {where}: open that address.")
+        if not place.mlflow_uri:
+            raise UserError("this home has no MLflow: set MLFLOW_TRACKING_URI to the address of a server.")
+        raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
     if not place.mlflow_file.exists():
         raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
-    console.print(f"MLflow at http://127.0.0.1:{port} for {place.root}; Ctrl-C ends it.", highlight=False)
+    console.print(f"MLflow at http://127.0.0.1:{port} for {place.root}; Ctrl-C stops it.", highlight=False)
     for name, path in view_paths(place.mlflow_uri).items():
         console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
@@ -143,14 +159,14 @@ def ui(
 
 
 def print_report(studies: Sequence[Study]) -> None:
-    """The report, as a terminal shows it."""
+    """Print the report to the terminal."""
     from orchestrator.report.render import print_blocks
     from orchestrator.report.sections import build_sections
 
     print_blocks(build_sections(studies), console)
 
 
-def _row(summary: StudySummary) -> dict[str, Any]:
+def _json_row(summary: StudySummary) -> dict[str, Any]:
     scores = [trial.score for trial in summary.final_trials if trial.score is not None]
     return {
         "task": summary.plan.task,

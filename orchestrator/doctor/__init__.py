@@ -1,1 +1,1 @@
-"""Check that a sweep can run here, before it starts."""
+"""Checks that a sweep can run: the home, the servers and each machine of the cluster."""

@@ -1,7 +1,6 @@
-"""Whether a sweep would run here: the servers, the home, and each machine that would work on it. Nothing is started.
+"""Checks before a sweep: the servers, the home and each machine of the cluster. They start no sweep.
 
-A finding that is wrong has a cure. `sptune doctor` shows all of them; a launch on a cluster is refused with those that
-are wrong.
+Each error has a remedy. `sptune doctor` prints all findings; `sptune launch` on a cluster stops at errors.
 """
 
 from __future__ import annotations
@@ -24,151 +23,204 @@ from trainer.storage.files import delete_file, read_bytes, write_bytes
 
 THIS_MACHINE = "this machine"
 MIN_FREE_GB = 5.0
-"""Free space of a cache that is worth a word."""
+"""Free space of the cache below which a finding is a warning."""
+
+Verdict = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     where: str
+    """Name of the machine, or `cluster`."""
     subject: str
     detail: str
-    verdict: Literal["well", "slow", "wrong"] = "well"
+    verdict: Verdict = "ok"
     remedy: str = ""
-    """What to do about it, where `found` does not say so itself."""
+    """What to do about it; empty if `detail` says so already."""
 
     @property
     def sentence(self) -> str:
-        """What was found, and what to do."""
+        """The finding with its remedy, on one line."""
         return f"{self.where}, {self.subject}: {self.detail.rstrip('.')}. {self.remedy}".rstrip()
 
 
 def check_services(home: Home) -> list[Finding]:
-    """The home, the record and MLflow, as this machine sees them."""
-    if problems := [*home.problems()]:
+    """Check the home, the study database and MLflow from this machine."""
+    problems = [*home.problems()]
+    if problems:
+        # With an address that is not valid, the other checks would fail for the same reason.
         return [
-            Finding(where=THIS_MACHINE, subject="addresses", detail=problem, verdict="wrong") for problem in problems
+            Finding(where=THIS_MACHINE, subject="addresses", detail=problem, verdict="error") for problem in problems
         ]
     return [_check_home(home), _check_database(home), _check_mlflow(home)]
 
 
 def check_nodes(home: Home, spec: SweepSpec | None, weights: str | None, *, cluster: bool) -> list[Finding]:
-    """What each node of the cluster that this process is connected to sees; without one, what this machine does."""
+    """Check each node of the Ray cluster that this process is connected to.
+
+    Args:
+        home: home of the sweep.
+        spec: the sweep to check the tasks, backbones and GPUs of, if any.
+        weights: file or folder of pretrained weights.
+        cluster: False checks this machine alone, without Ray.
+    """
     try:
-        question = _probe_request(home, spec, weights)
+        request = _probe_request(home, spec, weights)
     except OSError as error:
-        return [Finding(where=THIS_MACHINE, subject="data", detail=str(error), verdict="wrong")]
-    write_bytes(question.probe, question.token.encode())
+        return [Finding(where=THIS_MACHINE, subject="data", detail=str(error), verdict="error")]
+
+    # Nodes look for this file: one that cannot read it has a different folder at the same path.
+    write_bytes(request.probe, request.token.encode())
     try:
         if not cluster:
-            return [*evaluate(question, THIS_MACHINE, probe_node(question), asked_gpus=float(question.gpus))]
+            report = probe_node(request)
+            return [*evaluate(request, THIS_MACHINE, report, required_gpus=float(request.gpus))]
+
         from orchestrator.drivers.ray import cluster as ray_nodes
 
-        answers = ray_nodes.ask_each_node(probe_node, question)
+        answers = ray_nodes.ask_each_node(probe_node, request)
     finally:
-        delete_file(question.probe)
+        delete_file(request.probe)
+
     findings = [*_check_shareable(home, len(answers))]
     for node, answer in answers:
+        # A text is the error of a node that could not run the probe.
         if isinstance(answer, str):
-            cure = "Install sptune there, from the same lock, for the same Python."
-            findings.append(Finding(where=node.name, subject="answer", detail=answer, verdict="wrong", remedy=cure))
+            remedy = "Install sptune there from the same requirements.lock, for the same version of Python."
+            findings.append(Finding(where=node.name, subject="answer", detail=answer, verdict="error", remedy=remedy))
         else:
-            findings += evaluate(question, node.name, answer, asked_gpus=node.resources.get("GPU", 0))
+            findings += evaluate(request, node.name, answer, required_gpus=node.resources.get("GPU", 0))
     return findings
 
 
 def raise_on_errors(findings: Sequence[Finding]) -> None:
-    """See that nothing is wrong.
+    """Raise if a finding is an error.
 
     Raises:
-        ClusterError: with everything that is, and each cure.
+        ClusterError: with all errors and their remedies.
     """
-    if wrong := [finding for finding in findings if finding.verdict == "wrong"]:
-        count = "1 thing is" if len(wrong) == 1 else f"{len(wrong)} things are"
-        raise ClusterError(
-            "\n".join([f"{count} wrong, and nothing was started:", *(f"  {finding.sentence}" for finding in wrong)])
-        )
+    errors = [finding for finding in findings if finding.verdict == "error"]
+    if errors:
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        lines = [f"the checks found {count}, so nothing was started:"]
+        lines += [f"  {finding.sentence}" for finding in errors]
+        raise ClusterError("\n".join(lines))
 
 
-def evaluate(question: ProbeRequest, where: str, seen: NodeReport, *, asked_gpus: float) -> Iterator[Finding]:
-    """What a machine's look means; one finding if all is well.
+def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_gpus: float) -> Iterator[Finding]:
+    """Yield a finding for each error of a machine, or one finding if there is no error.
 
     Args:
-        asked_gpus: GPUs that the machine has by Ray's account, or that trials need of it.
+        request: what the machine was asked.
+        where: name of the machine.
+        report: what the machine found.
+        required_gpus: GPUs that Ray counts on the machine, or that trials need of this machine.
     """
-    wrong = [*_problems(question, seen, asked_gpus)]
-    yield from (
-        Finding(where=where, subject=what, detail=found, verdict="wrong", remedy=cure) for what, found, cure in wrong
-    )
-    cache = f"cache {seen.cache}, {seen.cache_free_gb:.0f} GB free"
+    problems = [*_problems(request, report, required_gpus)]
+    for subject, detail, remedy in problems:
+        yield Finding(where=where, subject=subject, detail=detail, verdict="error", remedy=remedy)
+    if problems:
+        return
+
     advice = ""
-    if seen.cache_kind:
-        advice = f"SPTUNE_CACHE is on {seen.cache_kind}: a folder on a disk of this machine is faster."
-    elif seen.cache_free_gb < MIN_FREE_GB:
-        advice = "SPTUNE_CACHE has little space: decoded images of a task of 50,000 take 7.5 GB at 224 pixels."
-    if not wrong:
-        gpus = f"{len(seen.gpus)} GPUs ({', '.join(dict.fromkeys(seen.gpus))}), " if seen.gpus else ""
-        tasks = f"{len(question.fingerprints)} tasks, " if question.fingerprints else ""
-        told = f"home, versions, {tasks}{gpus}{cache}"
-        yield Finding(where=where, subject="machine", detail=told, verdict="slow" if advice else "well", remedy=advice)
+    if report.cache_kind:
+        advice = f"SPTUNE_CACHE is on {report.cache_kind}: a folder on a local disk of this machine is faster."
+    elif report.cache_free_gb < MIN_FREE_GB:
+        advice = "SPTUNE_CACHE has little free space: 50,000 images at 224 pixels take 7.5 GB when decoded."
+
+    # One line that names everything that was checked.
+    parts = ["home", "versions"]
+    if request.fingerprints:
+        parts.append(f"{len(request.fingerprints)} tasks")
+    if report.gpus:
+        parts.append(f"{len(report.gpus)} GPUs ({', '.join(dict.fromkeys(report.gpus))})")
+    parts.append(f"cache {report.cache}")
+    parts.append(f"{report.cache_free_gb:.0f} GB free")
+
+    verdict: Verdict = "warning" if advice else "ok"
+    yield Finding(where=where, subject="machine", detail=", ".join(parts), verdict=verdict, remedy=advice)
 
 
-def _problems(question: ProbeRequest, seen: NodeReport, asked_gpus: float) -> Iterator[tuple[str, str, str]]:
-    if seen.home:
-        yield "home", f"{question.home}: {seen.home}", "Give its user the right to write there, or choose another."
-    elif not seen.sees_probe:
+def _problems(request: ProbeRequest, report: NodeReport, required_gpus: float) -> Iterator[tuple[str, str, str]]:
+    """Yield subject, detail and remedy of each error in a report."""
+    if report.home_error:
         yield (
             "home",
-            f"{question.home} is a folder of that machine: what the driver wrote is not in it",
+            f"{request.home}: {report.home_error}",
+            "Give the user of that machine write permission, or choose another home.",
+        )
+    elif not report.sees_probe:
+        yield (
+            "home",
+            f"{request.home} is a local folder of that machine: it does not contain the file that the driver wrote",
             "Choose a folder that all nodes share, or a bucket: --home s3://BUCKET/FOLDER.",
         )
-    own = versions()
-    if differs := [
-        f"{name} {seen.versions.get(name)}, not {own[name]}" for name in own if seen.versions.get(name) != own[name]
-    ]:
-        yield "versions", ", ".join(differs), "Install the same requirements.lock on each node."
-    elif seen.code != code():
-        yield "versions", f"other code of sptune ({seen.code}, not {code()})", "Install the same sptune on each node."
-    if question.gpus and seen.gpu_trouble:
-        yield "GPUs", seen.gpu_trouble, "Mend torch there."
-    elif question.gpus and len(seen.gpus) < asked_gpus:
+
+    # With different versions, results differ, or Ray fails to unpickle what another node sends.
+    driver_versions = versions()
+    differences = [
+        f"{name} {report.versions.get(name)}, not {driver_versions[name]}"
+        for name in driver_versions
+        if report.versions.get(name) != driver_versions[name]
+    ]
+    if differences:
+        yield "versions", ", ".join(differences), "Install the same requirements.lock on each node."
+    elif report.code != code():
+        yield (
+            "versions",
+            f"the code of sptune differs ({report.code}, not {code()})",
+            "Install the same sptune on each node.",
+        )
+
+    if request.gpus and report.gpu_error:
+        yield "GPUs", report.gpu_error, "Repair the installation of torch there."
+    elif request.gpus and len(report.gpus) < required_gpus:
         yield (
             "GPUs",
-            f"torch sees {len(seen.gpus)} of {asked_gpus:g}",
+            f"torch sees {len(report.gpus)} of {required_gpus:g}",
             "Install the driver and the CUDA build of torch there, or start its Ray with fewer --num-gpus.",
         )
-    for task, trouble in seen.data.items():
+
+    for task, problem in report.data_errors.items():
         yield (
             "data",
-            f"{task} in {question.data_root}: {trouble}",
-            "Name a task store that all nodes share: SPTUNE_DATA or `cluster.data`.",
+            f"{task} in {request.data_root}: {problem}",
+            "Name a task store that all nodes share with SPTUNE_DATA or `cluster.data`.",
         )
-    for backbone, trouble in seen.weights.items():
-        yield "weights", f"{backbone}: {trouble}", "Put them where each node finds them."
-    if seen.cache_trouble:
-        yield "cache", f"{seen.cache}: {seen.cache_trouble}", "Name a folder on a local disk there with SPTUNE_CACHE."
+    for backbone, problem in report.weights_errors.items():
+        yield "weights", f"{backbone}: {problem}", "Put the weights where each node finds them."
+
+    if report.cache_error:
+        yield (
+            "cache",
+            f"{report.cache}: {report.cache_error}",
+            "Name a folder on a local disk of that machine with SPTUNE_CACHE.",
+        )
 
 
-def _check_shareable(home: Home, count: int) -> Iterator[Finding]:
-    """What may not be where a cluster has several nodes."""
-    if count < 2:
+def _check_shareable(home: Home, num_nodes: int) -> Iterator[Finding]:
+    """Yield an error for each file of this machine that several nodes would need."""
+    if num_nodes < 2:
         return
-    again = "and a driver that comes back on another node must find it"
+
+    # The driver can be restarted on any node, so it must be able to open both databases from there.
+    reason = f"but the cluster has {num_nodes} nodes, and a driver that resumes on another node must find it"
     if home.database_file is not None:
         yield Finding(
             where="cluster",
-            subject="record",
-            detail=f"{home.database_file} is SQLite, a file of one machine; there are {count} nodes, {again}",
-            verdict="wrong",
+            subject="study database",
+            detail=f"{home.database_file} is SQLite, a file of one machine, {reason}",
+            verdict="error",
             remedy=f"Set SPTUNE_STUDIES or `cluster.studies` to {POSTGRESQL}USER@HOST/DATABASE.",
         )
     if home.mlflow_file is not None:
         yield Finding(
             where="cluster",
             subject="MLflow",
-            detail=f"{home.mlflow_file} is SQLite, a file of one machine; there are {count} nodes, {again}",
-            verdict="wrong",
+            detail=f"{home.mlflow_file} is SQLite, a file of one machine, {reason}",
+            verdict="error",
             remedy="Set MLFLOW_TRACKING_URI or `cluster.mlflow` to a server: http://HOST:PORT.",
         )
 
@@ -176,6 +228,12 @@ def _check_shareable(home: Home, count: int) -> Iterator[Finding]:
 def _probe_request(home: Home, spec: SweepSpec | None, weights: str | None) -> ProbeRequest:
     tasks = [task for name in (spec.tasks if spec else []) for task in task_names(name)]
     backbones = spec.backbones if spec else []
+
+    # Trials may start with a share of a GPU, such as 0.25: any share needs one.
+    needs_gpus = False
+    if spec is not None:
+        needs_gpus = any(spec.resources.for_backbone(backbone).initial_gpus for backbone in backbones)
+
     return ProbeRequest(
         home=home.root,
         token=uuid.uuid4().hex,
@@ -183,41 +241,49 @@ def _probe_request(home: Home, spec: SweepSpec | None, weights: str | None) -> P
         fingerprints={task: open_task(home.data_root, task).fingerprint for task in dict.fromkeys(tasks)},
         backbones=tuple(backbones),
         weights=weights,
-        gpus=any(spec.resources.for_backbone(backbone).initial_gpus for backbone in backbones) if spec else False,
+        gpus=needs_gpus,
     )
 
 
 def _check_home(home: Home) -> Finding:
+    """Write, read and delete a file in the home, and measure how long it takes."""
+    # A name of its own, because several machines check the same home at the same time.
     probe = f"{home.root}/.probe-{uuid.uuid4().hex}"
-    started = time.perf_counter()
+    start = time.perf_counter()
     try:
         write_bytes(probe, b"sptune")
         read_bytes(probe)
         delete_file(probe)
     except OSError as error:
-        cure = "Choose another with --home or SPTUNE_HOME."
         return Finding(
-            where=THIS_MACHINE, subject="home", detail=error.strerror or str(error), verdict="wrong", remedy=cure
+            where=THIS_MACHINE,
+            subject="home",
+            detail=error.strerror or str(error),
+            verdict="error",
+            remedy="Choose another with --home or SPTUNE_HOME.",
         )
-    taken_ms = 1000 * (time.perf_counter() - started)
-    return Finding(where=THIS_MACHINE, subject="home", detail=f"{home.root}, written and read in {taken_ms:.0f} ms")
+
+    duration_ms = 1000 * (time.perf_counter() - start)
+    return Finding(where=THIS_MACHINE, subject="home", detail=f"{home.root}, written and read in {duration_ms:.0f} ms")
 
 
 def _check_database(home: Home) -> Finding:
     try:
-        found = describe_database(home)
+        description = describe_database(home)
     except ServiceError as error:
-        return Finding(where=THIS_MACHINE, subject="record", detail=str(error), verdict="wrong")
-    return Finding(where=THIS_MACHINE, subject="record", detail=found)
+        return Finding(where=THIS_MACHINE, subject="study database", detail=str(error), verdict="error")
+    return Finding(where=THIS_MACHINE, subject="study database", detail=description)
 
 
 def _check_mlflow(home: Home) -> Finding:
     if home.mlflow_file is not None:
         return Finding(where=THIS_MACHINE, subject="MLflow", detail=f"SQLite, {home.mlflow_file}")
+
+    # Importing MLflow takes seconds, and only a server needs it.
     from orchestrator.tracking.mlflow_server import check_reachable
 
     try:
         version = check_reachable(home.mlflow_uri)
     except UserError as error:
-        return Finding(where=THIS_MACHINE, subject="MLflow", detail=str(error), verdict="wrong")
+        return Finding(where=THIS_MACHINE, subject="MLflow", detail=str(error), verdict="error")
     return Finding(where=THIS_MACHINE, subject="MLflow", detail=f"{version} at {redact(home.mlflow_uri)}")

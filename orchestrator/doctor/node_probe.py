@@ -1,4 +1,4 @@
-"""What one machine of a cluster sees: asked on each node, compared by `doctor.py`."""
+"""Probe of one machine. It runs on each node of a cluster; `checks.py` evaluates the reports."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ import torch
 for index in range(torch.cuda.device_count()):
     print(torch.cuda.get_device_name(index))
 """
+HUB_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeRequest:
-    """What a machine is asked."""
+    """What a machine has to check."""
 
     home: str
     """Folder or URI."""
     token: str
-    """What the driver wrote into `home`/.probe-`token`."""
+    """Content of the file `home`/.probe-`token`, which the driver wrote."""
     data_root: str
     fingerprints: dict[str, str]
-    """Of each task, what the driver has of it."""
+    """Fingerprint of each task as the driver sees it."""
     backbones: tuple[str, ...]
     weights: str | None
     gpus: bool
@@ -44,113 +45,136 @@ class ProbeRequest:
 
     @property
     def probe(self) -> str:
-        """Where the driver's file is."""
+        """Path of the driver's probe file."""
         return f"{self.home}/.probe-{self.token}"
 
 
 @dataclass(kw_only=True, slots=True)
 class NodeReport:
-    """What it found; of everything, in words, what is wrong, and nothing where all is well."""
+    """What a machine found. Errors are sentences; an empty one means that the check passed."""
 
     host: str = field(default_factory=socket.gethostname)
     versions: dict[str, str] = field(default_factory=versions)
     code: str = field(default_factory=code)
-    """Hash of this package's own files."""
-    home: str = ""
-    """Why files cannot be written there."""
+    """Hash of the files of this package."""
+    home_error: str = ""
+    """Why the machine cannot write files to the home."""
     sees_probe: bool = True
-    """Whether the driver's file is there."""
+    """Whether the machine can read the driver's probe file."""
     gpus: tuple[str, ...] = ()
-    """Names, as torch has them."""
-    gpu_trouble: str = ""
-    data: dict[str, str] = field(default_factory=dict)
-    """Of each task with a trouble, which."""
-    weights: dict[str, str] = field(default_factory=dict)
-    """Of each backbone with a trouble, which."""
+    """Names of the GPUs as torch reports them."""
+    gpu_error: str = ""
+    data_errors: dict[str, str] = field(default_factory=dict)
+    """Errors by task."""
+    weights_errors: dict[str, str] = field(default_factory=dict)
+    """Errors by backbone."""
     cache: str = ""
-    """The folder of decoded images."""
-    cache_trouble: str = ""
+    """Folder of decoded images."""
+    cache_error: str = ""
     cache_kind: str | None = None
-    """The network file system that it is on, if any."""
+    """Kind of the network file system that the cache is on; None on a local disk."""
     cache_free_gb: float = 0.0
 
 
-def probe_node(question: ProbeRequest) -> NodeReport:
-    """Try on this machine all that a trial will do, but for training."""
-    found = NodeReport()
-    own = f"{question.home}/.probe-{uuid.uuid4().hex}"
+def probe_node(request: ProbeRequest) -> NodeReport:
+    """Try on this machine everything that a trial does, except training."""
+    report = NodeReport()
+
+    # The home: read the driver's file, then write one of our own.
+    own_probe = f"{request.home}/.probe-{uuid.uuid4().hex}"
     try:
-        found.sees_probe = read_bytes(question.probe) == question.token.encode()
-        write_bytes(own, b"sptune")
-        delete_file(own)
+        report.sees_probe = read_bytes(request.probe) == request.token.encode()
+        write_bytes(own_probe, b"sptune")
+        delete_file(own_probe)
     except OSError as error:
-        found.home = _reason(error)
-    if question.gpus:
-        found.gpus, found.gpu_trouble = _gpus()
-    for task, fingerprint in question.fingerprints.items():
-        if trouble := _data_trouble(question.data_root, task, fingerprint):
-            found.data[task] = trouble
-    for backbone in question.backbones:
-        if trouble := _weights_trouble(backbone, question.weights):
-            found.weights[backbone] = trouble
+        report.home_error = _reason(error)
+
+    if request.gpus:
+        report.gpus, report.gpu_error = _gpus()
+
+    for task, fingerprint in request.fingerprints.items():
+        problem = _data_problem(request.data_root, task, fingerprint)
+        if problem:
+            report.data_errors[task] = problem
+
+    for backbone in request.backbones:
+        problem = _weights_problem(backbone, request.weights)
+        if problem:
+            report.weights_errors[backbone] = problem
+
+    # The cache: make the folder, write a file, measure the disk.
     folder = cache_folder()
-    found.cache = str(folder)
+    report.cache = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex}"
-        probe.write_bytes(b"")
-        probe.unlink()
-        found.cache_free_gb = psutil.disk_usage(str(folder)).free / 1e9
-        found.cache_kind = network_file_system(folder)
+        cache_probe = folder / f".probe-{uuid.uuid4().hex}"
+        cache_probe.write_bytes(b"")
+        cache_probe.unlink()
+        report.cache_free_gb = psutil.disk_usage(str(folder)).free / 1e9
+        report.cache_kind = network_file_system(folder)
     except OSError as error:
-        found.cache_trouble = _reason(error)
-    return found
+        report.cache_error = _reason(error)
+
+    return report
 
 
 def _gpus() -> tuple[tuple[str, ...], str]:
-    """Names of this machine's GPUs; asked in a process of its own, from which Ray hides none."""
-    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run([sys.executable, "-c", GPU_NAMES], capture_output=True, text=True, env=seen, check=False)
-    if done.returncode != 0:
-        return (), (done.stderr.strip().splitlines() or ["torch cannot be imported"])[-1]
-    return tuple(done.stdout.split("\n")[:-1]), ""
+    """Return the names of this machine's GPUs, and an error or an empty text."""
+    # Ray hides GPUs from this process with CUDA_VISIBLE_DEVICES. A process without that variable sees all of them.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    command = [sys.executable, "-c", GPU_NAMES]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    if process.returncode != 0:
+        # The last line of a traceback is the error.
+        messages = process.stderr.strip().splitlines() or ["torch cannot be imported"]
+        return (), messages[-1]
+    return tuple(process.stdout.split("\n")[:-1]), ""
 
 
-def _data_trouble(root: str, task: str, fingerprint: str) -> str:
+def _data_problem(root: str, task: str, fingerprint: str) -> str:
+    """Return why a trial cannot read the task here, or an empty text."""
     from trainer.data.transforms import decode
 
     try:
         card = read_card(root, task)
         if card is None:
-            return "not there"
+            return "the task is not there"
         if card.fingerprint != fingerprint:
-            return f"another one ({card.fingerprint}, and {fingerprint} for the driver)"
+            return f"the fingerprint is {card.fingerprint} here and {fingerprint} for the driver"
+
+        # The card can be intact while the images are not: decode one.
         decode(next(read_examples(root, task, "train")).image, 32, "spt", view="fixed", augmented=False)
     except (OSError, ValueError) as error:
         return _reason(error)
     return ""
 
 
-def _weights_trouble(backbone: str, named: str | None) -> str:
+def _weights_problem(backbone: str, weights: str | None) -> str:
+    """Return why a trial cannot load the weights of the backbone here, or an empty text."""
     try:
-        source = find_weights(BACKBONES[backbone], named)
+        source = find_weights(BACKBONES[backbone], weights)
     except (WeightsError, OSError) as error:
         return str(error)
+
     if source.kind == "hub":
         from urllib.parse import urlsplit
 
         from huggingface_hub import constants
 
+        # A connection is enough: downloading the weights here would take minutes.
         host = urlsplit(constants.ENDPOINT).hostname or ""
         try:
-            socket.create_connection((host, 443), timeout=5).close()
+            socket.create_connection((host, 443), timeout=HUB_TIMEOUT_S).close()
         except OSError as error:
             return (
-                f"not here, and timm's hub cannot be reached ({_reason(error)}). Download them where there is a "
-                "network and name the file or its folder with --weights or SPTUNE_WEIGHTS."
+                f"the weights are not on this machine, and it cannot reach timm's hub ({_reason(error)}). Download "
+                "them on a machine with a network and pass the file or its folder with --weights or SPTUNE_WEIGHTS."
             )
     return ""
 
 
 def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    """Return the first line of an error, without the path and the full stop."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

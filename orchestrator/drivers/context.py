@@ -1,21 +1,39 @@
-"""What a driver hands to each trial beside its config."""
+"""Context of a trial: what a driver gives it beside its config."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.environment.home import Home
+from orchestrator.spec.schema import SweepSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialContext:
-    """Where trials of a sweep run: the same for all of them, but for what each occupies."""
+    """Folders and resources of a trial. Only the resources differ between the trials of a sweep."""
 
     data_root: str
     """The task store."""
     trials_folder: str
-    """Folder with a folder a trial."""
+    """Folder that holds the trials, one folder each."""
     prototype_cache: str
     """Folder of prototypes that trials share."""
     weights: str | None
-    """A file, or a folder of files, in which backbones' weights are looked for first."""
+    """File or folder to search first for the weights of backbones."""
     cpus: int
     gpus: float
+
+
+def trial_context(spec: SweepSpec, home: Home, weights: str | None, trials_folder: str) -> TrialContext:
+    """Return where the trials of a sweep run, with their folders in `trials_folder`."""
+    if weights and "://" not in weights:
+        weights = str(Path(weights).expanduser().absolute())
+    return TrialContext(
+        data_root=home.data_root,
+        trials_folder=trials_folder,
+        prototype_cache=home.prototype_cache,
+        weights=weights,
+        cpus=spec.resources.cpus,
+        gpus=spec.resources.initial_gpus,
+    )

@@ -1,4 +1,4 @@
-"""Drives a sweep in this process, one trial after another: for tests, for debugging, and where Ray is not wanted."""
+"""The inline driver: one trial after another in this process, for tests, debuggers and machines without Ray."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ import dataclasses
 from collections.abc import Callable
 
 from orchestrator.drivers.context import TrialContext
+from orchestrator.drivers.driver import ignore_change
 from orchestrator.drivers.signals import stop_on_signal
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.study.trial import Failure
+from orchestrator.study.trial import Failure, Trial
 from orchestrator.sweep.sweep import Sweep
 
 
-def run_sweep(sweep: Sweep, context: TrialContext, on_change: Callable[[], None]) -> None:
-    """Run until the sweep has ended, calling `on_change` whenever something happened."""
-    with stop_on_signal(sweep):
-        while (trial := sweep.next_trial()) is not None:
-            on_change()
-            share = sweep.gpu_allocator.resources_for(trial)
-            place = dataclasses.replace(context, cpus=share.cpus, gpus=share.initial_gpus)
-            for event in run_trial(trial.config, place):
-                sweep.tick()
-                if isinstance(event, Failure):
-                    sweep.on_failure(trial.trial_id, event)
-                elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics, event.provenance):
-                    break
+class InlineDriver:
+    """Trains in this process, without Ray.
+
+    Args:
+        context: where trials run. CPUs and GPU share are replaced by those of each trial.
+    """
+
+    def __init__(self, context: TrialContext) -> None:
+        self._context = context
+
+    def run(self, sweep: Sweep, on_change: Callable[[], None] = ignore_change) -> None:
+        """Run trials until the sweep has ended. See `Driver`."""
+        with stop_on_signal(sweep):
+            while (trial := sweep.next_trial()) is not None:
                 on_change()
+                self._run_trial(sweep, trial, on_change)
+                on_change()
+
+        # No trial is running here, so none can be blocked by another.
+        assert sweep.has_ended, "without running trials, no next trial means the end"
+
+    def _run_trial(self, sweep: Sweep, trial: Trial, on_change: Callable[[], None]) -> None:
+        resources = sweep.gpu_allocator.resources_for(trial)
+        context = dataclasses.replace(self._context, cpus=resources.cpus, gpus=resources.initial_gpus)
+
+        for event in run_trial(trial.config, context):
+            sweep.tick()
+            if isinstance(event, Failure):
+                sweep.on_failure(trial.trial_id, event)
+            elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics, event.provenance):
+                break
             on_change()
-    assert sweep.has_ended, "with one trial at a time, nothing to run means the end"

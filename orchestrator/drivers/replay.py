@@ -1,7 +1,7 @@
-"""Drives a sweep on learning curves and a virtual clock, without training: what would this spec have done?
+"""Replay driver: runs a sweep on learning curves and a virtual clock, without training.
 
-The curves are recorded ones of an earlier sweep, or synthetic ones. Schedulers, budgets and restarts can be tried
-over thousands of trials in seconds.
+It answers what a spec would do. The curves come from an earlier sweep or are synthetic. Schedulers, budgets and
+restarts can be tried over thousands of trials in seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from orchestrator.drivers.driver import ignore_change
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
@@ -22,7 +23,7 @@ from orchestrator.sweep.sweep import Sweep
 from trainer.metric_names import EPOCH_SECONDS, TRAIN_LOSS
 
 Curve = Iterator[tuple[Epoch | Failure, float]]
-"""What a trial tells, each with the seconds until then since the last."""
+"""The events of a trial, each with the seconds since the event before it."""
 Curves = Callable[[Trial], Curve]
 
 
@@ -36,91 +37,119 @@ class Clock:
         return self.now
 
 
-def run_sweep(sweep: Sweep, curves: Curves, clock: Clock, workers: int, until: float = math.inf) -> float:
-    """Run a sweep with so many workers until it has ended, or until a time.
+class ReplayDriver:
+    """Runs a sweep on learning curves and a virtual clock.
 
     Args:
-        clock: the one that the sweep was opened with.
-
-    Returns:
-        Worker seconds in which a trial ran.
+        curves: the learning curve of each trial.
+        clock: the clock that the sweep was opened with.
+        workers: number of trials that run at the same time.
+        until: virtual seconds after which the driver stops as if it were killed.
     """
-    busy = 0.0
-    events: list[tuple[float, int, str, Epoch | Failure, Curve]] = []
-    count = 0
 
-    def expect(trial_id: str, curve: Curve) -> None:
-        nonlocal busy, count
+    def __init__(self, curves: Curves, clock: Clock, *, workers: int, until: float = math.inf) -> None:
+        self._curves = curves
+        self._clock = clock
+        self._workers = workers
+        self._until = until
+        self._num_events = 0
+        self._events: list[tuple[float, int, str, Epoch | Failure, Curve]] = []
+        self.busy_seconds = 0.0
+        """Worker seconds in which a trial ran."""
+
+    def run(self, sweep: Sweep, on_change: Callable[[], None] = ignore_change) -> None:
+        """Run trials until the sweep has ended, or until the given time. See `Driver`."""
+        while True:
+            self._start_trials(sweep)
+            if not self._events or self._events[0][0] > self._until:
+                return
+
+            # The clock jumps to the next event, so waiting costs nothing.
+            self._clock.now, _, trial_id, event, curve = heapq.heappop(self._events)
+            sweep.tick()
+            if isinstance(event, Failure):
+                sweep.on_failure(trial_id, event)
+            elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.provenance):
+                self._schedule_next(trial_id, curve)
+            on_change()
+
+    def _start_trials(self, sweep: Sweep) -> None:
+        # Each running trial has exactly one scheduled event.
+        while len(self._events) < self._workers:
+            trial = sweep.next_trial()
+            if trial is None:
+                return
+            self._schedule_next(trial.trial_id, self._curves(trial))
+
+    def _schedule_next(self, trial_id: str, curve: Curve) -> None:
         event, seconds = next(curve)
-        busy, count = busy + seconds, count + 1
-        heapq.heappush(events, (clock.now + seconds, count, trial_id, event, curve))
+        self.busy_seconds += seconds
 
-    while True:
-        while len(events) < workers and (trial := sweep.next_trial()) is not None:
-            expect(trial.trial_id, curves(trial))
-        if not events or events[0][0] > until:
-            return busy
-        clock.now, _, trial_id, event, curve = heapq.heappop(events)
-        sweep.tick()
-        if isinstance(event, Failure):
-            sweep.on_failure(trial_id, event)
-        elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.provenance):
-            expect(trial_id, curve)
+        # The number breaks ties of time, so that events never compare each other.
+        self._num_events += 1
+        heapq.heappush(self._events, (self._clock.now + seconds, self._num_events, trial_id, event, curve))
 
 
 class SyntheticCurves:
-    """Learning curves of made-up tasks: each has its own best place in the space, near its group's.
+    """Learning curves of invented tasks.
 
-    Accuracy rises towards a height that falls with the distance from that place, with noise that depends on the
-    config alone.
+    Each task has an optimum in the search space, near the optimum of its group. Accuracy rises towards a limit, which
+    falls with the distance of the trial's config from the optimum. Noise depends on the config alone.
 
     Args:
-        plans: the studies, whose spaces the places are in.
+        plans: the studies, which define the search spaces.
         seconds_per_epoch: on the virtual clock.
-        spread: how far tasks of a group lie from each other, as a share of the space's width.
+        spread: distance between the optima of a group's tasks, as a fraction of the width of the space.
     """
 
     def __init__(
         self, plans: Sequence[StudyPlan], seconds_per_epoch: float = 10.0, spread: float = 0.1, seed: int = 0
     ) -> None:
         self._plans = {plan.key: plan for plan in plans}
-        self._seconds = seconds_per_epoch
+        self._seconds_per_epoch = seconds_per_epoch
         self._spread = spread
         self._seed = seed
 
     def __call__(self, trial: Trial) -> Curve:
-        """The curve of a trial."""
-        height = self.height(trial)
-        noise = _draws(self._seed, trial.trial_id)
-        epochs = trial.config.epochs
-        for epoch in range(1, epochs + 1):
-            accuracy = height * (1 - math.exp(-4 * epoch / epochs)) + 0.01 * (next(noise) - 0.5)
-            split = trial.config.eval_split
-            metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: self._seconds}
-            if split == "val" or epoch == epochs:
-                metrics[f"{split}/accuracy"] = min(1.0, max(0.0, accuracy))
-            yield Epoch(epoch=epoch, metrics=metrics), self._seconds
+        """Yield the learning curve of a trial."""
+        limit = self.limit(trial)
+        noise = _random_numbers(self._seed, trial.trial_id)
+        split = trial.config.eval_split
+        num_epochs = trial.config.epochs
 
-    def height(self, trial: Trial) -> float:
-        """The accuracy that a trial would reach with endless epochs."""
+        for epoch in range(1, num_epochs + 1):
+            accuracy = limit * (1 - math.exp(-4 * epoch / num_epochs)) + 0.01 * (next(noise) - 0.5)
+            metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: self._seconds_per_epoch}
+            # As in training, the test split is scored once, after the last epoch.
+            if split == "val" or epoch == num_epochs:
+                metrics[f"{split}/accuracy"] = min(1.0, max(0.0, accuracy))
+            yield Epoch(epoch=epoch, metrics=metrics), self._seconds_per_epoch
+
+    def limit(self, trial: Trial) -> float:
+        """Return the accuracy that a trial would reach after infinitely many epochs."""
         plan = self._plans[trial.study]
-        config, distance = dataclasses.asdict(trial.config), 0.0
+        config = dataclasses.asdict(trial.config)
+
+        squared_distance = 0.0
         for name, dimension in plan.space.items():
             if dimension.is_active(config):
-                group, own = (next(_draws(self._seed, f"{name} {key}")) for key in (plan.group, plan.task))
-                place = min(1.0, max(0.0, group + self._spread * (own - 0.5) * 2))
-                distance += (unit(dimension, config[name]) - place) ** 2
-        return 0.3 + 0.6 * math.exp(-3 * distance)
+                # The keys are names, so that a task has the same optimum in every spec.
+                group_optimum = next(_random_numbers(self._seed, f"{name} {plan.group}"))
+                task_offset = next(_random_numbers(self._seed, f"{name} {plan.task}")) - 0.5
+                optimum = min(1.0, max(0.0, group_optimum + self._spread * task_offset * 2))
+                squared_distance += (unit_position(dimension, config[name]) - optimum) ** 2
+
+        return 0.3 + 0.6 * math.exp(-3 * squared_distance)
 
 
 class RecordedCurves:
-    """Curves of an earlier sweep: of the same config where it was tried, else of the nearest in the same study.
+    """Learning curves of an earlier sweep: those of the same config if it was trained, else of the nearest config.
 
     Args:
-        studies: of the earlier sweep, with at least one trial that ran to its end each.
+        studies: studies of the earlier sweep, with at least one trial each that trained all its epochs.
 
     Raises:
-        ValueError: for a trial of a study of which the record has none with as many epochs that ran to its end.
+        ValueError: when called with a trial for whose study no trial of as many epochs was trained.
     """
 
     def __init__(self, studies: Sequence[Study]) -> None:
@@ -132,41 +161,58 @@ class RecordedCurves:
         }
 
     def __call__(self, trial: Trial) -> Curve:
-        """The curve of a trial."""
-        epochs, seed = trial.config.epochs, trial.config.seed
-        known = [one for one in self._trials.get((trial.study, trial.phase), []) if len(one.epochs) == epochs]
-        if not known:
+        """Yield the learning curve of a trial."""
+        num_epochs = trial.config.epochs
+        trained = self._trials.get((trial.study, trial.phase), [])
+        candidates = [candidate for candidate in trained if len(candidate.epochs) == num_epochs]
+        if not candidates:
             raise ValueError(
-                f"the record has no {trial.phase} trial of {trial.study} that ran to its end of {epochs} epochs."
+                f"the earlier sweep has no {trial.phase} trial of {trial.study} that ran to its end of {num_epochs} "
+                "epochs; replay a spec with the same studies and epochs, or without a sweep to take curves from."
             )
-        nearest = min(known, key=lambda other: (self._distance(trial, other), other.config.seed != seed))
+
+        # Final trials of a study differ in their seeds alone.
+        nearest = min(
+            candidates,
+            key=lambda candidate: (self._distance(trial, candidate), candidate.config.seed != trial.config.seed),
+        )
         for epoch, metrics in enumerate(nearest.epochs, start=1):
             yield Epoch(epoch=epoch, metrics=metrics), metrics[EPOCH_SECONDS]
 
-    def _distance(self, one: Trial, other: Trial) -> float:
-        configs = [dataclasses.asdict(trial.config) for trial in (one, other)]
+    def _distance(self, trial: Trial, candidate: Trial) -> float:
+        """Return the squared distance of two trials of a study in its search space."""
+        config = dataclasses.asdict(trial.config)
+        candidate_config = dataclasses.asdict(candidate.config)
+
         distance = 0.0
-        for name, dimension in self._plans[one.study].space.items():
-            active = [dimension.is_active(config) for config in configs]
-            if all(active):
-                distance += (unit(dimension, configs[0][name]) - unit(dimension, configs[1][name])) ** 2
-            elif any(active):
+        for name, dimension in self._plans[trial.study].space.items():
+            num_active = dimension.is_active(config) + dimension.is_active(candidate_config)
+            if num_active == 2:
+                position = unit_position(dimension, config[name])
+                candidate_position = unit_position(dimension, candidate_config[name])
+                distance += (position - candidate_position) ** 2
+            elif num_active == 1:
+                # The two ends of a dimension are as far from each other.
                 distance += 1.0
         return distance
 
 
-def unit(dimension: Dimension, value: Any) -> float:
-    """Where in its dimension a value lies, from 0 to 1."""
+def unit_position(dimension: Dimension, value: Any) -> float:
+    """Return the position of a value in its dimension, from 0 to 1."""
     match dimension:
         case FloatRange() | IntRange():
-            low, high, at = (math.log(v) if dimension.log else v for v in (dimension.low, dimension.high, value))
-            return (at - low) / (high - low)
+            ends_and_value: list[float] = [dimension.low, dimension.high, value]
+            if dimension.log:
+                ends_and_value = [math.log(number) for number in ends_and_value]
+            low, high, position = ends_and_value
+            return (position - low) / (high - low)
         case Choice(values=values):
             return values.index(value) / max(1, len(values) - 1) if value in values else 0.0
 
 
-def _draws(seed: int, what: str) -> Iterator[float]:
-    """Numbers from 0 to 1 that depend on nothing but these words."""
-    draw = random.Random(hashlib.sha256(f"{seed} {what}".encode()).digest())
+def _random_numbers(seed: int, key: str) -> Iterator[float]:
+    """Yield numbers from 0 to 1 that depend on seed and key alone."""
+    # Not `hash`, which differs from process to process.
+    generator = random.Random(hashlib.sha256(f"{seed} {key}".encode()).digest())
     while True:
-        yield draw.random()
+        yield generator.random()

@@ -1,4 +1,4 @@
-"""Ctrl-C: once, and the sweep stops after saving; twice, and it stops at once. Both go on later."""
+"""Ctrl-C stops a sweep after the current epochs, a second one stops it immediately. It can resume in both cases."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from orchestrator.sweep.sweep import Sweep
 
 @contextmanager
 def stop_on_signal(sweep: Sweep) -> Iterator[None]:
-    """While in it, SIGINT or SIGTERM stops the sweep after its running trials' next epoch, a second one at once.
+    """Let SIGINT or SIGTERM stop the sweep after the current epoch of each running trial, within this context.
 
     Raises:
         KeyboardInterrupt: at the second signal.
     """
 
-    def answer(number: int, _: FrameType | None) -> None:
+    def handle(number: int, _: FrameType | None) -> None:
+        # A sweep whose budget is used up has a halt as well, and can still be stopped once.
         if sweep.halt is not None and sweep.halt.interrupt_running:
             raise KeyboardInterrupt
         sweep.stop(f"stopped by {signal.Signals(number).name}")
-        print("stopping: running trials save at their next epoch; again to stop at once", file=sys.stderr)
+        print("stopping after the current epoch of each trial; press Ctrl-C again to stop immediately", file=sys.stderr)
 
-    handlers = {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
+    # SIGTERM too: batch systems send it before they end a job.
+    previous_handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

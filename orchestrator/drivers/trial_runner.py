@@ -1,7 +1,7 @@
-"""`run_trial` joins the trainer to a driver: a config goes in, epochs or one failure come out.
+"""Run one trial: `run_trial` takes a config and yields its epochs, or a failure.
 
-Backbone, images and prototypes stay in the process (the trainer's loaders keep them), so a later trial costs its
-training only.
+Backbone, images and prototypes stay in the memory of the process, cached by the trainer's loaders. So later trials of a
+process only train.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trainer.storage.files import read_bytes, write_bytes
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 
 STORAGE_RETRY_DELAYS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
-"""Pauses of a trial that finds the disk full or the bucket away, before it gives up."""
+"""Pauses before the retries of a trial whose storage is full or away. After the last retry the trial fails."""
 TRANSIENT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, errno.EBUSY})
 """Errors of storage that may pass: full, away, overloaded."""
 
@@ -46,36 +46,49 @@ def run_trial(
 ) -> Iterator[Epoch | Failure]:
     """Train one config, from its checkpoint if it has one.
 
-    Its folder gets a `log.txt` of this attempt, once it ended.
+    At the end of the attempt, the log of the attempt is written to `log.txt` in the trial's folder.
 
     Args:
-        stop: asked between training steps; at yes all that was done is saved, and the attempt ends as lost.
+        stop: called between training steps. If it returns True, the trial saves a checkpoint and the attempt ends with
+            a `Failure` of cause LOST.
 
     Yields:
-        Each epoch, earlier attempts' first; a `Failure` as the last item if the trial did not come to its end.
+        Each epoch, those of earlier attempts first. The last item is a `Failure` if the trial did not reach its end.
     """
+    device = "cuda" if context.gpus else "cpu"
     torch.set_num_threads(context.cpus)
-    reset_peak_memory("cuda" if context.gpus else "cpu")
+    reset_peak_memory(device)
     log = _AttemptLog()
-    since = time.monotonic()
+    epoch_began = time.monotonic()
     folder = None
+
     try:
-        train_config = dataclasses.replace(config)  # checks it again: a stored config may break today's rules
-        folder = f"{context.trials_folder}/{train_config.fingerprint()}"
-        for epoch, scored in _train_with_retries(train_config, context, folder, stop):
+        # A new object is validated again: a stored config may break a rule that is younger.
+        config = dataclasses.replace(config)
+        folder = f"{context.trials_folder}/{config.fingerprint()}"
+
+        for epoch, end_provenance in _train_with_retries(config, context, folder, stop):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
-            facts = software() | machine(log.device) | scored
-            peak_gb, device_gb = memory_gb("cuda" if context.gpus else "cpu")
-            told = {MEMORY_DEVICE_GB: device_gb}
-            if not epoch.resumed:  # or else nobody knows what it took
-                told |= {EPOCH_SECONDS: now - since, MEMORY_PEAK_GB: peak_gb}
-            yield Epoch(epoch=epoch.epoch, metrics=epoch.metrics | told, provenance=facts)
-            since = now
-    except Exception as error:  # the worker stays; what went wrong goes to the record with its trace
+
+            peak_gb, device_gb = memory_gb(device)
+            measurements = {MEMORY_DEVICE_GB: device_gb}
+            # Nothing was measured for an epoch that was restored from a checkpoint.
+            if not epoch.resumed:
+                measurements |= {EPOCH_SECONDS: now - epoch_began, MEMORY_PEAK_GB: peak_gb}
+
+            yield Epoch(
+                epoch=epoch.epoch,
+                metrics=epoch.metrics | measurements,
+                provenance=software() | machine(log.device) | end_provenance,
+            )
+            # The time that the driver takes between two epochs belongs to the next one.
+            epoch_began = now
+    except Exception as error:
+        # The worker must survive every failure of a trial. The error goes to the study database with its trace.
         text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
         log.add(text)
-        yield Failure(cause=failure_cause(error), error=text, seconds=time.monotonic() - since)
+        yield Failure(cause=failure_cause(error), error=text, seconds=time.monotonic() - epoch_began)
     finally:
         log.close()
         if folder is not None:
@@ -83,7 +96,7 @@ def run_trial(
 
 
 def failure_cause(error: Exception) -> FailureCause:
-    """Which kind of failure an exception is."""
+    """Return the cause of failure that an exception stands for."""
     match error:
         case TrainingDiverged():
             return FailureCause.DIVERGED
@@ -97,32 +110,92 @@ def failure_cause(error: Exception) -> FailureCause:
             return FailureCause.ERROR
 
 
+def _train_with_retries(
+    config: TrainConfig, context: TrialContext, folder: str, stop: Callable[[], bool]
+) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
+    """Train. If storage is full or away, wait and resume from the last checkpoint.
+
+    Yields:
+        Each epoch once, with the provenance that is known at the end: empty before the last epoch.
+    """
+    epochs: list[EpochMetrics] = []
+    for delay_s in (*STORAGE_RETRY_DELAYS_S, None):
+        try:
+            for epoch in train(
+                config,
+                data_root=context.data_root,
+                device="cuda" if context.gpus else "cpu",
+                weights=context.weights,
+                prototype_cache=context.prototype_cache,
+                folder=folder,
+                stop=stop,
+            ):
+                # A retry yields the epochs before its checkpoint again.
+                if epoch.epoch <= len(epochs):
+                    continue
+
+                end_provenance: dict[str, str] = {}
+                if epoch.epoch == config.epochs:
+                    end_provenance = _scoring_provenance(folder, config)
+                    end_provenance |= _draw_plots(config, [*epochs, epoch], context, folder)
+                yield epoch, end_provenance
+                # Not before the yield: if writing fails above, a retry has to yield this epoch.
+                epochs.append(epoch)
+        except OSError as error:
+            if error.errno not in TRANSIENT_ERRNOS or delay_s is None:
+                raise
+            logging.getLogger("trainer").warning("%s; trying again in %g s", error, delay_s)
+        else:
+            return
+
+        _wait(delay_s, stop)
+
+
+def _wait(delay_s: float, stop: Callable[[], bool]) -> None:
+    """Wait before a retry.
+
+    Raises:
+        TrainingInterrupted: if the trial is asked to stop.
+    """
+    retry_at = time.monotonic() + delay_s
+    while (left_s := retry_at - time.monotonic()) > 0:
+        if stop():
+            raise TrainingInterrupted("asked to stop while storage was away; the last checkpoint is kept.")
+        time.sleep(min(left_s, 0.5))
+
+
 def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
-    """On which images a finished trial learnt and was judged; of a search trial, which it got right."""
-    card, predictions = (read_bytes(f"{folder}/{name}") for name in (run_folder.CARD, run_folder.PREDICTIONS))
-    assert card is not None and predictions is not None, "they are written before the last epoch is told"
-    facts = RunCard.from_json(card)
-    told = {"learnt_from": facts.learnt_from, "scored_on": facts.scored_on, "protocol": facts.protocol}
+    """Return the images that a finished trial learnt from and was scored on; for a search trial, which were correct."""
+    card_json = read_bytes(f"{folder}/{run_folder.CARD}")
+    predictions = read_bytes(f"{folder}/{run_folder.PREDICTIONS}")
+    assert card_json is not None and predictions is not None, "the trainer writes them before it yields the last epoch"
+
+    card = RunCard.from_json(card_json)
+    provenance = {"learnt_from": card.learnt_from, "scored_on": card.scored_on, "protocol": card.protocol}
+    # Final trials are not compared image by image, and the test split may have many images.
     if config.eval_split == "val":
-        told["correct"] = pack_correct(
-            pq.read_table(io.BytesIO(predictions), columns=["correct"])["correct"].to_numpy()
-        )
-    return told
+        table = pq.read_table(io.BytesIO(predictions), columns=["correct"])
+        provenance["correct"] = pack_correct(table["correct"].to_numpy())
+    return provenance
 
 
 def _draw_plots(
-    config: TrainConfig, epochs: Sequence[EpochMetrics], workplace: TrialContext, folder: str
+    config: TrainConfig, epochs: Sequence[EpochMetrics], context: TrialContext, folder: str
 ) -> dict[str, str]:
-    """Draw a finished trial's pictures, or tell as a fact why not: no result is lost for a picture."""
+    """Draw the plots of a finished trial. If that fails, return the reason as provenance: the result counts anyway.
+
+    Raises:
+        OSError: if storage is full or away, which is worth a retry.
+    """
     try:
         draw_run_plots(
             config,
             [epoch.metrics for epoch in epochs],
             folder,
-            data_root=workplace.data_root,
-            weights=workplace.weights,
-            prototype_cache=workplace.prototype_cache,
-            device="cuda" if workplace.gpus else "cpu",
+            data_root=context.data_root,
+            weights=context.weights,
+            prototype_cache=context.prototype_cache,
+            device="cuda" if context.gpus else "cpu",
         )
     except OSError:
         raise
@@ -131,50 +204,8 @@ def _draw_plots(
     return {}
 
 
-def _train_with_retries(
-    config: TrainConfig, workplace: TrialContext, folder: str, stop: Callable[[], bool]
-) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
-    """Train, waiting for storage that is full or away: the trial goes on from its last checkpoint.
-
-    Yields:
-        Each epoch, with the last what it was scored on.
-    """
-    told: list[EpochMetrics] = []
-    for wait_s in (*STORAGE_RETRY_DELAYS_S, None):
-        try:
-            for epoch in train(
-                config,
-                data_root=workplace.data_root,
-                device="cuda" if workplace.gpus else "cpu",
-                weights=workplace.weights,
-                prototype_cache=workplace.prototype_cache,
-                folder=folder,
-                stop=stop,
-            ):
-                if epoch.epoch > len(told):
-                    last = epoch.epoch == config.epochs
-                    facts = (
-                        _scoring_provenance(folder, config) | _draw_plots(config, [*told, epoch], workplace, folder)
-                        if last
-                        else {}
-                    )
-                    yield epoch, facts
-                    told.append(epoch)
-        except OSError as error:
-            if error.errno not in TRANSIENT_ERRNOS or wait_s is None:
-                raise
-            logging.getLogger("trainer").warning("%s; trying again in %g s", error, wait_s)
-        else:
-            return
-        until = time.monotonic() + wait_s
-        while (left_s := until - time.monotonic()) > 0:
-            if stop():
-                raise TrainingInterrupted("asked to stop while storage was away; its last checkpoint stays.")
-            time.sleep(min(left_s, 0.5))
-
-
 class _AttemptLog(logging.Handler):
-    """What the trainer says during one attempt."""
+    """The trainer's log lines of one attempt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,21 +215,22 @@ class _AttemptLog(logging.Handler):
         logging.getLogger("trainer").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line of the trainer's own."""
+        """Add a line that the trainer logs."""
         self.add(record.getMessage())
 
     def add(self, text: str) -> None:
-        """Keep a line with its time."""
+        """Add a line with the current time."""
         self._lines.append(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}")
 
     def close(self) -> None:
-        """Hear no more."""
+        """Receive no more lines."""
         logging.getLogger("trainer").removeHandler(self)
         super().close()
 
     def write(self, folder: str) -> None:
-        """Put it where the trial is, if the place can be written at all."""
+        """Write the lines to the trial's folder, if it can be written."""
         try:
             write_bytes(f"{folder}/{run_folder.LOG}", "\n".join([*self._lines, ""]).encode())
         except OSError:
-            return  # the failure itself says so, and is on its way to the record
+            # The failure of the trial says the same, and is stored in the study database.
+            return

@@ -1,1 +1,1 @@
-"""Where a home, its databases and its servers are, and on which software results were made."""
+"""Where files and databases are, whether servers answer, and which software and machine made a result."""

@@ -1,4 +1,7 @@
-"""Servers that a sweep needs, and what their errors mean: one sentence each, with the way out and without a secret."""
+"""Connections to the servers of a sweep, and the meaning of their errors.
+
+Each error becomes one sentence with the way out and without a secret.
+"""
 
 from __future__ import annotations
 
@@ -16,54 +19,57 @@ if TYPE_CHECKING:
     from orchestrator.study.storage.database import StudyDatabase
 
 OLDEST_POSTGRESQL = 12
-"""The major version from which on psycopg and Optuna's tables are tested by their makers."""
+"""Oldest major version that the makers of psycopg and of Optuna test."""
 DATABASE_ERRORS: tuple[tuple[str, str], ...] = (
     (
         r"password authentication failed|no password supplied|role \S+ does not exist|authentication",
         f"refuses these credentials; put the right password into {SECRET_VARIABLES['studies']}, "
-        "the user into the address",
+        "and the user into the address",
     ),
     (r'database "([^"]+)" does not exist', r"has no such database; make it with `createdb \1`"),
     (
         r"refused|timeout|timed out|resolve|translate host|No route|unreachable|No such file or directory|"
         r"server closed|terminating connection|starting up|shutting down|connection is (?:lost|closed)",
-        "does not answer; see that it is up and that its address is right",
+        "does not answer; check that it is running and that its address is right",
     ),
-    (r"permission denied|must be owner", "does not let this user write; grant CREATE on its schema"),
-    (r"too many (?:connections|clients)|remaining connection slots", "has no connection left; raise its limit"),
-    (r"\bSSL\b|certificate", "wants another kind of connection; see PGSSLMODE and PGSSLROOTCERT"),
-    (r"No module named '?psycopg", "needs a driver that is not installed; pip install 'sptune[cluster]'"),
-    (r"locked", "is locked by another program"),
+    (r"permission denied|must be owner", "does not allow this user to write; grant CREATE on its schema to the user"),
+    (r"too many (?:connections|clients)|remaining connection slots", "has no free connection; raise max_connections"),
+    (r"\bSSL\b|certificate", "requires other TLS settings; set PGSSLMODE and PGSSLROOTCERT"),
+    (r"No module named '?psycopg", "needs a driver that is not installed; run `pip install 'sptune[cluster]'`"),
+    (r"locked", "is locked by another program; stop that program and try again"),
     (
         r"table schema|version_info",
-        "was written by another version of Optuna; `optuna storage upgrade` brings it along",
+        "was written by another version of Optuna; upgrade it with `optuna storage upgrade`",
     ),
 )
-"""What is to be seen in a database's error, and what it means."""
+"""Pattern in a database's error, and its meaning. The first match counts."""
 
 
 def open_database(home: Home) -> StudyDatabase:
-    """The record of a home, which must be there or be made.
+    """Open the study database of a home, which is created if it is missing.
 
     Raises:
-        ServiceError: if its database cannot be used, with the reason.
+        ServiceError: if the database cannot be used, with the reason.
     """
+    # Imported here: every command imports this module, and Optuna takes long to import.
     from orchestrator.study.storage.database import StudyDatabase
 
     try:
         return StudyDatabase(home.database_url)
-    except Exception as error:  # of the driver, of SQLAlchemy or of Optuna, each with errors of its own
-        raise ServiceError(f"the record {redact(home.database_url)} {explain_database_error(error)}.") from None
+    except Exception as error:
+        # The driver, SQLAlchemy and Optuna each raise errors of their own, with no common class.
+        raise _database_error(home, error) from None
 
 
 def describe_database(home: Home) -> str:
-    """What the record's database is, after it was asked for its version and the record opened.
+    """Open the study database of a home, and return its kind, version and address.
 
     Raises:
-        ServiceError: if it cannot be used or is too old, with the reason.
+        ServiceError: if the database cannot be used or is too old, with the reason.
     """
     if home.database_file is not None:
         return f"SQLite, {home.database_file}"
+
     import sqlalchemy
 
     try:
@@ -71,75 +77,91 @@ def describe_database(home: Home) -> str:
         with engine.connect() as connection:
             version = str(connection.execute(sqlalchemy.text("SHOW server_version")).scalar_one())
         engine.dispose()
-    except Exception as error:  # of the driver or of SQLAlchemy, each with errors of its own
-        raise ServiceError(f"the record {redact(home.database_url)} {explain_database_error(error)}.") from None
+    except Exception as error:
+        # The driver and SQLAlchemy each raise errors of their own, with no common class.
+        raise _database_error(home, error) from None
+
+    address = redact(home.database_url)
     if int(version.partition(".")[0]) < OLDEST_POSTGRESQL:
         raise ServiceError(
-            f"the record {redact(home.database_url)} is PostgreSQL {version}; it must be {OLDEST_POSTGRESQL} or later."
+            f"the study database {address} is PostgreSQL {version}; it must be {OLDEST_POSTGRESQL} or later."
         )
+
     open_database(home).close()
-    return f"PostgreSQL {version.partition(' ')[0]} at {redact(home.database_url)}"
+    return f"PostgreSQL {version.partition(' ')[0]} at {address}"
+
+
+def _database_error(home: Home, error: Exception) -> ServiceError:
+    return ServiceError(f"the study database {redact(home.database_url)} {explain_database_error(error)}.")
 
 
 def explain_database_error(error: BaseException) -> str:
-    """What a database has against it, to be read after its address."""
+    """Return the meaning of a database's error and the way out, as the end of a sentence about the database."""
     text = _root_message(error)
     for pattern, meaning in DATABASE_ERRORS:
-        if found := re.search(pattern, text, re.IGNORECASE):
-            return found.expand(meaning) if found.groups() else meaning
+        match = re.search(pattern, text, re.IGNORECASE)
+        if match is not None:
+            return match.expand(meaning) if match.groups() else meaning
     return f"cannot be used: {_first_line(text)}"
 
 
 def explain_mlflow_error(error: BaseException) -> str:
-    """What an MLflow server has against it, to be read after its address."""
+    """Return the meaning of an MLflow server's error and the way out, as the end of a sentence about the server."""
     text = str(error)
-    status = re.search(r"error code (\d{3})", text)
+    status_match = re.search(r"error code (\d{3})", text)
+    status = status_match[1] if status_match else None
+
+    # The host check answers with status 403 as well, so it comes first.
     if "Invalid Host header" in text:
-        reason = "does not go by this name; start it with --allowed-hosts HOST:PORT"
-    elif status is not None and status[1] == "401":
-        token = bool(os.environ.get("MLFLOW_TRACKING_TOKEN"))
-        reason = (
-            "refuses this token, which may have expired; put a new one into MLFLOW_TRACKING_TOKEN"
-            if token
-            else f"refuses these credentials; put the right ones into {SECRET_VARIABLES['mlflow']}"
-        )
-    elif status is not None and status[1] == "403":
-        reason = "does not permit this to this user; ask who runs it"
-    elif status is not None and status[1] >= "500":
-        reason = f"has a trouble of its own (status {status[1]}); see its log"
+        reason = "does not accept this host name; start it with --allowed-hosts HOST:PORT"
+    elif status == "401" and os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        reason = "refuses this token, which may have expired; put a new one into MLFLOW_TRACKING_TOKEN"
+    elif status == "401":
+        reason = f"refuses these credentials; put the right ones into {SECRET_VARIABLES['mlflow']}"
+    elif status == "403":
+        reason = "does not permit this user to do that; ask its administrator"
+    elif status is not None and status >= "500":
+        reason = f"has an internal error (status {status}); see its log"
     elif status is None and re.search(r"(?i)connection|timed? ?out|resolve|Max retries", text):
-        reason = "does not answer; see that it is up and that its address is right"
+        reason = "does not answer; check that it is running and that its address is right"
     else:
         reason = f"refuses: {_first_line(text)}"
     return reason
 
 
 def explain_error(error: BaseException) -> str | None:
-    """The sentence for an error that comes from a server; None for one of ours."""
-    for one in _causes(error):
-        if isinstance(one, StorageError):
-            return str(one)
-        module = type(one).__module__.partition(".")[0]
-        if module in ("sqlalchemy", "psycopg", "sqlite3"):
-            return f"the record's database {explain_database_error(error)}."
-        if module in ("mlflow", "requests"):
-            return f"MLflow {explain_mlflow_error(one)}."
+    """Return a sentence about an error that comes from a server; None for any other error."""
+    for cause in _causes(error):
+        if isinstance(cause, StorageError):
+            return str(cause)
+
+        # By name, because importing these libraries takes seconds.
+        library = type(cause).__module__.partition(".")[0]
+        if library in ("sqlalchemy", "psycopg", "sqlite3"):
+            return f"the study database {explain_database_error(error)}."
+        if library in ("mlflow", "requests"):
+            return f"MLflow {explain_mlflow_error(cause)}."
     return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, then the error that it was raised from, and so on."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _root_message(error: BaseException) -> str:
-    """What the database itself said."""
-    for one in _causes(error):
-        if (said := getattr(one, "orig", None)) is not None:
-            return str(said)
-    return str([*_causes(error)][-1])
+    """Return the database's own message."""
+    causes = list(_causes(error))
+    for cause in causes:
+        # SQLAlchemy keeps the driver's error in `orig`.
+        original = getattr(cause, "orig", None)
+        if original is not None:
+            return str(original)
+    return str(causes[-1])
 
 
 def _first_line(text: str) -> str:
-    return redact((text.splitlines() or ["without a word"])[0].strip().rstrip("."))
+    lines = text.splitlines() or ["no message"]
+    return redact(lines[0].strip().rstrip("."))

@@ -1,4 +1,4 @@
-"""Where everything is: files, record, MLflow, task store; on this machine, or at addresses that machines share."""
+"""Locations of files, study database, MLflow and task store: on this machine, or at addresses that machines share."""
 
 from __future__ import annotations
 
@@ -24,109 +24,138 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"panfs", "wekafs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.juicefs", "fuse.mount-s3"}
     | {"fuse.glusterfs", "fuse.ceph", "fuse.cephfs"}
 )
-"""File systems that several machines see, by the names the kernel has for them."""
+"""File systems that several machines share, by the kernel's names for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Home:
-    """What belongs together: the files in one folder or bucket, and the record and the MLflow beside them."""
+    """Files in one folder or bucket, and the study database and the MLflow that belong to them."""
 
     root: str
     """Absolute path, or URI such as s3://bucket/folder."""
     database_url: str
-    """The record's database, as SQLAlchemy names it."""
+    """The study database, as a URL of SQLAlchemy. Empty if there is none."""
     mlflow_uri: str
-    """Tracking server, or database."""
+    """MLflow's tracking server or database. Empty if there is none."""
     data_root: str
     """The task store."""
 
     @property
     def database_file(self) -> Path | None:
-        """The record's SQLite database; None where it is on a server."""
+        """The file of an SQLite study database; None for a database server."""
         return Path(self.database_url.removeprefix(SQLITE)) if self.database_url.startswith(SQLITE) else None
 
     @property
     def mlflow_file(self) -> Path | None:
-        """MLflow's SQLite database; None where there is a server."""
+        """The file of MLflow's SQLite database; None for an MLflow server."""
         return Path(self.mlflow_uri.removeprefix(SQLITE)) if self.mlflow_uri.startswith(SQLITE) else None
 
     @property
     def mlflow_artifacts(self) -> str | None:
-        """Where MLflow keeps artifacts; None where a server decides."""
+        """URI of the folder for MLflow's artifacts; None if a server chooses the folder."""
         if self.mlflow_uri.startswith(("http://", "https://")):
             return None
-        return f"{self.root if '://' in self.root else Path(self.root).as_uri()}/mlartifacts"
+
+        root_uri = self.root if "://" in self.root else Path(self.root).as_uri()
+        return f"{root_uri}/mlartifacts"
 
     @property
     def prototype_cache(self) -> str:
-        """Prototypes, built once and shared by all sweeps."""
+        """Folder of prototypes, which all sweeps share."""
         return f"{self.root}/prototypes"
 
     @property
     def cost_model_file(self) -> str:
-        """How fast trials were here, for estimates."""
+        """File with the measured speed of trials, for estimates."""
         return f"{self.root}/throughput.json"
 
     def trials_folder(self, sweep: str) -> str:
-        """The folder with a folder a trial."""
+        """Return the folder that holds the trials of a sweep, one folder each."""
         return f"{self.root}/sweeps/{sweep}/trials"
 
     def trial_folder(self, trial: str) -> str:
-        """The folder of a finished trial, by the first letters of its id or by its place.
+        """Return the folder of a finished trial.
+
+        Args:
+            trial: the first letters of the trial's id, or its folder.
 
         Raises:
-            UserError: if there is none, or the letters fit several.
+            UserError: if no finished trial matches, or several do.
         """
         if "://" in trial or (Path(trial) / CARD).is_file():
             return trial
-        found = {
+
+        # A config that two sweeps trained has one id, and either folder will do.
+        matches = {
             name: f"{self.trials_folder(sweep)}/{name}"
             for sweep in list_folders(f"{self.root}/sweeps")
             for name in list_folders(self.trials_folder(sweep))
             if name.startswith(trial) and read_bytes(f"{self.trials_folder(sweep)}/{name}/{CARD}") is not None
         }
-        if not found:
+        if not matches:
             raise UserError(f"{self.root} holds no finished trial {trial!r}; give its id, or the folder it is in.")
-        if len(found) > 1:
-            raise UserError(f"{trial!r} is the beginning of {len(found)} trials: {', '.join(sorted(found)[:4])}...")
-        return str(*found.values())
+        if len(matches) > 1:
+            examples = ", ".join(sorted(matches)[:4])
+            raise UserError(f"{trial!r} is the beginning of {len(matches)} trials: {examples}... Give more letters.")
+
+        (folder,) = matches.values()
+        return folder
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each address that cannot be right, and why the home cannot be written; nothing is made."""
-        for name, value, variable in (("home", self.root, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
-            if redact(value) != value:
-                secret = SECRET_VARIABLES[name]
-                yield f"{variable} {redact(value)}: keep keys out of the address; put them into {secret}."
+        """Yield a sentence for each address that cannot be used, and for a home that cannot be written.
+
+        Nothing is created.
+        """
+        for key, address, variable in (("home", self.root, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
+            if redact(address) != address:
+                secrets = SECRET_VARIABLES[key]
+                yield f"{variable} {redact(address)}: keep keys out of the address; put them into {secrets}."
+
+        yield from self._database_problems()
+        yield from self._sqlite_problems()
+
+        if "://" not in self.root:
+            reason = _unwritable(Path(self.root))
+            if reason is not None:
+                yield self._unusable(reason)
+
+    def _database_problems(self) -> Iterator[str]:
+        """Yield a sentence for each database or server that is missing or of the wrong kind."""
         if "://" in self.root and not self.database_url:
             yield (
-                f"home {self.root} holds files only, and the record needs a database: set SPTUNE_STUDIES or "
+                f"home {self.root} can hold files only, and the study database needs a server: set SPTUNE_STUDIES or "
                 f"`cluster.studies` to {POSTGRESQL}USER@HOST/DATABASE."
             )
         elif self.database_file is None and not self.database_url.startswith(POSTGRESQL):
             yield f"studies {redact(self.database_url)}: must be {POSTGRESQL}USER@HOST/DATABASE or {SQLITE}/FILE."
+
         if "://" in self.root and not self.mlflow_uri:
             yield (
-                f"home {self.root} holds files only, and MLflow needs a server: set MLFLOW_TRACKING_URI or "
+                f"home {self.root} can hold files only, and MLflow needs a server: set MLFLOW_TRACKING_URI or "
                 "`cluster.mlflow` to http://HOST:PORT."
             )
-        for file, what, way_out in (
-            (self.database_file, "the record", f"set SPTUNE_STUDIES to {POSTGRESQL}USER@HOST/DATABASE"),
+
+    def _sqlite_problems(self) -> Iterator[str]:
+        """Yield a sentence for each SQLite file on a network file system."""
+        for file, name, way_out in (
+            (self.database_file, "the study database", f"set SPTUNE_STUDIES to {POSTGRESQL}USER@HOST/DATABASE"),
             (self.mlflow_file, "MLflow's database", "set MLFLOW_TRACKING_URI to a server"),
         ):
-            if file is not None and (kind := network_file_system(file)):
+            kind = network_file_system(file) if file is not None else None
+            if kind is not None:
                 yield (
-                    f"{what} {file} is SQLite on {kind}, a network file system, whose locks do not keep it whole: "
+                    f"{name} {file} is an SQLite file on {kind}, a network file system, whose locks cannot protect it: "
                     f"{way_out}, or choose a home on a local disk."
                 )
-        if "://" not in self.root and (reason := _unwritable(Path(self.root))):
-            yield self._unusable(reason)
 
     def create(self) -> None:
-        """Create the folder where it is missing, and see that files can be written and read there.
+        """Create the folder if it is missing, and check that files can be written and deleted in it.
 
         Raises:
             HomeError: if they cannot.
         """
+        # Permissions do not tell whether a bucket or a network file system accepts files, so one is written. Drivers
+        # may start at the same time, so each writes a file of its own.
         probe = f"{self.root}/.probe-{uuid.uuid4().hex}"
         try:
             write_bytes(probe, b"sptune")
@@ -138,43 +167,55 @@ class Home:
         return f"home {self.root} cannot be written: {reason.rstrip('.')}. Choose another with --home or SPTUNE_HOME."
 
 
-def home_at(place: str | None = None, cluster: Cluster | None = None) -> Home:
-    """The home at a folder or URI: what is not given is taken from the environment, then from a spec's `cluster`."""
-    named = cluster or Cluster()
-    folder = place or os.environ.get("SPTUNE_HOME") or named.home or DEFAULT_HOME
-    folder = folder.removeprefix("file://").rstrip("/") or "/"
-    local = "://" not in folder
-    if local:
-        folder = str(Path(folder).expanduser().absolute())
+def home_at(root: str | None = None, cluster: Cluster | None = None) -> Home:
+    """Return the home at a folder or URI.
+
+    An address that is not given is taken from the environment, then from a spec's `cluster`, then from the defaults.
+    """
+    addresses = cluster or Cluster()
+    root = root or os.environ.get("SPTUNE_HOME") or addresses.home or DEFAULT_HOME
+    root = root.removeprefix("file://").rstrip("/") or "/"
+
+    # A bucket can hold files only, so there are no databases by default.
+    default_database_url = ""
+    default_mlflow_uri = ""
+    if "://" not in root:
+        root = str(Path(root).expanduser().absolute())
+        default_database_url = f"{SQLITE}{root}/studies.db"
+        default_mlflow_uri = f"{SQLITE}{root}/mlflow.db"
+
     return Home(
-        root=folder,
-        database_url=os.environ.get("SPTUNE_STUDIES")
-        or named.studies
-        or (f"{SQLITE}{folder}/studies.db" if local else ""),
-        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI")
-        or named.mlflow
-        or (f"{SQLITE}{folder}/mlflow.db" if local else ""),
-        data_root=os.environ.get("SPTUNE_DATA") or named.data or f"{folder}/data",
+        root=root,
+        database_url=os.environ.get("SPTUNE_STUDIES") or addresses.studies or default_database_url,
+        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or addresses.mlflow or default_mlflow_uri,
+        data_root=os.environ.get("SPTUNE_DATA") or addresses.data or f"{root}/data",
     )
 
 
 def network_file_system(file: Path) -> str | None:
-    """The kind of the network file system that a file is on, or will be; None on a disk of this machine."""
-    return network_kind(file, {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)})
+    """Return the kind of the network file system that a file is on, or will be on; None for a local disk."""
+    return network_kind(
+        file, {partition.mountpoint: partition.fstype for partition in psutil.disk_partitions(all=True)}
+    )
 
 
 def network_kind(file: Path, mounts: dict[str, str]) -> str | None:
-    """As `network_file_system`, by a table of mount points and the kinds of their file systems."""
-    place = Path(os.path.realpath(file))
-    kind = next((mounts[str(folder)] for folder in (place, *place.parents) if str(folder) in mounts), "")
-    return kind if kind in NETWORK_FILE_SYSTEMS else None
+    """Return the same as `network_file_system`, given the kind of file system by mount point."""
+    # A link in a local folder may lead to a network file system.
+    path = Path(os.path.realpath(file))
+    for folder in (path, *path.parents):
+        if str(folder) in mounts:
+            # The innermost mount point decides, whatever lies around it.
+            kind = mounts[str(folder)]
+            return kind if kind in NETWORK_FILE_SYSTEMS else None
+    return None
 
 
 def _unwritable(folder: Path) -> str | None:
-    """Why a folder cannot be made or written, without doing so."""
-    there = next(one for one in (folder, *folder.parents) if one.exists())
-    if not there.is_dir():
-        return f"{there} is a file"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"no permission in {there}"
+    """Return why a folder cannot be created or written, or None if it can. Nothing is created."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        return f"{nearest} is a file"
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"no permission in {nearest}"
     return None

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, the code's commit, the lock, the machine."""
+"""Provenance of a result: versions of packages, the commit of the code, the lock file, the machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sptune", "torch", "timm", "torchvision", "ray", "optuna", "mlflow")
+"""Packages whose version can change a number."""
 
 
 def versions() -> dict[str, str]:
-    """Python's and of each package that decides what a number is."""
+    """Return the versions of Python and of the packages that can change a number."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 @functools.cache
 def code() -> str:
-    """Hash of this package's own files, wherever they are installed."""
+    """Return a hash of this package's own source files, wherever they are installed."""
     digest = hashlib.sha256()
     for package in ("orchestrator", "trainer"):
         for file in sorted((ROOT / package).rglob("*.py")):
@@ -31,25 +32,36 @@ def code() -> str:
 
 @functools.cache
 def software() -> dict[str, str]:
-    """Versions, and where this is a checkout its commit (with + where files differ from it) and its lock's hash."""
-    told = {"software": " ".join(f"{name} {number}" for name, number in versions().items())}
-    if (lock := ROOT / "requirements.lock").is_file():
-        told["lock"] = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    """Return the versions, the hash of the lock file and the commit, as far as they exist.
+
+    Lock file and commit exist in a checkout only. The commit ends with `+` if tracked files differ from it.
+    """
+    provenance = {"software": " ".join(f"{name} {number}" for name, number in versions().items())}
+
+    lock = ROOT / "requirements.lock"
+    if lock.is_file():
+        provenance["lock"] = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+
+    # An installed package may lie below a checkout of somebody else, whose commit would say nothing.
     if (ROOT / ".git").exists():
-        commit, changed = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain", "-uno")
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        changes = _git("status", "--porcelain", "-uno")
         if commit is not None:
-            told["commit"] = commit + ("+" if changed else "")
-    return told
+            provenance["commit"] = commit + ("+" if changes else "")
+
+    return provenance
 
 
 def machine(device: str) -> dict[str, str]:
-    """The name of this host, and of the device that a trial ran on."""
+    """Return the name of this host, and of the device that a trial ran on."""
     return {"host": socket.gethostname(), "device": device}
 
 
 def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
-        done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True, timeout=10)
+        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return None  # no git, or a checkout of somebody else's: the versions say what they can
-    return done.stdout.strip()
+        # Git is missing, or refuses a checkout of another user. The versions must do then.
+        return None
+    return process.stdout.strip()

@@ -1,1 +1,1 @@
-"""Figures of sweeps, one file a kind of figure."""
+"""Figures of sweeps, one module for each kind of figure."""

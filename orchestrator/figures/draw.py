@@ -1,7 +1,7 @@
-"""The figures of a sweep: `figures_of` draws those that there is data for, `save` writes one.
+"""Figures of a sweep: `draw_figures` draws those that there is data for, and `save_figure` writes one.
 
-Of each study: learning_curves, params, grid, parallel, importances. Of the sweep: per_task, tuning_size, model_size,
-nmi. What a figure shows stands in the docstring of its function.
+Figures of a study: learning_curves, params, grid, parallel, importances. Figures of the sweep: per_task, tuning_size,
+model_size, nmi. The docstring of its function describes each figure.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import matplotlib
 
 from orchestrator.figures.learning import learning_curves, mutual_information
 from orchestrator.figures.params import against_params, choice_grid
-from orchestrator.figures.search import importance_bars as importances_figure
-from orchestrator.figures.search import parallel_coordinates
+from orchestrator.figures.search import importance_bars, parallel_coordinates
 from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
 Key = TypeVar("Key")
 Importances = Callable[["Study"], Mapping[str, float]]
-"""How much each searched parameter of a study mattered, 0..1; empty where that cannot be told."""
+"""Returns the importance of each searched parameter of a study, 0..1; empty if it cannot be estimated."""
 Published = Mapping[str, Mapping[tuple[str, str], float]]
-"""By backbone: test accuracy in per cent by method and task."""
+"""Test accuracy in percent: by backbone, then by method and task."""
 
 STUDY_FIGURES: dict[str, Callable[[Study], Figure | None]] = {
     "learning_curves": learning_curves,
@@ -39,88 +38,119 @@ STUDY_FIGURES: dict[str, Callable[[Study], Figure | None]] = {
     "grid": choice_grid,
     "parallel": parallel_coordinates,
 }
-"""What is drawn of one study, by file stem; `importances` beside them."""
+"""Figures of one study by file stem. `importances` is another one, which needs more than the study."""
+
+DPI = 200
+TRUETYPE = 42
+"""Type of the fonts in PDF files. Text in TrueType fonts can be edited."""
 
 _SAVING = threading.Lock()
 
 
 def draw_figures(
-    opened: Sequence[Study],
+    studies: Sequence[Study],
     *,
     published: Published | None = None,
     importances: Importances | None = None,
     each_study: bool = True,
 ) -> Iterator[tuple[str, Figure]]:
-    """The figures of a sweep that it has data for, each with its file stem; drawn as they are asked for.
+    """Yield the figures of a sweep that there is data for, each with its file stem. They are drawn lazily.
 
     Args:
-        opened: the sweep's studies with the epochs of their trials; without epochs there are no learning curves.
-        published: numbers to stand beside the bars of a task.
-        importances: tells how much each parameter of a study mattered.
-        each_study: whether to draw the figures of each study after those of the sweep; their stems begin with its key.
+        studies: the sweep's studies with the epochs of their trials. Without epochs there are no learning curves.
+        published: numbers to draw beside the bars of a task.
+        importances: estimates the importance of each parameter of a study.
+        each_study: whether to draw the figures of each study after those of the sweep. Their stems begin with the key
+            of the study.
     """
-    backbones, sizes = (
-        _by(opened, lambda s: s.plan.backbone),
-        _by(opened, lambda s: format_train_size(s.plan.train_size)),
-    )
-    for (backbone, size), studies in _by(
-        opened, lambda s: (s.plan.backbone, format_train_size(s.plan.train_size))
-    ).items():
-        place = f"{backbone}, train size {size}"
-        own = [backbone] * (len(backbones) > 1) + [size] * (len(sizes) > 1)
-        if (figure := per_task(studies, (published or {}).get(backbone, {}), place)) is not None:
-            yield slug("-".join(["per_task", *own])), figure
-        if (figure := mutual_information(studies, place)) is not None:
-            yield slug("-".join(["nmi", *own])), figure
-    for backbone, studies in backbones.items():
-        if (figure := tuning_size(studies, backbone)) is not None:
-            yield slug("-".join(["tuning_size", *([backbone] if len(backbones) > 1 else [])])), figure
-    for size, studies in sizes.items():
-        if (figure := model_size(studies, size)) is not None:
-            yield slug("-".join(["model_size", *([size] if len(sizes) > 1 else [])])), figure
-    for study in opened if each_study else ():
-        for name, figure in study_figures(study, importances):
-            yield slug(f"{study.plan.key}-{name}"), figure
+    by_backbone = _group_by(studies, lambda study: study.plan.backbone)
+    by_size = _group_by(studies, lambda study: format_train_size(study.plan.train_size))
+    by_both = _group_by(studies, lambda study: (study.plan.backbone, format_train_size(study.plan.train_size)))
+
+    # A file stem names the backbone and the train size only if there are several.
+    has_backbones = len(by_backbone) > 1
+    has_sizes = len(by_size) > 1
+
+    # Figures that need one backbone and one train size.
+    for (backbone, size), members in by_both.items():
+        setting = f"{backbone}, train size {size}"
+        suffix = [backbone] * has_backbones + [size] * has_sizes
+
+        figure = per_task(members, (published or {}).get(backbone, {}), setting)
+        if figure is not None:
+            yield slug("-".join(["per_task", *suffix])), figure
+
+        figure = mutual_information(members, setting)
+        if figure is not None:
+            yield slug("-".join(["nmi", *suffix])), figure
+
+    # Figures over train sizes.
+    for backbone, members in by_backbone.items():
+        figure = tuning_size(members, backbone)
+        if figure is not None:
+            yield slug("-".join(["tuning_size", *[backbone] * has_backbones])), figure
+
+    # Figures over backbones.
+    for size, members in by_size.items():
+        figure = model_size(members, size)
+        if figure is not None:
+            yield slug("-".join(["model_size", *[size] * has_sizes])), figure
+
+    if each_study:
+        for study in studies:
+            for name, figure in study_figures(study, importances):
+                yield slug(f"{study.plan.key}-{name}"), figure
 
 
 def study_figures(study: Study, importances: Importances | None = None) -> Iterator[tuple[str, Figure]]:
-    """The figures of one study that it has data for, each with its file stem.
+    """Yield the figures of one study that there is data for, each with its file stem.
 
     Args:
-        importances: tells how much each parameter mattered; without it that figure is not drawn.
+        study: the study with the epochs of its trials.
+        importances: estimates the importance of each parameter. Without it that figure is not drawn.
     """
     for name, draw in STUDY_FIGURES.items():
-        if (figure := draw(study)) is not None:
+        figure = draw(study)
+        if figure is not None:
             yield name, figure
-    if importances is not None and (figure := importances_figure(study, importances(study))) is not None:
-        yield "importances", figure
+
+    if importances is not None:
+        figure = importance_bars(study, importances(study))
+        if figure is not None:
+            yield "importances", figure
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write a figure as PNG (200 dpi) and PDF (with fonts that can be edited); what was there is replaced.
+    """Write a figure as PNG (200 dpi) and PDF (with editable text). Existing files are replaced.
 
     Returns:
         The two files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for kind, options in (("png", {"dpi": 200}), ("pdf", {"metadata": {"CreationDate": None}})):
+
+    paths = []
+    # Without a date, the same figure is the same PDF.
+    for kind, options in (("png", {"dpi": DPI}), ("pdf", {"metadata": {"CreationDate": None}})):
         path = folder / f"{stem}.{kind}"
         draft = folder / f".{stem}.{kind}.part"
-        with _SAVING:  # the kind of font is no argument of savefig, but a setting of the process
+
+        # The type of the fonts is a setting of the process and not an argument of savefig, hence the lock.
+        with _SAVING:
             before = matplotlib.rcParams["pdf.fonttype"]
-            matplotlib.rcParams["pdf.fonttype"] = 42
+            matplotlib.rcParams["pdf.fonttype"] = TRUETYPE
             try:
                 figure.savefig(draft, format=kind, **options)
             finally:
                 matplotlib.rcParams["pdf.fonttype"] = before
+
+        # A figure that is open in a viewer is replaced only when the new one is complete.
         draft.replace(path)
-        written.append(path)
-    return written
+        paths.append(path)
+    return paths
 
 
-def _by(studies: Sequence[Study], key: Callable[[Study], Key]) -> dict[Key, list[Study]]:
-    found: dict[Key, list[Study]] = {}
+def _group_by(studies: Sequence[Study], key: Callable[[Study], Key]) -> dict[Key, list[Study]]:
+    groups: dict[Key, list[Study]] = {}
     for study in studies:
-        found.setdefault(key(study), []).append(study)
-    return found
+        groups.setdefault(key(study), []).append(study)
+    return groups

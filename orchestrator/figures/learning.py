@@ -1,4 +1,4 @@
-"""What happened from epoch to epoch: learning curves of a search, and what prompts know of patch tokens."""
+"""Figures over epochs: learning curves of a search, and mutual information of prompts and patch tokens."""
 
 from __future__ import annotations
 
@@ -32,86 +32,112 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
-LAYERS = NMI_LAYER
-"""How the metrics of normalised mutual information begin, one a prompted layer."""
+LINE_OF_STATE = {TrialState.PRUNED: (0, (4, 2)), TrialState.FAILED: (0, (1, 1.5)), TrialState.COMPLETE: "-"}
+UNFINISHED_LINE = "-."
 
 
 def learning_curves(study: Study) -> Figure | None:
-    """Accuracy on val and training loss of every search trial by epoch; the chosen one is bold."""
+    """Draw val accuracy and training loss of every search trial by epoch, the chosen trial in bold."""
     best = study.best
     trials = [trial for trial in study.search_table.trials if trial.duplicate_of is None and trial != best]
-    shown = [trial for trial in [*trials, *([best] if best else [])] if _series(trial, VAL_ACCURACY)]
-    if not shown:
+
+    # The chosen trial is drawn last, on top of the others.
+    if best:
+        trials.append(best)
+    trials = [trial for trial in trials if _series(trial, VAL_ACCURACY)]
+    if not trials:
         return None
+
     figure, (left, right) = panels(2, width=WIDE, height=2.4, columns=2)
-    entries: dict[str, Artist] = {}
-    for trial in shown:
-        word = f"chosen (trial {trial.number})" if trial == best else _word(trial.state)
+    color = style_of(study.plan.method).color
+    legend: dict[str, Artist] = {}
+    for trial in trials:
+        word = f"chosen (trial {trial.number})" if trial == best else _state_word(trial.state)
         for ax, metric, scale in ((left, VAL_ACCURACY, 100.0), (right, TRAIN_LOSS, 1.0)):
-            if series := _series(trial, metric):
-                line = _draw(ax, trial, series, scale, best=trial == best, color=style_of(study.plan.method).color)
-                entries.setdefault(word, line)
+            series = _series(trial, metric)
+            if series:
+                line = _draw(ax, trial, series, scale, is_best=trial == best, color=color)
+                legend.setdefault(word, line)
+
+    # Both axes end at the last epoch of the longest trial, so that they can be compared.
     name_axes(left, "epoch", "val accuracy, %")
     name_axes(right, "epoch", "train loss")
     for ax in (left, right):
-        _epochs(ax, max(len(trial.epochs) for trial in shown))
-    return finish(figure, f"search: {study_title(study.plan)}", entries)
+        _set_epochs(ax, max(len(trial.epochs) for trial in trials))
+    return finish(figure, f"search: {study_title(study.plan)}", legend)
 
 
-def _epochs(ax: Axes, last: int, bins: int = 6) -> None:
-    """An x axis from no epoch to the last one, with whole numbers."""
+def _set_epochs(ax: Axes, last: int, bins: int = 6) -> None:
+    """Set an x axis from 0 to the last epoch, with whole numbers."""
     ax.set_xlim(0, last + max(0.5, 0.02 * last))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=bins, min_n_ticks=1))
 
 
-def _word(state: TrialState) -> str:
-    return state.value if state.is_finished else "under way"
+def _state_word(state: TrialState) -> str:
+    return state.value if state.is_finished else "unfinished"
 
 
-def _draw(ax: Axes, trial: Trial, series: list[tuple[int, float]], scale: float, *, best: bool, color: str) -> Line2D:
-    styles = {TrialState.PRUNED: (0, (4, 2)), TrialState.FAILED: (0, (1, 1.5)), TrialState.COMPLETE: "-"}
+def _draw(
+    ax: Axes, trial: Trial, series: list[tuple[int, float]], scale: float, *, is_best: bool, color: str
+) -> Line2D:
+    if not is_best:
+        color = "0.7" if trial.state is TrialState.PRUNED else GREY
+
     (line,) = ax.plot(
         [epoch for epoch, _ in series],
         [scale * value for _, value in series],
-        color=color if best else GREY if trial.state is not TrialState.PRUNED else "0.7",
-        linestyle=styles.get(trial.state, "-."),
-        linewidth=2.0 if best else 0.7,
+        color=color,
+        linestyle=LINE_OF_STATE.get(trial.state, UNFINISHED_LINE),
+        linewidth=2.0 if is_best else 0.7,
+        # A line of one point would be invisible without a marker.
         marker="o" if len(series) == 1 else None,
         markersize=3,
-        zorder=3 if best else 2,
+        zorder=3 if is_best else 2,
     )
     return line
 
 
 def _series(trial: Trial, metric: str) -> list[tuple[int, float]]:
-    """Epochs, counted from 1, and the finite values that a metric had at their ends."""
-    found = ((epoch, metrics.get(metric, math.nan)) for epoch, metrics in enumerate(trial.epochs, start=1))
-    return [(epoch, value) for epoch, value in found if math.isfinite(value)]
+    """Return the finite values of a metric with their epochs, counted from 1."""
+    values = ((epoch, metrics.get(metric, math.nan)) for epoch, metrics in enumerate(trial.epochs, start=1))
+    return [(epoch, value) for epoch, value in values if math.isfinite(value)]
 
 
-def mutual_information(studies: Sequence[Study], place: str) -> Figure | None:
-    """Normalised mutual information of prompts and patch tokens by epoch: a panel a task, a line a method.
+def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
+    """Draw normalised mutual information of prompts and patch tokens by epoch: a panel per task, a line per method.
 
-    Of the final trials, their mean over seeds, or of the chosen trial while there are none. Lines are means over
-    layers, bands go from the lowest layer to the highest.
+    The values are those of the final trials, averaged over seeds, or of the chosen trial if there are no final trials
+    yet. Lines are means over layers; bands reach from the lowest to the highest layer.
 
     Args:
-        studies: of one backbone and train size, which `place` names.
+        studies: studies on one backbone and train size.
+        setting: the backbone and the train size, for the title.
     """
-    found = {(study.plan.task, study.plan.method): _layers(study) for study in studies}
-    found = {key: layers for key, layers in found.items() if layers}
-    tasks = list(dict.fromkeys(task for task, _ in found))
+    layers_of = {(study.plan.task, study.plan.method): _layers(study) for study in studies}
+    # Methods without prompts have no mutual information.
+    layers_of = {key: layers for key, layers in layers_of.items() if layers}
+    tasks = list(dict.fromkeys(task for task, _ in layers_of))
     if not tasks:
         return None
+
     columns = columns_for(len(tasks))
-    width = NARROW if columns == 1 else WIDE
-    figure, axes = panels(len(tasks), width=width, height=2.3 if columns == 1 else 1.7, columns=columns, share_y=True)
-    entries: dict[str, Artist] = {}
-    for (task, method), layers in found.items():
-        ax, style = axes[tasks.index(task)], style_of(method)
+    is_single = columns == 1
+    figure, axes = panels(
+        len(tasks),
+        width=NARROW if is_single else WIDE,
+        height=2.3 if is_single else 1.7,
+        columns=columns,
+        share_y=True,
+    )
+
+    legend: dict[str, Artist] = {}
+    for (task, method), layers in layers_of.items():
+        ax = axes[tasks.index(task)]
+        style = style_of(method)
         epochs = [epoch for epoch, _ in layers]
         means = [statistics.mean(values) for _, values in layers]
-        (entries[method],) = ax.plot(
+
+        (legend[method],) = ax.plot(
             epochs,
             means,
             color=style.color,
@@ -121,33 +147,42 @@ def mutual_information(studies: Sequence[Study], place: str) -> Figure | None:
             markersize=3,
             linewidth=1.2,
         )
+        # Shallow prompts have one layer, and one layer has no band.
         if len(layers[0][1]) > 1:
-            low, high = [min(values) for _, values in layers], [max(values) for _, values in layers]
-            ax.fill_between(epochs, low, high, color=style.color, alpha=0.15, linewidth=0)
-    for task, ax in zip(tasks, axes, strict=True):
-        first = axes.index(ax) % columns == 0
-        name_axes(ax, "epoch" if axes.index(ax) + columns >= len(axes) else "", "NMI, 0 to 1" if first else "")
-        _epochs(ax, max(epoch for layers in found.values() for epoch, _ in layers), bins=4)
+            lowest = [min(values) for _, values in layers]
+            highest = [max(values) for _, values in layers]
+            ax.fill_between(epochs, lowest, highest, color=style.color, alpha=0.15, linewidth=0)
+
+    # All panels share the last epoch; only outer panels have axis names.
+    last_epoch = max(epoch for layers in layers_of.values() for epoch, _ in layers)
+    for index, (task, ax) in enumerate(zip(tasks, axes, strict=True)):
+        is_left = index % columns == 0
+        is_bottom = index + columns >= len(axes)
+        name_axes(ax, "epoch" if is_bottom else "", "NMI, 0 to 1" if is_left else "")
+        _set_epochs(ax, last_epoch, bins=4)
         if len(tasks) > 1:
             ax.set_title(task, fontsize=7)
-    of = f"{tasks[0]}, " if len(tasks) == 1 else ""
-    return finish(
-        figure, f"mutual information of prompts and patch tokens\n{of}{place}; band: lowest to highest layer", entries
-    )
+
+    prefix = f"{tasks[0]}, " if len(tasks) == 1 else ""
+    title = f"mutual information of prompts and patch tokens\n{prefix}{setting}; band: lowest to highest layer"
+    return finish(figure, title, legend)
 
 
 def _layers(study: Study) -> list[tuple[int, list[float]]]:
-    """Each epoch with the values of the layers, averaged over final trials."""
-    finals = [trial for trial in study.requested_final_trials if _measured(trial.epochs)]
-    trials = finals or ([study.best] if study.best is not None else [])
+    """Return each epoch with the value of each layer, averaged over the final trials."""
+    trials = [trial for trial in study.requested_final_trials if _has_layers(trial.epochs)]
+    if not trials and study.best is not None:
+        trials = [study.best]
+
     by_epoch: dict[int, dict[str, list[float]]] = {}
     for trial in trials:
         for epoch, metrics in enumerate(trial.epochs, start=1):
             for name, value in metrics.items():
-                if name.startswith(LAYERS) and math.isfinite(value):
+                if name.startswith(NMI_LAYER) and math.isfinite(value):
                     by_epoch.setdefault(epoch, {}).setdefault(name, []).append(value)
+
     return [(epoch, [statistics.mean(values) for values in layers.values()]) for epoch, layers in by_epoch.items()]
 
 
-def _measured(epochs: Iterable[dict[str, float]]) -> bool:
-    return any(name.startswith(LAYERS) for metrics in epochs for name in metrics)
+def _has_layers(epochs: Iterable[dict[str, float]]) -> bool:
+    return any(name.startswith(NMI_LAYER) for metrics in epochs for name in metrics)

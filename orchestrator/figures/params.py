@@ -1,4 +1,4 @@
-"""Accuracy against what was searched, whatever that was: each parameter by itself, and a grid of two choices."""
+"""Figures of accuracy over searched parameters: each parameter by itself, and a grid of two choices."""
 
 from __future__ import annotations
 
@@ -39,45 +39,60 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
-BUILDING = PROTOTYPES_SECONDS
-"""The metric that says how long the prompt's first value took to build."""
+PRUNED = "pruned (last value)"
+LEGEND_ORDER = ("complete", "chosen", PRUNED, "unfinished", "failed", "median", "hull")
 
 
 def against_params(study: Study) -> Figure | None:
-    """Val accuracy against each searched parameter: all search trials, the median of a choice, the hull of a range."""
+    """Draw val accuracy of all search trials against each searched parameter.
+
+    A choice has the median of its trials; a range has the upper hull over its trials.
+    """
     trials = [trial for trial in study.search_table.trials if trial.duplicate_of is None]
-    space = {name: dim for name, dim in study.plan.space.items() if any(name in trial.params for trial in trials)}
+    space = {
+        name: dimension for name, dimension in study.plan.space.items() if any(name in trial.params for trial in trials)
+    }
     if not space or all(reached(trial) is None for trial in trials):
         return None
+
     columns = columns_for(len(space))
     width = NARROW if columns == 1 else WIDE
     figure, axes = panels(len(space), width=width, height=2.2, columns=columns, share_y=True)
-    axes[0].margins(y=0.12)  # room for the star
-    best, color = study.best, style_of(study.plan.method).color
-    entries: dict[str, Artist] = {}
-    for place, (ax, (name, dimension)) in enumerate(zip(axes, space.items(), strict=True)):
-        own = [trial for trial in trials if name in trial.params]
-        _scale(ax, dimension, width / columns)
-        entries |= _points(ax, name, dimension, own, best, color) | _summary(ax, name, dimension, own)
-        name_axes(ax, name, "val accuracy, %" if place % columns == 0 else "")
-    order = ("complete", "chosen", "pruned, as far as it came", "under way", "failed", "median", "hull")
-    return finish(
-        figure, f"search: {study_title(study.plan)}", {word: entries[word] for word in order if word in entries}
-    )
+
+    # Room for the star of the chosen trial above the points.
+    axes[0].margins(y=0.12)
+
+    color = style_of(study.plan.method).color
+    legend: dict[str, Artist] = {}
+    for index, (ax, (name, dimension)) in enumerate(zip(axes, space.items(), strict=True)):
+        # A conditional parameter has no value in some trials.
+        trials_with_value = [trial for trial in trials if name in trial.params]
+
+        _set_scale(ax, dimension, width / columns)
+        legend |= _points(ax, name, dimension, trials_with_value, study.best, color)
+        legend |= _summary(ax, name, dimension, trials_with_value)
+        name_axes(ax, name, "val accuracy, %" if index % columns == 0 else "")
+
+    ordered = {word: legend[word] for word in LEGEND_ORDER if word in legend}
+    return finish(figure, f"search: {study_title(study.plan)}", ordered)
 
 
 def reached(trial: Trial) -> float | None:
-    """The val accuracy that a trial has last had, 0..1; None if it failed or has none."""
+    """Return the latest val accuracy of a trial, 0..1; None if it failed or has no val accuracy."""
+    if trial.state is TrialState.FAILED:
+        return None
+
     value = trial.score if trial.score is not None else trial.last_metrics.get(VAL_ACCURACY, math.nan)
-    return value if math.isfinite(value) and trial.state is not TrialState.FAILED else None
+    return value if math.isfinite(value) else None
 
 
 def text(value: object) -> str:
-    """A value of a choice as the spec has it: 1 is a number of things, 1.0 a share."""
+    """Return a value of a choice as written in the spec: 1 is a count, 1.0 is a share."""
     return str(value)
 
 
-def _scale(ax: Axes, dimension: Dimension, room: float) -> None:
+def _set_scale(ax: Axes, dimension: Dimension, room: float) -> None:
+    """Set the x axis for a dimension. `room` is the width of the panel in inches."""
     if isinstance(dimension, Choice):
         categories(ax, [text(value) for value in dimension.values], 0.75 * room)
     elif dimension.log:
@@ -91,131 +106,179 @@ def _scale(ax: Axes, dimension: Dimension, room: float) -> None:
 
 
 def _x(dimension: Dimension, value: object) -> float | None:
-    """Where on the x axis a value stands; None for a choice that the spec has no longer."""
+    """Return the position of a value on the x axis; None for a choice that the spec no longer contains."""
     if isinstance(dimension, Choice):
-        places = [text(one) for one in dimension.values]
-        return float(places.index(text(value))) if text(value) in places else None
+        texts = [text(option) for option in dimension.values]
+        return float(texts.index(text(value))) if text(value) in texts else None
     return float(value)  # type: ignore[arg-type]
 
 
 def _points(
     ax: Axes, name: str, dimension: Dimension, trials: Sequence[Trial], best: Trial | None, color: str
 ) -> dict[str, Artist]:
-    groups: dict[str, list[tuple[float, float]]] = {}
+    """Draw a point for each trial, and return the artist of each entry of the legend."""
+    points_by_word: dict[str, list[tuple[float, float]]] = {}
     for trial in trials:
-        x, y = _x(dimension, trial.params[name]), reached(trial)
+        x = _x(dimension, trial.params[name])
+        y = reached(trial)
         if x is None:
             continue
-        x += jitter(trial.number) if isinstance(dimension, Choice) else 0.0
+
+        # Trials of the same choice would lie on one line, and hide each other.
+        if isinstance(dimension, Choice):
+            x += jitter(trial.number)
+
+        # A failed trial has no accuracy: it is marked at the bottom of the axes.
         if trial.state is TrialState.FAILED:
-            groups.setdefault("failed", []).append((x, 0.04))
+            points_by_word.setdefault("failed", []).append((x, 0.04))
         elif y is not None:
-            words = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned, as far as it came"}
-            word = "chosen" if trial == best else words.get(trial.state, "under way")
-            groups.setdefault(word, []).append((x, 100 * y))
+            words = {TrialState.COMPLETE: "complete", TrialState.PRUNED: PRUNED}
+            word = "chosen" if trial == best else words.get(trial.state, "unfinished")
+            points_by_word.setdefault(word, []).append((x, 100 * y))
+
     styles: dict[str, dict[str, object]] = {
         "complete": {"marker": "o", "color": color, "markersize": 3.5, "alpha": 0.75, "markeredgewidth": 0},
-        "pruned, as far as it came": {"marker": "o", "color": GREY, "markersize": 3, "markerfacecolor": "none"},
-        "under way": {"marker": ".", "color": GREY, "markersize": 3},
+        PRUNED: {"marker": "o", "color": GREY, "markersize": 3, "markerfacecolor": "none"},
+        "unfinished": {"marker": ".", "color": GREY, "markersize": 3},
         "failed": {"marker": "x", "color": "black", "markersize": 3.5, "transform": ax.get_xaxis_transform()},
         "chosen": {"marker": "*", "color": color, "markersize": 9, "markeredgecolor": "black", "zorder": 4},
     }
-    entries: dict[str, Artist] = {}
-    for word, points in groups.items():
+    legend: dict[str, Artist] = {}
+    for word, points in points_by_word.items():
         xs, ys = zip(*points, strict=True)
+        # Styles of a word override the thin edge.
         style: dict[str, object] = {"markeredgewidth": 0.6} | styles[word]
-        (entries[word],) = ax.plot(xs, ys, linestyle="none", **style)  # type: ignore[arg-type]
-    return entries
+        (legend[word],) = ax.plot(xs, ys, linestyle="none", **style)  # type: ignore[arg-type]
+    return legend
 
 
 def _summary(ax: Axes, name: str, dimension: Dimension, trials: Sequence[Trial]) -> dict[str, Artist]:
-    """What complete trials say: the median of each choice, the upper hull over a range."""
-    points = [(_x(dimension, trial.params[name]), 100 * trial.score) for trial in trials if trial.score is not None]
-    known = [(x, y) for x, y in points if x is not None]
-    entries: dict[str, Artist] = {}
+    """Draw a summary of the complete trials: the median of each choice, or the upper hull over a range."""
+    points = []
+    for trial in trials:
+        x = _x(dimension, trial.params[name])
+        if trial.score is not None and x is not None:
+            points.append((x, 100 * trial.score))
+
+    legend: dict[str, Artist] = {}
     if isinstance(dimension, Choice):
-        for x in sorted({x for x, _ in known}):
-            middle = statistics.median(y for at, y in known if at == x)
-            (entries["median"],) = ax.plot([x - 0.3, x + 0.3], [middle] * 2, color="black", linewidth=1.2, zorder=3)
-        return entries
-    hull = upper_hull([(math.log(x) if dimension.log else x, y) for x, y in known])
+        # A choice without a complete trial has no median.
+        for position in sorted({x for x, _ in points}):
+            median = statistics.median(y for x, y in points if x == position)
+            ends = [position - 0.3, position + 0.3]
+            (legend["median"],) = ax.plot(ends, [median] * 2, color="black", linewidth=1.2, zorder=3)
+        return legend
+
+    # On a logarithmic axis the hull is convex in the logarithm.
+    hull = upper_hull([(math.log(x) if dimension.log else x, y) for x, y in points])
     if len(hull) > 1:
         xs = [math.exp(x) if dimension.log else x for x, _ in hull]
-        (entries["hull"],) = ax.plot(
-            xs, [y for _, y in hull], color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5
-        )
-    return entries
+        ys = [y for _, y in hull]
+        (legend["hull"],) = ax.plot(xs, ys, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5)
+    return legend
 
 
 def upper_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that a string laid over all of them touches, from left to right."""
+    """Return the points of the upper convex hull, from left to right."""
     hull: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        # Of points with the same x, the highest comes first.
         if hull and x == hull[-1][0]:
             continue
-        while len(hull) > 1 and _below(hull[-2], hull[-1], (x, y)):
+
+        while len(hull) > 1 and _is_below(hull[-2], hull[-1], (x, y)):
             hull.pop()
         hull.append((x, y))
     return hull
 
 
-def _below(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:
-    rise, run = right[1] - left[1], right[0] - left[0]
+def _is_below(left: tuple[float, float], middle: tuple[float, float], right: tuple[float, float]) -> bool:
+    """Return whether the middle point lies on or below the line from left to right."""
+    rise = right[1] - left[1]
+    run = right[0] - left[0]
     return (middle[1] - left[1]) * run <= rise * (middle[0] - left[0])
 
 
 def choice_grid(study: Study) -> Figure | None:
-    """The best val accuracy of each pair of a text choice and a numeric choice, and below it what building cost.
+    """Draw the best val accuracy of each pair of a text choice and a numeric choice, and below it the building time.
 
-    Drawn where exactly one choice of words and one of numbers were searched. Building is the time that the prompt's
-    first value took, the median over a pair's trials.
+    The figure exists if exactly one choice of each kind was searched. The building time is the time to build the
+    prompt's first value, the median over the trials of a pair.
     """
-    choices = {name: dim.values for name, dim in study.plan.space.items() if isinstance(dim, Choice)}
-    words = [name for name, values in choices.items() if all(isinstance(value, str) for value in values)]
-    numbers = [name for name, values in choices.items() if not any(isinstance(value, str) for value in values)]
-    if len(words) != 1 or len(numbers) != 1:
+    choices = {name: dimension.values for name, dimension in study.plan.space.items() if isinstance(dimension, Choice)}
+    text_names = [name for name, values in choices.items() if all(isinstance(value, str) for value in values)]
+    number_names = [name for name, values in choices.items() if not any(isinstance(value, str) for value in values)]
+    if len(text_names) != 1 or len(number_names) != 1:
         return None
-    (word,), (count,) = words, numbers
-    steps = [text(value) for value in _in_order(choices[count])]
+
+    (text_name,) = text_names
+    (number_name,) = number_names
+    best, cost = _cells(study, text_name, number_name)
+    if not best:
+        return None
+
+    figure, axes = panels(2 if cost else 1, width=NARROW, height=1.9 if cost else 2.6)
+    rows = [text(value) for value in choices[text_name]]
+    steps = [text(value) for value in _in_order(choices[number_name])]
+    # Rows keep their style in both panels.
+    legend = _draw_grid(axes[0], rows, steps, best)
+    if cost:
+        legend |= _draw_grid(axes[1], rows, steps, cost)
+
+    name_axes(axes[0], "" if cost else number_name, "best val accuracy, %")
+    if cost:
+        log_y(axes[1], [*cost.values()])
+        name_axes(axes[1], number_name, "building time, s")
+    return finish(figure, f"{text_name} by {number_name}: {study_title(study.plan)}", legend, of=text_name)
+
+
+Cells = dict[tuple[str, str], float]
+"""A number for each pair of a text and a numeric value."""
+
+
+def _cells(study: Study, text_name: str, number_name: str) -> tuple[Cells, Cells]:
+    """Return the best val accuracy in percent, and the median building time in seconds, of each pair."""
     scores: dict[tuple[str, str], list[float]] = {}
     seconds: dict[tuple[str, str], list[float]] = {}
     for trial in study.search_table.trials:
-        if word in trial.params and count in trial.params:
-            cell = (text(trial.params[word]), text(trial.params[count]))
-            if trial.score is not None:
-                scores.setdefault(cell, []).append(100 * trial.score)
-            took = trial.last_metrics.get(BUILDING, math.nan)
-            if math.isfinite(took) and took > 0:
-                seconds.setdefault(cell, []).append(took)
+        if text_name not in trial.params or number_name not in trial.params:
+            continue
+
+        cell = (text(trial.params[text_name]), text(trial.params[number_name]))
+        if trial.score is not None:
+            scores.setdefault(cell, []).append(100 * trial.score)
+
+        # Zero cannot be drawn on a logarithmic axis.
+        building = trial.last_metrics.get(PROTOTYPES_SECONDS, math.nan)
+        if math.isfinite(building) and building > 0:
+            seconds.setdefault(cell, []).append(building)
+
     best = {cell: max(values) for cell, values in scores.items()}
     cost = {cell: statistics.median(values) for cell, values in seconds.items()}
-    if not best:
-        return None
-    figure, axes = panels(2 if cost else 1, width=NARROW, height=1.9 if cost else 2.6)
-    entries: dict[str, Artist] = {}
-    shown = [(axes[0], best), *([(axes[1], cost)] if cost else [])]
-    for ax, cells in shown:
-        categories(ax, steps, 0.8 * NARROW)
-        for place, value in enumerate(choices[word]):
-            own = [(x, cells[text(value), step]) for x, step in enumerate(steps) if (text(value), step) in cells]
-            if own:
-                style = style_at(place)
-                (entries[text(value)],) = ax.plot(
-                    *zip(*own, strict=True),
-                    color=style.color,
-                    marker=style.marker,
-                    linestyle=style.line,
-                    markersize=4,
-                    linewidth=1.2,
-                )
-    name_axes(axes[0], "" if cost else count, "best val accuracy, %")
-    if cost:
-        log_y(axes[1], [*cost.values()])
-        name_axes(axes[1], count, "building, s")
-    return finish(figure, f"{word} by {count}: {study_title(study.plan)}", entries, of=word)
+    return best, cost
+
+
+def _draw_grid(ax: Axes, rows: Sequence[str], steps: Sequence[str], cells: Cells) -> dict[str, Artist]:
+    """Draw a line for each row over the steps, and return the artist of each entry of the legend."""
+    categories(ax, steps, 0.8 * NARROW)
+
+    legend: dict[str, Artist] = {}
+    for index, row in enumerate(rows):
+        points = [(x, cells[row, step]) for x, step in enumerate(steps) if (row, step) in cells]
+        if points:
+            style = style_at(index)
+            (legend[row],) = ax.plot(
+                *zip(*points, strict=True),
+                color=style.color,
+                marker=style.marker,
+                linestyle=style.line,
+                markersize=4,
+                linewidth=1.2,
+            )
+    return legend
 
 
 def _in_order(values: Sequence[str | int | float]) -> list[str | int | float]:
-    """From few to many; shares and counts mixed stay as the spec has them, there being no order between them."""
-    mixed = len({type(value) for value in values}) > 1
-    return list(values) if mixed else sorted(values)
+    """Return numbers in ascending order. Shares mixed with counts have no order: they stay as in the spec."""
+    is_mixed = len({type(value) for value in values}) > 1
+    return list(values) if is_mixed else sorted(values)

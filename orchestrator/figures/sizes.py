@@ -1,4 +1,4 @@
-"""Accuracy against the number of training images, and against the size of the network."""
+"""Figures of accuracy over the number of training images, and over the size of the network."""
 
 from __future__ import annotations
 
@@ -14,73 +14,157 @@ from trainer.catalog import BACKBONES
 from trainer.metric_names import LEARNABLE_PARAMETERS, LEARNABLE_SHARE
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from orchestrator.report.data_efficiency import Curve, PowerLaw
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
+NUM_LAW_STEPS = 60
+"""Number of segments that a power law is drawn with."""
+
 
 def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
-    """Test accuracy by number of training images: a line a method with its 95 % band, its power law dotted.
+    """Draw test accuracy by number of training images: a line per method with its 95 % band, its power law dotted.
 
     Args:
-        studies: of one backbone, of all train sizes.
+        studies: studies on one backbone, with all train sizes.
+        backbone: name of the backbone, for the title.
     """
-    found = [curve for curve in curves([study.summary() for study in studies]) if len(curve.points) > 1]
-    if not found:
+    # A curve of one point is in the report, but it is no line.
+    measured = [curve for curve in curves([study.summary() for study in studies]) if len(curve.points) > 1]
+    if not measured:
         return None
+
     figure, (ax,) = panels(1, width=NARROW, height=2.9)
-    entries: dict[str, Artist] = {}
-    for curve in found:
-        style = style_of(curve.method)
-        images = [point.images for point in curve.points]
-        (line,) = ax.plot(
-            images,
-            [100 * point.mean for point in curve.points],
-            color=style.color,
-            linestyle=style.line,
-            marker=style.marker,
-            markersize=4,
-            linewidth=1.2,
-        )
-        band = [(p.images, 100 * p.low, 100 * p.high) for p in curve.points if p.low is not None and p.high is not None]
-        if band:
-            xs, lows, highs = zip(*band, strict=True)
-            ax.fill_between(xs, lows, highs, color=style.color, alpha=0.18, linewidth=0)
+    legend: dict[str, Artist] = {}
+    for curve in measured:
         law = fit_power_law(curve.points)
-        if law is not None:
-            steps = [images[0] * (images[-1] / images[0]) ** (step / 60) for step in range(61)]
-            fitted = [100 * (1 - law.error(n)) for n in steps]
-            ax.plot(steps, fitted, color=style.color, linestyle=(0, (1, 1.2)), linewidth=0.8)
-        entries[f"{curve.label}: {law}" if law is not None else curve.label] = line
-    log_x(ax, _apart([point.images for curve in found for point in curve.points]))
+        line = _draw_curve(ax, curve, law)
+        legend[f"{curve.label}: {law}" if law is not None else curve.label] = line
+
+    log_x(ax, _spread_out([point.images for curve in measured for point in curve.points]))
     name_axes(ax, "training images", "test accuracy, %")
-    left_out = {task for curve in found for task in curve.left_out}
-    counts = sorted({len(curve.tasks) for curve in found})
-    over = found[0].tasks[0] if counts == [1] else f"mean of {' or '.join(map(str, counts))} tasks"
+
+    # Methods may have scores on different numbers of tasks.
+    left_out = {task for curve in measured for task in curve.left_out}
+    counts = sorted({len(curve.tasks) for curve in measured})
+    over = measured[0].tasks[0] if counts == [1] else f"mean of {' or '.join(map(str, counts))} tasks"
     missing = f", {len(left_out)} left out (not scored at every size)" if left_out else ""
-    return finish(figure, f"tuning-set size: {over}{missing}, {backbone}; band: 95 % over seeds", entries, columns=1)
+    title = f"tuning-set size: {over}{missing}, {backbone}; band: 95 % over seeds"
+    return finish(figure, title, legend, columns=1)
 
 
-def _apart(marks: Sequence[float], share: float = 0.07) -> list[float]:
-    """Marks of a logarithmic axis without those whose labels would touch the one before; both ends stay."""
+def _draw_curve(ax: Axes, curve: Curve, law: PowerLaw | None) -> Artist:
+    """Draw the line, the band and the law of one method. Return the line."""
+    style = style_of(curve.method)
+    images = [point.images for point in curve.points]
+    (line,) = ax.plot(
+        images,
+        [100 * point.mean for point in curve.points],
+        color=style.color,
+        linestyle=style.line,
+        marker=style.marker,
+        markersize=4,
+        linewidth=1.2,
+    )
+
+    band = [
+        (point.images, 100 * point.low, 100 * point.high)
+        for point in curve.points
+        if point.low is not None and point.high is not None
+    ]
+    if band:
+        xs, lows, highs = zip(*band, strict=True)
+        ax.fill_between(xs, lows, highs, color=style.color, alpha=0.18, linewidth=0)
+
+    # The law is drawn only between the smallest and the largest measured size.
+    if law is not None:
+        growth = images[-1] / images[0]
+        steps = [images[0] * growth ** (step / NUM_LAW_STEPS) for step in range(NUM_LAW_STEPS + 1)]
+        fitted = [100 * (1 - law.error(size)) for size in steps]
+        ax.plot(steps, fitted, color=style.color, linestyle=(0, (1, 1.2)), linewidth=0.8)
+    return line
+
+
+def _spread_out(marks: Sequence[float], share: float = 0.07) -> list[float]:
+    """Return the marks of a logarithmic axis without those whose labels would touch the previous one.
+
+    Both ends are kept.
+    """
     ordered = sorted(set(marks))
-    least = (ordered[-1] / ordered[0]) ** share
+    least_ratio = (ordered[-1] / ordered[0]) ** share
+
     kept = [ordered[0]]
     for mark in ordered[1:]:
-        if mark >= kept[-1] * least**2:
+        if mark >= kept[-1] * least_ratio**2:
             kept.append(mark)
-    return kept if kept[-1] == ordered[-1] or len(kept) == 1 else [*kept[:-1], ordered[-1]]
+
+    # If the last mark was dropped, it replaces the last one that was kept.
+    if kept[-1] == ordered[-1] or len(kept) == 1:
+        return kept
+    return [*kept[:-1], ordered[-1]]
 
 
 def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
-    """Test accuracy by parameters of the whole network: a line a method and pre-training; bars: std over seeds.
+    """Draw test accuracy by parameters of the whole network: a line per method and pre-training; bars: std over seeds.
 
-    Means over the tasks that all of them have.
+    Values are means over the tasks that all methods and backbones have.
 
     Args:
-        studies: of one train size, of all backbones.
+        studies: studies with one train size, on all backbones.
+        train_size: the train size, for the title.
     """
+    finals = _finals_with_size(studies)
+    all_tasks = dict.fromkeys(task for by_task in finals.values() for task in by_task)
+    # Means over different tasks are not comparable.
+    tasks = [task for task in all_tasks if all(task in by_task for by_task in finals.values())]
+
+    # Points (millions of parameters, accuracy, std) of each line.
+    lines: dict[tuple[str, str], list[tuple[float, float, float | None]]] = {}
+    if tasks:
+        for (method, backbone), by_task in finals.items():
+            point = _model_point([by_task[task] for task in tasks])
+            lines.setdefault((method, BACKBONES[backbone].pretraining), []).append(point)
+    if not any(len(points) > 1 for points in lines.values()):
+        return None
+
+    figure, (ax,) = panels(1, width=NARROW, height=2.7)
+    pretrainings = list(dict.fromkeys(pretraining for _, pretraining in lines))
+    has_several = len(pretrainings) > 1
+    legend: dict[str, Artist] = {}
+    for (method, pretraining), points in lines.items():
+        style = style_of(method)
+        ordered = sorted(points)
+        name = f"{method}, {pretraining}" if has_several else method
+
+        # With several pre-trainings the colour stands for the method and the line for the pre-training.
+        (legend[name],) = ax.plot(
+            [x for x, _, _ in ordered],
+            [y for _, y, _ in ordered],
+            color=style.color,
+            marker=style.marker,
+            markersize=4,
+            linewidth=1.2,
+            linestyle=LINES[pretrainings.index(pretraining)] if has_several else style.line,
+        )
+        bars = [(x, y, spread) for x, y, spread in ordered if spread is not None]
+        if bars:
+            xs, ys, spreads = zip(*bars, strict=True)
+            ax.errorbar(xs, ys, yerr=spreads, fmt="none", ecolor=style.color, elinewidth=0.8, capsize=2)
+
+    log_x(ax, _spread_out([x for points in lines.values() for x, _, _ in points]), share=0.1)
+    name_axes(ax, "parameters of the network, millions", "test accuracy, %")
+
+    over = tasks[0] if len(tasks) == 1 else f"mean of the {len(tasks)} tasks that all have"
+    pretraining_text = "" if has_several else f", {pretrainings[0]}"
+    title = f"model size: {over}{pretraining_text}, train size {train_size}; bars: std over seeds"
+    return finish(figure, title, legend)
+
+
+def _finals_with_size(studies: Sequence[Study]) -> dict[tuple[str, str], dict[str, list[Trial]]]:
+    """Return scored final trials that know their learnable share: by method and backbone, then by task."""
     finals: dict[tuple[str, str], dict[str, list[Trial]]] = {}
     for study in studies:
         scored = [
@@ -90,46 +174,21 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
         ]
         if scored:
             finals.setdefault((study.plan.method, study.plan.backbone), {})[study.plan.task] = scored
-    tasks = [
-        task
-        for task in dict.fromkeys(t for own in finals.values() for t in own)
-        if all(task in own for own in finals.values())
-    ]
-    lines: dict[tuple[str, str], list[tuple[float, float, float | None]]] = {}
-    for (method, backbone), own in finals.items() if tasks else ():
-        parts = [own[task] for task in tasks]
-        millions = statistics.mean(_millions(trial) for trials in parts for trial in trials)
-        mean = statistics.mean(statistics.mean(t.score for t in trials if t.score is not None) for trials in parts)
-        scores = over_seeds(parts)
-        spread = 100 * statistics.stdev(scores) if len(scores) > 1 else None
-        lines.setdefault((method, BACKBONES[backbone].pretraining), []).append((millions, 100 * mean, spread))
-    if not any(len(points) > 1 for points in lines.values()):
-        return None
-    figure, (ax,) = panels(1, width=NARROW, height=2.7)
-    kinds = list(dict.fromkeys(kind for _, kind in lines))
-    entries: dict[str, Artist] = {}
-    for (method, kind), points in lines.items():
-        style = style_of(method)
-        ordered = sorted(points)
-        name = f"{method}, {kind}" if len(kinds) > 1 else method
-        (entries[name],) = ax.plot(
-            [x for x, _, _ in ordered],
-            [y for _, y, _ in ordered],
-            color=style.color,
-            marker=style.marker,
-            markersize=4,
-            linewidth=1.2,
-            linestyle=LINES[kinds.index(kind)] if len(kinds) > 1 else style.line,
-        )
-        if bars := [(x, y, spread) for x, y, spread in ordered if spread is not None]:
-            xs, ys, spreads = zip(*bars, strict=True)
-            ax.errorbar(xs, ys, yerr=spreads, fmt="none", ecolor=style.color, elinewidth=0.8, capsize=2)
-    log_x(ax, _apart([x for points in lines.values() for x, _, _ in points]), share=0.1)
-    name_axes(ax, "parameters of the network, millions", "test accuracy, %")
-    of = tasks[0] if len(tasks) == 1 else f"mean of the {len(tasks)} tasks that all have"
-    kind = f", {kinds[0]}" if len(kinds) == 1 else ""
-    return finish(figure, f"model size: {of}{kind}, train size {train_size}; bars: std over seeds", entries)
+    return finals
+
+
+def _model_point(trials_of_tasks: Sequence[Sequence[Trial]]) -> tuple[float, float, float | None]:
+    """Return millions of parameters, mean accuracy in percent, and its std over seeds if there are several."""
+    millions = statistics.mean(_millions(trial) for trials in trials_of_tasks for trial in trials)
+    mean = statistics.mean(
+        statistics.mean(trial.score for trial in trials if trial.score is not None) for trials in trials_of_tasks
+    )
+
+    scores = over_seeds(trials_of_tasks)
+    spread = 100 * statistics.stdev(scores) if len(scores) > 1 else None
+    return millions, 100 * mean, spread
 
 
 def _millions(trial: Trial) -> float:
+    """Return the parameters of the whole network: the learnable ones divided by their share."""
     return trial.last_metrics[LEARNABLE_PARAMETERS] / trial.last_metrics[LEARNABLE_SHARE] / 1e6

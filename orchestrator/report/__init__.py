@@ -1,1 +1,1 @@
-"""What a sweep came to, for people: tables with published numbers beside them, and how far to trust them."""
+"""Reports on sweeps: tables with published numbers beside ours, comparisons, exports and how to reproduce them."""

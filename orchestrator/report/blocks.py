@@ -1,13 +1,16 @@
-"""What a report is made of, before it is Markdown, LaTeX, HTML or a terminal's."""
+"""Parts of a report, independent of the format that it is rendered in."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOTHING = "—"
+"""Text of a cell without a value."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One entry of a grid."""
+    """One cell of a table."""
 
     text: str
     bold: bool = False
@@ -21,26 +24,26 @@ class TableBlock:
     header: tuple[str, ...]
     rows: list[tuple[Cell, ...]]
     names: int
-    """How many columns, from the left, are words; the others are numbers."""
+    """Number of columns, from the left, that hold text; the others hold numbers."""
     spans: tuple[int, ...] = ()
-    """Where the number columns may be parted when they do not fit side by side: how many go together."""
+    """Sizes of the groups of number columns. A table that is too wide is split between groups."""
     last_is_text: bool = False
-    """Whether the last column is words, and may be broken into lines."""
+    """Whether the last column holds text and may wrap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextBlock:
-    """Sentences, one a line."""
+    """Sentences, one on each line."""
 
     lines: tuple[str, ...]
     title: str = ""
     is_warning: bool = False
-    """Whether they say that something is wrong."""
+    """Whether the sentences report a problem."""
 
 
 Block = TableBlock | TextBlock
 
 
 def cells(*texts: str) -> tuple[Cell, ...]:
-    """Plain cells."""
+    """Return a row of plain cells."""
     return tuple(Cell(text) for text in texts)

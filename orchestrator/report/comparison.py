@@ -1,4 +1,4 @@
-"""Compare methods over tasks and over seeds."""
+"""Comparison of methods over tasks and over seeds."""
 
 from __future__ import annotations
 
@@ -10,28 +10,34 @@ from dataclasses import dataclass
 from orchestrator.study.statistics import holm, paired_t, signed_rank
 
 MIN_TASKS = 6
-"""Below this many tasks no outcome of a signed-rank test has p < 0.05."""
+"""Number of tasks below which no signed-rank test can reach p < 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """One method against another on the tasks and seeds that both have."""
+    """Comparison of two methods on the tasks and seeds that both have."""
 
     one: str
     other: str
     tasks: int
+    """Number of tasks."""
     seeds: int
-    """Seeds that both have on every one of these tasks."""
+    """Number of seeds that both methods have on every one of these tasks."""
     difference: float
     """Mean over tasks of the mean over seeds of `one` minus `other`: accuracy, 0..1."""
     better_on: int
-    """Tasks on which `one` has the higher mean."""
+    """Number of tasks on which `one` has the higher mean."""
     p_tasks: float | None
-    """Whether it would hold on other tasks like these: Wilcoxon's signed-rank test over the tasks' differences
-    (Demšar, JMLR 7, 2006); None with fewer than six tasks."""
+    """p-value of Wilcoxon's signed-rank test on the differences of the tasks (Demšar, JMLR 7, 2006).
+
+    It tests whether the difference would hold on other tasks like these. None with fewer than six tasks.
+    """
     p_seeds: float | None
-    """Whether it would hold with other seeds on these tasks: paired t-test over seeds of the mean over tasks; None
-    with fewer than two seeds, or where all differ by the same."""
+    """p-value of a paired t-test on the seeds, each with its mean over tasks.
+
+    It tests whether the difference would hold with other seeds on these tasks. None with fewer than two seeds, or if
+    all seeds differ by the same amount.
+    """
 
 
 Scores = Mapping[tuple[str, int], float]
@@ -39,37 +45,54 @@ Scores = Mapping[tuple[str, int], float]
 
 
 def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
-    """Every pair of methods that have a task in common; p-values are corrected for the number of pairs (Holm)."""
+    """Compare every pair of methods that have a task in common.
+
+    The p-values are corrected for the number of pairs with Holm's method.
+    """
     names = [*methods]
-    pairs = [(one, other) for place, one in enumerate(names) for other in names[place + 1 :]]
-    found = [_compare_pair(one, other, methods[one], methods[other]) for one, other in pairs]
-    kept = [comparison for comparison in found if comparison is not None]
-    over_tasks = iter(holm([each.p_tasks for each in kept if each.p_tasks is not None]))
-    over_seeds = iter(holm([each.p_seeds for each in kept if each.p_seeds is not None]))
+    pairs = [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
+    # A pair without a common task has no comparison.
+    candidates = [_compare_pair(one, other, methods[one], methods[other]) for one, other in pairs]
+    comparisons = [comparison for comparison in candidates if comparison is not None]
+
+    # A pair without a p-value is not one of the tests to correct for.
+    over_tasks = iter(holm([pair.p_tasks for pair in comparisons if pair.p_tasks is not None]))
+    over_seeds = iter(holm([pair.p_seeds for pair in comparisons if pair.p_seeds is not None]))
+
     return [
         dataclasses.replace(
-            each,
-            p_tasks=None if each.p_tasks is None else next(over_tasks),
-            p_seeds=None if each.p_seeds is None else next(over_seeds),
+            pair,
+            p_tasks=None if pair.p_tasks is None else next(over_tasks),
+            p_seeds=None if pair.p_seeds is None else next(over_seeds),
         )
-        for each in kept
+        for pair in comparisons
     ]
 
 
-def _compare_pair(one: str, other: str, ours: Scores, theirs: Scores) -> Comparison | None:
-    both = sorted(ours.keys() & theirs.keys())
-    tasks = sorted({task for task, _ in both})
+def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores) -> Comparison | None:
+    common = sorted(one_scores.keys() & other_scores.keys())
+    tasks = sorted({task for task, _ in common})
     if not tasks:
         return None
-    seeds_of = {task: {seed for own, seed in both if own == task} for task in tasks}
-    by_task = [rounded_mean(ours[task, s] - theirs[task, s] for s in sorted(seeds_of[task])) for task in tasks]
-    common = sorted(set.intersection(*seeds_of.values()))
-    by_seed = [rounded_mean(ours[task, seed] - theirs[task, seed] for task in tasks) for seed in common]
+
+    # A task counts with all seeds that both methods have on it.
+    seeds_by_task = {task: {seed for name, seed in common if name == task} for task in tasks}
+    by_task = [
+        rounded_mean(one_scores[task, seed] - other_scores[task, seed] for seed in sorted(seeds_by_task[task]))
+        for task in tasks
+    ]
+
+    # Only seeds that every task has: a mean over different tasks for each seed would not be comparable.
+    common_seeds = sorted(set.intersection(*seeds_by_task.values()))
+    by_seed = [
+        rounded_mean(one_scores[task, seed] - other_scores[task, seed] for task in tasks) for seed in common_seeds
+    ]
+
     return Comparison(
         one=one,
         other=other,
         tasks=len(tasks),
-        seeds=len(common),
+        seeds=len(common_seeds),
         difference=rounded_mean(by_task),
         better_on=sum(difference > 0 for difference in by_task),
         p_tasks=signed_rank(by_task) if len(tasks) >= MIN_TASKS else None,
@@ -78,5 +101,8 @@ def _compare_pair(one: str, other: str, ours: Scores, theirs: Scores) -> Compari
 
 
 def rounded_mean(differences: Iterable[float]) -> float:
-    """Without the last bits, in which equal accuracies may differ."""
+    """Return the mean, rounded to 12 decimals.
+
+    The last bits of a difference between equal accuracies are noise, which would count as a difference.
+    """
     return round(statistics.mean(differences), 12)

@@ -1,4 +1,4 @@
-"""How many training images an accuracy takes: curves over tuning-set size, and the power law behind them."""
+"""Data efficiency: test accuracy over tuning-set size, and the power law that describes it."""
 
 from __future__ import annotations
 
@@ -12,187 +12,226 @@ from typing import TYPE_CHECKING, Any
 from trainer.metric_names import TRAIN_IMAGES
 
 if TYPE_CHECKING:
-    from orchestrator.study.study import StudySummary
+    from orchestrator.study.summary import StudySummary
     from orchestrator.study.trial import Trial
 
-IMAGES = TRAIN_IMAGES
-"""The metric that counts the images a trial was trained on."""
 STEEPEST = 5.0
-"""The largest exponent, either way, that a fit may have; measured ones lie below 1 (Hestness et al., 2017)."""
+"""Largest absolute exponent of a fit. Measured ones lie below 1 (Hestness et al., 2017)."""
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """Test accuracy at one tuning-set size; shares 0..1."""
+    """Test accuracy at one tuning-set size, as fractions 0..1."""
 
     images: float
-    """Training images, the mean over tasks."""
+    """Number of training images, averaged over tasks."""
     mean: float
-    """Over the tasks, of each its mean over seeds."""
+    """Mean over tasks of the mean over seeds."""
     low: float | None = None
     high: float | None = None
-    """Ends of the 95 % Student-t interval over seeds of the accuracy averaged over tasks; none with one seed.
+    """Ends of the 95 % Student-t interval over seeds of the accuracy averaged over tasks; None with one seed.
 
-    It covers what differs between seeds, not which images were drawn: those are the same for every seed.
+    The interval covers the variation between seeds. It does not cover the choice of the images, which is the same for
+    every seed.
     """
     error: float | None = None
-    """Standard error of `mean` over seeds; none with one seed."""
+    """Standard error of `mean` over seeds; None with one seed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """Test accuracy of one method on one backbone over tuning-set sizes; every point averages over the same tasks."""
+    """Test accuracy of one method on one backbone over tuning-set sizes. All points average over the same tasks."""
 
     label: str
-    """The method, and the backbone where there are several."""
+    """The method, followed by the backbone if there are several."""
     method: str
     backbone: str
     points: tuple[Point, ...]
-    """By number of images."""
+    """Sorted by number of images."""
     tasks: tuple[str, ...]
-    """What a point averages over."""
+    """Tasks that each point averages over."""
     left_out: tuple[str, ...] = ()
-    """Tasks without a final score, or without a count of images, at some size that others have."""
+    """Tasks without a final score, or without a number of images, at a size for which other tasks have one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PowerLaw:
-    """error(n) = a * n**-b + c, the share of wrong answers after n training images.
+    """error(n) = a * n**-b + c, the share of wrong answers after training on n images.
 
-    Learning curves of deep networks follow such a law over wide ranges of n (Hestness et al., Deep learning scaling is
-    predictable, empirically, 2017, arXiv 1712.00409); c is the error that no number of images removes.
+    Learning curves of deep networks follow this law over wide ranges of n (Hestness et al., Deep learning scaling is
+    predictable, empirically, 2017, arXiv 1712.00409). c is the error that remains with any number of images.
     """
 
     a: float
     b: float
     c: float = 0.0
-    """0 where it was held there: with three sizes, or because the best fit would be no higher."""
+    """Fixed at 0 with three sizes, or if the best fit is not above 0."""
     a_error: float
     b_error: float
     c_error: float | None = None
-    """Standard errors; none for a `c` that was held at 0."""
+    """`a_error`, `b_error` and `c_error` are standard errors; None for a `c` that was fixed at 0."""
 
     def error(self, images: float) -> float:
-        """The share of wrong answers, 0..1, that the law expects after so many images."""
+        """Return the expected share of wrong answers, 0..1, after training on so many images."""
         return float(self.a * images**-self.b + self.c)
 
     def __str__(self) -> str:
         floor = "" if self.c_error is None else f" + {self.c:.2g}"
-        return f"error = {self.a:.2g} n^{round(-self.b, 2) + 0.0:.2f} (±{self.b_error:.2f}){floor}"
+
+        # Adding 0.0 turns -0.0 into 0.0, which prints without a sign.
+        exponent = round(-self.b, 2) + 0.0
+        return f"error = {self.a:.2g} n^{exponent:.2f} (±{self.b_error:.2f}){floor}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Efficiency:
-    """How many images one curve needs for what another reaches at its largest size."""
+    """Number of images that one curve needs to reach the accuracy of another curve at its largest size."""
 
     label: str
     other: str
     accuracy: float
-    """What `other` reaches at its largest size, 0..1."""
+    """Accuracy of `other` at its largest size, 0..1."""
     other_images: float
-    """Images that `other` needs for it."""
+    """Number of images that `other` needs for it."""
     images: float | None
-    """Images that `label` needs for it; none where it does not get there, or the tasks differ."""
+    """Number of images that `label` needs for it; None if it does not reach it, or if the tasks differ."""
     most: float
-    """Images of `label`'s largest size."""
+    """Number of images at the largest size of `label`."""
     at_most: bool = False
-    """Whether the smallest size measured was enough, so that fewer may be too."""
+    """Whether the smallest measured size was enough, so that fewer images could be enough, too."""
     same_tasks: bool = True
-    """Whether both averages are over the same tasks: nothing is compared otherwise."""
+    """Whether both curves average over the same tasks. If not, they are not compared."""
 
     def __str__(self) -> str:
         goal = f"{self.other}'s {100 * self.accuracy:.1f} %"
+
         if not self.same_tasks:
-            return f"{self.label} and {self.other} have scores on different tasks: not compared"
+            return f"{self.label} and {self.other} are not compared: they have scores on different tasks"
         if self.images is None:
             return f"{self.label} does not reach {goal} with {self.most:,.0f} images"
+
         bound = "at most " if self.at_most else ""
-        return f"{self.label} reaches {goal} with {bound}{self.images:,.0f} of {self.other_images:,.0f} images"
+        return (
+            f"{self.label} reaches {goal} with {bound}{self.images:,.0f} images; "
+            f"{self.other} needs {self.other_images:,.0f}"
+        )
 
 
 def curves(summaries: Sequence[StudySummary]) -> list[Curve]:
-    """One curve a method and backbone, over the train sizes that have final scores.
+    """Return a curve for each method and backbone, over the train sizes that have final scores.
 
-    Only tasks with final scores at every size of the curve take part. Sizes of which no task has a score yet, and
-    methods that have none at all, are not there.
+    A curve contains only tasks that have final scores at every size of the curve. Sizes without a score on any task
+    are omitted, and so are methods without any score.
     """
-    several = len({summary.plan.backbone for summary in summaries}) > 1
+    has_several_backbones = len({summary.plan.backbone for summary in summaries}) > 1
+
+    # Final trials by (method, backbone), train size and task.
     finals: dict[tuple[str, str], dict[object, dict[str, list[Trial]]]] = {}
     tasks: dict[tuple[str, str], dict[str, None]] = {}
     for summary in summaries:
         plan = summary.plan
-        place = (plan.method, plan.backbone)
-        tasks.setdefault(place, {})[plan.task] = None
-        if scored := [
-            trial for trial in summary.final_trials if trial.score is not None and IMAGES in trial.last_metrics
-        ]:
-            finals.setdefault(place, {}).setdefault(repr(plan.train_size), {})[plan.task] = scored
-    found = []
-    for place, sizes in finals.items():
-        method, backbone = place
-        took_part = [task for task in tasks[place] if all(task in size for size in sizes.values())]
-        points = [_point([size[task] for task in took_part]) for size in sizes.values()] if took_part else []
-        found.append(
+        key = (plan.method, plan.backbone)
+        tasks.setdefault(key, {})[plan.task] = None
+
+        scored = [
+            trial for trial in summary.final_trials if trial.score is not None and TRAIN_IMAGES in trial.last_metrics
+        ]
+        if scored:
+            # repr tells 1 image from a share of 1.0, which are equal as dictionary keys.
+            finals.setdefault(key, {}).setdefault(repr(plan.train_size), {})[plan.task] = scored
+
+    result = []
+    for key, sizes in finals.items():
+        method, backbone = key
+        common_tasks = [task for task in tasks[key] if all(task in size for size in sizes.values())]
+
+        points = []
+        if common_tasks:
+            points = [_point([size[task] for task in common_tasks]) for size in sizes.values()]
+
+        result.append(
             Curve(
-                label=f"{method} {backbone}" if several else method,
+                label=f"{method} {backbone}" if has_several_backbones else method,
                 method=method,
                 backbone=backbone,
                 points=tuple(sorted(points, key=lambda point: point.images)),
-                tasks=tuple(took_part),
-                left_out=tuple(task for task in tasks[place] if task not in took_part),
+                tasks=tuple(common_tasks),
+                left_out=tuple(task for task in tasks[key] if task not in common_tasks),
             )
         )
-    return found
+    return result
 
 
 def over_seeds(tasks: Sequence[Sequence[Trial]]) -> list[float]:
-    """The score averaged over tasks, once for each seed with which every task was scored.
+    """Return the score averaged over tasks for each seed with which every task was scored.
 
     Args:
         tasks: the final trials of each task.
     """
     scores = [{trial.config.seed: trial.score for trial in trials if trial.score is not None} for trials in tasks]
-    seeds = [seed for seed in scores[0] if all(seed in task for task in scores)]
-    return [statistics.mean(task[seed] for task in scores) for seed in seeds]
+    seeds = [seed for seed in scores[0] if all(seed in by_seed for by_seed in scores)]
+
+    return [statistics.mean(by_seed[seed] for by_seed in scores) for seed in seeds]
 
 
 def _point(tasks: Sequence[Sequence[Trial]]) -> Point:
-    mean = statistics.mean(statistics.mean(t.score for t in trials if t.score is not None) for trials in tasks)
-    images = statistics.mean(statistics.mean(trial.last_metrics[IMAGES] for trial in trials) for trials in tasks)
+    """Return the point of one tuning-set size from the final trials of each task."""
+    mean = statistics.mean(
+        statistics.mean(trial.score for trial in trials if trial.score is not None) for trials in tasks
+    )
+    images = statistics.mean(statistics.mean(trial.last_metrics[TRAIN_IMAGES] for trial in trials) for trials in tasks)
+
     scores = over_seeds(tasks)
     if len(scores) < 2:
         return Point(images=images, mean=mean)
+
+    # scipy takes long to import, and commands that print no report must stay quick.
     from scipy import stats
 
     error = statistics.stdev(scores) / math.sqrt(len(scores))
-    half = float(stats.t.ppf(0.975, len(scores) - 1)) * error
-    return Point(images=images, mean=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), error=error)
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(scores) - 1)) * error
+
+    return Point(
+        images=images,
+        mean=mean,
+        low=max(0.0, mean - half_width),
+        high=min(1.0, mean + half_width),
+        error=error,
+    )
 
 
 def size_to_reach(curve: Curve, accuracy: float) -> float | None:
-    """The number of images at which a curve first reaches an accuracy (0..1).
+    """Return the number of images at which a curve first reaches an accuracy (0..1).
 
-    Between two sizes accuracy is taken to be linear in the logarithm of the images. Nothing is extrapolated: it is
-    the smallest size where that is enough already, and None where no measured size is.
+    Between two sizes the accuracy is interpolated linearly in the logarithm of the number of images. Nothing is
+    extrapolated: the result is the smallest size if that is enough already, and None if no measured size is enough.
     """
     if curve.points and curve.points[0].mean >= accuracy:
         return curve.points[0].images
+
     for below, above in pairwise(curve.points):
         if below.mean < accuracy <= above.mean:
-            way = (accuracy - below.mean) / (above.mean - below.mean)
-            return float(below.images * (above.images / below.images) ** way)
+            fraction = (accuracy - below.mean) / (above.mean - below.mean)
+            return float(below.images * (above.images / below.images) ** fraction)
     return None
 
 
 def efficiency_table(curves: Sequence[Curve]) -> list[Efficiency]:
-    """For each two methods on one backbone, both ways: what one needs for the other's accuracy at its largest size."""
-    found = []
+    """Compare each two methods on one backbone, in both directions.
+
+    Each row says how many images one method needs to reach the accuracy of the other at its largest size.
+    """
+    rows = []
     for one, other in permutations([curve for curve in curves if curve.points], 2):
         if one.backbone != other.backbone:
             continue
-        goal, same = other.points[-1], set(one.tasks) == set(other.tasks)
-        images = size_to_reach(one, goal.mean) if same else None
-        found.append(
+
+        goal = other.points[-1]
+        has_same_tasks = set(one.tasks) == set(other.tasks)
+        images = size_to_reach(one, goal.mean) if has_same_tasks else None
+
+        rows.append(
             Efficiency(
                 label=one.label,
                 other=other.label,
@@ -201,70 +240,86 @@ def efficiency_table(curves: Sequence[Curve]) -> list[Efficiency]:
                 images=images,
                 most=one.points[-1].images,
                 at_most=images is not None and one.points[0].mean > goal.mean,
-                same_tasks=same,
+                same_tasks=has_same_tasks,
             )
         )
-    return found
+    return rows
 
 
 def fit_power_law(points: Sequence[Point]) -> PowerLaw | None:
-    """The power law nearest to the points by weighted least squares; None of fewer than three sizes.
+    """Fit a power law to the points by weighted least squares. Return None for fewer than three sizes.
 
-    Points weigh by their standard errors over seeds, equally where some have none. The law's standard errors are
-    those of the fit, wider where the points lie further from the law than their own errors explain. With three sizes
-    there is nothing to tell a floor from: `c` is held at 0.
+    Points are weighted by their standard errors over seeds, or equally if a point has none. The standard errors of
+    the law are those of the fit, wider if the points lie further from the law than their own errors explain. Three
+    sizes cannot identify a floor, so `c` is fixed at 0 there.
     """
     import numpy as np
     from scipy.optimize import least_squares
 
     if len({point.images for point in points}) < 3:
         return None
+
     images_N = np.array([point.images for point in points])
     wrong_N = np.array([1.0 - point.mean for point in points])
-    sigma_N, known = _sigmas(points)
-    # In the logarithm of a at the middle size, a and b hardly depend on each other.
+    sigma_N, has_errors = _sigmas(points)
+
+    # Fit log a at the middle size instead of log a: it is almost independent of b.
     middle = float(np.exp(np.log(images_N).mean()))
     ratio_N = np.log(images_N / middle)
 
     def residuals(law: Any) -> Any:
-        return (np.exp(law[0] - law[1] * ratio_N) + (law[2] if len(law) > 2 else 0.0) - wrong_N) / sigma_N
+        """Return the weighted residuals of (log a at the middle, b) or (log a at the middle, b, c)."""
+        floor = law[2] if len(law) > 2 else 0.0
+        return (np.exp(law[0] - law[1] * ratio_N) + floor - wrong_N) / sigma_N
 
+    # First fit: no floor. Start from a straight line in log-log coordinates.
     slope, level = np.polyfit(ratio_N, np.log(np.maximum(wrong_N, 1e-6)), 1)
     start = [level, float(np.clip(-slope, 1 - STEEPEST, STEEPEST - 1))]
-    # The ends of `a` are those of an error of practically nothing and of more than all.
-    fitted = least_squares(residuals, start, bounds=([-30.0, -STEEPEST], [10.0, STEEPEST]))
+
+    # The bounds of log a allow an error from practically zero to more than one.
+    fit = least_squares(residuals, start, bounds=([-30.0, -STEEPEST], [10.0, STEEPEST]))
+
+    # Second fit: with a floor, from half the smallest error. It is kept only if it is better.
     least = float(wrong_N.min())
     if len(set(images_N)) > 3 and least > 0:
         start = [math.log(max(float(wrong_N.mean()) - least / 2, 1e-6)), max(start[1], 0.1), least / 2]
         bounds = ([-30.0, 1e-3, 0.0], [10.0, STEEPEST, least])
-        floored = least_squares(residuals, start, bounds=bounds, x_scale=[1.0, 1.0, max(least, 1e-3)])
-        if floored.success and floored.cost < fitted.cost and floored.x[2] > 1e-6:
-            fitted = floored
-    freedom = len(points) - len(fitted.x)
-    spread = 2 * fitted.cost / freedom if freedom else 1.0
-    covariance = np.linalg.pinv(fitted.jac.T @ fitted.jac) * (max(1.0, spread) if known else spread)
-    a, b = math.exp(fitted.x[0]) * middle ** fitted.x[1], fitted.x[1]
-    turn = np.zeros(len(fitted.x))  # log a is log(a at the middle) + b * log(middle)
-    turn[:2] = 1.0, math.log(middle)
+        fit_with_floor = least_squares(residuals, start, bounds=bounds, x_scale=[1.0, 1.0, max(least, 1e-3)])
+
+        if fit_with_floor.success and fit_with_floor.cost < fit.cost and fit_with_floor.x[2] > 1e-6:
+            fit = fit_with_floor
+
+    # Covariance of the parameters. The residuals may widen errors over seeds, but never narrow them.
+    freedom = len(points) - len(fit.x)
+    spread = 2 * fit.cost / freedom if freedom else 1.0
+    covariance = np.linalg.pinv(fit.jac.T @ fit.jac) * (max(1.0, spread) if has_errors else spread)
+
+    # Go back to log a = log a at the middle + b * log(middle), also for its standard error.
+    a = math.exp(fit.x[0]) * middle ** fit.x[1]
+    gradient = np.zeros(len(fit.x))
+    gradient[:2] = 1.0, math.log(middle)
+
+    has_floor = len(fit.x) > 2
     return PowerLaw(
         a=float(a),
-        b=float(b),
-        c=float(fitted.x[2]) if len(fitted.x) > 2 else 0.0,
-        a_error=float(a * np.sqrt(turn @ covariance @ turn)),
+        b=float(fit.x[1]),
+        c=float(fit.x[2]) if has_floor else 0.0,
+        a_error=float(a * np.sqrt(gradient @ covariance @ gradient)),
         b_error=float(np.sqrt(covariance[1, 1])),
-        c_error=float(np.sqrt(covariance[2, 2])) if len(fitted.x) > 2 else None,
+        c_error=float(np.sqrt(covariance[2, 2])) if has_floor else None,
     )
 
 
 def _sigmas(points: Sequence[Point]) -> tuple[Any, bool]:
-    """What each point weighs with, and whether it is a standard error.
+    """Return the weight of each point as a standard deviation, and whether it is a standard error over seeds.
 
-    A few seeds tell little of a spread: each point's variance is averaged with the mean of all.
+    A few seeds estimate a spread badly, so the variance of each point is averaged with the mean of all variances.
     """
     import numpy as np
 
-    own = [point.error for point in points if point.error is not None]
-    if len(own) < len(points) or not any(own):
+    errors = [point.error for point in points if point.error is not None]
+    if len(errors) < len(points) or not any(errors):
         return np.ones(len(points)), False
-    variance_N = np.square(own)
+
+    variance_N = np.square(errors)
     return np.sqrt((variance_N + variance_N.mean()) / 2), True

@@ -1,4 +1,4 @@
-"""Published accuracies, to stand beside our own. Standard library only."""
+"""Published accuracies, to print beside our own. Needs the standard library only."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """One method on one pre-training, as a paper reports it; test accuracy in per cent. What is absent is unknown."""
+    """One method on one pre-training, as a paper reports it: test accuracy in percent. Absent values are unknown."""
 
     backbones: tuple[str, ...]
-    """Full timm names of the checkpoints that the numbers stand for."""
+    """Full timm names of the checkpoints that the numbers apply to."""
     method: str
-    """A method of the catalog, or the name of one that is not implemented here (E2VPT, GateVPT)."""
+    """A method of the catalog, or the name of a method that is not implemented here (E2VPT, GateVPT)."""
     source: str
-    """Where the numbers were found: paper and table."""
+    """Paper and table of the numbers."""
     tasks: dict[str, float]
-    """By task name; one run or a mean of several, as the source has it."""
+    """By task name: one run or a mean of several, as in the source."""
     groups: dict[str, float]
-    """Means over the tasks of a group, as printed; a group may be known where its tasks are not."""
+    """Printed means over the tasks of a group. A group can be known while its tasks are not."""
     tuned: str | None
-    """How much of the network learns, in the source's words."""
+    """How much of the network is trained, in the words of the source."""
 
 
 @functools.cache
 def published_rows(backbone: str) -> list[PublishedRow]:
-    """What was published on a backbone, in the order of the file; empty where nothing was found.
+    """Return the published rows of a backbone in the order of the file; an empty list if there are none.
 
     Args:
         backbone: full timm name, such as vit_base_patch16_224.mae.
@@ -38,5 +38,8 @@ def published_rows(backbone: str) -> list[PublishedRow]:
 
 @functools.cache
 def _all_rows() -> tuple[PublishedRow, ...]:
-    raw = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))
-    return tuple(PublishedRow(**row | {"backbones": tuple(row["backbones"])}) for row in raw["rows"])
+    path = Path(__file__).with_name("published.json")
+    # The file lies beside this module, in an installed package too.
+    content = json.loads(path.read_text(encoding="utf-8"))
+
+    return tuple(PublishedRow(**row | {"backbones": tuple(row["backbones"])}) for row in content["rows"])

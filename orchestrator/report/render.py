@@ -1,4 +1,4 @@
-"""A report as a terminal, Markdown, LaTeX or HTML shows it, and its numbers as CSV."""
+"""Rendering of a report for a terminal, as Markdown, LaTeX or HTML, and of its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -29,181 +29,226 @@ LATEX = {
     "<": "$<$",
     ">": "$>$",
 }
+"""Characters that mean something else in LaTeX, or that its fonts lack, with their replacements."""
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse; margin: 1.5em 0 .5em }
 caption { text-align: left; white-space: pre-line; color: #555 }
 th, td { padding: .2em .8em; text-align: right; white-space: nowrap } tr > .name { text-align: left }
 td.text { text-align: left; white-space: normal } thead th { border-bottom: 1px solid #222 }
 tbody tr:last-child td { border-bottom: 1px solid #222 } p.alarming { color: #a00 }"""
+UNLIMITED_WIDTH = 1_000_000
 
 
 def print_blocks(blocks: Sequence[Block], console: Console) -> None:
-    """Show a report in a terminal; a table that is too wide for it is parted between groups of columns."""
+    """Print a report to a terminal. A table that is too wide is split between groups of columns."""
     for block in blocks:
         match block:
             case TableBlock():
-                for part in _parted(block, console):
-                    console.print(_rich(part))
+                for part in _split_to_fit(block, console):
+                    console.print(_rich_table(part))
             case TextBlock():
                 if block.title:
                     console.print(Text(block.title, style="bold"))
                 for line in block.lines:
-                    kind, colon, rest = line.partition(":")
-                    told = Text.assemble((kind, "red"), colon, rest) if block.is_warning else Text(line)
-                    console.print(told)
+                    console.print(_rich_line(line, is_warning=block.is_warning))
 
 
-def _rich(grid: TableBlock) -> Table:
-    """A table in which nothing is cut: with spans no entry is broken either, for `_parted` sees to the width."""
-    table = Table(title=grid.title)
-    for place, name in enumerate(grid.header):
-        justify: Literal["left", "right"] = "left" if _is_text(grid, place) else "right"
-        broken = grid.last_is_text and place == len(grid.header) - 1
-        longest = max((len(word) for row in grid.rows for word in row[place].text.split()), default=0)
-        whole = bool(grid.spans) or (grid.last_is_text and not broken)
-        table.add_column(name, justify=justify, no_wrap=whole, overflow="fold", min_width=longest if broken else None)
-    for row in grid.rows:
+def _rich_line(line: str, *, is_warning: bool) -> Text:
+    # Text instead of a plain string: rich would read brackets in an error message as markup.
+    if not is_warning:
+        return Text(line)
+    kind, colon, rest = line.partition(":")
+    return Text.assemble((kind, "red"), colon, rest)
+
+
+def _rich_table(block: TableBlock) -> Table:
+    """Return a table in which no text is cut off. With spans no cell wraps either: `_split_to_fit` limits the width."""
+    table = Table(title=block.title)
+    last = len(block.header) - 1
+
+    for index, name in enumerate(block.header):
+        justify: Literal["left", "right"] = "left" if _is_text(block, index) else "right"
+        wraps = block.last_is_text and index == last
+        no_wrap = bool(block.spans) or (block.last_is_text and not wraps)
+
+        # A column that wraps must keep its longest word on one line.
+        longest_word = max((len(word) for row in block.rows for word in row[index].text.split()), default=0)
+        min_width = longest_word if wraps else None
+        table.add_column(name, justify=justify, no_wrap=no_wrap, overflow="fold", min_width=min_width)
+
+    for row in block.rows:
         table.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
     return table
 
 
-def _parted(grid: TableBlock, console: Console) -> list[TableBlock]:
-    """The grid, or where it is too wide as few as fit: parted between its spans, within those that are too wide."""
-    unlimited = console.options.update(width=1_000_000)
+def _split_to_fit(block: TableBlock, console: Console) -> list[TableBlock]:
+    """Return the table, or as few parts of it as fit the terminal.
+
+    A table is split between its spans. A span that is too wide by itself is split between its columns.
+    """
+    unlimited = console.options.update(width=UNLIMITED_WIDTH)
 
     def part(columns: Sequence[int]) -> TableBlock:
-        kept = [*range(grid.names), *columns]
-        rows = [tuple(row[place] for place in kept) for row in grid.rows]
-        header = tuple(grid.header[place] for place in kept)
-        return dataclasses.replace(grid, header=header, rows=rows, spans=(len(columns),))
+        """Return the table with the text columns and these number columns."""
+        # Every part repeats the text columns, so that its rows have names.
+        kept = [*range(block.names), *columns]
+        rows = [tuple(row[index] for index in kept) for row in block.rows]
+        header = tuple(block.header[index] for index in kept)
+        return dataclasses.replace(block, header=header, rows=rows, spans=(len(columns),))
 
     def fits(columns: Sequence[int]) -> bool:
-        return Measurement.get(console, unlimited, _rich(part(columns))).maximum <= console.options.max_width
+        width = Measurement.get(console, unlimited, _rich_table(part(columns))).maximum
+        return width <= console.options.max_width
 
-    numbers = [*range(grid.names, len(grid.header))]
-    if not grid.spans or fits(numbers):
-        return [grid]
+    remaining = [*range(block.names, len(block.header))]
+    if not block.spans or fits(remaining):
+        return [block]
+
+    # Fill parts from left to right with whole spans, or with single columns of a span that is too wide.
     parts: list[list[int]] = [[]]
-    for span in grid.spans:
-        own, numbers = numbers[:span], numbers[span:]
-        for together in [own] if fits(own) else [[place] for place in own]:
-            if parts[-1] and not fits([*parts[-1], *together]):
+    for size in block.spans:
+        span = remaining[:size]
+        remaining = remaining[size:]
+        pieces = [span] if fits(span) else [[index] for index in span]
+
+        for piece in pieces:
+            if parts[-1] and not fits([*parts[-1], *piece]):
                 parts.append([])
-            parts[-1] += together
+            parts[-1] += piece
     return [part(columns) for columns in parts]
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
-    """GitHub's Markdown, which MLflow shows too."""
+    """Return the report in GitHub's Markdown, which MLflow renders, too."""
     parts = []
     for block in blocks:
         match block:
             case TableBlock():
-                rule = ["---" if _is_text(block, place) else "---:" for place in range(len(block.header))]
-                rows = [[*map(_escaped, block.header)], rule, *([_marked(cell) for cell in row] for row in block.rows)]
+                header = [_escape_markdown(name) for name in block.header]
+                rule = ["---" if _is_text(block, index) else "---:" for index in range(len(block.header))]
+                rows = [header, rule, *([_markdown_cell(cell) for cell in row] for row in block.rows)]
                 table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-                parts.append(f"**{_escaped(_one_line(block.title))}**\n\n{table}")
+                parts.append(f"**{_escape_markdown(_one_line(block.title))}**\n\n{table}")
             case TextBlock():
-                lines = [_escaped(line) for text in block.lines for line in text.splitlines()]
                 title = [f"**{block.title}**", ""] if block.title else []
+                lines = [_escape_markdown(line) for text in block.lines for line in text.splitlines()]
                 parts.append("\n".join([*title, *(f"- {line}" for line in lines)]))
     return "\n\n".join(parts) + "\n"
 
 
 def to_latex(blocks: Sequence[Block]) -> str:
-    r"""Tables for a paper: `\input` it; the preamble needs booktabs and graphicx."""
-    parts = [r"% needs \usepackage{booktabs,graphicx}"]
+    r"""Return tables for a paper, to `\input`; the preamble needs the packages booktabs and graphicx.
+
+    Letters outside Latin-1, in an error message for instance, need lualatex or xelatex.
+    """
+    parts = [r"% needs \usepackage{booktabs,graphicx}; letters outside Latin-1 need lualatex or xelatex"]
     for block in blocks:
         match block:
             case TableBlock():
-                kinds = "".join("l" if _is_text(block, place) else "r" for place in range(len(block.header)))
-                rows = [" & ".join(map(_tex, block.header)) + r" \\ \midrule"]
-                rows += [" & ".join(map(_tex_cell, row)) + r" \\" for row in block.rows]
+                columns = "".join("l" if _is_text(block, index) else "r" for index in range(len(block.header)))
+                rows = [" & ".join(map(_escape_latex, block.header)) + r" \\ \midrule"]
+                rows += [" & ".join(map(_latex_cell, row)) + r" \\" for row in block.rows]
                 body = "\n".join(rows)
+                caption = _escape_latex(_one_line(block.title))
                 parts.append(
-                    "\\begin{table}\n\\caption{" + _tex(_one_line(block.title)) + "}\n\\resizebox{\\linewidth}{!}{%\n"
-                    f"\\begin{{tabular}}{{{kinds}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
+                    f"\\begin{{table}}\n\\caption{{{caption}}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
+                    f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
                 )
             case TextBlock():
-                title = f"\\textbf{{{_tex(block.title)}}}\\\\\n" if block.title else ""
-                lines = [_tex(line) for text in block.lines for line in text.splitlines()]
+                title = f"\\textbf{{{_escape_latex(block.title)}}}\\\\\n" if block.title else ""
+                lines = [_escape_latex(line) for text in block.lines for line in text.splitlines()]
+                # Braces keep the small font inside the paragraph.
                 parts.append("\\noindent{\\footnotesize\n" + title + "\\\\\n".join(lines) + "}\n")
     return "\n\n".join(parts) + "\n"
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """One HTML page that needs nothing else."""
+    """Return the report as one HTML page that loads no other file."""
     parts = []
     for block in blocks:
         match block:
             case TableBlock():
-                head = "".join(_html_cell(block, p, Cell(name), "th") for p, name in enumerate(block.header))
+                header = "".join(_html_cell(block, index, Cell(name), "th") for index, name in enumerate(block.header))
                 rows = [
-                    f"<tr>{''.join(_html_cell(block, place, cell, 'td') for place, cell in enumerate(row))}</tr>"
+                    f"<tr>{''.join(_html_cell(block, index, cell, 'td') for index, cell in enumerate(row))}</tr>"
                     for row in block.rows
                 ]
                 parts.append(
-                    f"<table><caption>{html.escape(block.title)}</caption>\n<thead><tr>{head}</tr></thead>\n"
+                    f"<table><caption>{html.escape(block.title)}</caption>\n<thead><tr>{header}</tr></thead>\n"
                     f"<tbody>{chr(10).join(rows)}</tbody></table>"
                 )
             case TextBlock():
-                lines = [html.escape(line) for text in block.lines for line in text.splitlines()]
                 title = f"<strong>{html.escape(block.title)}</strong><br>" if block.title else ""
-                kind = ' class="alarming"' if block.is_warning else ""
-                parts.append(f"<p{kind}>{title}{'<br>'.join(lines)}</p>")
-    body = "\n".join(parts)
+                lines = [html.escape(line) for text in block.lines for line in text.splitlines()]
+                attribute = ' class="alarming"' if block.is_warning else ""
+                parts.append(f"<p{attribute}>{title}{'<br>'.join(lines)}</p>")
+
     head = f'<meta charset="utf-8"><title>sptune report</title>\n<style>{STYLE}</style>'
+    body = "\n".join(parts)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
 FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
-"""How a report can be written beside a terminal's way."""
+"""Formats of a report other than a terminal's."""
 
 
-def to_csv(board: ResultsTable) -> str:
-    """The numbers of the main table, a line a cell: full precision, accuracies in per cent."""
+def to_csv(table: ResultsTable) -> str:
+    """Return the numbers of the main table, one line per cell: full precision, accuracies in percent."""
     text = io.StringIO()
+    # The default line ending of csv is CRLF, which would mix with the LF of a terminal.
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         ["kind", "method", "backbone", "train_size", "column", "mean", "std", "seeds", "missing", "tuned", "source"]
     )
-    for row in board.rows:
+
+    for row in table.rows:
         for column, score in row.scores.items():
+            # repr writes all digits of a float.
+            std = "" if score.std is None else repr(score.std)
+            tuned = "" if row.tuned is None else repr(row.tuned)
             seeds = " ".join(map(str, score.seeds))
-            std, tuned = ("" if value is None else repr(value) for value in (score.std, row.tuned))
-            entries = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
-            writer.writerow(entries)
+            writer.writerow(
+                [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+            )
     return text.getvalue()
 
 
-def _is_text(grid: TableBlock, place: int) -> bool:
-    return place < grid.names or (grid.last_is_text and place == len(grid.header) - 1)
+def _is_text(block: TableBlock, index: int) -> bool:
+    """Return whether a column holds text."""
+    return index < block.names or (block.last_is_text and index == len(block.header) - 1)
 
 
 def _one_line(text: str) -> str:
     return "; ".join(part for part in text.splitlines() if part)
 
 
-def _escaped(text: str) -> str:
-    """Text that Markdown takes for nothing else."""
+def _escape_markdown(text: str) -> str:
+    # Only characters with a meaning in the middle of a line: every text follows `- `, `|` or `**`.
     return re.sub(r"([\\`*_|<>\[\]&~])", r"\\\1", text)
 
 
-def _marked(cell: Cell) -> str:
-    text = _escaped(cell.text)
+def _markdown_cell(cell: Cell) -> str:
+    text = _escape_markdown(cell.text)
     return f"**{text}**" if cell.bold else text
 
 
-def _tex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)
 
 
-def _tex_cell(cell: Cell) -> str:
-    return f"\\textbf{{{_tex(cell.text)}}}" if cell.bold else _tex(cell.text)
+def _latex_cell(cell: Cell) -> str:
+    text = _escape_latex(cell.text)
+    return f"\\textbf{{{text}}}" if cell.bold else text
 
 
-def _html_cell(grid: TableBlock, place: int, cell: Cell, tag: str) -> str:
-    last = grid.last_is_text and place == len(grid.header) - 1
-    kind = ' class="text"' if last else ' class="name"' if place < grid.names else ""
-    text = f"<b>{html.escape(cell.text)}</b>" if cell.bold else html.escape(cell.text)
-    return f"<{tag}{kind}>{text}</{tag}>"
+def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:
+    attribute = ""
+    if block.last_is_text and index == len(block.header) - 1:
+        attribute = ' class="text"'
+    elif index < block.names:
+        attribute = ' class="name"'
+
+    text = html.escape(cell.text)
+    if cell.bold:
+        text = f"<b>{text}</b>"
+    return f"<{tag}{attribute}>{text}</{tag}>"

@@ -1,4 +1,4 @@
-"""Under what the numbers of a report stand: images, rules, seeds, versions, machines."""
+"""Reproducibility lines of a report: images, selection rules, seeds, software and machines behind its numbers."""
 
 from __future__ import annotations
 
@@ -8,46 +8,63 @@ from orchestrator.report.blocks import TextBlock
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 
+RUNTIME_FACTS = ("software", "commit", "lock", "device")
+"""Keys of a trial's provenance that have a line of their own."""
+
 
 def reproducibility_lines(studies: Sequence[Study]) -> TextBlock:
-    """What somebody else needs to get the same numbers, or to see why they are others."""
-    return TextBlock(title="stamp", lines=(*_images(studies), *_rules(studies), *_made_with(studies)))
+    """Return the facts needed to reproduce the numbers, or to explain why other numbers differ."""
+    return TextBlock(title="reproducibility", lines=(*_images(studies), *_rules(studies), *_runtime(studies)))
 
 
 def _images(studies: Sequence[Study]) -> Iterator[str]:
-    found: dict[str, dict[str, None]] = {}
+    """Yield the test images of each task, and a line for each task that was scored on several sets of images."""
+    images: dict[str, dict[str, None]] = {}
     for study in studies:
         for trial in study.requested_final_trials:
             if "scored_on" in trial.provenance:
+                # `scored_on` is fingerprint/split/size; the line needs the fingerprint only.
                 fingerprint = trial.provenance["scored_on"].partition("/")[0]
-                found.setdefault(study.plan.task, {})[f"{fingerprint} ({trial.provenance['protocol']})"] = None
-    if found:
-        yield "images: " + "; ".join(f"{task} {', '.join(prints)}" for task, prints in found.items())
-    for task, prints in found.items():
-        if len(prints) > 1:
-            yield f"{task}: final trials were scored on {len(prints)} sets of images: not to be compared."
+                description = f"{fingerprint} ({trial.provenance['protocol']})"
+                images.setdefault(study.plan.task, {})[description] = None
+
+    if images:
+        yield "images: " + "; ".join(f"{task} {', '.join(descriptions)}" for task, descriptions in images.items())
+
+    for task, descriptions in images.items():
+        if len(descriptions) > 1:
+            yield (
+                f"{task}: final trials were scored on {len(descriptions)} different sets of images, "
+                "so their scores cannot be compared."
+            )
 
 
 def _rules(studies: Sequence[Study]) -> Iterator[str]:
-    select = dict.fromkeys(study.spec.final.select for study in studies)
+    """Yield how the search and the final trials were done. Studies of several sweeps can differ in it."""
     searches = dict.fromkeys(
-        f"{study.spec.search.trials} trials of {study.spec.search.sampler}, pruner {study.spec.search.pruner.type}, "
-        f"seed {study.spec.search.seed}"
+        f"{study.spec.search.trials} trials, sampler {study.spec.search.sampler}, "
+        f"pruner {study.spec.search.pruner.type}, seed {study.spec.search.seed}"
         for study in studies
     )
-    yield f"search: {'; '.join(searches)}; judged on val at the last epoch; select: {', '.join(select)}"
+    select = dict.fromkeys(study.spec.final.select for study in studies)
+    yield f"search: {'; '.join(searches)}; scored on val at the last epoch; select: {', '.join(select)}"
+
     epochs = dict.fromkeys(trial.config.epochs for study in studies for trial in study.requested_final_trials)
     seeds = dict.fromkeys(seed for study in studies for seed in study.spec.final.seeds)
-    scored = f"scored on test at the last of {', '.join(map(str, epochs))} epochs" if epochs else "not scored yet"
+    scored = f"scored on test at the last epoch (epochs: {', '.join(map(str, epochs))})" if epochs else "not scored yet"
     yield f"final: trained on train + val, {scored}; seeds {', '.join(map(str, seeds))}"
 
 
-def _made_with(studies: Sequence[Study]) -> Iterator[str]:
-    finals = [trial for study in studies for trial in study.requested_final_trials]
-    for name, what in (("software", "software"), ("commit", "commit"), ("lock", "lock"), ("device", "device")):
-        if found := _facts(finals, name):
-            yield f"{what}: {'; '.join(found)}"
+def _runtime(studies: Sequence[Study]) -> Iterator[str]:
+    """Yield the software and the machines of the final trials."""
+    trials = [trial for study in studies for trial in study.requested_final_trials]
+    for name in RUNTIME_FACTS:
+        # Several values on one line show that the trials ran on different software or machines.
+        values = _values(trials, name)
+        if values:
+            yield f"{name}: {'; '.join(values)}"
 
 
-def _facts(trials: Sequence[Trial], name: str) -> list[str]:
+def _values(trials: Sequence[Trial], name: str) -> list[str]:
+    """Return the different values of a fact, in the order of the trials."""
     return list(dict.fromkeys(trial.provenance[name] for trial in trials if name in trial.provenance))

@@ -1,6 +1,6 @@
-"""The numbers of a report: ours over seeds, published ones beside them, means over tasks and over groups.
+"""Numbers of a report: our scores over seeds, published ones beside them, means over tasks and over groups.
 
-All accuracies are test accuracies in per cent.
+All accuracies are test accuracies in percent.
 """
 
 from __future__ import annotations
@@ -18,35 +18,41 @@ from orchestrator.study.study import Study
 from trainer.catalog import METHODS, TASKS
 from trainer.metric_names import LEARNABLE_SHARE
 
-OVER_TASKS, OVER_GROUPS = "mean over tasks", "mean over groups"
-"""The two averages in use, which are never the same number: 61.28 and 64.27 for MAE full fine-tuning on VTAB-1K."""
+# Papers use both averages, and they differ: 61.28 and 64.27 for full fine-tuning of MAE on VTAB-1K.
+OVER_TASKS = "mean over tasks"
+OVER_GROUPS = "mean over groups"
+
 NAMES = ("method", "backbone", "train_size")
+FULL = "full"
+"""The method of full fine-tuning, which papers count wins against."""
+ALL_IMAGES = "1.0"
+"""The train size of published numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """One cell."""
+    """Number of one cell."""
 
     mean: float
     std: float | None = None
-    """That of the sample (n - 1); None for one seed, and for means over tasks."""
+    """Standard deviation of the sample (n - 1); None for one seed, and for means over tasks."""
     seeds: tuple[int, ...] = ()
     missing: int = 0
-    """Final trials that the spec asks for and that have no score."""
+    """Number of final trials that the spec asks for and that have no score."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResultsRow:
-    """One row: a method of ours, or what a paper reports, or ours minus theirs."""
+    """One row: a method of ours, the same method in a paper, or the difference of the two."""
 
     kind: Literal["ours", "published", "difference"]
     names: tuple[str, str, str]
     """Method, backbone, train size."""
     source: str = ""
     tuned: float | None = None
-    """Parameters that learn, in per cent of the whole: the mean over the tasks."""
+    """Learnable parameters in percent of all parameters, averaged over tasks."""
     scores: dict[str, Score] = field(default_factory=dict)
-    """By column: tasks, `natural mean` and its kin, and the two averages."""
+    """By column: a task, the mean of a group such as `natural mean`, or one of the two averages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,66 +61,99 @@ class ResultsTable:
 
     tasks: tuple[str, ...]
     groups: dict[str, tuple[str, ...]]
-    """Tasks of the sweep by group, where there is more than one group."""
+    """Tasks of the sweep by group; empty if there is only one group."""
     rows: list[ResultsRow]
 
     @property
     def means(self) -> tuple[str, ...]:
         """The columns after the tasks."""
-        by_group = tuple(f"{group} mean" for group in self.groups)
-        return (*by_group, *((OVER_TASKS,) if len(self.tasks) > 1 else ()), *((OVER_GROUPS,) if self.groups else ()))
+        columns = [f"{group} mean" for group in self.groups]
+        if len(self.tasks) > 1:
+            columns.append(OVER_TASKS)
+        if self.groups:
+            columns.append(OVER_GROUPS)
+        return tuple(columns)
 
     def best(self, column: str) -> float | None:
-        """The highest mean of ours in a column, as it is printed."""
-        found = [round(row.scores[column].mean, 1) for row in self.rows if row.kind == "ours" and column in row.scores]
-        return max(found, default=None)
+        """Return our highest mean in a column, rounded as it is printed."""
+        means = [round(row.scores[column].mean, 1) for row in self.rows if row.kind == "ours" and column in row.scores]
+        return max(means, default=None)
 
     def beats_full(self) -> list[str]:
-        """Of each method, on how many tasks it beats full fine-tuning: ours where the sweep has it, else published."""
-        told = []
+        """Return, for each method, a sentence with the number of tasks on which it beats full fine-tuning.
+
+        The reference is our full fine-tuning if the sweep contains it, and the published one otherwise.
+        """
         ours = [row for row in self.rows if row.kind == "ours"]
-        for row in (one for one in ours if one.names[0] != "full"):
-            full = [
-                one for one in self.rows if one.names[0] == "full" and one.names[1:] == row.names[1:] and one.scores
-            ]
-            for reference in sorted((one for one in full if one.kind != "difference"), key=lambda one: one.kind)[:1]:
-                both = [task for task in self.tasks if task in row.scores and task in reference.scores]
-                won = sum(row.scores[task].mean > reference.scores[task].mean for task in both)
-                rest = (
-                    f"; {len(self.tasks) - len(both)} have no number to compare" if len(both) < len(self.tasks) else ""
-                )
-                whose = "published " if reference.kind == "published" else ""
-                own = [row.names[0], *(row.names[place] for place in (1, 2) if len({r.names[place] for r in ours}) > 1)]
-                told.append(f"{' '.join(own)} beats {whose}full fine-tuning on {won} of {len(both)} tasks{rest}.")
-        return told
+        sentences = []
+        for row in ours:
+            if row.names[0] == FULL:
+                continue
+            reference = self._full_reference(row)
+            if reference is None:
+                continue
+
+            common = [task for task in self.tasks if task in row.scores and task in reference.scores]
+            num_won = sum(row.scores[task].mean > reference.scores[task].mean for task in common)
+
+            # Name the backbone and the train size only if they differ between our rows.
+            varying = [index for index in (1, 2) if len({each.names[index] for each in ours}) > 1]
+            label = " ".join([row.names[0], *(row.names[index] for index in varying)])
+
+            origin = "published " if reference.kind == "published" else ""
+            sentence = f"{label} beats {origin}full fine-tuning on {num_won} of {len(common)} tasks"
+            num_without = len(self.tasks) - len(common)
+            if num_without:
+                sentence += f"; on {num_without} more, one of the two has no score"
+            sentences.append(f"{sentence}.")
+        return sentences
+
+    def _full_reference(self, row: ResultsRow) -> ResultsRow | None:
+        """Return the row of full fine-tuning on the same backbone and train size, ours before a published one."""
+        candidates = [
+            each
+            for each in self.rows
+            if each.names[0] == FULL and each.names[1:] == row.names[1:] and each.scores and each.kind != "difference"
+        ]
+        return min(candidates, key=lambda each: each.kind, default=None)
 
 
 def build_results_table(studies: Sequence[Study]) -> ResultsTable:
-    """The board of one or more sweeps' studies."""
+    """Return the results table of the studies of one or more sweeps."""
     plans = [study.plan for study in studies]
     tasks = tuple(dict.fromkeys(plan.task for plan in plans))
     groups: dict[str, tuple[str, ...]] = {}
     for plan in plans:
         groups[plan.group] = tuple(dict.fromkeys((*groups.get(plan.group, ()), plan.task)))
-    groups = groups if len(groups) > 1 else {}
+    if len(groups) == 1:
+        groups = {}
+
+    # Our rows, each followed by the published row of the same method and the difference.
     rows: list[ResultsRow] = []
-    for key in dict.fromkeys(_names(plan) for plan in plans):
-        own = [study for study in studies if _names(study.plan) == key]
-        ours = ResultsRow(kind="ours", names=key, tuned=_tuned(own), scores=_with_means(_scores(own), tasks, groups))
+    for names in dict.fromkeys(_names(plan) for plan in plans):
+        row_studies = [study for study in studies if _names(study.plan) == names]
+        scores = _with_means(_scores(row_studies), tasks, groups)
+        ours = ResultsRow(kind="ours", names=names, tuned=_tuned(row_studies), scores=scores)
         rows.append(ours)
-        if key[2] == "1.0" and (known := published_rows(key[1])):
-            theirs = next((row for row in known if row.method == key[0]), None)
-            published = _published(theirs, key, tasks, groups)
+
+        method, backbone, train_size = names
+        if train_size == ALL_IMAGES and published_rows(backbone):
+            source = next((row for row in published_rows(backbone) if row.method == method), None)
+            published = _published(source, names, tasks, groups)
             rows += [published, _difference(ours, published)]
-    for backbone in dict.fromkeys(row.names[1] for row in rows if row.names[2] == "1.0"):
-        there = {row.names[0] for row in rows if row.names[1] == backbone}
-        others = [row for row in published_rows(backbone) if row.method not in there]
-        rows += [_published(row, (row.method, backbone, "1.0"), tasks, groups) for row in others]
+
+    # Published rows of methods that the sweep does not contain.
+    for backbone in dict.fromkeys(row.names[1] for row in rows if row.names[2] == ALL_IMAGES):
+        methods = {row.names[0] for row in rows if row.names[1] == backbone}
+        for source in published_rows(backbone):
+            if source.method not in methods:
+                rows.append(_published(source, (source.method, backbone, ALL_IMAGES), tasks, groups))
+
     return ResultsTable(tasks=tasks, groups=groups, rows=rows)
 
 
 def published_scores(backbones: Iterable[str]) -> dict[str, dict[tuple[str, str], float]]:
-    """Published accuracies of our methods, by backbone, then by method and task."""
+    """Return published accuracies of the methods of the catalog: by backbone, then by method and task."""
     return {
         backbone: {
             (row.method, task): value
@@ -127,51 +166,56 @@ def published_scores(backbones: Iterable[str]) -> dict[str, dict[tuple[str, str]
 
 
 def _names(plan: StudyPlan) -> tuple[str, str, str]:
-    method, backbone, size = study_label(plan, NAMES)
-    return method, backbone, size
+    method, backbone, train_size = study_label(plan, NAMES)
+    return method, backbone, train_size
 
 
 def _scores(studies: Sequence[Study]) -> dict[str, Score]:
-    found = {}
+    """Return the score of each task that has one."""
+    scores = {}
     for study in studies:
         scored = [(trial.score, trial.config.seed) for trial in study.requested_final_trials if trial.score is not None]
         if scored:
             values = [100 * score for score, _ in scored]
-            found[study.plan.task] = Score(
+            scores[study.plan.task] = Score(
                 mean=statistics.mean(values),
                 std=statistics.stdev(values) if len(values) > 1 else None,
                 seeds=tuple(seed for _, seed in scored),
                 missing=len(study.spec.final.seeds) - len(values),
             )
-    return found
+    return scores
 
 
 def _tuned(studies: Sequence[Study]) -> float | None:
-    by_task = [
-        [
+    """Return the learnable share in percent, averaged over the trials of a task and then over tasks."""
+    means = []
+    for study in studies:
+        shares = [
             trial.last_metrics[LEARNABLE_SHARE]
             for trial in study.requested_final_trials
             if LEARNABLE_SHARE in trial.last_metrics
         ]
-        for study in studies
-    ]
-    means = [statistics.mean(shares) for shares in by_task if shares]
+        if shares:
+            means.append(statistics.mean(shares))
+
     return 100 * statistics.mean(means) if means else None
 
 
 def _with_means(
     scores: dict[str, Score], tasks: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> dict[str, Score]:
-    """The scores with their means, each where all that it is over is there."""
-    found = dict(scores)
+    """Return the scores and their means. A mean exists only if all scores that it averages exist."""
+    result = dict(scores)
     for group, members in groups.items():
         if all(task in scores for task in members):
-            found[f"{group} mean"] = _mean([scores[task] for task in members])
+            result[f"{group} mean"] = _mean([scores[task] for task in members])
+
     if len(tasks) > 1 and all(task in scores for task in tasks):
-        found[OVER_TASKS] = _mean([scores[task] for task in tasks])
-    if groups and all(f"{group} mean" in found for group in groups):
-        found[OVER_GROUPS] = _mean([found[f"{group} mean"] for group in groups])
-    return found
+        result[OVER_TASKS] = _mean([scores[task] for task in tasks])
+
+    if groups and all(f"{group} mean" in result for group in groups):
+        result[OVER_GROUPS] = _mean([result[f"{group} mean"] for group in groups])
+    return result
 
 
 def _mean(scores: Sequence[Score]) -> Score:
@@ -181,26 +225,38 @@ def _mean(scores: Sequence[Score]) -> Score:
 def _published(
     row: PublishedRow | None, names: tuple[str, str, str], tasks: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> ResultsRow:
-    """A paper's row over our columns; a group's printed mean only where we have all of the group's tasks."""
+    """Return the row of a paper over our columns.
+
+    The printed mean of a group is used only if the sweep contains all tasks of the group.
+    """
     if row is None:
         return ResultsRow(kind="published", names=names, source="none found")
-    found = _with_means({task: Score(mean=row.tasks[task]) for task in tasks if task in row.tasks}, tasks, groups)
+
+    task_scores = {task: Score(mean=row.tasks[task]) for task in tasks if task in row.tasks}
+    scores = _with_means(task_scores, tasks, groups)
+
+    # Printed means of groups, which a paper can give without the tasks.
     for group, mean in row.groups.items():
-        whole = {task.name for task in TASKS.values() if task.group == group}
-        if whole == {*groups.get(group, ())}:
-            found[f"{group} mean"] = Score(mean=mean)
-        elif not groups and whole == {*tasks}:
-            found.setdefault(OVER_TASKS, Score(mean=mean))
-    by_group = [(found[f"{group} mean"].mean, len(groups[group])) for group in groups if f"{group} mean" in found]
+        group_tasks = {task.name for task in TASKS.values() if task.group == group}
+        if group_tasks == {*groups.get(group, ())}:
+            scores[f"{group} mean"] = Score(mean=mean)
+        elif not groups and group_tasks == {*tasks}:
+            # With one group there is no column for its mean: it is the mean over tasks.
+            scores.setdefault(OVER_TASKS, Score(mean=mean))
+
+    # The two averages follow from the means of all groups.
+    by_group = [(scores[f"{group} mean"].mean, len(groups[group])) for group in groups if f"{group} mean" in scores]
     if groups and len(by_group) == len(groups):
-        found[OVER_GROUPS] = Score(mean=statistics.mean(mean for mean, _ in by_group))
-        found.setdefault(OVER_TASKS, Score(mean=sum(mean * size for mean, size in by_group) / len(tasks)))
+        scores[OVER_GROUPS] = Score(mean=statistics.mean(mean for mean, _ in by_group))
+        scores.setdefault(OVER_TASKS, Score(mean=sum(mean * size for mean, size in by_group) / len(tasks)))
+
+    # `tuned` is text such as "0.08% tuned", or a number of parameters, which has no column.
     share = re.match(r"([\d.]+) ?%", row.tuned or "")
     tuned = float(share[1]) if share else None
-    return ResultsRow(kind="published", names=names, source=row.source, tuned=tuned, scores=found)
+    return ResultsRow(kind="published", names=names, source=row.source, tuned=tuned, scores=scores)
 
 
-def _difference(ours: ResultsRow, theirs: ResultsRow) -> ResultsRow:
-    both = ours.scores.keys() & theirs.scores.keys()
-    scores = {column: Score(mean=ours.scores[column].mean - theirs.scores[column].mean) for column in both}
+def _difference(ours: ResultsRow, published: ResultsRow) -> ResultsRow:
+    columns = ours.scores.keys() & published.scores.keys()
+    scores = {column: Score(mean=ours.scores[column].mean - published.scores[column].mean) for column in columns}
     return ResultsRow(kind="difference", names=ours.names, scores=scores)

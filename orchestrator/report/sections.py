@@ -1,246 +1,261 @@
-"""The parts of a report, in the order in which they are read."""
+"""Sections of a report, in reading order."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
 
-from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, cells
+from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
+from orchestrator.report.chosen_params import chosen_block, selection_text
 from orchestrator.report.comparison import MIN_TASKS, compare_methods
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
-from orchestrator.spec.labels import format_params, study_label, varying_fields
-from orchestrator.study.selection import find_tied
+from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
-from orchestrator.study.trial import TrialState
+from orchestrator.study.trial import Trial, TrialState
 from trainer.metric_names import PEEKING_GAIN
-
-NOTHING = "—"
 
 
 def build_sections(studies: Sequence[Study]) -> list[Block]:
-    """All that is to be said of the studies of one or more sweeps."""
-    board = build_results_table(studies)
-    parts = [
-        results_block(board, studies),
-        TextBlock(lines=(*_reading(board, studies), *count_trials(studies))),
+    """Return the report on the studies of one or more sweeps. Empty sections are left out."""
+    table = build_results_table(studies)
+    blocks = [
+        results_block(table, studies),
+        TextBlock(lines=(*_how_to_read(table, studies), *count_trials(studies))),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
-        TextBlock(lines=(*board.beats_full(), *_sources(board))),
+        TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _comparisons(studies),
         chosen_block(studies),
-        TextBlock(lines=(_selection(studies),)),
+        TextBlock(lines=(selection_text(studies),)),
         *_efficiency(studies),
         _peeking(studies),
         reproducibility_lines(studies),
     ]
-    return [part for part in parts if part is not None and (part.rows if isinstance(part, TableBlock) else part.lines)]
+    # A new sweep has no comparison, no choice and no final trial.
+    return [block for block in blocks if (block.rows if isinstance(block, TableBlock) else block.lines)]
 
 
-def results_block(board: ResultsTable, studies: Sequence[Study]) -> TableBlock:
-    """Rows methods, columns tasks and means: mean ± std over seeds, the best of ours in bold."""
-    named, same = varying_fields([study.plan for study in studies], NAMES[1:])
-    kept = [0, *(place for place, name in enumerate(NAMES) if name in named)]
-    columns = (*board.tasks, *board.means)
+def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
+    """Return the main table: a row per method, columns for tasks and means, our best value of a column in bold."""
+    varying, same = varying_fields([study.plan for study in studies], NAMES[1:])
+    kept = [0, *(index for index, name in enumerate(NAMES) if name in varying)]
+    columns = (*table.tasks, *table.means)
+
     rows = []
-    for row in board.rows:
-        entries = [Cell(_named(row, row.names[place]) if place == 0 else row.names[place]) for place in kept]
-        entries.append(Cell(NOTHING if row.tuned is None else f"{row.tuned:.3g}"))
+    for row in table.rows:
+        row_cells = [Cell(_method_text(row)), *(Cell(row.names[index]) for index in kept[1:])]
+        row_cells.append(Cell(NOTHING if row.tuned is None else f"{row.tuned:.3g}"))
+
         for column in columns:
             score = row.scores.get(column)
-            best = row.kind == "ours" and score is not None and round(score.mean, 1) == board.best(column)
-            entries.append(Cell(format_score(row, score), bold=best))
-        rows.append(tuple(entries))
-    groups = tuple(len(members) for members in board.groups.values()) or (len(board.tasks),)
+            # Compare as printed: methods with the same text are both bold.
+            is_best = row.kind == "ours" and score is not None and round(score.mean, 1) == table.best(column)
+            row_cells.append(Cell(format_score(row, score), bold=is_best))
+        rows.append(tuple(row_cells))
+
+    # A wide table is split between the groups of tasks.
+    group_sizes = tuple(len(members) for members in table.groups.values()) or (len(table.tasks),)
     return TableBlock(
         title=f"test accuracy, %\n{same}",
-        header=(*(NAMES[place] for place in kept), "tuned %", *columns),
+        header=(*(NAMES[index] for index in kept), "tuned %", *columns),
         rows=rows,
         names=len(kept),
-        spans=(1, *groups, len(board.means)),
+        spans=(1, *group_sizes, len(table.means)),
     )
 
 
+def _method_text(row: ResultsRow) -> str:
+    method = row.names[0]
+    return {"ours": method, "published": f"{method}, published", "difference": "  difference"}[row.kind]
+
+
 def format_score(row: ResultsRow, score: Score | None) -> str:
-    """A cell: `89.5 ± 0.5`; `[1 missing]` where not all of its final trials have a score."""
+    """Return the text of a cell, such as `89.5 ± 0.5`, with `[1 missing]` if a final trial has no score."""
     if score is None:
         return NOTHING
     if row.kind == "difference":
         return f"{score.mean:+.1f}"
+
     spread = f" ± {score.std:.1f}" if score.std is not None else ""
-    return f"{score.mean:.1f}{spread}" + (f" [{score.missing} missing]" if score.missing else "")
+    missing = f" [{score.missing} missing]" if score.missing else ""
+    return f"{score.mean:.1f}{spread}{missing}"
 
 
 def count_trials(studies: Sequence[Study]) -> Iterator[str]:
-    """How the trials of a report ended, all of them."""
+    """Yield a line with the number of trials in each finished state, and of those that are missing."""
     summaries = [study.summary() for study in studies]
-    states = {state: sum(summary.states[state] for summary in summaries) for state in TrialState}
-    finished = sum(count for state, count in states.items() if state.is_finished)
-    missing = sum(summary.num_planned for summary in summaries) - finished
-    trials = ", ".join(f"{states[state]} {state.value}" for state in TrialState if state.is_finished)
-    yield f"Trials: {trials}, {missing} missing."
+    num_by_state = {state: sum(summary.states[state] for summary in summaries) for state in TrialState}
+
+    num_finished = sum(count for state, count in num_by_state.items() if state.is_finished)
+    num_missing = sum(summary.num_planned for summary in summaries) - num_finished
+
+    counts = ", ".join(f"{num_by_state[state]} {state.value}" for state in TrialState if state.is_finished)
+    yield f"Trials: {counts}, {num_missing} missing."
 
 
-def chosen_block(studies: Sequence[Study]) -> TableBlock:
-    """The params that each study chose on val, and the trials that val cannot tell from the best."""
-    names, same = varying_fields([study.plan for study in studies], NAMES[1:])
-    rows = []
-    for study in studies:
-        if (best := study.best) is not None and best.score is not None:
-            among = find_tied(study.requested_search_trials)
-            others = [str(trial.number) for trial in among if trial.trial_id != best.trial_id]
-            more = f" and {len(others) - 6} more" if len(others) > 6 else ""
-            shown = f"{', '.join(others[:6])}{more}" if others else "none" if "correct" in best.provenance else NOTHING
-            place = study_label(study.plan, ["task", "method", *names])
-            rows.append(cells(*place, f"{100 * best.score:.1f}", str(best.number), shown, format_params(best.params)))
-    return TableBlock(
-        title=f"chosen on val\n{same}",
-        header=("task", "method", *names, "val %", "trial", "tied", "params"),
-        rows=rows,
-        names=2 + len(names),
-        last_is_text=True,
-    )
-
-
-def _named(row: ResultsRow, method: str) -> str:
-    return {"ours": method, "published": f"{method}, published", "difference": "  difference"}[row.kind]
-
-
-def _reading(board: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
+def _how_to_read(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
+    """Yield what a cell of the main table is."""
     seeds = sorted({seed for study in studies for seed in study.spec.final.seeds})
-    peeked = any(study.spec.final.measure_peeking for study in studies)
+    measures_peeking = any(study.spec.final.measure_peeking for study in studies)
+
+    if measures_peeking:
+        scored = "after the last epoch. Test accuracy at earlier epochs was measured, but not used."
+    else:
+        scored = "once, after the last epoch."
     yield (
-        f"mean ± std over seeds {', '.join(map(str, seeds))}; trained on train + val, scored on test "
-        + (
-            "at the last epoch; what it showed before was measured and not used."
-            if peeked
-            else "once, at the last epoch."
-        )
+        f"Values are mean ± std over seeds {', '.join(map(str, seeds))}. "
+        f"Each final trial was trained on train + val and scored on test {scored}"
     )
-    if board.groups:
-        sizes = ", ".join(f"{group} {len(members)}" for group, members in board.groups.items())
-        yield f"mean over tasks counts every task the same, mean over groups every group ({sizes} tasks)."
+
+    if table.groups:
+        sizes = ", ".join(f"{group} {len(members)}" for group, members in table.groups.items())
+        yield (
+            "The mean over tasks gives each task the same weight; the mean over groups gives each group the same "
+            f"weight (tasks in each group: {sizes})."
+        )
 
 
 def _missing(studies: Sequence[Study]) -> Iterator[str]:
-    """What is not in the table, study by study."""
+    """Yield the reason for each result that is not in the table, study by study."""
     for study in studies:
         summary = study.summary()
+        key = study.plan.key
+
         if summary.stop_reason:
-            yield f"stopped: {study.plan.key}: {summary.stop_reason}"
-        if summary.failed_trials:
-            last = summary.failed_trials[-1]
-            yield f"failed: {study.plan.key}: {len(summary.failed_trials)} trials, the last: {last.error_summary}"
-        absent = [seed for seed in study.spec.final.seeds if seed not in _seeds(study)]
+            yield f"stopped: {key}: {summary.stop_reason}"
+
+        num_failed = len(summary.failed_trials)
+        if num_failed:
+            trials = "1 trial" if num_failed == 1 else f"{num_failed} trials"
+            yield f"failed: {key}: {trials}, last error: {summary.failed_trials[-1].error_summary}"
+
+        # A study that was stopped has no final trials; saying so again would hide the reason.
+        scored_seeds = {trial.config.seed for trial in _scored_finals(study)}
+        absent = [seed for seed in study.spec.final.seeds if seed not in scored_seeds]
         if absent and not summary.stop_reason:
-            yield f"missing: {study.plan.key}: no final score of seeds {', '.join(map(str, absent))}"
+            yield f"missing: {key}: no final score for seeds {', '.join(map(str, absent))}"
 
 
-def _seeds(study: Study) -> set[int]:
-    return {trial.config.seed for trial in study.requested_final_trials if trial.score is not None}
+def _scored_finals(study: Study) -> list[Trial]:
+    return [trial for trial in study.requested_final_trials if trial.score is not None]
 
 
-def _sources(board: ResultsTable) -> Iterator[str]:
-    sources: dict[str, list[str]] = {}
-    for row in board.rows:
+def _sources(table: ResultsTable) -> Iterator[str]:
+    """Yield the papers of the published numbers, and the backbones without any."""
+    rows_by_source: dict[str, list[str]] = {}
+    for row in table.rows:
         if row.kind == "published" and row.scores:
-            sources.setdefault(row.source, []).append(f"{row.names[0]} on {row.names[1]}")
-    if sources:
-        yield "published: " + "; ".join(f"{', '.join(rows)}: {source}" for source, rows in sources.items()) + "."
-    backbones = dict.fromkeys(row.names[1] for row in board.rows)
-    if absent := [backbone for backbone in backbones if not published_rows(backbone)]:
+            rows_by_source.setdefault(row.source, []).append(f"{row.names[0]} on {row.names[1]}")
+    if rows_by_source:
+        sources = (f"{', '.join(rows)}: {source}" for source, rows in rows_by_source.items())
+        yield f"published: {'; '.join(sources)}."
+
+    backbones = dict.fromkeys(row.names[1] for row in table.rows)
+    absent = [backbone for backbone in backbones if not published_rows(backbone)]
+    if absent:
         yield f"No published results are known for {', '.join(absent)}."
 
 
 def _comparisons(studies: Sequence[Study]) -> TableBlock:
-    """Every pair of methods on the same backbone and train size."""
-    named, _ = varying_fields([study.plan for study in studies], NAMES[1:])
+    """Return the comparison of every pair of methods on the same backbone and train size."""
+    varying, _ = varying_fields([study.plan for study in studies], NAMES[1:])
+
+    # Studies by backbone and train size: methods are compared within each.
+    settings: dict[tuple[str, ...], list[Study]] = {}
+    for study in studies:
+        settings.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study)
+
     rows = []
-    for place in dict.fromkeys(study_label(study.plan, NAMES[1:]) for study in studies):
+    for setting_studies in settings.values():
         methods: dict[str, dict[tuple[str, int], float]] = {}
-        for study in studies:
-            if study_label(study.plan, NAMES[1:]) == place:
-                scores = {
-                    (study.plan.task, t.config.seed): t.score
-                    for t in study.requested_final_trials
-                    if t.score is not None
-                }
-                methods.setdefault(study.plan.method, {}).update(scores)
-        own = study_label(next(s.plan for s in studies if study_label(s.plan, NAMES[1:]) == place), named)
-        for found in compare_methods(methods):
+        for study in setting_studies:
+            scores = methods.setdefault(study.plan.method, {})
+            for trial in study.requested_final_trials:
+                if trial.score is not None:
+                    scores[study.plan.task, trial.config.seed] = trial.score
+
+        label = study_label(setting_studies[0].plan, varying)
+        for pair in compare_methods(methods):
+            p_tasks = _format_p(pair.p_tasks) if pair.tasks >= MIN_TASKS else f"needs {MIN_TASKS} tasks"
+            p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({pair.seeds})"
             rows.append(
                 cells(
-                    f"{found.one} − {found.other}",
-                    *own,
-                    f"{100 * found.difference:+.1f}",
-                    f"{found.better_on} of {found.tasks}",
-                    _p(found.p_tasks) if found.tasks >= MIN_TASKS else f"needs {MIN_TASKS} tasks",
-                    NOTHING if found.p_seeds is None else f"{_p(found.p_seeds)} ({found.seeds})",
+                    f"{pair.one} − {pair.other}",
+                    *label,
+                    f"{100 * pair.difference:+.1f}",
+                    f"{pair.better_on} of {pair.tasks}",
+                    p_tasks,
+                    p_seeds,
                 )
             )
+
     return TableBlock(
-        title="between methods, % points; p with Holm over the pairs; (n) seeds",
-        header=("methods", *named, "difference", "better on", "p over tasks", "p over seeds"),
+        title="between methods, % points\np with Holm's correction over the pairs; (n): number of seeds",
+        header=("methods", *varying, "difference", "better on", "p over tasks", "p over seeds"),
         rows=rows,
-        names=1 + len(named),
+        names=1 + len(varying),
     )
 
 
-def _p(p: float | None) -> str:
-    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _selection(studies: Sequence[Study]) -> str:
-    """How params were chosen, and what tied means."""
-    rules = dict.fromkeys(study.spec.final.select for study in studies)
-    said = {
-        "last_val": "the best val accuracy at the last epoch, of equals the earliest",
-        "simplest_tied": "of the tied ones that which learns the fewest parameters",
-    }
-    return (
-        "trial: the one whose params were trained again, "
-        + " or ".join(f"{said[rule]} (select: {rule})" for rule in rules)
-        + ".\ntied: val cannot tell them from its best trial (McNemar's exact test on single images, Holm, 5 %)."
-    )
+def _format_p(p: float | None) -> str:
+    if p is None:
+        return NOTHING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
-    """Accuracy over tuning-set size, where there are several."""
+    """Yield accuracy over tuning-set size, if there are several sizes."""
     if len({study.plan.train_size for study in studies}) < 2:
         return
+
+    # Imported here: its fits need numpy and scipy, which most reports do not.
     from orchestrator.report.data_efficiency import curves, efficiency_table, fit_power_law
 
-    found = curves([study.summary() for study in studies])
-    rows = [
-        cells(
-            curve.label,
-            f"{point.images:,.0f}",
-            f"{100 * point.mean:.1f}",
-            NOTHING if point.low is None or point.high is None else f"{100 * point.low:.1f} to {100 * point.high:.1f}",
-        )
-        for curve in found
-        for point in curve.points
-    ]
-    header = ("method", "images", "test %", "95 % interval over seeds")
-    yield TableBlock(title="accuracy over tuning-set size, mean over tasks", header=header, rows=rows, names=1)
-    laws = [(curve.label, fit_power_law(curve.points)) for curve in found]
-    left_out = [f"{curve.label}: without {', '.join(curve.left_out)}" for curve in found if curve.left_out]
-    told = [f"{name}: {law}" for name, law in laws if law is not None]
-    yield TextBlock(lines=(*map(str, efficiency_table(found)), *told, *left_out))
+    all_curves = curves([study.summary() for study in studies])
+
+    rows = []
+    for curve in all_curves:
+        for point in curve.points:
+            interval = NOTHING
+            if point.low is not None and point.high is not None:
+                interval = f"{100 * point.low:.1f} to {100 * point.high:.1f}"
+            rows.append(cells(curve.label, f"{point.images:,.0f}", f"{100 * point.mean:.1f}", interval))
+
+    yield TableBlock(
+        title="accuracy over tuning-set size, mean over tasks",
+        header=("method", "images", "test %", "95 % interval over seeds"),
+        rows=rows,
+        names=1,
+    )
+
+    lines = [str(row) for row in efficiency_table(all_curves)]
+    for curve in all_curves:
+        law = fit_power_law(curve.points)
+        if law is not None:
+            lines.append(f"{curve.label}: {law}")
+    for curve in all_curves:
+        if curve.left_out:
+            lines.append(f"{curve.label}: without tasks that have no score at every size: {', '.join(curve.left_out)}")
+    yield TextBlock(lines=tuple(lines))
 
 
 def _peeking(studies: Sequence[Study]) -> TableBlock:
-    """What choosing the epoch on test would have gained: apart from every result."""
+    """Return the gain from choosing the epoch on test. It is kept apart from all results."""
     tasks = tuple(dict.fromkeys(study.plan.task for study in studies))
+
     gains: dict[tuple[str, ...], dict[str, float]] = {}
     for study in studies:
-        found = [
+        trial_gains = [
             trial.last_metrics[PEEKING_GAIN]
             for trial in study.requested_final_trials
             if PEEKING_GAIN in trial.last_metrics
         ]
-        if found:
-            gains.setdefault(study_label(study.plan, NAMES), {})[study.plan.task] = 100 * statistics.mean(found)
+        if trial_gains:
+            # In percentage points, as all differences of a report.
+            by_task = gains.setdefault(study_label(study.plan, NAMES), {})
+            by_task[study.plan.task] = 100 * statistics.mean(trial_gains)
+
     rows = [
         cells(
             *names,
@@ -250,7 +265,7 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
         for names, by_task in gains.items()
     ]
     return TableBlock(
-        title="peeking, % points: what choosing the best epoch on test would have added.\nIn no other number here.",
+        title="peeking, % points: gain from choosing the best epoch on test\nNo other number of this report uses it.",
         header=(*NAMES, *tasks, "mean"),
         rows=rows,
         names=len(NAMES),

@@ -1,7 +1,11 @@
-"""From a YAML file to a `SweepSpec`, or one error with every problem. Only this file sees raw YAML."""
+"""Reads a `SweepSpec` from a YAML file or from the study database.
+
+All mistakes are reported in one error. Only this module handles raw YAML.
+"""
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 import search_spaces
 from orchestrator.errors import SpecError
+from orchestrator.spec.fields import RECORDED
 from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, resource_problems
 from orchestrator.spec.schema import Asha, Budget, Final, Search, StudyMatrix, SweepSpec
 from orchestrator.spec.space import FloatRange
@@ -19,11 +24,17 @@ from orchestrator.spec.validation import config_problems, search_problems
 from trainer.validation import number_problem, unknown_name
 
 TAGS = ("float", "int", "choice", "asha", "hyperband", "median", "none")
-"""Values of `type`, which pydantic puts into the place of a finding."""
+"""Values of `type`. Pydantic adds them to the location of an error, though they are no keys of the YAML file."""
+
+Location = tuple[int | str, ...]
+"""Keys and indices that lead to a value of a spec."""
+
+MissingCheck = Callable[[StudyMatrix], Iterable[str]]
+"""Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
 
 
 def find_spec(spec: str) -> Path:
-    """The file of a spec given by path, or by name if it is one of those that ship.
+    """Return the file of a spec that is given by its path, or by its name if it comes with sptune.
 
     Raises:
         SpecError: if there is no such file.
@@ -31,109 +42,175 @@ def find_spec(spec: str) -> Path:
     shipped = {path.stem: path for path in sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))}
     if spec in shipped:
         return shipped[spec]
+
     if not Path(spec).is_file():
         raise SpecError(spec, [f"is no file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
+
     return Path(spec)
-
-
-MissingCheck = Callable[[StudyMatrix], Iterable[str]]
-"""What a grid asks for and is not there, as sentences."""
 
 
 def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpec:
     """Read and check a spec.
 
     Args:
-        needs: asked of as much of the grid as is right, so that what is missing is told with all else.
+        find_missing: called with the valid part of the spec, so that its sentences appear with all other problems.
 
     Raises:
-        SpecError: with every problem: of the YAML, of its keys and types, and of the configs it would lead to.
+        SpecError: with every problem of the YAML, of keys and types, and of the configs that follow from the spec.
     """
     try:
         raw = yaml.load(path.read_text(), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
+
     if not isinstance(raw, dict):
         raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
+
     return parse_spec(raw, str(path), find_missing)
 
 
 def load_cluster(path: Path) -> Cluster:
-    """Where a spec says that everything is; nothing where it says so wrongly, which `load_spec` tells."""
+    """Return the `cluster` part of a spec file. It is empty if that part is wrong; `load_spec` then says why."""
     try:
-        return Cluster.model_validate(yaml.load(path.read_text(), _UniqueKeyLoader)["cluster"])
-    except (yaml.YAMLError, UnicodeDecodeError, ValidationError, LookupError, TypeError):
+        return parse_cluster(yaml.load(path.read_text(), _UniqueKeyLoader))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return Cluster()
+
+
+def parse_cluster(raw: Any) -> Cluster:
+    """Return the `cluster` part of a mapping. It is empty if that part is wrong; `parse_spec` then says why."""
+    try:
+        return Cluster.model_validate(raw["cluster"])
+    except (ValidationError, LookupError, TypeError):
         return Cluster()
 
 
 def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = lambda _: ()) -> SweepSpec:
     """Check a spec that is already a mapping.
 
+    Args:
+        source: where the spec comes from, for the error.
+        find_missing: as in `load_spec`.
+
     Raises:
-        SpecError: as `load_spec`.
+        SpecError: as in `load_spec`.
     """
+    # A dict instead of a list, because one mistake may be found twice.
     problems: dict[str, None] = {}
-    broken: set[str] = set()
-    grid: StudyMatrix | None
-    left: dict[str, Any] = {}
+    invalid_dimensions: set[str] = set()
+    valid_part: dict[str, Any] = {}
+    matrix: StudyMatrix | None
+
+    # First keys and types.
     try:
-        grid = spec = SweepSpec.model_validate(raw)
+        spec = SweepSpec.model_validate(raw)
+        matrix = spec
         problems |= dict.fromkeys(resource_problems(spec.resources, spec.backbones))
     except ValidationError as error:
-        places = []
-        for detail in error.errors():
-            place = tuple(part for part in detail["loc"] if part not in TAGS)
-            problems[f"{'.'.join(map(str, place))}: {_explain(detail, place)}"] = None
-            places.append(place)
-        broken = {str(place[1]) for place in places if place[0] == "space" and len(place) > 1}
-        left = _valid_keys(raw, places, broken)
-        grid = _matrix_of(left)
-    found = [*config_problems(grid)] if grid else []
-    problems |= dict.fromkeys(problem for field, problem in found if field not in broken)
-    if grid and not broken and (search := _search_of(raw)) and "epochs" not in {field for field, _ in found}:
-        problems |= dict.fromkeys(search_problems(grid, search))
-    problems |= dict.fromkeys(find_missing(grid or StudyMatrix.model_construct(**left)))
+        problems |= dict.fromkeys(_sentences(error))
+        locations = _locations(error)
+        invalid_dimensions = {str(location[1]) for location in locations if location[0] == "space" and location[1:]}
+        valid_part = _valid_part(raw, locations, invalid_dimensions)
+        matrix = _parse_matrix(valid_part)
+
+    # Then the configs of what is valid so far, so that the user sees all problems at once.
+    field_problems = [*config_problems(matrix)] if matrix else []
+    problems |= dict.fromkeys(problem for field, problem in field_problems if field not in invalid_dimensions)
+
+    # Then the search, if the space and the number of epochs are right.
+    search = _parse_search(raw)
+    has_valid_epochs = "epochs" not in {field for field, _ in field_problems}
+    if matrix and search and not invalid_dimensions and has_valid_epochs:
+        problems |= dict.fromkeys(search_problems(matrix, search))
+
+    problems |= dict.fromkeys(find_missing(matrix or StudyMatrix.model_construct(**valid_part)))
+
     if problems:
         raise SpecError(source, list(problems))
+
     return spec
 
 
+def parse_recorded_spec(raw: dict[str, Any], source: str) -> SweepSpec:
+    """Return a spec from the study database, for reading its sweep or deleting it.
+
+    Unknown keys are ignored: another version of sptune may have written them. Names that left the catalog are
+    accepted, and the configs that follow from the spec are not checked again. To run trials, use `parse_spec`.
+
+    Raises:
+        SpecError: if a known key is missing or has a value that this version cannot read.
+    """
+    values = copy.deepcopy(raw)
+
+    while True:
+        try:
+            return SweepSpec.model_validate(values, context=RECORDED)
+        except ValidationError as error:
+            unknown = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
+            if not unknown:
+                raise SpecError(source, _sentences(error)) from None
+
+            for location in unknown:
+                _delete_key(values, location)
+
+
+def _delete_key(values: Any, location: Location) -> None:
+    """Delete a value of a spec in place."""
+    *parents, key = location
+
+    for parent in parents:
+        # A tag such as `float` is part of the location but no key.
+        is_tag = isinstance(values, dict) and parent not in values
+        if not is_tag:
+            values = values[parent]
+
+    del values[key]
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key given twice, which PyYAML would silently answer with the last one."""
+    """YAML loader that refuses a key given twice. PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping of YAML.
+        """Return a mapping of the YAML file.
 
         Raises:
-            yaml.MarkedYAMLError: if a key is there twice, with the line.
+            yaml.MarkedYAMLError: if a key is given twice, with the line.
         """
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
+        repeated = {key for key in keys if keys.count(key) > 1}
+
+        if repeated:
             raise yaml.MarkedYAMLError(
-                problem=f"{', '.join(map(str, twice))} given twice", problem_mark=node.start_mark
+                problem=f"{', '.join(map(str, repeated))} given twice", problem_mark=node.start_mark
             )
+
         return super().construct_mapping(node, deep)
 
 
-def _explain(detail: Any, place: tuple[int | str, ...]) -> str:
-    """What is wrong in one of pydantic's findings, as rule, value and way out."""
-    kind, value = detail["type"], detail["input"]
+def _locations(error: ValidationError) -> list[Location]:
+    """Return where the errors are, in the keys of the YAML file."""
+    return [tuple(part for part in detail["loc"] if part not in TAGS) for detail in error.errors()]
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    """Return each of pydantic's errors as a sentence with its location."""
+    return [
+        f"{'.'.join(map(str, location))}: {_explain(detail, location)}"
+        for detail, location in zip(error.errors(), _locations(error), strict=True)
+    ]
+
+
+def _explain(detail: Any, location: Location) -> str:
+    """Return one of pydantic's errors as a sentence with the rule, the value and the way out."""
+    kind = detail["type"]
+    value = detail["input"]
+
     if kind == "extra_forbidden":
-        owners: dict[tuple[int | str, ...], type[BaseModel]] = {
-            (): SweepSpec,
-            ("search",): Search,
-            ("search", "pruner"): Asha,
-            ("final",): Final,
-            ("resources",): Resources,
-            ("cluster",): Cluster,
-            ("budget",): Budget,
-        }
-        other = ResourceOverride if place[:2] == ("resources", "backbones") else FloatRange
-        return unknown_name(str(place[-1]), owners.get(place[:-1], other).model_fields, "a key here")
+        return unknown_name(str(location[-1]), _part_at(location[:-1]).model_fields, "a key here")
     if kind == "missing":
         return "is missing."
     if kind in ("union_tag_not_found", "model_attributes_type"):
-        example = "asha, min_epochs: 10" if "pruner" in place else "float, low: 0.1, high: 1.0"
+        example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
         return f"must be a mapping with a `type`, such as {{type: {example}}}; got {value!r}."
     if kind == "union_tag_invalid":
         return unknown_name(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
@@ -141,30 +218,51 @@ def _explain(detail: Any, place: tuple[int | str, ...]) -> str:
         return str(detail["ctx"]["error"])
     if isinstance(value, str) and (kind.startswith(("int", "float"))):
         return str(number_problem(value))
+
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
 
 
-def _valid_keys(raw: dict[str, Any], places: list[tuple[int | str, ...]], broken: set[str]) -> dict[str, Any]:
-    """A grid's values without the broken entries, so that the rest is checked too."""
-    kept: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
-    for part in ("tasks", "backbones", "methods", "train_sizes"):
-        names = raw.get(part, [1.0] if part == "train_sizes" else None)
-        kept[part] = [n for i, n in enumerate(names) if (part, i) not in places] if isinstance(names, list) else []
-    if isinstance(kept["space"], dict):
-        kept["space"] = {name: entry for name, entry in kept["space"].items() if name not in broken}
-    return kept
+def _part_at(location: Location) -> type[BaseModel]:
+    """Return the part of a spec at a location, for its keys."""
+    parts: dict[Location, type[BaseModel]] = {
+        (): SweepSpec,
+        ("search",): Search,
+        ("search", "pruner"): Asha,
+        ("final",): Final,
+        ("resources",): Resources,
+        ("cluster",): Cluster,
+        ("budget",): Budget,
+    }
+    if location in parts:
+        return parts[location]
+
+    return ResourceOverride if location[:2] == ("resources", "backbones") else FloatRange
 
 
-def _matrix_of(left: dict[str, Any]) -> StudyMatrix | None:
-    """The grid of what is left; None if that is too little."""
+def _valid_part(raw: dict[str, Any], invalid: list[Location], invalid_dimensions: set[str]) -> dict[str, Any]:
+    """Return the values of a study matrix without the invalid ones, so that the rest is checked too."""
+    valid: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
+
+    for key in ("tasks", "backbones", "methods", "train_sizes"):
+        names = raw.get(key, [1.0] if key == "train_sizes" else None)
+        valid[key] = []
+        if isinstance(names, list):
+            valid[key] = [name for index, name in enumerate(names) if (key, index) not in invalid]
+
+    if isinstance(valid["space"], dict):
+        valid["space"] = {name: entry for name, entry in valid["space"].items() if name not in invalid_dimensions}
+
+    return valid
+
+
+def _parse_matrix(values: dict[str, Any]) -> StudyMatrix | None:
     try:
-        return StudyMatrix.model_validate(left)
+        return StudyMatrix.model_validate(values)
     except ValidationError:
         return None
 
 
-def _search_of(raw: dict[str, Any]) -> Search | None:
-    """How it is searched; None if that is wrong by itself."""
+def _parse_search(raw: dict[str, Any]) -> Search | None:
     try:
         return Search.model_validate(raw.get("search"))
     except ValidationError:

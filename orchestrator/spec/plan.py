@@ -1,4 +1,4 @@
-"""From a spec to its studies and their trials: pure functions, nothing imported that is slow."""
+"""Studies and trial configs that follow from a spec. Pure functions without slow imports."""
 
 from __future__ import annotations
 
@@ -22,66 +22,99 @@ class StudyPlan:
     method: str
     train_size: float | int | str
     fixed: dict[str, Any]
+    """Params with one value for all trials."""
     space: dict[str, Dimension]
+    """Params that are searched."""
 
     @property
     def key(self) -> str:
-        """Name of the study within its sweep."""
+        """Name of the study within its sweep, such as `vtab/dtd spt_deep vit_base_patch16_224.mae 1`."""
         return f"{self.task} {self.method} {self.backbone} {format_train_size(self.train_size)}"
 
     @property
     def group(self) -> str:
-        """The group of its task; a task of the user's own is a group by itself."""
+        """The task's group. A user's own task is a group by itself."""
         return TASKS[self.task].group if self.task in TASKS else self.task
 
     @property
     def epochs(self) -> int:
-        """Epochs of its longest trial."""
+        """Number of epochs of the study's longest trial."""
         searched = self.space.get("epochs")
+
         if searched is None:
             default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == "epochs")
             return int(self.fixed.get("epochs", default))
+
         return int(max(searched.values if isinstance(searched, Choice) else (searched.high,)))
 
     def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
-        """A search trial: trained on train, judged on val."""
+        """Return the config of a search trial: trained on train, scored on val."""
         return self._config(params, eval_split="val", seed=seed)
 
     def final_config(self, params: Mapping[str, Any], seed: int, measure_peeking: bool = False) -> TrainConfig:
-        """A final trial: trained on trainval, scored on test at its end."""
+        """Return the config of a final trial: trained on trainval, scored on test at its end."""
         return self._config(params, eval_split="test", seed=seed, measure_peeking=measure_peeking)
 
-    def _config(self, params: Mapping[str, Any], **own: Any) -> TrainConfig:
-        place = {"task": self.task, "backbone": self.backbone, "method": self.method, "train_size": self.train_size}
-        return TrainConfig.from_params({**self.fixed, **params, **place, **own})
+    def _config(self, params: Mapping[str, Any], **set_by_sweep: Any) -> TrainConfig:
+        axes = {"task": self.task, "backbone": self.backbone, "method": self.method, "train_size": self.train_size}
+        return TrainConfig.from_params({**self.fixed, **params, **axes, **set_by_sweep})
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """All studies of a sweep."""
+
+    by_key: dict[str, StudyPlan]
+    """Each study by its key, in the order of the spec."""
+
+    @property
+    def studies(self) -> list[StudyPlan]:
+        """The studies in the order of the spec."""
+        return list(self.by_key.values())
+
+
+def plan_sweep(spec: StudyMatrix) -> SweepPlan:
+    """Return the plan of a sweep: one study for each task, backbone, method and train size.
+
+    Tasks that a spec names twice, for instance by their group too, have one study.
+    """
+    by_key = {}
+
+    for name in spec.tasks:
+        # A recorded spec may name a task that the catalog has no longer. It still has its trials.
+        for task in task_names(name) or [name]:
+            for backbone in spec.backbones:
+                for method in spec.methods:
+                    fixed, space = spec.params_for(method)
+                    for train_size in spec.train_sizes:
+                        study = StudyPlan(
+                            task=task,
+                            backbone=backbone,
+                            method=method,
+                            train_size=train_size,
+                            fixed=fixed,
+                            space=space,
+                        )
+                        by_key[study.key] = study
+
+    return SweepPlan(by_key)
 
 
 def format_train_size(train_size: float | int | str) -> str:
-    """A train size in a name: 0.1 for a share, 200 for a number of images, `5 per class`."""
+    """Return a train size as part of a name: 0.1 for a share, 200 for a number of images, or `5 per class`."""
     return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
 
 
-def plan_studies(spec: StudyMatrix) -> list[StudyPlan]:
-    """Every study of a sweep, in the order of the spec, each once."""
-    plans = {}
-    for name in spec.tasks:
-        for task in task_names(name):
-            for backbone in spec.backbones:
-                for method in spec.methods:
-                    for train_size in spec.train_sizes:
-                        fixed, space = spec.params_for(method)
-                        plan = StudyPlan(
-                            task=task, backbone=backbone, method=method, train_size=train_size, fixed=fixed, space=space
-                        )
-                        plans[plan.key] = plan
-    return list(plans.values())
-
-
 def suggest_params(plan: StudyPlan, suggest: Callable[[str, Dimension], Any]) -> dict[str, Any]:
-    """Values for the params that are searched, conditional ones after those they depend on."""
+    """Return values for the searched params, drawn with `suggest`.
+
+    Conditional params are drawn after the params that they depend on, and only where they are active.
+    """
     params = dict(plan.fixed)
     drawn = {}
+
     for name, dimension in sorted(plan.space.items(), key=lambda item: bool(item[1].when)):
         if dimension.is_active(params):
             params[name] = drawn[name] = suggest(name, dimension)
+
     return drawn

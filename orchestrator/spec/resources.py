@@ -1,12 +1,13 @@
-"""What a spec says of machines: what a trial occupies, and where everything is."""
+"""Parts of a spec about machines: what a trial occupies, and addresses of a cluster."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from orchestrator.redaction import SECRET_VARIABLES, redact
+from orchestrator.spec.fields import SpecPart
 from trainer.catalog import BACKBONES
 from trainer.validation import number_problem, unknown_name
 
@@ -14,17 +15,20 @@ from trainer.validation import number_problem, unknown_name
 def _check_address(value: str, info: ValidationInfo) -> str:
     if redact(value) != value:
         raise ValueError(
-            f"{redact(value)} holds a secret, and a spec is kept in the record for all to read. "
-            f"Leave it out, and put it into {SECRET_VARIABLES[str(info.field_name)]}."
+            f"{redact(value)} holds a secret, and the study database keeps the spec where everyone can read it. "
+            f"Leave the secret out, and set {SECRET_VARIABLES[str(info.field_name)]} instead."
         )
+
     return value
 
 
 def _check_gpus(value: object) -> object:
     if value == "auto":
         return value
+
     if number_problem(value) is None and float(str(value)) >= 0:
         return float(str(value))
+
     raise ValueError(f"must be a number of GPUs such as 0.25 or 1, or auto; got {value!r}.")
 
 
@@ -32,18 +36,16 @@ Address = Annotated[str, AfterValidator(_check_address)]
 Gpus = Annotated[float | Literal["auto"], BeforeValidator(_check_gpus)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TrialResources(_Part):
+class TrialResources(SpecPart):
     """What one trial occupies."""
 
     cpus: int = Field(default=1, ge=1)
+    """CPU cores, such as 4."""
     gpus: Gpus = 0.0
-    """Of a GPU. auto: a whole one until one like it was measured, then as many share it as its memory holds."""
+    """GPUs, such as 1 or 0.25, or auto. With auto, a trial gets a whole GPU until a trial like it was measured;
+    from then on, as many trials share a GPU as fit into its memory."""
     accelerator_type: str | None = None
-    """The kind of GPU, as Ray names it: A100, H100."""
+    """Type of GPU by Ray's name, such as A100 or H100. Without it, any type."""
 
     @property
     def initial_gpus(self) -> float:
@@ -51,47 +53,52 @@ class TrialResources(_Part):
         return 1.0 if self.gpus == "auto" else self.gpus
 
 
-class ResourceOverride(_Part):
-    """What differs for a backbone; what is not given is as for all."""
+class ResourceOverride(SpecPart):
+    """What trials on one backbone occupy, where it differs."""
 
     cpus: int | None = Field(default=None, ge=1)
+    """CPU cores; without it, as for all backbones."""
     gpus: Gpus | None = None
+    """GPUs or auto; without it, as for all backbones."""
     accelerator_type: str | None = None
+    """Type of GPU; without it, as for all backbones."""
 
 
 class Resources(TrialResources):
-    """What one trial occupies, of any backbone and of single ones."""
+    """What one trial occupies."""
 
-    backbones: dict[str, ResourceOverride] = {}
+    backbones: dict[str, ResourceOverride] = Field(default={})
+    """Backbones whose trials occupy something else. Example: {vit_large_patch16_224.mae: {gpus: 1}}."""
 
     def for_backbone(self, backbone: str) -> TrialResources:
-        """What a trial on this backbone occupies."""
-        own = self.backbones.get(backbone, ResourceOverride())
+        """Return what a trial on this backbone occupies."""
+        override = self.backbones.get(backbone, ResourceOverride())
         common = {name: getattr(self, name) for name in TrialResources.model_fields}
-        return TrialResources(**(common | own.model_dump(exclude_none=True)))
+
+        return TrialResources(**(common | override.model_dump(exclude_none=True)))
 
 
-class Cluster(_Part):
-    """Where everything is when one machine is not enough; options and the environment come first."""
+class Cluster(SpecPart):
+    """Addresses, for sweeps on more than one machine. Command-line options and environment variables come first."""
 
     home: Address | None = None
-    """Folder that all nodes share, or a bucket: s3://bucket/folder."""
+    """Home folder that all nodes share, or a bucket, such as s3://bucket/folder."""
     studies: Address | None = None
-    """The record's database: postgresql+psycopg://user@host/database."""
+    """Study database, such as postgresql+psycopg://user@host/database. Without it, a file in the home."""
     mlflow: Address | None = None
-    """The tracking server: http://host:5000."""
+    """MLflow tracking server, such as http://host:5000. Without it, a database in the home."""
     data: Address | None = None
-    """The task store; in the home where it is not given."""
+    """Folder or bucket with the tasks. Without it, `data` in the home."""
     weights: Address | None = None
-    """A file, or a folder of files, with backbones' weights."""
+    """File or folder with the weights of backbones. Without it, timm downloads them."""
     address: str | None = None
-    """The Ray cluster: host:6379, or auto for the one that this machine is a node of."""
+    """Ray cluster: host:6379, or auto for the cluster that this machine belongs to. Without it, this machine alone."""
     workers: int | None = Field(default=None, ge=1)
-    """Trials at once to which the cluster may grow; without it, as many as it holds."""
+    """Number of concurrent trials up to which the cluster may grow. Without it, as many as fit on its nodes."""
 
 
 def resource_problems(resources: Resources, backbones: list[str]) -> list[str]:
-    """A sentence for each backbone that has resources of its own and is not in the sweep."""
+    """Return a sentence for each backbone that has resources of its own but is not in the sweep."""
     return [
         f"resources.backbones.{name}: {unknown_name(name, backbones, 'a backbone of this spec')}"
         for name in resources.backbones

@@ -1,4 +1,4 @@
-"""What a spec says: the typed values of one YAML file. `spec_file.py` reads it."""
+"""Typed values of one spec. `loader.py` reads them from a YAML file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from orchestrator.spec.fields import SpecPart
+from orchestrator.spec.fields import SpecPart, is_recorded
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import Dimension, DimensionField
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
@@ -17,43 +17,52 @@ from trainer.validation import number_problem, unknown_name
 
 
 def _one_of(table: Mapping[str, object], what: str) -> BeforeValidator:
-    def check(value: object) -> object:
-        if value not in table:
+    def check(value: object, info: ValidationInfo) -> object:
+        if value not in table and not is_recorded(info):
             raise ValueError(unknown_name(str(value), table, what))
+
         return value
 
     return BeforeValidator(check)
 
 
 def task_names(name: str) -> list[str]:
-    """The tasks that a name stands for: itself, or all of its group or benchmark; users' own stand for themselves."""
+    """Return the tasks that a name stands for: itself, or all tasks of its group or benchmark.
+
+    A user's own task stands for itself. The result is empty if there is no such task.
+    """
     if is_own(name):
         return [name]
+
     return [task.name for task in TASKS.values() if name in (task.name, task.group, task.name.partition("/")[0])]
 
 
-def _check_task(value: object) -> object:
-    if not task_names(str(value)):
-        raise ValueError(
-            unknown_name(str(value), [*TASKS, *{task.group for task in TASKS.values()}], "a task or group")
-        )
+def _check_task(value: object, info: ValidationInfo) -> object:
+    if not task_names(str(value)) and not is_recorded(info):
+        groups = {task.group for task in TASKS.values()}
+        raise ValueError(unknown_name(str(value), [*TASKS, *groups], "a task or group"))
+
     return value
 
 
 def _check_name(value: object) -> object:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(value)):
         raise ValueError(f"must be lower-case letters, digits, - and _, got {value!r}.")
+
     return value
 
 
 def _parse_train_size(value: object) -> object:
-    """As TrainConfig has it; `{per_class: 5}` becomes the words `5 per class`."""
+    """Return a train size as TrainConfig has it: `{per_class: 5}` becomes the text `5 per class`."""
     if isinstance(value, Mapping):
         if [*value] != ["per_class"]:
             raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {dict(value)!r}.")
         return f"{value['per_class']} per class"
-    if not isinstance(value, str) and (problem := number_problem(value)):
+
+    problem = None if isinstance(value, str) else number_problem(value)
+    if problem:
         raise ValueError(problem)
+
     return value
 
 
@@ -61,123 +70,162 @@ Select = Literal["last_val", "simplest_tied"]
 
 
 class Asha(SpecPart):
-    """Asynchronous successive halving (Li et al., MLSys 2020): stop what is not in the best 1/reduction at a rung."""
+    """Asynchronous successive halving (Li et al., MLSys 2020).
+
+    Decides at rungs: after `min_epochs` epochs, then `reduction` times as many, and so on. At each rung it prunes the
+    trials that are not among the best 1/reduction.
+    """
 
     type: Literal["asha"]
+    """Kind of the pruner."""
     min_epochs: int = Field(ge=1)
+    """Number of epochs before the first rung, such as 10. It must be below the epochs of a trial."""
     reduction: int = Field(default=4, ge=2)
+    """Factor between two rungs; one trial of so many passes a rung."""
 
 
 class Hyperband(SpecPart):
-    """Several halvings that begin to stop at different epochs (Li et al., JMLR 2018)."""
+    """Several successive halvings whose first rungs lie at different epochs (Li et al., JMLR 2018)."""
 
     type: Literal["hyperband"]
+    """Kind of the pruner."""
     min_epochs: int = Field(ge=1)
+    """Number of epochs before the earliest rung, such as 10. It must be below the epochs of a trial."""
     reduction: int = Field(default=3, ge=2)
+    """Factor between two rungs; one trial of so many passes a rung."""
 
 
 class Median(SpecPart):
-    """Stop what is below the median of the finished trials at the same epoch."""
+    """Prunes trials whose best val accuracy is below the median of the finished trials at the same epoch."""
 
     type: Literal["median"]
+    """Kind of the pruner."""
     min_epochs: int = Field(ge=1)
+    """Number of epochs before the first decision, such as 10. It must be below the epochs of a trial."""
 
 
 class NoPruner(SpecPart):
-    """Every trial runs to its end."""
+    """Runs every trial to its last epoch."""
 
     type: Literal["none"]
+    """Kind of the pruner."""
 
 
 class Search(SpecPart):
-    """How a study looks for its best parameters."""
+    """How each study searches for its best parameters."""
 
     trials: int = Field(ge=1)
+    """Number of search trials of each study, such as 20."""
     sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
+    """Optuna's sampler: tpe (tree-structured Parzen estimator), gp (Gaussian process), cmaes (CMA-ES), random, or
+    grid (every combination of values, without float ranges)."""
     startup_trials: int = Field(default=10, ge=1)
-    """Trials drawn at random before the sampler has seen enough."""
+    """Number of first trials that tpe, gp and cmaes draw at random."""
     transfer: int = Field(default=0, ge=0)
-    """Trials that repeat the best params of other tasks' studies, before the sampler has its turn."""
+    """Number of first trials that repeat the best params of other tasks' studies."""
     max_concurrent: int = Field(default=4, ge=1)
-    """Trials of one study under way at once. Trial k learns from trials 0..k-max_concurrent, and from no other,
-    so that the same spec gives the same trials however fast each of them is."""
+    """Number of trials of one study that may run at once. Results do not depend on the number or speed of workers:
+    the sampler sees only trials 0 to k - max_concurrent when it proposes trial k."""
     seed: int = Field(default=0, ge=0)
+    """Seed of the sampler and of all search trials."""
     pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
+    """What stops trials early. Example: {type: asha, min_epochs: 10}."""
 
 
 class Final(SpecPart):
-    """How a study's parameters are chosen, and scored on test."""
+    """How each study chooses its parameters, and trains with them for the score on test."""
 
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    """Seeds of the final trials, one trial each, such as [42, 44, 82]."""
     select: Select = "last_val"
-    """last_val: the best val accuracy at the last epoch, of equals the earliest. simplest_tied: of the trials that
-    val cannot tell from that one (`significance.tied`), the one that learns the fewest parameters."""
+    """last_val: the trial with the best val accuracy at its last epoch; of equal ones the earliest. simplest_tied: of
+    the trials that val cannot tell from that one (McNemar's test), the one that learns the fewest parameters."""
     measure_peeking: bool = False
-    """Score test after every epoch of a final trial too, to report apart what choosing an epoch on it would gain."""
+    """Score test after every epoch of a final trial, to report separately how much higher the score would be if the
+    best epoch were chosen on test."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Final:
+    def _check_distinct(self) -> Final:
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(
                 f"seeds must differ, got {', '.join(map(str, self.seeds))}: the same seed is the same trial."
             )
+
         return self
 
 
 class Budget(SpecPart):
-    """Where a sweep stops starting trials; those under way are finished."""
+    """Limits after which a sweep starts no more trials. Running trials are finished."""
 
     max_trials: int | None = Field(default=None, ge=1)
-    """Search and final trials, each once however often it was tried."""
+    """Number of search and final trials, such as 100. A trial that was run again counts once."""
     max_hours: float | None = Field(default=None, gt=0)
-    """Hours that drivers were at work on it."""
+    """Hours that drivers work on the sweep, such as 24."""
     max_gpu_hours: float | None = Field(default=None, gt=0)
-    """Hours of trials, times their share of a GPU."""
+    """Hours of all trials, each times its share of a GPU, such as 200."""
 
     def exhausted(self, hours: float, gpu_hours: float) -> str | None:
-        """Which of its hours are over, if any."""
+        """Return which limit of hours is reached, or None."""
         if self.max_hours is not None and hours >= self.max_hours:
             return f"budget: max_hours {self.max_hours:g} are over"
+
         if self.max_gpu_hours is not None and gpu_hours >= self.max_gpu_hours:
             return f"budget: max_gpu_hours {self.max_gpu_hours:g} are used"
+
         return None
 
 
 class StudyMatrix(SpecPart):
-    """The part of a spec that decides which configs there are."""
+    """The part of a spec that decides which studies and configs there are."""
 
     tasks: list[Annotated[str, BeforeValidator(_check_task)]] = Field(min_length=1)
+    """Tasks, or groups of tasks, such as [vtab/dtd, natural, fgvc]. A user's own task is own/NAME."""
     backbones: list[Annotated[str, _one_of(BACKBONES, "a backbone")]] = Field(min_length=1)
+    """Frozen networks by their full timm names, such as [vit_base_patch16_224.mae]. `sptune backbones` lists them."""
     methods: list[Annotated[str, _one_of(METHODS, "a method")]] = Field(min_length=1)
+    """Methods, such as [spt_deep, vpt_deep, linear]."""
     train_sizes: list[Annotated[float | int | str, BeforeValidator(_parse_train_size)]] = Field(
         default=[1.0], min_length=1
     )
-    """Shares (0.1, 1.0), numbers of images (200), or numbers of each class ({per_class: 5})."""
+    """How much of the training images to use: shares (0.1, 1.0), numbers of images (200), or numbers of images of
+    each class ({per_class: 5})."""
     fixed: dict[str, Any] = Field(default_factory=dict)
+    """Fields of TrainConfig with one value for all trials. Example: {epochs: 100, batch_size: 64}."""
     space: dict[str, DimensionField] = Field(default_factory=dict)
+    """Fields of TrainConfig that are searched, each with its dimension.
+    Example: {lr: {type: float, low: 1.0e-4, high: 0.1, log: true}}."""
 
     def params_for(self, method: str) -> tuple[dict[str, Any], dict[str, Dimension]]:
-        """The fixed values and the space that have an effect on a method."""
-        unused = unused_fields(method)
+        """Return the fixed values and the space, without what has no effect on a method."""
+        # A recorded spec may name a method that the catalog has no longer.
+        unused = unused_fields(method) if method in METHODS else frozenset()
+
         fixed = {name: value for name, value in self.fixed.items() if name not in unused}
-        return fixed, {name: dimension for name, dimension in self.space.items() if name not in unused}
+        space = {name: dimension for name, dimension in self.space.items() if name not in unused}
+        return fixed, space
 
 
 class SweepSpec(StudyMatrix):
-    """All that a sweep is asked for."""
+    """One spec: all that a sweep does."""
 
     name: Annotated[str, BeforeValidator(_check_name)]
+    """Name of the sweep and of its MLflow experiment: lower-case letters, digits, - and _, such as vtab-spt."""
     search: Search
+    """How each study searches."""
     final: Final
+    """How each study chooses its parameters and is scored on test."""
     resources: Resources = Resources()
+    """What one trial occupies."""
     cluster: Cluster = Cluster()
+    """Addresses, for sweeps on more than one machine."""
     budget: Budget = Budget()
+    """Limits after which no more trials are started."""
     retries: int = Field(default=2, ge=0)
-    """How often a trial that failed for a reason that may pass is run again."""
+    """Number of times that a trial runs again after a failure that may pass."""
     pause_after: int = Field(default=5, ge=2)
-    """Failures in a row of the same cause, in more than one trial, after which no more trials are started."""
+    """Number of consecutive failures with the same cause, in more than one trial, after which the sweep pauses."""
     lost_after_minutes: float = Field(default=60, gt=0)
-    """A trial that has not finished an epoch for so long is taken for lost."""
+    """Minutes without a finished epoch after which a running trial counts as lost."""
     keep: Literal["best", "final", "all"] = "best"
-    """Checkpoints that stay when their trial is complete or pruned: of each study's best trial and its final trials,
-    of final trials, or all. What was learnt (`prompt.safetensors`) always stays."""
+    """Checkpoints to keep of complete and pruned trials. best: of each study's best trial and of its final trials;
+    final: of final trials only; all: of every trial. The learned tensors (`prompt.safetensors`) are always kept."""

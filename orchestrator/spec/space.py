@@ -1,4 +1,4 @@
-"""The dimensions of a search space."""
+"""Dimensions of a search space."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from orchestrator.spec.fields import Number, SpecPart, Whole
 
 
 def as_list(value: object) -> object:
+    """Return a list as it is, and any other value as a list of one."""
     return value if isinstance(value, list) else [value]
 
 
 class DimensionBase(SpecPart):
+    """Keys that all dimensions have."""
+
     when: dict[str, Annotated[list[str | int | float], BeforeValidator(as_list)]] = Field(default_factory=dict)
-    """Other parameters' values for which this one is searched; without them it keeps its default."""
+    """Values of other parameters for which this one is searched; for other values it keeps its default. Without
+    `when` it is always searched. Example: {optimizer: [sgd]}."""
 
     def is_active(self, params: Mapping[str, Any]) -> bool:
-        """Whether it is searched where the other parameters are these."""
+        """Whether the parameter is searched together with these values of the other parameters."""
         return all(params.get(name) in values for name, values in self.when.items())
 
 
@@ -27,14 +31,19 @@ class FloatRange(DimensionBase):
     """A real number between two ends."""
 
     type: Literal["float"]
+    """Kind of the dimension."""
     low: Number
+    """Smallest value, such as 1.0e-4."""
     high: Number
+    """Largest value, such as 0.1."""
     log: bool = False
+    """Draw the logarithm of the value uniformly instead of the value. For ranges over several powers of ten."""
 
     @model_validator(mode="after")
-    def _ends(self) -> FloatRange:
+    def _check_ends(self) -> FloatRange:
         if self.low >= self.high or (self.log and self.low <= 0):
             raise ValueError(f"low must be below high, and above 0 if log; got low={self.low}, high={self.high}.")
+
         return self
 
 
@@ -42,14 +51,19 @@ class IntRange(DimensionBase):
     """A whole number between two ends, both included."""
 
     type: Literal["int"]
+    """Kind of the dimension."""
     low: Whole
+    """Smallest value, such as 1."""
     high: Whole
+    """Largest value, such as 100."""
     log: bool = False
+    """Draw the logarithm of the value uniformly instead of the value."""
 
     @model_validator(mode="after")
-    def _ends(self) -> IntRange:
+    def _check_ends(self) -> IntRange:
         if self.low >= self.high or (self.log and self.low < 1):
             raise ValueError(f"low must be below high, and at least 1 if log; got low={self.low}, high={self.high}.")
+
         return self
 
 
@@ -57,15 +71,18 @@ class Choice(DimensionBase):
     """One of a few values."""
 
     type: Literal["choice"]
+    """Kind of the dimension."""
     values: list[str | int | float] = Field(min_length=1)
+    """The values, such as [16, 32, 64]."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Choice:
-        """Samplers tell values apart by ==, for which 1 is 1.0."""
-        for place, value in enumerate(self.values):
-            if value in self.values[:place]:
+    def _check_distinct(self) -> Choice:
+        # Samplers compare values with ==, and 1 == 1.0.
+        for index, value in enumerate(self.values):
+            if value in self.values[:index]:
                 twin = self.values[self.values.index(value)]
                 raise ValueError(f"samplers cannot tell {value!r} from {twin!r}: leave one of them out.")
+
         return self
 
 
@@ -73,12 +90,21 @@ Dimension = FloatRange | IntRange | Choice
 DimensionField = Annotated[Dimension, Field(discriminator="type")]
 
 
-def widens(old: Mapping[str, Any], new: Dimension) -> bool:
-    """Whether `new` allows all that `old`, a dimension from a record, allowed, on the same scale and condition."""
-    was: Dimension = TypeAdapter(DimensionField).validate_python(old)
-    if type(was) is not type(new) or was.when != new.when:
+def widens(stored: Mapping[str, Any], new: Dimension) -> bool:
+    """Whether `new` allows all values of a stored dimension, on the same scale and under the same condition.
+
+    Args:
+        stored: a dimension as the study database has it.
+    """
+    old: Dimension = TypeAdapter(DimensionField).validate_python(stored)
+
+    if type(old) is not type(new) or old.when != new.when:
         return False
-    if isinstance(was, Choice) or isinstance(new, Choice):
-        values = [{*map(repr, each.values)} for each in (was, new) if isinstance(each, Choice)]
-        return values[0] <= values[1]
-    return was.log == new.log and new.low <= was.low and was.high <= new.high
+
+    if isinstance(old, Choice) and isinstance(new, Choice):
+        # By repr, so that 1 and 1.0 and "1" are three values.
+        return {*map(repr, old.values)} <= {*map(repr, new.values)}
+
+    assert not isinstance(old, Choice), "both have the same type"
+    assert not isinstance(new, Choice), "both have the same type"
+    return old.log == new.log and new.low <= old.low and old.high <= new.high

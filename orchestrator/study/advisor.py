@@ -1,8 +1,8 @@
-"""What to try next in a study and what to stop: asked of Optuna's samplers and pruners.
+"""Suggestions of new trials and pruning decisions for one study, from Optuna's samplers and pruners.
 
-They see an in-memory study that holds exactly the trials that trial k may learn from, 0..k-max_concurrent, whichever
-others have finished by then: the same spec and seed give the same trials, whatever the speed of the workers and
-however often the sweep was interrupted.
+Results do not depend on the number or speed of workers: the sampler sees only trials 0 to k - max_concurrent when it
+proposes trial k. For each question, the trials that it may depend on are put into an in-memory Optuna study. So the
+same spec and seed give the same trials, no matter how often the sweep was interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
@@ -25,18 +25,15 @@ from orchestrator.study.storage.conversion import optuna_distributions, to_optun
 from orchestrator.study.trial import RUNG, Trial, TrialState
 from trainer.metric_names import VAL_ACCURACY
 
-if TYPE_CHECKING:
-    pass
-
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 KEPT_ATTRS = ("cma", "x_for_tell", RUNG)
-"""How the names of those attributes begin that samplers and pruners look for in earlier trials."""
+"""Prefixes of the system attributes that samplers and pruners look for in earlier trials."""
 
 
 @dataclasses.dataclass
 class _PendingTrial:
-    """A trial as Optuna sees it, and how many of its epochs Optuna was told."""
+    """A trial as Optuna sees it, with the number of epochs that were reported to Optuna."""
 
     study: optuna.Study
     trial: OptunaTrial
@@ -44,16 +41,16 @@ class _PendingTrial:
 
     @property
     def sampler_attrs(self) -> dict[str, Any]:
-        """What sampler and pruner have written on it so far."""
+        """System attributes that sampler and pruner have set on the trial so far."""
         attributes = self.study.get_trials(deepcopy=False)[-1].system_attrs
         return {name: value for name, value in attributes.items() if name.startswith(KEPT_ATTRS)}
 
 
 class Advisor:
-    """Optuna's advice on one study's search.
+    """Sampler and pruner of one study's search.
 
     Args:
-        trials: the search trials so far; a list that grows.
+        trials: the search trials so far. The caller appends new ones to this list.
     """
 
     def __init__(self, plan: StudyPlan, search: Search, trials: list[Trial]) -> None:
@@ -64,57 +61,75 @@ class Advisor:
         self._pending: dict[int, _PendingTrial] = {}
 
     def num_required(self, number: int) -> int:
-        """Trials before this number must be finished before the numbered one is asked for: it learns from them."""
+        """Return how many first trials must be finished before trial `number` is suggested: it learns from them."""
         return max(0, number - self._search.max_concurrent + 1)
 
     def suggest(self, number: int, params: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Params and notes of a new trial; with `params`, of one that is told what to try."""
-        ask = self._start_trial(number, params)
-        return dict(ask.trial.params), ask.sampler_attrs
+        """Return the params and the sampler attributes of a new trial.
+
+        Args:
+            params: values that the trial must have; the sampler draws those that are missing.
+        """
+        pending = self._start_trial(number, params)
+        return dict(pending.trial.params), pending.sampler_attrs
 
     def should_prune(self, trial: Trial) -> tuple[bool, dict[str, Any]]:
-        """Whether to give a trial up after the epochs it has, and its notes."""
-        ask = self._pending.get(trial.number) or self._start_trial(trial.number, trial.params)
-        pruned = False
-        for epoch in range(ask.num_reported + 1, len(trial.epochs) + 1):
-            ask.trial.report(trial.epochs[epoch - 1][VAL_ACCURACY], epoch)
-            pruned = ask.trial.should_prune()
-        ask.num_reported = len(trial.epochs)
-        return pruned, trial.sampler_attrs | ask.sampler_attrs
+        """Return whether to prune a trial after the epochs that it has, and its sampler attributes."""
+        pending = self._pending.get(trial.number) or self._start_trial(trial.number, trial.params)
+
+        # The pruner is asked at every epoch, because it keeps state from one epoch to the next.
+        is_pruned = False
+        for epoch in range(pending.num_reported + 1, len(trial.epochs) + 1):
+            pending.trial.report(trial.epochs[epoch - 1][VAL_ACCURACY], epoch)
+            is_pruned = pending.trial.should_prune()
+        pending.num_reported = len(trial.epochs)
+
+        return is_pruned, trial.sampler_attrs | pending.sampler_attrs
 
     def discard(self, number: int) -> None:
-        """A trial has ended: no more is asked about it."""
+        """Free the memory of a trial that has ended."""
         self._pending.pop(number, None)
 
     def _start_trial(self, number: int, params: Mapping[str, Any] | None) -> _PendingTrial:
-        draw = hashlib.sha256(f"{self._search.seed} {self._plan.key} {number}".encode()).digest()
+        # A seed for each trial: the number of trials drawn before, by this process or another, does not matter.
+        digest = hashlib.sha256(f"{self._search.seed} {self._plan.key} {number}".encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
+
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             study = optuna.create_study(
                 study_name=self._plan.key,
                 direction="maximize",
-                sampler=_sampler(self._search, int.from_bytes(draw[:4], "big")),
+                sampler=_sampler(self._search, seed),
                 pruner=_pruner(self._search, self._plan),
             )
-        horizon = self.num_required(number)
+
+        num_visible = self.num_required(number)
         for earlier in self._trials[:number]:
-            seen = earlier
-            if earlier.number >= horizon or not earlier.state.is_finished:  # under way, unjudged
-                notes = {name: value for name, value in earlier.sampler_attrs.items() if not name.startswith(RUNG)}
-                seen = dataclasses.replace(
-                    earlier,
-                    state=TrialState.RUNNING,
-                    epochs=(),
-                    score=None,
-                    error=None,
-                    cause=None,
-                    sampler_attrs=notes,
-                )
-            study.add_trial(to_optuna_trial(seen, self._distributions, metrics=False))
+            is_visible = earlier.number < num_visible and earlier.state.is_finished
+            visible = earlier if is_visible else _as_running(earlier)
+            study.add_trial(to_optuna_trial(visible, self._distributions, metrics=False))
+
         if params is not None:
             study.enqueue_trial(dict(params))
-        ask = self._pending[number] = _PendingTrial(study=study, trial=study.ask())
-        suggest_params(self._plan, _suggest(ask.trial))
-        return ask
+
+        pending = _PendingTrial(study=study, trial=study.ask())
+        self._pending[number] = pending
+        suggest_params(self._plan, _suggest(pending.trial))
+        return pending
+
+
+def _as_running(trial: Trial) -> Trial:
+    """Return a trial as if it had just begun: its params are known, its outcome is not."""
+    attrs = {name: value for name, value in trial.sampler_attrs.items() if not name.startswith(RUNG)}
+    return dataclasses.replace(
+        trial,
+        state=TrialState.RUNNING,
+        epochs=(),
+        score=None,
+        error=None,
+        cause=None,
+        sampler_attrs=attrs,
+    )
 
 
 def _suggest(trial: OptunaTrial) -> Callable[[str, Dimension], Any]:
@@ -145,6 +160,7 @@ def _sampler(search: Search, seed: int) -> BaseSampler:
                 seed=seed,
                 n_startup_trials=search.startup_trials,
                 multivariate=True,
+                # Counts running trials as bad ones, so that concurrent trials differ.
                 constant_liar=True,
             )
 

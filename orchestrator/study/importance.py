@@ -1,4 +1,4 @@
-"""How much each searched parameter mattered."""
+"""Importance of each searched parameter for the val accuracy."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
 
 MIN_TRIALS = 4
+"""Number of complete trials below which importances say nothing."""
 
 
 def param_importances(study: Study) -> dict[str, float]:
-    """How much each searched parameter of a study mattered for val accuracy: shares 0..1, largest first.
+    """Return the importance of each searched parameter for the val accuracy: shares in 0..1, largest first.
 
-    Optuna's PED-ANOVA (Watanabe et al., IJCAI 2023); empty with fewer than four complete trials, or where all came
-    to the same.
+    The result is empty with fewer than four complete trials, or if all trials have the same accuracy.
+    Source: PED-ANOVA (Watanabe et al., IJCAI 2023), as Optuna implements it.
     """
     complete = [trial for trial in study.requested_search_trials if trial.state is TrialState.COMPLETE]
     if len(complete) < MIN_TRIALS or len({trial.score for trial in complete}) == 1:
         return {}
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances  # with scikit-learn: seconds
+
+    # Imported here: it imports scikit-learn, which takes seconds.
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     space = optuna_distributions(study.plan, "search")
-    held = optuna.create_study(direction="maximize")
-    held.add_trials([to_optuna_trial(trial, space, metrics=False) for trial in complete])
+    optuna_study = optuna.create_study(direction="maximize")
+    optuna_study.add_trials([to_optuna_trial(trial, space, metrics=False) for trial in complete])
+
     with warnings.catch_warnings(action="ignore"):
-        return dict(get_param_importances(held, evaluator=PedAnovaImportanceEvaluator()))
+        return dict(get_param_importances(optuna_study, evaluator=PedAnovaImportanceEvaluator()))

@@ -1,4 +1,4 @@
-"""Which differences are more than chance: between the trials of a study on val, and between methods on test."""
+"""Choice of a study's best trial, and the trials that val cannot tell from it."""
 
 from __future__ import annotations
 
@@ -15,49 +15,59 @@ from orchestrator.study.trial import Trial
 from trainer.metric_names import LEARNABLE_PARAMETERS
 
 LEVEL = 0.05
-"""Chance of calling anything different that is not, in a whole family of tests (Holm's correction)."""
+"""Probability of calling any two equal trials different, over a whole family of tests (with Holm's correction)."""
+
+CORRECT = "correct"
+"""Key of a trial's provenance: which images it classified right, packed into text."""
 
 
 def pack_correct(correct_N: Sequence[bool] | NDArray[np.bool_]) -> str:
-    """Which images were classified right, in text: their number, then a bit an image."""
+    """Return as text which images were classified right: their number, then one bit for each image."""
     bits = np.packbits(np.asarray(correct_N, dtype=bool)).tobytes()
     return f"{len(correct_N)}:{base64.b64encode(bits).decode()}"
 
 
 def unpack_correct(packed: str) -> NDArray[np.bool_]:
-    """What `pack` was given."""
+    """Return what `pack_correct` was given."""
     count, _, bits = packed.partition(":")
     return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=int(count)).astype(bool)
 
 
 def find_tied(trials: Sequence[Trial], level: float = LEVEL) -> list[Trial]:
-    """The complete trials of a study that val cannot tell from the best of them, which is the first; by val accuracy.
+    """Return the complete trials that val cannot tell from the best one, which comes first; ordered by val accuracy.
 
-    Each is compared with the best image by image: McNemar's exact test (two-sided) on the images that only one of the
-    two classifies right, with Holm's correction (Scandinavian Journal of Statistics 6, 1979) for the number of
-    candidates. A trial of which it is not known which images it got right, or that was scored on other images, counts
-    as different.
+    Each trial is compared with the best one image by image: McNemar's exact test (two-sided) on the images that only
+    one of the two classifies right, with Holm's correction (Scandinavian Journal of Statistics 6, 1979) for the
+    number of candidates. A trial counts as different if its single predictions are not known, or if it was scored on
+    other images.
     """
     by_val = rank_by_val(trials)
-    if not by_val or "correct" not in by_val[0].provenance:
+    if not by_val or CORRECT not in by_val[0].provenance:
         return by_val[:1]
+
     best, *others = [
-        trial for trial in by_val if "correct" in trial.provenance and _images(trial) == _images(by_val[0])
+        trial for trial in by_val if CORRECT in trial.provenance and _scored_images(trial) == _scored_images(by_val[0])
     ]
-    best_N = unpack_correct(best.provenance["correct"])
-    p_values = [mcnemar(best_N, unpack_correct(trial.provenance["correct"])) for trial in others]
+    best_N = unpack_correct(best.provenance[CORRECT])
+    p_values = [mcnemar(best_N, unpack_correct(trial.provenance[CORRECT])) for trial in others]
+
     return [best, *(trial for trial, p in zip(others, holm(p_values), strict=True) if p > level)]
 
 
 def select_best(trials: Sequence[Trial], select: Select) -> Trial | None:
-    """The trial whose params a study's final trials repeat, by a spec's `final.select`; None while there is none."""
+    """Return the trial that a study's final trials repeat, by the spec's `final.select`; None while there is none."""
     if select == "simplest_tied":
-        return simplest(found) if (found := find_tied(trials)) else None
+        tied = find_tied(trials)
+        return simplest(tied) if tied else None
+
     return min(_complete(trials), key=_rank_key, default=None)
 
 
 def rank_by_val(trials: Sequence[Trial]) -> list[Trial]:
-    """The complete trials by val accuracy at their last epoch, of equals the earliest first; a config once."""
+    """Return the complete trials ordered by val accuracy at their last epoch, without duplicates.
+
+    Of equal trials, the earliest comes first.
+    """
     return sorted(_complete(trials), key=_rank_key)
 
 
@@ -66,13 +76,12 @@ def _complete(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _rank_key(trial: Trial) -> tuple[float, int]:
-    """Better ones sort first, of equals the earlier."""
     assert trial.score is not None, "it is complete"
     return -trial.score, trial.number
 
 
 def simplest(trials: Sequence[Trial]) -> Trial:
-    """The trial that learns the fewest parameters; of equals the one of the higher val accuracy, then the earliest."""
+    """Return the trial that learns the fewest parameters; of equal ones the best on val, then the earliest."""
     return min(
         trials,
         key=lambda trial: (
@@ -83,6 +92,9 @@ def simplest(trials: Sequence[Trial]) -> Trial:
     )
 
 
-def _images(trial: Trial) -> tuple[str, ...]:
-    """The images that a trial was scored on: the task's fingerprint, the split, the part; crops may vary."""
+def _scored_images(trial: Trial) -> tuple[str, ...]:
+    """Return what identifies the images that a trial was scored on: the task's fingerprint, the split and the part.
+
+    What follows in `scored_on`, the crop, may differ.
+    """
     return tuple(trial.provenance.get("scored_on", "").split("/")[:3])

@@ -9,43 +9,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def mcnemar(one_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:
-    """Exact two-sided p that two classifiers are right equally often, from the images that tell them apart."""
+def mcnemar(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> float:
+    """Return the exact two-sided p of McNemar's test that two classifiers are right equally often.
+
+    Args:
+        first_N: which images the first classifier got right; only images that the two disagree on matter.
+    """
     from scipy.special import bdtr
 
-    only_one, only_other = int((one_N & ~other_N).sum()), int((other_N & ~one_N).sum())
-    return min(1.0, 2.0 * float(bdtr(min(only_one, only_other), only_one + only_other, 0.5)))
+    num_only_first = int((first_N & ~second_N).sum())
+    num_only_second = int((~first_N & second_N).sum())
+
+    return min(1.0, 2.0 * float(bdtr(min(num_only_first, num_only_second), num_only_first + num_only_second, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for their number, in their order: smallest first, each times the tests that are left."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
+    """Return the p-values with Holm's correction for their number, in the given order."""
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+
+    # Smallest first: each p-value is multiplied by the number of tests that are left.
+    ascending = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    for rank, index in enumerate(ascending):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
+
     return adjusted
 
 
 def signed_rank(differences: Sequence[float]) -> float:
-    """Exact two-sided p of Wilcoxon's signed-rank test: zeros left out, equal ranks shared, all 2^n signs counted.
+    """Return the exact two-sided p of Wilcoxon's signed-rank test.
 
-    scipy.stats counts them one by one where ranks are shared: a second for twelve tasks.
+    Zeros are left out, equal differences share their mean rank, and all 2^n signs are counted. scipy.stats enumerates
+    the signs one by one where ranks are shared, which takes a second for twelve tasks.
     """
     nonzero = np.asarray([difference for difference in differences if difference])
-    _, place, count = np.unique(np.abs(nonzero), return_inverse=True, return_counts=True)
-    twice_rank = (2 * np.cumsum(count) - count + 1)[place]
-    ways = np.ones(1)  # of each sum of ranks, as signs are added
+    _, group, count = np.unique(np.abs(nonzero), return_inverse=True, return_counts=True)
+
+    # Shared ranks are multiples of 1/2, so twice the rank is a whole number.
+    twice_rank = (2 * np.cumsum(count) - count + 1)[group]
+
+    # ways[s]: number of sign patterns whose positive ranks add up to s / 2. Each difference adds its sign.
+    ways = np.ones(1)
     for rank in twice_rank:
         ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
-    found = int(twice_rank[nonzero > 0].sum())
-    return min(1.0, 2.0 * float(min(ways[: found + 1].sum(), ways[found:].sum()) / ways.sum()))
+
+    observed = int(twice_rank[nonzero > 0].sum())
+    tail = min(ways[: observed + 1].sum(), ways[observed:].sum())
+
+    return min(1.0, 2.0 * float(tail / ways.sum()))
 
 
 def paired_t(differences: Sequence[float]) -> float | None:
+    """Return the two-sided p of the paired t-test, or None if it is undefined."""
     from scipy.special import stdtr
 
-    mean, spread = statistics.mean(differences), statistics.stdev(differences)
-    if spread == 0.0:  # seeds that all differ by the same say nothing of how seeds vary
+    mean = statistics.mean(differences)
+    spread = statistics.stdev(differences)
+
+    # If all seeds differ by the same amount, they do not show how much seeds vary.
+    if spread == 0.0:
         return 1.0 if mean == 0.0 else None
+
     t = mean / (spread / len(differences) ** 0.5)
     return float(2.0 * stdtr(len(differences) - 1, -abs(t)))

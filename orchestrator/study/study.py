@@ -1,4 +1,4 @@
-"""One study: its search, then the final trials of its best params."""
+"""One study: its search, then the final trials of the best params."""
 
 from __future__ import annotations
 
@@ -6,295 +6,359 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.spec.labels import format_setting
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, SweepPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.space import widens
 from orchestrator.study.advisor import Advisor
 from orchestrator.study.selection import select_best
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.trial_table import TrialTable
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Trial, TrialState
 from trainer.config import TrainConfig
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudySummary:
-    """How far a study has come."""
-
-    plan: StudyPlan
-    num_planned: int
-    """Search and final trials that it will have."""
-    states: Counter[TrialState]
-    best: Trial | None
-    """The search trial that its final trials repeat, or would repeat if the search ended now."""
-    final_trials: list[Trial]
-    """Final trials of `best`."""
-    failed_trials: list[Trial]
-    stop_reason: str | None
-    """Why no more of its trials are started, if so."""
-    seconds: float
-    """How long workers were busy with it."""
-
-    @property
-    def num_finished(self) -> int:
-        """Trials that have come to an end, whichever."""
-        return sum(count for state, count in self.states.items() if state.is_finished)
+FIELDS_OF_DUPLICATES = ("number", "params", "duplicate_of", "sampler_attrs")
+"""Fields of a duplicate that are its own. All others are those of the trial that it repeats."""
 
 
 class Study:
-    """One study over its two records.
+    """One study with its tables of search and final trials.
 
     Args:
-        sources: studies of other tasks, whose best params this one begins with once they have searched
-            (`search.transfer`).
+        sweep_plan: plan of the sweep that the study belongs to.
+        sources: studies of other tasks. Their best params are the first trials of this search, once their searches
+            are done (`search.transfer`).
     """
 
     def __init__(
-        self, spec: SweepSpec, plan: StudyPlan, search: TrialTable, final: TrialTable, sources: Sequence[Study] = ()
+        self,
+        spec: SweepSpec,
+        sweep_plan: SweepPlan,
+        plan: StudyPlan,
+        search: TrialTable,
+        final: TrialTable,
+        sources: Sequence[Study] = (),
     ) -> None:
         self.spec = spec
+        self.sweep_plan = sweep_plan
         self.plan = plan
         self.search_table = search
         self.final_table = final
         self.advisor = Advisor(plan, spec.search, search.trials)
         self._sources = sources
-        self._finals_of: tuple[str, dict[str, tuple[int, TrainConfig]]] = ("", {})
+        # Id of the best trial, and the configs of its final trials. They are asked for often, and slow to make.
+        self._final_configs: tuple[str, dict[str, tuple[int, TrainConfig]]] = ("", {})
 
     @property
     def trials(self) -> list[Trial]:
-        """All that were ever trained, whether the spec still asks for them or not."""
+        """All trials that were ever trained, including those that the spec does not ask for any more."""
         return [trial for trial in [*self.search_table.trials, *self.final_table.trials] if trial.duplicate_of is None]
 
+    # Settings: what all trials of a study have in common.
+
     def conflicts(self) -> list[str]:
-        """How the spec contradicts the trials that are there; wider ranges do not."""
-        theirs, ours = self.search_table.settings, self._settings()
-        if theirs is None or not self.search_table.trials:
+        """Return how the spec contradicts the trials that exist. Wider ranges are no contradiction."""
+        old = self.search_table.settings
+        new = self._settings()
+        if old is None or not self.search_table.trials:
             return []
-        differ = [name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)]
+
+        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
         return [
-            f"{name} was {format_setting(theirs.get(name))}, is {format_setting(ours.get(name))}"
-            for name in differ
-            if name not in self._widened()
+            f"{name} was {format_setting(old.get(name))}, is {format_setting(new.get(name))}"
+            for name in changed
+            if not self._is_widened(name, old)
         ]
 
-    def _widened(self) -> set[str]:
-        theirs = self.search_table.settings or {}
-        space = {f"space.{name}": dimension for name, dimension in self.plan.space.items()}
-        return {name for name, dimension in space.items() if name in theirs and widens(theirs[name], dimension)}
+    def _is_widened(self, setting: str, old: dict[str, Any]) -> bool:
+        dimension = self.plan.space.get(setting.removeprefix("space."))
+        return (
+            setting.startswith("space.")
+            and dimension is not None
+            and setting in old
+            and widens(old[setting], dimension)
+        )
 
     def save_settings(self) -> None:
-        """Remember what the trials are made under, before the first one."""
+        """Save the settings before the first trial, or after ranges became wider."""
         if self.search_table.settings == self._settings():
             return
-        if self.search_table.trials:  # ranges are wider: the trials that are there go over into the wider space
+
+        # The ranges are wider: move the existing trials into the wider space.
+        if self.search_table.trials:
             numbers = range(len(self.search_table.trials))
-            self.search_table.rewrite(
-                self.search_table.trials, {number: self.search_table.synced_run(number) for number in numbers}
-            )
+            runs = {number: self.search_table.synced_run(number) for number in numbers}
+            self.search_table.rewrite(self.search_table.trials, runs)
+
         self.search_table.save_settings(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """What a trial depends on beside its number: changing it would mix two experiments."""
+        """Return all that a trial depends on beside its number. A change would mix two experiments."""
         search = self.spec.search.model_dump(exclude={"trials"})
-        space = {f"space.{name}": dimension.model_dump() for name, dimension in self.plan.space.items()}
-        fixed = {f"fixed.{name}": value for name, value in self.plan.fixed.items()}
-        return {f"search.{name}": value for name, value in search.items()} | space | fixed
+        return (
+            {f"search.{name}": value for name, value in search.items()}
+            | {f"space.{name}": dimension.model_dump() for name, dimension in self.plan.space.items()}
+            | {f"fixed.{name}": value for name, value in self.plan.fixed.items()}
+        )
+
+    # Progress: what the spec asks for, and what is done.
 
     @property
     def requested_search_trials(self) -> list[Trial]:
-        """The search trials that the spec asks for, as far as there are any."""
+        """The search trials that the spec asks for and that exist."""
         return self.search_table.trials[: self.spec.search.trials]
 
     @property
     def is_search_done(self) -> bool:
-        """Whether nothing is left to search."""
-        return len(self.requested_search_trials) == self.spec.search.trials and all(
-            t.state.is_finished for t in self.requested_search_trials
-        )
+        """Whether all search trials are finished."""
+        trials = self.requested_search_trials
+        return len(trials) == self.spec.search.trials and all(trial.state.is_finished for trial in trials)
 
     @property
     def best(self) -> Trial | None:
-        """The complete trial that `final.select` chooses."""
+        """The complete trial that `final.select` chooses, or None while there is none."""
         return select_best(self.requested_search_trials, self.spec.final.select)
 
     def final_configs(self) -> dict[str, tuple[int, TrainConfig]]:
-        """Seed and config of each final trial, by trial id; none while there is nothing to repeat."""
-        if (best := self.best) is None:
+        """Return seed and config of each final trial, by trial id; empty while there is no best trial."""
+        best = self.best
+        if best is None:
             return {}
-        if self._finals_of[0] != best.trial_id:
-            asked = self.spec.final
-            configs = [(s, self.plan.final_config(best.params, s, asked.measure_peeking)) for s in asked.seeds]
-            self._finals_of = best.trial_id, {config.fingerprint(): (seed, config) for seed, config in configs}
-        return self._finals_of[1]
+
+        if self._final_configs[0] != best.trial_id:
+            final = self.spec.final
+            configs = {}
+            for seed in final.seeds:
+                config = self.plan.final_config(best.params, seed, final.measure_peeking)
+                configs[config.fingerprint()] = seed, config
+            self._final_configs = best.trial_id, configs
+
+        return self._final_configs[1]
 
     @property
     def requested_final_trials(self) -> list[Trial]:
         """The final trials of the best params that were started."""
-        wanted = self.final_configs()
-        return [trial for trial in self.final_table.trials if trial.trial_id in wanted]
+        configs = self.final_configs()
+        return [trial for trial in self.final_table.trials if trial.trial_id in configs]
 
     @property
     def is_done(self) -> bool:
         """Whether every trial that the spec asks for is finished."""
         if not self.is_search_done:
             return False
-        finals = self.requested_final_trials
-        return len(finals) == len(self.final_configs()) and all(trial.state.is_finished for trial in finals)
+
+        trials = self.requested_final_trials
+        return len(trials) == len(self.final_configs()) and all(trial.state.is_finished for trial in trials)
 
     @property
     def is_closed(self) -> bool:
-        """Whether no trial of it is started any more."""
+        """Whether no more trials of the study are started."""
         return self.search_table.stop_reason is not None or self.is_done
 
     @property
     def has_new_summary(self) -> bool:
-        """Whether it has come to something that its page should say: its search is done, or it is over."""
+        """Whether the study's page in MLflow has something new to report: the search or the whole study is done."""
         return self.is_closed or (self.is_search_done and not self.requested_final_trials)
-
-    def unfinished(self) -> list[tuple[TrialTable, int]]:
-        """Trials to go on with: left by an earlier driver, or to be run again."""
-        wanted = [(self.search_table, trial) for trial in self.requested_search_trials if trial.duplicate_of is None]
-        wanted += [(self.final_table, trial) for trial in (self.requested_final_trials if self.is_search_done else [])]
-        return [(record, trial.number) for record, trial in wanted if not trial.state.is_finished]
-
-    def next_trial(self) -> tuple[TrialTable, Trial] | None:
-        """A new trial, put into the record, or a final one left WAITING; None if there is none, or none yet."""
-        while (number := len(self.search_table.trials)) < self.spec.search.trials:
-            if not all(
-                trial.state.is_finished for trial in self.search_table.trials[: self.advisor.num_required(number)]
-            ):
-                return None
-            if number == 0 and not all(source.is_search_done or source.is_closed for source in self._sources):
-                return None
-            params, notes = self.advisor.suggest(number, self._transferred_params(number))
-            config = self.plan.search_config(params, self.spec.search.seed)
-            twin = next((t for t in self.search_table.trials if t.trial_id == config.fingerprint()), None)
-            if twin is None:
-                return self.search_table, self._start(self.search_table, params, config, notes)
-            outcome = twin if twin.state.is_finished else twin.reset(discard_progress=True)
-            own: dict[str, Any] = {
-                "number": number,
-                "params": params,
-                "duplicate_of": twin.number,
-                "sampler_attrs": notes,
-            }
-            self.search_table.add(dataclasses.replace(outcome, lost_seconds=0.0, **own))
-            self.advisor.discard(number)
-        if not self.is_search_done:
-            return None
-        started = {trial.trial_id for trial in self.final_table.trials}
-        for trial_id, (seed, config) in self.final_configs().items():
-            if trial_id not in started:
-                return self.final_table, self._start(self.final_table, {"seed": seed}, config, {})
-        return next(
-            ((self.final_table, trial) for trial in self.requested_final_trials if trial.state is TrialState.WAITING),
-            None,
-        )
-
-    def resolve_duplicates(self) -> None:
-        """Give duplicates the outcome of the trial they repeat, once it has one."""
-        for trial in self.search_table.trials:
-            if trial.duplicate_of is not None and not trial.state.is_finished:
-                twin = self.search_table.trials[trial.duplicate_of]
-                if twin.state.is_finished:
-                    own = {name: getattr(trial, name) for name in ("number", "params", "duplicate_of", "sampler_attrs")}
-                    self.search_table.replace(dataclasses.replace(twin, lost_seconds=0.0, **own))
-
-    def reset_trials(
-        self, matches: Callable[[Trial], bool], *, discard_progress: bool = False
-    ) -> list[tuple[Trial, str | None]]:
-        """Have trials run again: from their last epochs, or, to `forget`, as if they had never been run.
-
-        Returns:
-            What they were, each with its run in MLflow.
-        """
-        found = []
-        for record in (self.search_table, self.final_table):
-            picked = {
-                trial.number if trial.duplicate_of is None else trial.duplicate_of
-                for trial in record.trials
-                if matches(trial)
-            }
-            if not picked:
-                continue
-            places = {trial.number: record.synced_run(trial.number) for trial in record.trials}
-            if self.search_table.stop_reason is not None:  # first: if this ends half-way, the study is not left stopped
-                self.search_table.save_stop_reason(None)
-            found += [(record.trials[number], places[number][0]) for number in sorted(picked)]
-            back = picked | {trial.number for trial in record.trials if trial.duplicate_of in picked}
-            tracked = places | {number: (None if discard_progress else places[number][0], None) for number in back}
-            record.rewrite(
-                [t.reset(discard_progress=discard_progress) if t.number in back else t for t in record.trials], tracked
-            )
-        return found
-
-    def _transferred_params(self, number: int) -> dict[str, Any] | None:
-        """The params that a trial is to begin the search with, taken from other tasks; the nearest tasks' first."""
-        if self.spec.search.transfer == 0:
-            return None
-        if self.search_table.transferred_params is None:
-            near = sorted(self._sources, key=lambda source: source.plan.group != self.plan.group)
-            bests = [source.best.params for source in near if source.best is not None]
-            distinct = [params for place, params in enumerate(bests) if params not in bests[:place]]
-            self.search_table.save_transferred_params(distinct[: self.spec.search.transfer])
-        told = self.search_table.transferred_params or []
-        return told[number] if number < len(told) else None
-
-    def _start(self, record: TrialTable, params: dict[str, Any], config: TrainConfig, notes: dict[str, Any]) -> Trial:
-        self.save_settings()
-        trial = Trial(
-            trial_id=config.fingerprint(),
-            study=self.plan.key,
-            phase=record.phase,
-            number=len(record.trials),
-            params=params,
-            config=config,
-            state=TrialState.RUNNING,
-            sampler_attrs=notes,
-        )
-        record.add(trial)
-        return trial
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that change when it has come to something else."""
+        """Twelve hex digits that change with the states and scores of the trials."""
         trials = [
             (trial.trial_id, trial.state.value, trial.score)
             for trial in [*self.requested_search_trials, *self.requested_final_trials]
         ]
-        return hashlib.sha256(repr((trials, self.spec.final, self.search_table.stop_reason)).encode()).hexdigest()[:12]
+        # The digest is stored, so its content must not change.
+        content = repr((trials, self.spec.final, self.search_table.stop_reason))
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def summary(self) -> StudySummary:
-        """How far it has come."""
-        finals = self.requested_final_trials
+        """Return the progress of the study."""
+        final_trials = self.requested_final_trials
+        trials = [*self.requested_search_trials, *final_trials]
         return StudySummary(
             plan=self.plan,
             num_planned=self.spec.search.trials + len(self.spec.final.seeds),
-            states=Counter(trial.state for trial in [*self.requested_search_trials, *finals]),
+            states=Counter(trial.state for trial in trials),
             best=self.best,
-            final_trials=finals,
-            failed_trials=[
-                trial for trial in [*self.requested_search_trials, *finals] if trial.state is TrialState.FAILED
-            ],
+            final_trials=final_trials,
+            failed_trials=[trial for trial in trials if trial.state is TrialState.FAILED],
             stop_reason=self.search_table.stop_reason,
             seconds=sum(trial.seconds for trial in self.trials),
         )
 
+    # Trials: which one is next.
+
+    def unfinished(self) -> list[tuple[TrialTable, int]]:
+        """Return the trials to resume: an earlier driver left them, or they are to run again."""
+        wanted = [(self.search_table, trial) for trial in self.requested_search_trials if trial.duplicate_of is None]
+        if self.is_search_done:
+            wanted += [(self.final_table, trial) for trial in self.requested_final_trials]
+
+        return [(table, trial.number) for table, trial in wanted if not trial.state.is_finished]
+
+    def next_trial(self) -> tuple[TrialTable, Trial] | None:
+        """Return a new trial, already saved, or a final trial that is WAITING.
+
+        Returns None if there is no such trial, or if the next one depends on trials that are still running.
+        """
+        while len(self.search_table.trials) < self.spec.search.trials:
+            number = len(self.search_table.trials)
+            if not self._can_suggest(number):
+                return None
+
+            params, attrs = self.advisor.suggest(number, self._transferred_params(number))
+            config = self.plan.search_config(params, self.spec.search.seed)
+            trial_id = config.fingerprint()
+            original = next((trial for trial in self.search_table.trials if trial.trial_id == trial_id), None)
+            if original is None:
+                return self.search_table, self._start(self.search_table, params, config, attrs)
+
+            self._add_duplicate(original, number, params, attrs)
+
+        if not self.is_search_done:
+            return None
+
+        started = {trial.trial_id for trial in self.final_table.trials}
+        for trial_id, (seed, config) in self.final_configs().items():
+            if trial_id not in started:
+                return self.final_table, self._start(self.final_table, {"seed": seed}, config, {})
+
+        waiting = [trial for trial in self.requested_final_trials if trial.state is TrialState.WAITING]
+        return (self.final_table, waiting[0]) if waiting else None
+
+    def _can_suggest(self, number: int) -> bool:
+        """Whether the trials that the sampler learns from are finished."""
+        required = self.search_table.trials[: self.advisor.num_required(number)]
+        if not all(trial.state.is_finished for trial in required):
+            return False
+
+        return number > 0 or all(source.is_search_done or source.is_closed for source in self._sources)
+
+    def _transferred_params(self, number: int) -> dict[str, Any] | None:
+        """Return the params from another task that a trial repeats, or None. Tasks of the same group come first."""
+        if self.spec.search.transfer == 0:
+            return None
+
+        # They are chosen once and saved: the sources may have more trials after a resume.
+        if self.search_table.transferred_params is None:
+            nearest_first = sorted(self._sources, key=lambda source: source.plan.group != self.plan.group)
+            distinct: list[dict[str, Any]] = []
+            for source in nearest_first:
+                if source.best is not None and source.best.params not in distinct:
+                    distinct.append(source.best.params)
+            self.search_table.save_transferred_params(distinct[: self.spec.search.transfer])
+
+        transferred = self.search_table.transferred_params or []
+        return transferred[number] if number < len(transferred) else None
+
+    def _start(self, table: TrialTable, params: dict[str, Any], config: TrainConfig, attrs: dict[str, Any]) -> Trial:
+        self.save_settings()
+        trial = Trial(
+            trial_id=config.fingerprint(),
+            study=self.plan.key,
+            phase=table.phase,
+            number=len(table.trials),
+            params=params,
+            config=config,
+            state=TrialState.RUNNING,
+            sampler_attrs=attrs,
+        )
+        table.add(trial)
+        return trial
+
+    def _add_duplicate(self, original: Trial, number: int, params: dict[str, Any], attrs: dict[str, Any]) -> None:
+        """Save a trial with the config of an earlier one. It is not trained and gets the earlier one's outcome."""
+        outcome = original if original.state.is_finished else original.reset(discard_progress=True)
+        self.search_table.add(
+            dataclasses.replace(
+                outcome,
+                lost_seconds=0.0,
+                number=number,
+                params=params,
+                duplicate_of=original.number,
+                sampler_attrs=attrs,
+            )
+        )
+        self.advisor.discard(number)
+
+    def resolve_duplicates(self) -> None:
+        """Copy the outcome of finished trials to their duplicates."""
+        for trial in self.search_table.trials:
+            if trial.duplicate_of is None or trial.state.is_finished:
+                continue
+
+            original = self.search_table.trials[trial.duplicate_of]
+            if original.state.is_finished:
+                own = {name: getattr(trial, name) for name in FIELDS_OF_DUPLICATES}
+                self.search_table.replace(dataclasses.replace(original, lost_seconds=0.0, **own))
+
+    def reset_trials(
+        self, matches: Callable[[Trial], bool], *, discard_progress: bool = False
+    ) -> list[tuple[Trial, str | None]]:
+        """Set trials back to WAITING, so that they run again.
+
+        Args:
+            discard_progress: whether they start from nothing instead of from their last epochs.
+
+        Returns:
+            Each trial as it was, with its run id in MLflow.
+        """
+        reset: list[tuple[Trial, str | None]] = []
+
+        for table in (self.search_table, self.final_table):
+            # A duplicate has no training of its own: the trial that it repeats runs again.
+            numbers = {
+                trial.number if trial.duplicate_of is None else trial.duplicate_of
+                for trial in table.trials
+                if matches(trial)
+            }
+            if not numbers:
+                continue
+
+            # The stop reason goes first: if this is interrupted, the study is not left stopped.
+            if self.search_table.stop_reason is not None:
+                self.search_table.save_stop_reason(None)
+
+            runs = {trial.number: table.synced_run(trial.number) for trial in table.trials}
+            reset += [(table.trials[number], runs[number][0]) for number in sorted(numbers)]
+
+            numbers |= {trial.number for trial in table.trials if trial.duplicate_of in numbers}
+            for number in numbers:
+                run_id = None if discard_progress else runs[number][0]
+                runs[number] = run_id, None
+
+            trials = [
+                trial.reset(discard_progress=discard_progress) if trial.number in numbers else trial
+                for trial in table.trials
+            ]
+            table.rewrite(trials, runs)
+
+        return reset
+
 
 def load_studies(spec: SweepSpec, database: StudyDatabase, *, epochs: bool = True) -> list[Study]:
-    """Every study of a sweep with the trials it has so far, to be looked at only if without their `epochs`."""
-    plans = plan_studies(spec)
-    found: list[Study] = []
-    peers: dict[tuple[object, ...], list[Study]] = {}
-    for plan, (search, final) in zip(plans, database.load_tables(spec.name, plans, epochs=epochs), strict=True):
-        family = peers.setdefault((plan.backbone, plan.method, plan.train_size), [])
-        # It learns from the first half of the studies before it: most can run side by side, and each begins the same
-        # way however fast they are.
+    """Return every study of a sweep with the trials that it has so far.
+
+    Args:
+        epochs: whether trials have the metrics of every epoch. Studies without them are for reading only.
+    """
+    sweep_plan = plan_sweep(spec)
+    tables = database.load_tables(spec.name, sweep_plan.studies, epochs=epochs)
+    studies: list[Study] = []
+    families: dict[tuple[object, ...], list[Study]] = {}
+
+    for plan, (search, final) in zip(sweep_plan.studies, tables, strict=True):
+        family = families.setdefault((plan.backbone, plan.method, plan.train_size), [])
+
+        # A study learns from the first half of the studies before it. So most studies can run side by side, and the
+        # sources of each do not depend on which study is fastest.
         sources = family[: (len(family) + 1) // 2] if spec.search.transfer else []
-        found.append(Study(spec, plan, search, final, sources))
-        family.append(found[-1])
-    return found
+
+        study = Study(spec, sweep_plan, plan, search, final, sources)
+        studies.append(study)
+        family.append(study)
+
+    return studies

@@ -1,4 +1,4 @@
-"""What is known of a trial: a frozen record that cannot be in an impossible state."""
+"""A trial: a frozen dataclass that cannot be in an impossible state."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from trainer.config import TrainConfig
 from trainer.metric_names import EPOCH_SECONDS
 
 Phase = Literal["search", "final"]
+
 RUNG = "completed_rung"
-"""How the notes begin in which a pruner keeps what a trial had reached at an epoch where it judges."""
+"""Prefix of the system attributes in which Optuna's pruners keep a trial's values at the epochs where they decide."""
 
 
 class TrialState(enum.Enum):
-    """Where a trial is in its life."""
+    """State of a trial."""
 
     WAITING = "waiting"
-    """To be run, again or further: its attempt failed for a reason that may pass, or was interrupted."""
+    """To be run again or resumed: its last attempt was interrupted, or failed for a reason that may pass."""
     RUNNING = "running"
     COMPLETE = "complete"
     PRUNED = "pruned"
@@ -29,56 +30,57 @@ class TrialState(enum.Enum):
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing about the trial can change any more."""
+        """Whether the trial is complete, pruned or failed. Finished trials never change."""
         return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 
 
 class FailureCause(enum.Enum):
-    """Why an attempt ended badly, and with it what is done about it."""
+    """Why an attempt failed, which decides what happens next."""
 
     LOST = "worker lost"
-    """Its process or node is gone: run again, counted as no failure."""
+    """Its process or node is gone: run again, and not counted as a failure."""
     MEMORY = "out of memory"
-    """Run again on a larger share of a GPU while there is one."""
+    """Run again on a larger share of a GPU, up to a whole one."""
     DIVERGED = "diverged"
-    """A result, told to the sampler: never run again."""
+    """A result, and reported to the sampler: never run again."""
     INVALID = "bad data or configuration"
-    """Its study is stopped: the next trial would fail of the same."""
+    """Its study is stopped: the next trial would fail for the same reason."""
     ERROR = "error"
-    """Anything else: run again `retries` times."""
+    """Anything else: run again up to `retries` times."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Epoch:
-    """What a worker tells of a finished epoch."""
+    """A finished epoch, as a worker reports it."""
 
     epoch: int
     """Counted from 1."""
     metrics: dict[str, float]
-    """As the trainer has them, and from the worker: epoch/seconds that it was busy since it last told something,
-    memory/peak_gb that it has used at most, memory/device_gb that its device has; the first two not where an earlier
-    attempt did the work and was lost before it could tell."""
+    """Metrics of the trainer, and three of the worker: epoch/seconds (busy since its last report), memory/peak_gb (most
+    memory used so far) and memory/device_gb (memory of its device). The first two are missing if an earlier attempt
+    trained the epoch and was lost before its report."""
     provenance: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What is no number: where it ran, on what software, which images it learnt from and was scored on."""
+    """Facts that are no numbers: host, device, software, and the images that it was trained and scored on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """How an attempt ended badly."""
+    """A failed attempt."""
 
     cause: FailureCause
     error: str
-    """One sentence, then the trace."""
+    """One sentence, then the stack trace."""
     seconds: float = 0.0
-    """Time of the attempt since its last epoch."""
+    """Seconds of the attempt after its last epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One trial, as far as it has come.
+    """One trial, waiting, running or finished.
 
     Raises:
-        ValueError: if it would be complete without a finite score, or failed without an error and its cause.
+        ValueError: if it is complete without a finite score, failed without an error and its cause, or has a score
+            without being complete.
     """
 
     trial_id: str
@@ -87,38 +89,37 @@ class Trial:
     """Key of its study."""
     phase: Phase
     number: int
-    """Place in its study and phase, from 0."""
+    """Index of the trial in its study and phase, from 0."""
     params: dict[str, Any]
-    """What was searched: the values this trial drew; a final trial's seed."""
+    """Values of the searched parameters; for a final trial, its seed."""
     config: TrainConfig
-    """The whole TrainConfig."""
     state: TrialState
     epochs: tuple[dict[str, float], ...] = ()
-    """Metrics of each finished epoch; a report has them not (`open_studies`)."""
+    """Metrics of each finished epoch. Empty if `load_studies` was called without epochs."""
     last_metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     """Each metric's last value."""
     provenance: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What its worker told that is no number."""
+    """Facts that are no numbers, as its worker reported them."""
     score: float | None = None
     """val/accuracy of a complete search trial at its last epoch, test/accuracy of a final one; 0..1."""
     error: str | None = None
-    """How its last attempt ended badly: one sentence, then the trace."""
+    """Error of its last attempt: one sentence, then the stack trace."""
     cause: FailureCause | None = None
-    """Why it did."""
+    """Cause of that error."""
     attempt: int = 1
-    """How often it was handed out."""
+    """Number of times that it was assigned to a worker."""
     failures: int = 0
-    """Attempts that count against `retries`."""
+    """Number of attempts that count against `retries`."""
     losses: int = 0
-    """Workers lost since it last finished an epoch."""
+    """Number of workers lost since it last finished an epoch."""
     gpu_share_factor: int = 1
-    """Times the spec's share of a GPU that it is given; doubled when memory ran out."""
+    """Multiple of the spec's share of a GPU that it gets; doubled after each out-of-memory error."""
     lost_seconds: float = 0.0
-    """Seconds of attempts after their last epoch."""
+    """Seconds of its attempts after their last epochs."""
     duplicate_of: int | None = None
-    """Number of the earlier trial with the same config, whose outcome this one has without training."""
+    """Number of the earlier trial with the same config. This trial has its outcome and is not trained."""
     sampler_attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What Optuna's sampler and pruner keep with the trial."""
+    """System attributes that Optuna's sampler and pruner store with the trial."""
 
     def __post_init__(self) -> None:
         if self.state is TrialState.COMPLETE and (self.score is None or not math.isfinite(self.score)):
@@ -130,16 +131,16 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """How long workers were busy with it, as far as is known."""
+        """Seconds that workers were busy with the trial, if they reported them."""
         return self.lost_seconds + sum(epoch.get(EPOCH_SECONDS, 0.0) for epoch in self.epochs)
 
     @property
     def error_summary(self) -> str:
-        """The error without its trace; empty where there is none."""
+        """The first line of the error, without the stack trace; empty if there is no error."""
         return self.error.splitlines()[0] if self.error else ""
 
     def with_epoch(self, epoch: dict[str, float], facts: Mapping[str, str]) -> Trial:
-        """The same trial with one more epoch."""
+        """Return the trial with one more epoch."""
         return dataclasses.replace(
             self,
             epochs=(*self.epochs, epoch),
@@ -149,10 +150,12 @@ class Trial:
         )
 
     def reset(self, *, discard_progress: bool = False) -> Trial:
-        """The same trial waiting for a new attempt: from its last epoch, or as if it had never been run."""
+        """Return the trial, waiting for a new attempt: from its last epoch, or as if it had never run."""
+        # The rungs belong to the epochs. The other attributes belong to the params and stay.
         drawn = {name: value for name, value in self.sampler_attrs.items() if not name.startswith(RUNG)}
         fresh: dict[str, Any] = {"epochs": (), "last_metrics": {}, "provenance": {}, "sampler_attrs": drawn}
         fresh |= {"attempt": 0, "gpu_share_factor": 1, "lost_seconds": 0.0}
+
         return dataclasses.replace(
             self,
             state=TrialState.WAITING,
@@ -166,5 +169,5 @@ class Trial:
 
 
 def error_kind(trial: Trial) -> str:
-    """What the error is called: `OSError`."""
+    """Return the type of a trial's error, such as `OSError`."""
     return trial.error_summary.partition(":")[0]

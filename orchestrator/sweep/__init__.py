@@ -1,1 +1,1 @@
-"""The state machine of a sweep, and the policies it applies. It knows no library."""
+"""State machine of a sweep, and the policies that it applies. No library of the cluster is imported here."""

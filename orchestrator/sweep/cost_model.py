@@ -1,4 +1,4 @@
-"""How long trials take, learnt from trials, and from it what a sweep will cost."""
+"""Cost model: how long trials take, learnt from finished trials, and what a sweep will cost."""
 
 from __future__ import annotations
 
@@ -27,124 +27,161 @@ from trainer.validation import parse_per_class
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """What trials of a method on a backbone took."""
+    """Measured cost of the trials of a method on a backbone. The names of its fields are the keys in the file."""
 
     seconds_per_image: float
-    """Worker time per image and epoch, with all that surrounds it."""
+    """Worker time per image and epoch, everything included."""
     trials: int
-    """How many it was learnt from."""
+    """Number of trials that were measured."""
     peak_gb: float
-    """Most memory that one of them used: of the GPU, or of the process."""
+    """Most memory that a trial used, of the GPU or else of the process."""
     device_gb: float
-    """What its device has."""
+    """Memory of the device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What is left to do in a study."""
+    """Remaining work of a study."""
 
     trials: int
-    """Search and final trials that are not finished."""
+    """Number of search and final trials that are not finished."""
     seconds: float | None
-    """Worker time if none is pruned; None where nothing like it was ever measured."""
+    """Worker time if no trial is pruned; None if no similar trial was measured."""
 
 
 class CostModel:
-    """Rates by method, backbone and kind of device, kept in a file."""
+    """Rates by method, backbone and kind of device, stored in a file.
 
-    def __init__(self, place: str, rates: dict[str, Rate]) -> None:
-        self._place = place
+    Args:
+        file: path or URI of the JSON file.
+        rates: the content of the file.
+    """
+
+    def __init__(self, file: str, rates: dict[str, Rate]) -> None:
+        self._file = file
         self.rates = rates
 
     @classmethod
-    def load(cls, place: str) -> CostModel:
-        """What is known in a file, which need not be there."""
-        data = read_bytes(place) if "://" in place or Path(place).exists() else None
-        return cls(place, {key: Rate(**rate) for key, rate in json.loads(data).items()} if data else {})
+    def load(cls, file: str) -> CostModel:
+        """Load the rates of a file; none if the file does not exist."""
+        has_file = "://" in file or Path(file).exists()
+        data = read_bytes(file) if has_file else None
+        rates = json.loads(data) if data else {}
+        return cls(file, {key: Rate(**rate) for key, rate in rates.items()})
 
     def rate(self, plan: StudyPlan, gpus: float) -> Rate | None:
-        """What is known of a study's trials."""
+        """Return the rate of a study's trials, or None if none was measured."""
         return self.rates.get(_key(plan, gpus))
 
     def update(self, studies: Iterable[Study], data_root: str) -> None:
-        """Take in finished trials, and write down what is new."""
+        """Learn rates from the trials of a sweep, and write the file if a rate has changed."""
         before = dict(self.rates)
-        trials: dict[str, list[tuple[Trial, float]]] = {}
+
+        trials_by_key: dict[str, list[tuple[Trial, float]]] = {}
         for study in studies:
-            found = trials.setdefault(
-                _key(study.plan, study.spec.resources.for_backbone(study.plan.backbone).initial_gpus), []
-            )
-            for record, splits in ((study.search_table, ("train",)), (study.final_table, ("train", "val"))):
-                images = num_images(study.plan, splits, data_root) if record.trials else 0.0
-                found += [(trial, images) for trial in record.trials if trial.duplicate_of is None]
-        for key, found in trials.items():
-            rate = _measured(found)
+            gpus = study.spec.resources.for_backbone(study.plan.backbone).initial_gpus
+            trials = trials_by_key.setdefault(_key(study.plan, gpus), [])
+            for table, splits in ((study.search_table, ("train",)), (study.final_table, ("train", "val"))):
+                # The task's card is read for its counts. It may lie in a bucket, so not for an empty table.
+                images = num_images(study.plan, splits, data_root) if table.trials else 0.0
+                trials += [(trial, images) for trial in table.trials if trial.duplicate_of is None]
+
+        for key, trials in trials_by_key.items():
+            rate = _measure(trials)
+            # A sweep of few trials must not replace what a larger one has measured.
             if rate is not None and rate.trials >= (before[key].trials if key in before else 1):
                 self.rates[key] = rate
+
         if self.rates != before:
             self._write()
 
     def _write(self) -> None:
-        text = {key: dataclasses.asdict(rate) for key, rate in self.rates.items()}
-        write_bytes(self._place, json.dumps(text, indent=2).encode())
+        content = {key: dataclasses.asdict(rate) for key, rate in self.rates.items()}
+        write_bytes(self._file, json.dumps(content, indent=2).encode())
 
     def update_from_calibration(
         self, plan: StudyPlan, events: Sequence[Epoch | Failure], gpus: float, data_root: str
     ) -> None:
-        """Take in one short trial, unless finished ones have taught more; its first epoch is counted out.
+        """Learn the rate of a study from one short trial, unless finished trials have been measured.
+
+        Args:
+            events: what the short trial reported. Only its last epoch counts, because the first one includes loading.
 
         Raises:
-            UserError: if it failed.
+            UserError: if the short trial failed.
         """
         last = events[-1]
         if isinstance(last, Failure):
             raise UserError(f"the short trial of {plan.key} failed: {last.error.splitlines()[0]}")
-        if (known := self.rate(plan, gpus)) is None or known.trials <= 1:
-            told = last.metrics
+
+        rate = self.rate(plan, gpus)
+        if rate is None or rate.trials <= 1:
+            metrics = last.metrics
             self.rates[_key(plan, gpus)] = Rate(
-                seconds_per_image=told[EPOCH_SECONDS] / num_images(plan, ("train",), data_root),
+                seconds_per_image=metrics[EPOCH_SECONDS] / num_images(plan, ("train",), data_root),
                 trials=1,
-                peak_gb=told[MEMORY_PEAK_GB],
-                device_gb=told[MEMORY_DEVICE_GB],
+                peak_gb=metrics[MEMORY_PEAK_GB],
+                device_gb=metrics[MEMORY_DEVICE_GB],
             )
             self._write()
 
     def estimate(self, study: Study, data_root: str) -> Estimate:
-        """What is left to do in a study: every trial with all its epochs, those begun without what they have."""
-        plan, spec = study.plan, study.spec
+        """Return the remaining work of a study: all epochs of new trials, the missing epochs of unfinished ones."""
+        plan = study.plan
+        spec = study.spec
         rate = self.rate(plan, spec.resources.for_backbone(plan.backbone).initial_gpus)
-        begun = {"search": study.requested_search_trials, "final": study.requested_final_trials}
-        wanted = {"search": spec.search.trials, "final": len(spec.final.seeds)}
-        seconds, count = 0.0, 0
-        for phase, trials in begun.items():
-            new = wanted[phase] - len(trials)
-            epochs = new * plan.epochs
-            epochs += sum(plan.epochs - len(trial.epochs) for trial in trials if not trial.state.is_finished)
-            count += new + sum(not trial.state.is_finished for trial in trials)
-            images = num_images(plan, ("train",) if phase == "search" else ("train", "val"), data_root)
+
+        seconds = 0.0
+        num_unfinished = 0
+        for trials, num_requested, splits in (
+            (study.requested_search_trials, spec.search.trials, ("train",)),
+            (study.requested_final_trials, len(spec.final.seeds), ("train", "val")),
+        ):
+            # A trial that is finished early (pruned, failed) has no epochs left.
+            num_new = num_requested - len(trials)
+            started = [trial for trial in trials if not trial.state.is_finished]
+            num_unfinished += num_new + len(started)
+
+            epochs = num_new * plan.epochs
+            epochs += sum(plan.epochs - len(trial.epochs) for trial in started)
+            images = num_images(plan, splits, data_root)
             seconds += epochs * images * (rate.seconds_per_image if rate else 0.0)
-        return Estimate(trials=count, seconds=seconds if rate or not count else None)
+
+        is_known = rate is not None or num_unfinished == 0
+        return Estimate(trials=num_unfinished, seconds=seconds if is_known else None)
 
 
 def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:
-    """How many images a trial of a study learns from."""
-    card, row = read_card(data_root, plan.task), TASKS.get(plan.task)
-    counts = card.counts if card else {"train": row.num_train, "val": row.num_val} if row else {}
-    classes = len(card.class_names) if card else row.num_classes if row else 0
-    have = sum(counts.get(split, 0) for split in splits)
+    """Return how many images of the given splits a trial of a study learns from."""
+    # Without the task's card, which comes with its import, the catalog has the numbers of known tasks.
+    card = read_card(data_root, plan.task)
+    row = TASKS.get(plan.task)
+    counts: dict[str, int] = {}
+    num_classes = 0
+    if card is not None:
+        counts = card.counts
+        num_classes = len(card.class_names)
+    elif row is not None:
+        counts = {"train": row.num_train, "val": row.num_val}
+        num_classes = row.num_classes
+
+    available = sum(counts.get(split, 0) for split in splits)
     match plan.train_size:
-        case float() as share:
-            return share * have
+        case float() as fraction:
+            return fraction * available
         case int() as number:
-            return min(number, have)
+            return min(number, available)
         case text:
-            return min(parse_per_class(text) * classes, have)
+            return min(parse_per_class(text) * num_classes, available)
 
 
 def most_expensive_config(plan: StudyPlan, seed: int) -> TrainConfig:
-    """A config of two epochs that costs as much as any of the study's: the largest counts, the middle else."""
+    """Return a config of two epochs that costs as much as any of the study's.
 
-    def costly(_: str, dimension: Dimension) -> Any:
+    Whole numbers are counts (of prompt tokens, of images), so they get their largest value; others get the middle.
+    """
+
+    def expensive_value(_: str, dimension: Dimension) -> Any:
         match dimension:
             case FloatRange(low=low, high=high, log=log):
                 return math.sqrt(low * high) if log else (low + high) / 2
@@ -154,34 +191,47 @@ def most_expensive_config(plan: StudyPlan, seed: int) -> TrainConfig:
                 counts = [value for value in values if isinstance(value, int)]
                 return max(counts) if len(counts) == len(values) else values[len(values) // 2]
 
-    params = suggest_params(plan, costly)
+    params = suggest_params(plan, expensive_value)
     return plan.search_config(params | {"epochs": 2, "warmup_epochs": 0}, seed)
 
 
-def memory_share(share: TrialResources, rate: Rate, workers: int) -> float:
-    """How much of a device's memory is used by the trials that share it: above 1 they do not fit."""
-    if share.gpus == "auto":
-        together = trials_per_gpu(rate.peak_gb / rate.device_gb)
+def memory_share(resources: TrialResources, rate: Rate, workers: int) -> float:
+    """Return which part of a device's memory its trials use together. Above 1 they do not fit."""
+    if resources.gpus == "auto":
+        num_trials = trials_per_gpu(rate.peak_gb / rate.device_gb)
+    elif resources.gpus:
+        num_trials = max(1, int(1 / resources.gpus))
     else:
-        together = max(1, int(1 / share.gpus)) if share.gpus else workers
-    return together * rate.peak_gb / rate.device_gb
+        # Without GPUs all workers share the memory of the machine.
+        num_trials = workers
+    return num_trials * rate.peak_gb / rate.device_gb
 
 
 def _key(plan: StudyPlan, gpus: float) -> str:
+    """Return the key of a study's trials in the file."""
     return f"{plan.method} {plan.backbone} {'gpu' if gpus else 'cpu'}"
 
 
-def _measured(found: list[tuple[Trial, float]]) -> Rate | None:
-    """The rate of trials, each with the number of its images, as far as their workers told their time."""
-    seconds, passes, peak, device, count = 0.0, 0.0, 0.0, 0.0, 0
-    for trial, images in found:
-        measured = [epoch for epoch in trial.epochs if EPOCH_SECONDS in epoch]
-        if measured:
-            seconds += sum(epoch[EPOCH_SECONDS] for epoch in measured)
-            passes += len(measured) * images
-            peak = max(peak, *(epoch[MEMORY_PEAK_GB] for epoch in measured))
-            device = max(device, *(epoch[MEMORY_DEVICE_GB] for epoch in measured))
-            count += 1
-    if not passes:
+def _measure(trials: list[tuple[Trial, float]]) -> Rate | None:
+    """Return the rate of trials, each given with its number of images; None if no epoch has a time.
+
+    An epoch that was restored from a checkpoint has no time.
+    """
+    seconds = 0.0
+    images_seen = 0.0
+    peak_gb = 0.0
+    device_gb = 0.0
+    num_measured = 0
+
+    for trial, images in trials:
+        epochs = [epoch for epoch in trial.epochs if EPOCH_SECONDS in epoch]
+        if epochs:
+            seconds += sum(epoch[EPOCH_SECONDS] for epoch in epochs)
+            images_seen += len(epochs) * images
+            peak_gb = max(peak_gb, *(epoch[MEMORY_PEAK_GB] for epoch in epochs))
+            device_gb = max(device_gb, *(epoch[MEMORY_DEVICE_GB] for epoch in epochs))
+            num_measured += 1
+
+    if not images_seen:
         return None
-    return Rate(seconds_per_image=seconds / passes, trials=count, peak_gb=peak, device_gb=device)
+    return Rate(seconds_per_image=seconds / images_seen, trials=num_measured, peak_gb=peak_gb, device_gb=device_gb)

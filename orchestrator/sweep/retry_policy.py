@@ -1,4 +1,4 @@
-"""What is done about attempts that ended badly, and how they are told."""
+"""Retry policy: which failed trials run again, and when a series of failures pauses the sweep."""
 
 from __future__ import annotations
 
@@ -7,52 +7,64 @@ import dataclasses
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState, error_kind
 
 MAX_LOSSES = 5
-"""Workers that a trial may lose without finishing an epoch, before it is taken for what kills them."""
+"""Workers that a trial may lose without finishing an epoch. After that, the trial itself is likely to kill them."""
 
 
 def next_state_after(trial: Trial, failure: Failure, *, retries: int, gpus: float) -> Trial:
-    """A trial after a failure: waiting for another attempt, or failed.
+    """Return a trial after a failure: waiting for another attempt, or failed.
 
     Args:
-        gpus: the share of a GPU that it had.
+        retries: how often a trial may fail and run again.
+        gpus: the GPU share of the failed attempt.
     """
     trial = dataclasses.replace(
         trial, error=failure.error, cause=failure.cause, lost_seconds=trial.lost_seconds + failure.seconds
     )
+
     match failure.cause:
         case FailureCause.LOST:
             trial = dataclasses.replace(trial, losses=trial.losses + 1)
-            again = trial.losses < MAX_LOSSES
+            runs_again = trial.losses < MAX_LOSSES
         case FailureCause.MEMORY if 0 < gpus < 1:
-            trial, again = dataclasses.replace(trial, gpu_share_factor=2 * trial.gpu_share_factor), True
+            # Not counted as a failure: the share doubles until it is a whole GPU, so this ends by itself.
+            trial = dataclasses.replace(trial, gpu_share_factor=2 * trial.gpu_share_factor)
+            runs_again = True
         case FailureCause.DIVERGED | FailureCause.INVALID:
-            again = False
+            # The same config would fail in the same way.
+            runs_again = False
         case _:
             trial = dataclasses.replace(trial, failures=trial.failures + 1)
-            again = trial.failures <= retries
-    return dataclasses.replace(trial, state=TrialState.WAITING if again else TrialState.FAILED)
+            runs_again = trial.failures <= retries
+
+    return dataclasses.replace(trial, state=TrialState.WAITING if runs_again else TrialState.FAILED)
 
 
 class FailureStreak:
-    """Failures with nothing good between them, as long as they are of one kind."""
+    """Consecutive failures of one kind. Any finished epoch, and a failure of another kind, starts a new streak."""
 
     def __init__(self) -> None:
         self._kind: tuple[FailureCause, str] | None = None
-        self._trials: list[str] = []
+        self._trial_ids: list[str] = []
 
     def reset(self) -> None:
-        """Something went well."""
-        self._trials = []
+        """End the streak, because something went well."""
+        self._trial_ids = []
 
     def add(self, trial: Trial) -> None:
-        """One more failure. A diverged trial is a result; a first loss is a machine's, which may have held many."""
+        """Add a failed trial to the streak, unless its failure says nothing about the setup."""
         assert trial.cause is not None, "a failure has a cause"
+
+        # A diverged trial is a result. A first loss is the fault of a machine, which may have run many trials.
+        is_first_loss = trial.cause is FailureCause.LOST and trial.losses < 2
+        if trial.cause is FailureCause.DIVERGED or is_first_loss:
+            return
+
         kind = (trial.cause, error_kind(trial))
-        lost_once = trial.cause is FailureCause.LOST and trial.losses < 2
-        if trial.cause is not FailureCause.DIVERGED and not lost_once:
-            self._trials = [*(self._trials if kind == self._kind else []), trial.trial_id]
-            self._kind = kind
+        if kind != self._kind:
+            self._trial_ids = []
+        self._kind = kind
+        self._trial_ids.append(trial.trial_id)
 
     def reaches(self, limit: int) -> bool:
-        """Whether there are so many, and not all of one trial."""
-        return len(self._trials) >= limit and len({*self._trials}) > 1
+        """Return whether the streak has at least so many failures, of at least two trials."""
+        return len(self._trial_ids) >= limit and len(set(self._trial_ids)) > 1

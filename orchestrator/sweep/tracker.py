@@ -1,6 +1,6 @@
-"""How a sweep is shown to people while it runs: the protocol, and a tracker that only remembers.
+"""The protocol of trackers, which log a sweep for people to watch, and a tracker that keeps all in memory.
 
-The record is the truth, and what is shown is made equal to it: showing something again changes nothing.
+The study database is the truth. A tracker makes its own copy equal to it, so logging something twice changes nothing.
 """
 
 from __future__ import annotations
@@ -14,66 +14,67 @@ if TYPE_CHECKING:
 
 
 class SyncLog(Protocol):
-    """Where it is kept what was shown of a study and its trials; `record.StudyRecord` is one."""
+    """Log of what a tracker has received of a study and its trials. `TrialTable` stores it."""
 
     @property
     def mlflow_run(self) -> str | None:
-        """Id of the study's parent run."""
+        """Id of the study's parent run, or None."""
 
     def save_mlflow_run(self, run_id: str) -> None:
-        """Remember the parent run."""
+        """Save the id of the study's parent run."""
 
     @property
     def synced_digest(self) -> str | None:
-        """What the study had come to when it was last shown."""
+        """Digest of the study when its summary was last logged, or None."""
 
-    def save_synced_digest(self, mark: str) -> None:
-        """Remember what the study had come to."""
+    def save_synced_digest(self, digest: str) -> None:
+        """Save the digest of the study whose summary was logged."""
 
     def synced_run(self, number: int) -> tuple[str | None, str | None]:
-        """A trial's run id, and the finished state that was told."""
+        """Return a trial's run id, and its finished state if the tracker has all of the trial."""
 
     def save_synced_run(self, number: int, run_id: str, state: TrialState | None) -> None:
-        """Remember a trial's run, and the finished state once all of it is told."""
+        """Save a trial's run id, and the finished state once the tracker has all of the trial."""
 
 
 class Tracker(Protocol):
-    """Shows a sweep to people while it runs."""
+    """Logs a sweep for people to watch."""
 
     def open_study(self, study: Study) -> None:
-        """Make a study known before its trials."""
+        """Prepare for a study. Call before its trials are synced."""
 
-    def sync(self, trial: Trial, ledger: SyncLog) -> None:
-        """Show a trial as it is now; whatever was shown of it before is not shown twice."""
+    def sync(self, trial: Trial, log: SyncLog) -> None:
+        """Log all of a trial that is not logged yet."""
 
     def sync_study(self, study: Study) -> None:
-        """Show what a study has come to, if that is not shown yet."""
+        """Log the study's summary if it has changed since it was last logged."""
 
     def close(self) -> int:
-        """Finish what can be finished; the number of trials and studies that could not be shown."""
+        """Log what is left, and return the number of trials and studies that could not be logged."""
 
 
 class MemoryTracker:
-    """Keeps what it is shown: for tests, and for sweeps that nobody browses."""
+    """Keeps studies and trials in memory: for tests, and for sweeps that nobody watches."""
 
     def __init__(self) -> None:
         self.studies: list[Study] = []
         self.runs: dict[str, Trial] = {}
+        """The last state of each trial, by its id."""
         self.digests: dict[str, str] = {}
-        """What each study had come to, by its key."""
+        """The last digest of each study, by its key."""
 
     def open_study(self, study: Study) -> None:
         """Keep the study."""
         self.studies.append(study)
 
-    def sync(self, trial: Trial, ledger: SyncLog) -> None:
+    def sync(self, trial: Trial, log: SyncLog) -> None:
         """Keep the trial."""
         self.runs[trial.trial_id] = trial
 
     def sync_study(self, study: Study) -> None:
-        """Keep how far it is."""
+        """Keep the study's digest."""
         self.digests[study.plan.key] = study.digest
 
     def close(self) -> int:
-        """Nothing is left."""
+        """Return 0, because nothing can fail."""
         return 0

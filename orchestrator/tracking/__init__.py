@@ -1,1 +1,1 @@
-"""Logging to MLflow: the only folder that imports MLflow."""
+"""Log sweeps to MLflow. No other folder imports MLflow."""

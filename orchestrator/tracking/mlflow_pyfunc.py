@@ -1,4 +1,7 @@
-"""A final trial as `mlflow.pyfunc` loads and serves it: images in, class names and confidences out."""
+"""The model that `mlflow.pyfunc` loads and serves: it classifies images with the result of a final trial.
+
+Registered models name this module as their loader, so it must keep its name.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,43 @@ if TYPE_CHECKING:
     from trainer.inference import Classifier
 
 MODEL_FILES = (PROMPT, CARD)
-"""What a model is made of, beside the backbone's weights: those are found as everywhere (`SPTUNE_WEIGHTS`)."""
+"""Files of a model. The backbone's weights are not among them; they are searched as always (`SPTUNE_WEIGHTS`)."""
 
 
 class PyfuncModel:
-    """What MLflow calls."""
+    """Wrapper of a classifier with the method that MLflow calls."""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier = classifier
 
     def predict(self, images: Any, params: dict[str, Any] | None = None) -> Any:
-        """The likeliest class of each image.
+        """Return the most likely class of each image.
 
         Args:
             images: a pandas table with a column `image` of encoded images (PNG, JPEG...); in JSON base64.
-            params: MLflow passes it; there are none.
+            params: passed by MLflow, and not used.
 
         Returns:
             A pandas table with columns `class_name` and `confidence` (0..1).
 
         Raises:
-            ValueError: if an image cannot be decoded, with its place.
+            ValueError: if an image cannot be decoded, with its index.
         """
+        # MLflow requires pandas; the trainer does without it.
         import pandas as pd
 
-        best = [found[0] for found in self._classifier.classify([*images["image"]], top=1)]
+        predictions = self._classifier.classify([*images["image"]], top=1)
+        most_likely = [classes[0] for classes in predictions]
         return pd.DataFrame(
-            {"class_name": [one.class_name for one in best], "confidence": [one.confidence for one in best]}
+            {
+                "class_name": [prediction.class_name for prediction in most_likely],
+                "confidence": [prediction.confidence for prediction in most_likely],
+            }
         )
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
-    """What MLflow asks the module for that an `MLmodel` names."""
+    """Load a model. MLflow calls this function of the module that an `MLmodel` file names."""
     import torch
 
     import trainer

@@ -1,4 +1,4 @@
-"""The door to MLflow's models: what it makes of a final trial, and its registry."""
+"""MLflow's models: save the model of a final trial, and register it."""
 
 from __future__ import annotations
 
@@ -6,39 +6,57 @@ import importlib.metadata
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-from orchestrator.tracking import mlflow_pyfunc as served
+from orchestrator.tracking import mlflow_pyfunc
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 MODEL_FOLDER = "model"
-"""Folder of a final trial's model among its artifacts."""
+"""Folder of the model among the artifacts of a final trial."""
 
 
 def save_model(folder: Path) -> None:
-    """Beside a trial's artifacts, the folder that `mlflow.pyfunc.load_model` and `mlflow models serve` understand."""
+    """Save the model of a trial in the form that `mlflow.pyfunc.load_model` and `mlflow models serve` read.
+
+    Args:
+        folder: the trial's artifacts. The model is written to its subfolder `MODEL_FOLDER`.
+    """
     from mlflow import pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
 
-    warnings.filterwarnings("ignore", ".*input example was not provided")  # the schema says what an input is
+    # The signature describes the input, and an example image would be stored with each trial.
+    warnings.filterwarnings("ignore", ".*input example was not provided")
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(DataType.string, "class_name"), ColSpec(DataType.double, "confidence")]),
+    )
     with tempfile.TemporaryDirectory() as scratch:
+        # Only these: the artifacts also hold plots, and MLflow copies the whole data path.
         for name in MODEL_FILES:
             Path(scratch, name).write_bytes((folder / name).read_bytes())
+
         pyfunc.save_model(
             str(folder / MODEL_FOLDER),
-            loader_module=served.__name__,
+            loader_module=mlflow_pyfunc.__name__,
             data_path=scratch,
             pip_requirements=[f"sptune=={importlib.metadata.version('sptune')}"],
-            signature=ModelSignature(
-                inputs=Schema([ColSpec(DataType.binary, "image")]),
-                outputs=Schema([ColSpec(DataType.string, "class_name"), ColSpec(DataType.double, "confidence")]),
-            ),
+            signature=signature,
         )
 
 
 def register(uri: str, run_id: str, name: str) -> str:
-    """Put a final trial's model into the registry; the version that it has there, the same when asked again.
+    """Register the model of a final trial, and return its version. A model that is registered keeps its version.
+
+    Args:
+        uri: tracking server or database.
+        run_id: the trial's MLflow run.
+        name: name of the registered model.
 
     Raises:
         UserError: if the run has no model, or MLflow refuses, with its reason.
@@ -49,16 +67,26 @@ def register(uri: str, run_id: str, name: str) -> str:
     client = MlflowClient(tracking_uri=uri)
     try:
         if not client.list_artifacts(run_id, MODEL_FOLDER):
-            raise UserError(f"run {run_id} has no model among its artifacts.")
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+            raise UserError(f"run {run_id} has no model among its artifacts; name a final trial that is complete.")
+
+        # The command may have been interrupted, or run before: there is one version a run.
+        _create_registered_model(client, name)
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.run_id == run_id:
                 return str(version.version)
+
         source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
         return str(client.create_model_version(name, source, run_id).version)
     except MlflowException as error:
         raise UserError(f"MLflow does not register {name}: {error.message}") from None
+
+
+def _create_registered_model(client: MlflowClient, name: str) -> None:
+    """Create a registered model without versions, unless it exists."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

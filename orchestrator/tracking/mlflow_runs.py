@@ -1,4 +1,4 @@
-"""The door to MLflow's runs: what those of trials and studies are made of, and how they are forgotten."""
+"""MLflow's runs of trials and studies: create them, log to them, delete them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.labels import study_label, varying_fields
-from orchestrator.spec.plan import StudyPlan, format_train_size, plan_studies
+from orchestrator.spec.plan import StudyPlan, format_train_size
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
@@ -45,12 +45,14 @@ RUN_STATUS = {
     TrialState.PRUNED: "KILLED",
     TrialState.FAILED: "FAILED",
 }
-SHARED_VIEW, VIEW = "mlflow.sharedViewState.", "sptune"
-"""The tag with which MLflow keeps a view that was shared, and the key of ours."""
+SHARED_VIEW = "mlflow.sharedViewState."
+"""Prefix of the tags in which MLflow stores shared views of an experiment."""
+VIEW = "sptune"
+"""Key of our shared view."""
 MAX_METRICS_PER_BATCH = 1000
-"""What MLflow takes at once."""
+"""Most metrics that MLflow accepts in one request."""
 DESCRIPTION_TAG = "mlflow.note.content"
-"""The tag that MLflow shows as a run's description, in Markdown."""
+"""Tag that MLflow shows as the description of a run, in Markdown."""
 
 
 class MlflowRuns:
@@ -59,10 +61,10 @@ class MlflowRuns:
     Args:
         uri: tracking server or database.
         sweep: name of the experiment.
-        trials: folder (path or URI) with a folder a trial, where its artifacts are.
-        artifacts: where MLflow keeps artifacts, if it is no server that decides this itself.
-        data_root: the task store, whose cards say what a study learns from.
-        params: what is searched, for the columns of the experiment's table.
+        trials: folder (path or URI) that holds the trials with their artifacts, one folder each.
+        artifacts: URI of the folder for MLflow's artifacts; None if a server chooses it.
+        data_root: the task store. Its cards describe the images that a study learns from.
+        params: searched parameters, which become columns of the experiment's table.
     """
 
     def __init__(
@@ -76,29 +78,31 @@ class MlflowRuns:
         self._params = params
 
     def open(self) -> None:
-        """Reach MLflow, and make the experiment if it is missing."""
+        """Connect to MLflow, and create the experiment if it is missing."""
         _ = self._experiment
 
     def find(self, tag: str, value: str) -> str | None:
-        """A run by a tag."""
+        """Return the id of a run with this tag, or None."""
         runs = self._client.search_runs([self._experiment], f"tags.{tag} = '{value}'", max_results=1)
         return runs[0].info.run_id if runs else None
 
     def create_study(self, study: Study) -> str:
-        """The parent run of a study."""
+        """Create the parent run of a study, and return its id."""
         tags = self._tags(study.plan) | {
             "phase": "study",
             "study": study.plan.key,
             DESCRIPTION_TAG: render_study_page(study),
         }
-        named, _ = varying_fields(plan_studies(study.spec), ("backbone", "train_size"))
+        named, _ = varying_fields(study.sweep_plan.studies, ("backbone", "train_size"))
         name = " ".join(study_label(study.plan, ["task", "method", *named]))
+
         run = self._client.create_run(self._experiment, tags=tags, run_name=name)
+        # Its children go on, but a parent that stays RUNNING looks like a process that died.
         self._client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
 
     def create_trial(self, study: Study, trial: Trial, parent: str) -> str:
-        """The run of a trial."""
+        """Create the run of a trial, and return its id."""
         tags = self._tags(study.plan) | {
             "mlflow.parentRunId": parent,
             "trial_id": trial.trial_id,
@@ -110,49 +114,58 @@ class MlflowRuns:
         return str(self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id)
 
     def log_params(self, run_id: str, trial: Trial) -> None:
-        """The whole TrainConfig."""
+        """Log all fields of a trial's TrainConfig."""
         from mlflow.entities import Param
 
-        self._client.log_batch(
-            run_id, params=[Param(key, str(value)) for key, value in dataclasses.asdict(trial.config).items()]
-        )
+        config = dataclasses.asdict(trial.config)
+        self._client.log_batch(run_id, params=[Param(key, str(value)) for key, value in config.items()])
 
     def num_logged_epochs(self, run_id: str) -> int:
-        """How many epochs a run has."""
+        """Return how many epochs a run has."""
         return max((metric.step for metric in self._client.get_metric_history(run_id, TRAIN_LOSS)), default=0)
 
-    def log_epochs(self, run_id: str, trial: Trial, told: int) -> None:
-        """The metrics of the epochs after those that were told, and what is known of the trial beside them."""
-        by_epoch = {epoch: values for epoch, values in enumerate(trial.epochs, start=1) if epoch > told}
+    def log_epochs(self, run_id: str, trial: Trial, num_logged: int) -> None:
+        """Log the metrics of a trial's epochs after the first `num_logged`, and the trial's tags."""
+        by_epoch = {epoch: metrics for epoch, metrics in enumerate(trial.epochs, start=1) if epoch > num_logged}
         tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
-        if told == 0 or trial.state is not TrialState.RUNNING:  # they do not change from epoch to epoch
+
+        # Provenance does not change from epoch to epoch. `correct` is a long code, of use only to our own statistics.
+        if num_logged == 0 or trial.state is not TrialState.RUNNING:
             tags |= {name: text for name, text in trial.provenance.items() if name != "correct"}
-        if trial.cause is not None or trial.attempt > 1:  # an attempt that goes well takes back what failed before
+
+        # Empty texts in a later attempt remove the error of the attempt before.
+        if trial.cause is not None or trial.attempt > 1:
             tags |= {"error": trial.error_summary, "cause": trial.cause.value if trial.cause else ""}
+
         self._log(run_id, by_epoch, tags)
 
     def log_status(self, run_id: str, state: TrialState) -> None:
-        """Whether it runs or waits."""
+        """Log whether an unfinished trial runs or waits."""
         self._client.update_run(run_id, status=RUN_STATUS[state])
 
     def log_outcome(self, run_id: str, trial: Trial) -> None:
-        """What a finished trial came to: its last and best values by name, its artifacts, a final trial's model."""
-        if trial.state is not TrialState.FAILED:
-            self._log(run_id, {len(trial.epochs): outcome_metrics(trial)}, {})
+        """Log the outcome of a finished trial: last and best metrics, artifacts, and the model of a final trial."""
         if trial.state is TrialState.FAILED:
             self._client.log_text(run_id, str(trial.error), "error.txt")
+        else:
+            self._log(run_id, {len(trial.epochs): outcome_metrics(trial)}, {})
+
         folder = f"{self._trials}/{trial.trial_id}"
         with tempfile.TemporaryDirectory() as scratch:
             for name in ARTIFACTS:
-                if (data := read_bytes(f"{folder}/{name}")) is not None:
+                data = read_bytes(f"{folder}/{name}")
+                # A pruned or failed trial has only some of them.
+                if data is not None:
                     Path(scratch, name).write_bytes(data)
+
             if trial.phase == "final" and all(Path(scratch, name).exists() for name in MODEL_FILES):
                 save_model(Path(scratch))
             self._client.log_artifacts(run_id, scratch)
+
         self._client.set_terminated(run_id, RUN_STATUS[trial.state])
 
     def log_study(self, run_id: str, study: Study) -> None:
-        """A study's description, its numbers, the images it learns from, its figures."""
+        """Log a study's description, its summary metrics, the images it learns from, and its figures."""
         from orchestrator.figures.draw import save_figure, study_figures
         from orchestrator.study.importance import param_importances
 
@@ -164,12 +177,15 @@ class MlflowRuns:
             self._client.log_artifacts(run_id, scratch, "figures")
 
     def _log_dataset(self, run_id: str, plan: StudyPlan) -> None:
+        """Log the card of a study's task as MLflow's dataset, once."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         card = read_card(self._data_root, plan.task)
-        known = self._client.get_run(run_id).inputs
-        if card is None or (known is not None and known.dataset_inputs):
+        inputs = self._client.get_run(run_id).inputs
+        has_dataset = inputs is not None and inputs.dataset_inputs
+        if card is None or has_dataset:
             return
+
         source = json.dumps({"source": card.source, "protocol": card.protocol, "importer": card.importer})
         profile = json.dumps(
             {**card.counts, "classes": len(card.class_names), "train_size": format_train_size(plan.train_size)}
@@ -188,16 +204,19 @@ class MlflowRuns:
         }
 
     def _log(self, run_id: str, by_step: Mapping[int, Mapping[str, float]], tags: Mapping[str, str]) -> None:
+        """Log metrics by their step, then tags."""
         from mlflow.entities import Metric, RunTag
 
         now_ms = int(time.time() * 1000)
         batch: list[Metric] = []
         for step, values in by_step.items():
-            epoch = [Metric(name, value, now_ms, step) for name, value in values.items()]
-            if len(batch) + len(epoch) > MAX_METRICS_PER_BATCH:  # an epoch is told whole: train/loss says how many are
+            metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
+            # An epoch is never divided: `num_logged_epochs` takes an epoch with a train/loss for a whole one.
+            if len(batch) + len(metrics) > MAX_METRICS_PER_BATCH:
                 self._client.log_batch(run_id, batch)
                 batch = []
-            batch += epoch
+            batch += metrics
+
         if batch:
             self._client.log_batch(run_id, batch)
         if tags:
@@ -205,7 +224,8 @@ class MlflowRuns:
 
     @functools.cached_property
     def _client(self) -> MlflowClient:
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # trying again is the tracker's business
+        # The tracker retries by itself, and must notice soon that the driver wants to end.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
 
@@ -215,33 +235,38 @@ class MlflowRuns:
 
     @functools.cached_property
     def _experiment(self) -> str:
-        """Id of the sweep's experiment, made where it is missing."""
-        if (experiment := self._client.get_experiment_by_name(self._sweep)) is not None:
-            found = str(experiment.experiment_id)
+        """Id of the sweep's experiment, which is created if it is missing."""
+        experiment = self._client.get_experiment_by_name(self._sweep)
+        if experiment is not None:
+            experiment_id = str(experiment.experiment_id)
         else:
-            place = self._artifacts and f"{self._artifacts}/{self._sweep}"
-            found = str(self._client.create_experiment(self._sweep, artifact_location=place))
-        self._client.set_experiment_tag(found, "mlflow.experimentKind", "custom_model_development")
-        self._client.set_experiment_tag(found, f"{SHARED_VIEW}{VIEW}", json.dumps(_view(self._params)))
-        return found
+            location = f"{self._artifacts}/{self._sweep}" if self._artifacts else None
+            experiment_id = str(self._client.create_experiment(self._sweep, artifact_location=location))
+
+        # Chooses the kind of table that MLflow shows first.
+        self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
+        self._client.set_experiment_tag(experiment_id, f"{SHARED_VIEW}{VIEW}", json.dumps(_view(self._params)))
+        return experiment_id
 
 
 def outcome_metrics(trial: Trial) -> dict[str, float]:
-    """Of a finished trial, each score's last value as `final/...` and its best over the epochs as `best/...`.
+    """Return a finished trial's metrics: each last value as `final/...`, each best value over epochs as `best/...`.
 
-    MLflow's tables show a metric's last value, so both have names of their own. Final trials have no best: they are
-    judged once.
+    MLflow's tables show a metric's last value, so both have names of their own. Final trials have no best values: they
+    are scored once.
     """
-    judged = [name for name in trial.last_metrics if name.startswith(("val/", "test/", TRAIN_LOSS))]
-    found = {f"final/{name}": trial.last_metrics[name] for name in judged}
-    for name in judged if trial.phase == "search" else ():
-        values = [epoch[name] for epoch in trial.epochs if name in epoch]
-        found[f"best/{name}"] = min(values) if name == TRAIN_LOSS else max(values)
-    return found
+    names = [name for name in trial.last_metrics if name.startswith(("val/", "test/", TRAIN_LOSS))]
+    metrics = {f"final/{name}": trial.last_metrics[name] for name in names}
+
+    if trial.phase == "search":
+        for name in names:
+            values = [epoch[name] for epoch in trial.epochs if name in epoch]
+            metrics[f"best/{name}"] = min(values) if name == TRAIN_LOSS else max(values)
+    return metrics
 
 
 def _view(params: Sequence[str]) -> dict[str, Any]:
-    """The state of MLflow's table of runs that "Share view" would save: which columns it has."""
+    """Return a view of an experiment's table with our columns, in the form that MLflow's "Share view" stores."""
     columns = ["tags.`state`", "metrics.`final/val/accuracy`", "metrics.`final/test/accuracy`"]
     return {
         "searchFilter": "",
@@ -259,19 +284,20 @@ def _view(params: Sequence[str]) -> dict[str, Any]:
 
 
 def view_paths(uri: str) -> dict[str, str]:
-    """Of each sweep's experiment, what follows a server's address to see its table with our columns."""
+    """Return the path of each sweep's table with our columns, to be appended to a server's address."""
     from mlflow import MlflowClient
 
-    found = MlflowClient(tracking_uri=uri).search_experiments()
+    experiments = MlflowClient(tracking_uri=uri).search_experiments()
+    # MLflow returns the newest first.
     return {
         experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}"
-        for experiment in reversed(found)
+        for experiment in reversed(experiments)
         if f"{SHARED_VIEW}{VIEW}" in experiment.tags
     }
 
 
 def delete_runs(uri: str, run_ids: list[str]) -> None:
-    """Delete runs and their artifacts from MLflow; `mlflow gc` frees what is left of them in its database."""
+    """Delete runs and their artifacts. The rows in MLflow's database stay until `mlflow gc`."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -281,9 +307,12 @@ def delete_runs(uri: str, run_ids: list[str]) -> None:
         try:
             run = client.get_run(run_id)
         except MlflowException as error:
+            # A deletion that was interrupted is repeated as a whole.
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                continue  # it is gone already
+                continue
             raise
-        with contextlib.suppress(MlflowException, FileNotFoundError):  # it may have no artifacts
+
+        # A run may have no artifacts.
+        with contextlib.suppress(MlflowException, FileNotFoundError):
             get_artifact_repository(run.info.artifact_uri, tracking_uri=uri).delete_artifacts()
         client.delete_run(run_id)

@@ -1,4 +1,4 @@
-"""The door to an MLflow server as such: whether it answers these credentials, and which version it is."""
+"""MLflow's server: check that it accepts the credentials, and its version."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from orchestrator.errors import ServiceError
 from orchestrator.redaction import redact
 
 MIN_MAJOR_VERSION = 3
-"""The major version from which on a server knows all that is asked of it."""
+"""Oldest major version of a server that has all the functions that we use."""
 
 
 def check_reachable(uri: str) -> str:
-    """The version of the server at an address, asked with the credentials of the environment.
+    """Return the version of a tracking server, asked with the credentials in the environment.
 
     Raises:
-        ServiceError: if it does not answer, refuses the credentials, or is too old.
+        ServiceError: if the server does not answer, refuses the credentials, or is too old.
     """
+    # MLflow's defaults try for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from mlflow import MlflowClient
@@ -25,14 +26,16 @@ def check_reachable(uri: str) -> str:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    name = f"MLflow {redact(uri)}"
+    server = f"MLflow {redact(uri)}"
     try:
+        # A server may tell its version to everybody, so the credentials need a request of their own.
         MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-        answer = http_request(get_default_host_creds(uri), "/version", "GET")
+        response = http_request(get_default_host_creds(uri), "/version", "GET")
     except MlflowException as error:
         reason = explain_mlflow_error(error)
-        raise ServiceError(f"{name} {reason}.", away=reason.startswith("does not answer")) from None
-    version = answer.text.strip() if answer.ok else ""
+        raise ServiceError(f"{server} {reason}.", away=reason.startswith("does not answer")) from None
+
+    version = response.text.strip() if response.ok else ""
     if not version[:1].isdecimal() or int(version.partition(".")[0]) < MIN_MAJOR_VERSION:
-        raise ServiceError(f"{name} is of version {version or 'unknown'}; it must be {MIN_MAJOR_VERSION}.0 or later.")
+        raise ServiceError(f"{server} has version {version or 'unknown'}; it must be {MIN_MAJOR_VERSION}.0 or later.")
     return version

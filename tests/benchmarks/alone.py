@@ -1,14 +1,15 @@
-"""Trials in a process of its own, with the seconds of their stages: what `trials.py` and `sweeps.py` start and time.
+"""Trials in a process of their own, with the seconds of their stages. `trials.py` and `sweeps.py` start this process.
 
-`python -m tests.benchmarks.alone` reads a JSON of `how` (cold, warm or published), `configs`, `started` (the clock when
-the process was started), `data`, `folder`, `device`, and perhaps `cpus` and `first_step` (whether a trial is stopped
-after it); it writes a line of JSON for each trial that ended.
+`python -m tests.benchmarks.alone` reads JSON with `how` (cold, warm or published), `configs`, `started` (the clock when
+the process was started), `data`, `folder`, `device`, and optionally `cpus` and `first_step` (whether a trial stops
+after its first step). It writes one line of JSON for each trial that ended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import json
 import os
 import resource
@@ -23,25 +24,26 @@ from typing import Any
 
 Found = dict[str, Any]
 STAGES = {
-    "load_backbone": "weights",
-    "read_card": "images",
-    "load_split": "images",
-    "first_prompt": "prototypes",
-    "PromptedViT": "model",
-    "build_optimizer": "model",
-    "MovingAverage": "model",
-    "frozen_features": "forward",
-    "in_batches": "forward",
-    "pack_state": "files",
-    "load_state": "files",
+    "loop": {
+        "load_backbone": "weights",
+        "open_task": "images",
+        "load_split": "images",
+        "initial_prompt": "prototypes",
+        "PromptedViT": "model",
+        "build_optimizer": "model",
+        "MovingAverage": "model",
+    },
+    "feature_cache": {"frozen_features": "forward"},
+    "evaluation": {"evaluate_in_batches": "forward"},
+    "run": {"pack_state": "files", "load_state": "files"},
 }
-"""Stages of a trial by the functions that `trainer.loop` calls for them."""
+"""Stages of a trial by the functions that modules of `trainer.training` call for them."""
 
 
 class Stopwatch:
-    """Seconds of a trial's stages, in all and before its first training step.
+    """Seconds of the stages of a trial, in all and before its first training step.
 
-    It stands between the training loop and the functions that the loop calls, which do not know of it.
+    It replaces functions that the training loop calls by timed ones.
     """
 
     def __init__(self) -> None:
@@ -50,8 +52,9 @@ class Stopwatch:
         self._began = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
         self._first: tuple[float, dict[str, float]] | None = None
-        for function, stage in STAGES.items():
-            self.time(loop, function, stage)
+        for module, functions in STAGES.items():
+            for function, stage in functions.items():
+                self.time(importlib.import_module(f"trainer.training.{module}"), function, stage)
         step = vars(loop)["backward"]
 
         def noted(*args: Any) -> Any:
@@ -62,22 +65,23 @@ class Stopwatch:
         vars(loop)["backward"] = noted
 
     def start(self) -> None:
-        """Begin with a trial."""
-        self._began, self._first = time.perf_counter(), None
+        """Start timing a trial."""
+        self._began = time.perf_counter()
+        self._first = None
         self._spent.clear()
 
     def begun(self) -> bool:
-        """Whether the first step has begun."""
+        """Return whether the first step has begun."""
         return self._first is not None
 
     def read(self) -> Found:
-        """The seconds since then."""
-        assert self._first is not None, "a trial trains"
+        """Return the seconds since the start of the trial."""
+        assert self._first is not None, "a trial takes at least one step"
         first_step_s, before = self._first
         return {"first step": first_step_s, "before": before, "stages": dict(self._spent), "seconds": self._since()}
 
     def time(self, module: ModuleType, name: str, stage: str) -> None:
-        """Count a function of a module as a stage."""
+        """Count the seconds of a function of a module as those of a stage."""
         function: Callable[..., Any] = getattr(module, name)
 
         @functools.wraps(function, updated=())
@@ -94,32 +98,39 @@ class Stopwatch:
         import torch
 
         if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # what a stage has asked of the device is its own to wait for
+            # A stage waits for the work that it gave the device.
+            torch.cuda.synchronize()
+
         return time.perf_counter() - self._began
 
 
 def cold(asked: Found) -> Iterator[Found]:
-    """One trial as `python -m trainer --out FOLDER` runs it, its seconds counted from the start of the process."""
-    import trainer.__main__  # noqa: F401  # what the command imports
+    """Run one trial as `python -m trainer --out FOLDER` does. Its seconds count from the start of the process."""
+    # All that the command imports.
+    import trainer.__main__  # noqa: F401
     from trainer.config import TrainConfig
     from trainer.training.loop import TrainingInterrupted, train
 
     imported_s = time.time() - asked["started"]
-    watch, metrics = Stopwatch(), {}
+    watch = Stopwatch()
+    metrics: dict[str, float] = {}
     (config,) = asked["configs"]
     stop = watch.begun if asked.get("first_step") else (lambda: False)
-    places = {"data_root": asked["data"], "folder": f"{asked['folder']}/cold", "device": asked["device"]}
+    options = {"data_root": asked["data"], "folder": f"{asked['folder']}/cold", "device": asked["device"]}
+
     with contextlib.suppress(TrainingInterrupted):
-        for epoch in train(TrainConfig(**config), **places, stop=stop):
+        for epoch in train(TrainConfig(**config), **options, stop=stop):
             metrics = epoch.metrics
-    found = watch.read()
-    before = {"imports": imported_s} | found["before"]
-    seconds = {name: imported_s + found[name] for name in ("first step", "seconds")}
-    yield found | seconds | {"before": before, "metrics": metrics}
+
+    # Imports come before the stages that the stopwatch measured.
+    measured = watch.read()
+    before = {"imports": imported_s} | measured["before"]
+    seconds = {name: imported_s + measured[name] for name in ("first step", "seconds")}
+    yield measured | seconds | {"before": before, "metrics": metrics}
 
 
 def published(asked: Found) -> Iterator[Found]:
-    """One trial as the published scripts run it."""
+    """Run one trial as the published scripts do."""
     from tests.benchmarks.published import train_as_published
     from trainer.config import TrainConfig
 
@@ -135,7 +146,7 @@ def published(asked: Found) -> Iterator[Found]:
 
 
 def warm(asked: Found) -> Iterator[Found]:
-    """Trials one after another as a worker of a sweep trains them; after each, the memory that the process holds."""
+    """Run trials one after another as a worker of a sweep does. Each result has the memory of the process after it."""
     import psutil
     import torch
 
@@ -147,7 +158,7 @@ def warm(asked: Found) -> Iterator[Found]:
     torch.set_num_threads(asked.get("cpus") or os.cpu_count() or 1)
     folder, places = asked["folder"], {"data_root": asked["data"], "device": asked["device"]}
     watch, process = Stopwatch(), psutil.Process()
-    watch.time(pictures, "draw", "pictures")
+    watch.time(pictures, "draw_run_plots", "pictures")
     stop = watch.begun if asked.get("first_step") else (lambda: False)
     for fields in asked["configs"]:
         watch.start()
@@ -166,7 +177,7 @@ WAYS = {"cold": cold, "published": published, "warm": warm}
 
 
 def environment_of(folder: Path, cache: str) -> dict[str, str]:
-    """Of a process that finds nothing of an earlier one but what is in the folder."""
+    """Return the environment of a process that shares nothing with earlier ones but the files of the folder."""
     foreign = ("SPTUNE_", "RAY_", "TUNE_", "MLFLOW_")
     own = {"SPTUNE_CACHE": cache, "SPTUNE_DATA": f"{folder}/data", "MLFLOW_DISABLE_TELEMETRY": "true"}
     own |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -176,10 +187,10 @@ def environment_of(folder: Path, cache: str) -> dict[str, str]:
 def trials_alone(
     how: str, configs: Sequence[Mapping[str, Any]], environment: dict[str, str], **more: Any
 ) -> Iterator[Found]:
-    """Start such a process, and yield what it tells of each trial.
+    """Start such a process, and yield its result of each trial.
 
     Raises:
-        RuntimeError: if it fails, with the end of what it said.
+        RuntimeError: if the process fails, with the end of its log.
     """
     request = {"how": how, "configs": [dict(config) for config in configs], **more}
     with Path(more["folder"], f"{how}.log").open("w+") as log:
@@ -188,22 +199,25 @@ def trials_alone(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         ) as process:
             assert process.stdin is not None and process.stdout is not None, "both are pipes"
+
             process.stdin.write(json.dumps(request | {"started": time.time()}))
             process.stdin.close()
+
             for line in process.stdout:
                 if line.startswith("{"):
                     yield json.loads(line)
         if process.returncode:
             log.seek(0)
-            raise RuntimeError(f"{how} trials ended so:\n{log.read()[-4000:]}")
+            raise RuntimeError(f"the process of the {how} trials failed:\n{log.read()[-4000:]}")
 
 
 def main() -> None:
-    """Do what is asked."""
+    """Run the requested trials."""
     asked = json.load(sys.stdin)
-    for found in WAYS[asked["how"]](asked):
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
-        print(json.dumps(found | {"peak MB": peak_mb}), flush=True)
+    for result in WAYS[asked["how"]](asked):
+        # Linux counts in KiB.
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        print(json.dumps(result | {"peak MB": peak_mb}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How cost grows: ten times the images, prompt tokens or trials, a backbone four times as large.
+"""Growth of cost: with ten times the images, prompt tokens or trials, and with a backbone four times as large.
 
-`python -m tests.benchmarks.growth --out found.json`. If a cost is the size to the power of an exponent, the exponent is
-log(ratio of costs) / log(factor): 1 is proportional, 0 is no growth. What is expected follows from the algorithm, for
-steps from FLOPs that are counted; what is measured is beside it. Both sizes run in this process; networks have random
-weights, images are noise. The driver's part needs the orchestrator's packages, and is left out without them.
+Run `python -m tests.benchmarks.growth --out growth.json`. If a cost is the size to the power of an exponent, the
+exponent is log(ratio of costs) / log(factor): 1 is proportional, 0 is no growth. The expected exponent follows from the
+algorithm, for steps from their counted FLOPs. Both sizes run in this process, with random weights on noise. The part of
+the driver needs the packages of the orchestrator, and is left out without them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.machine import default_device, describe, wait_for, write_found
+from tests.benchmarks.machine import default_device, describe, wait_for, write_json
 from tests.benchmarks.published import EMA_DECAY
 from tests.benchmarks.sides import BY_SIZE, CLASSES, Side, first_values, in_turns, our_side, warm_up
 from trainer.catalog import BACKBONES, BUNDLED, OWN, PROTOTYPE_INITS
@@ -40,13 +40,13 @@ IMAGES = (160, 1600)
 PROMPTS = (10, 100)
 STUDIES = (4, 40)
 TRIALS = 25
-"""Of a study, two of them final."""
+"""Trials of a study, two of them final."""
 
 Row = dict[str, Any]
 
 
-def grown(what: str, sizes: tuple[float, float], seconds: tuple[float, float], expected: float, why: str) -> Row:
-    """A line of the table."""
+def growth_row(what: str, sizes: tuple[float, float], seconds: tuple[float, float], expected: float, why: str) -> Row:
+    """Return a line of the table."""
     factor = sizes[1] / sizes[0]
     return {
         "what": what,
@@ -61,8 +61,8 @@ def grown(what: str, sizes: tuple[float, float], seconds: tuple[float, float], e
     }
 
 
-def noise_pictures(count: int) -> Iterator[Example]:
-    """PNGs of the bundled network's size."""
+def noise_images(count: int) -> Iterator[Example]:
+    """Yield PNGs of noise, of the size that the bundled network takes."""
     noise = np.random.default_rng(count)
     for i in range(count):
         file = io.BytesIO()
@@ -71,24 +71,29 @@ def noise_pictures(count: int) -> Iterator[Example]:
 
 
 def epoch_seconds(images: int, epochs: int, device: str) -> float:
-    """The training steps of an epoch of a whole run, the fastest after the first."""
+    """Return the seconds of the training steps of an epoch: the fastest epoch after the first of a whole run."""
     with tempfile.TemporaryDirectory() as folder:
-        task, names = f"{OWN}noise", [*"0123456789"]
-        splits = {"train": noise_pictures(images), "val": noise_pictures(32), "test": noise_pictures(10)}
+        task = f"{OWN}noise"
+        names = [*"0123456789"]
+        splits = {"train": noise_images(images), "val": noise_images(32), "test": noise_images(10)}
         write_task(folder, task, splits, source="benchmark", class_names=names, protocol="published")
         params = {"task": task, "method": "spt_deep", "prompt_length": 10, "prompt_init": "random", "epochs": epochs}
         config = TrainConfig.from_params(params | {"warmup_epochs": 0, "lr": 1e-3, "init_images": 10})
-        found = [epoch.metrics for epoch in train(config, data_root=folder, device=device, cache=f"{folder}/cache")]
-    return images / max(metrics["train/images_per_s"] for metrics in found[1:])
+        epochs_run = list(train(config, data_root=folder, device=device, cache=f"{folder}/cache"))
+
+    return images / max(epoch.metrics["train/images_per_s"] for epoch in epochs_run[1:])
 
 
 def images_rows(device: str) -> Iterator[Row]:
-    """Ten times the images: an epoch, and prototypes by each strategy."""
+    """Measure ten times the images: an epoch, and the prototypes of each strategy."""
     few, many = IMAGES
-    # In turns, as others may use the machine for a while.
-    of_few, of_many, again = ((few, 4), (many, 3), (few, 4))
-    first, second, third = (epoch_seconds(images, epochs, device) for images, epochs in (of_few, of_many, again))
-    yield grown("an epoch: images", IMAGES, (min(first, third), second), 1.0, "as many steps as images")
+    # In turns: other programs may slow the machine down for a while.
+    first = epoch_seconds(few, 4, device)
+    second = epoch_seconds(many, 3, device)
+    third = epoch_seconds(few, 4, device)
+    yield growth_row("an epoch: images", IMAGES, (min(first, third), second), 1.0, "as many steps as images")
+
+    # Prototypes.
     row = BACKBONES[BUNDLED]
     torch.manual_seed(0)
     backbone = Backbone(build_vit(row), readout=row.readout, sha256="").to(device)
@@ -103,23 +108,24 @@ def images_rows(device: str) -> Iterator[Row]:
         )
         build_prototypes(stream, prompt_init=prompt_init, prompt_length=PROMPTS[0], seed=0)
 
+    # What is expected: each strategy but k-means only reads the images that it draws.
     drawn = row.num_layers * PROMPTS[0]
-    looked_at = [images * (1 - (1 - 1 / images) ** drawn) for images in IMAGES]
-    points = [STARTS * min(SAMPLE, images * row.num_patches()) + images * row.num_patches() for images in IMAGES]
+    num_read = [images * (1 - (1 - 1 / images) ** drawn) for images in IMAGES]
+    num_points = [STARTS * min(SAMPLE, images * row.num_patches()) + images * row.num_patches() for images in IMAGES]
     for prompt_init in PROTOTYPE_INITS:
-        clusters = prompt_init == "kmeans"
-        parts = points if clusters else looked_at
+        is_kmeans = prompt_init == "kmeans"
+        parts = num_points if is_kmeans else num_read
         why = (
             f"{STARTS} starts on {SAMPLE:,} tokens, one on all"
-            if clusters
+            if is_kmeans
             else f"only images that are drawn: {drawn} at most"
         )
-        times = 1 if clusters else 3
+        times = 1 if is_kmeans else 3
         seconds = (
             fastest(lambda init=prompt_init: build(init, few), times, device),  # type: ignore[misc]
             fastest(lambda init=prompt_init: build(init, many), times, device),  # type: ignore[misc]
         )
-        yield grown(
+        yield growth_row(
             f"prototypes, {prompt_init}: images",
             IMAGES,
             seconds,
@@ -129,7 +135,7 @@ def images_rows(device: str) -> Iterator[Row]:
 
 
 def fastest(run: Callable[[], object], times: int, device: str) -> float:
-    """Seconds of the fastest of several calls."""
+    """Return the seconds of the fastest of several calls."""
     taken = []
     for _ in range(times):
         wait_for(device)
@@ -141,7 +147,7 @@ def fastest(run: Callable[[], object], times: int, device: str) -> float:
 
 
 def step_of(size: str, method: str, length: int, device: str) -> tuple[Side, int]:
-    """A side that takes steps of ours in fp32, and its network's parameters."""
+    """Return a side that takes our steps in fp32, and the number of parameters of its network."""
     row = BACKBONES[BY_SIZE[size]]
     batch = 32 if torch.device(device).type == "cuda" else 4
     params = {"task": "demo/digits", "backbone": row.name, "method": method, "prompt_length": length}
@@ -160,16 +166,16 @@ def step_of(size: str, method: str, length: int, device: str) -> tuple[Side, int
 def steps_row(
     what: str, sides: tuple[Side, Side], sizes: tuple[float, float], seconds: float, device: str, more: str = ""
 ) -> Row:
-    """Steps of two sizes, in turns; what is expected is what their FLOPs say."""
+    """Measure steps of two sizes, in turns. The expected growth is that of their FLOPs."""
     in_turns(sides, "step", seconds, device)
-    few, many = (side.found for side in sides)
+    few, many = (side.measured for side in sides)
     flops = many["step_flops"] / few["step_flops"]
     expected = math.log(flops) / math.log(sizes[1] / sizes[0])
-    return grown(what, sizes, (few["step_s"], many["step_s"]), expected, f"{flops:.2f} times the FLOPs{more}")
+    return growth_row(what, sizes, (few["step_s"], many["step_s"]), expected, f"{flops:.2f} times the FLOPs{more}")
 
 
 def steps_rows(seconds: float, device: str) -> Iterator[Row]:
-    """Ten times the prompt tokens, and a backbone of four times the parameters."""
+    """Measure ten times the prompt tokens, and a backbone with four times the parameters."""
     for method in ("spt_deep", "spt_shallow"):
         few, many = (step_of("tiny", method, length, device)[0] for length in PROMPTS)
         more = ": prompts are keys alone" if method == "spt_deep" else ""
@@ -182,30 +188,33 @@ def steps_rows(seconds: float, device: str) -> Iterator[Row]:
 
 
 def trials_row() -> Row:
-    """Ten times the trials, in ten times the studies: the driver's own CPU seconds.
+    """Measure the driver's own CPU seconds for ten times the trials, in ten times the studies.
 
     Raises:
-        ImportError: where the orchestrator's packages are missing.
+        ImportError: if packages of the orchestrator are missing.
     """
-    from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
-    from orchestrator.spec.plan import plan_studies
+    from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
+    from orchestrator.spec.plan import plan_sweep
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.sweep.sweep import Sweep
     from tests.benchmarks.scale import Silent, spec_of
 
-    def driven(num_studies: int) -> float:
-        spec, clock = spec_of(num_studies, TRIALS - 2, 2, 10), Clock()
+    def driver_seconds(num_studies: int) -> float:
+        spec = spec_of(num_studies, TRIALS - 2, 2, 10)
+        clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
-            sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+            sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
             started = time.process_time()
-            run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers=64)
+            ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=64).run(sweep)
             return time.process_time() - started
 
-    driven(1)  # libraries import as they are needed
-    few, many = (driven(num_studies) for num_studies in STUDIES)
+    # The first call imports libraries.
+    driver_seconds(1)
+
+    few, many = (driver_seconds(num_studies) for num_studies in STUDIES)
     sizes = (STUDIES[0] * TRIALS, STUDIES[1] * TRIALS)
-    return grown(
-        "the driver's CPU time: trials", sizes, (few, many), 1.0, "a trial costs the same, the last as the first"
+    return growth_row(
+        "the driver's CPU time: trials", sizes, (few, many), 1.0, "the last trial costs the same as the first"
     )
 
 
@@ -216,13 +225,14 @@ def _short(size: float) -> str:
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of steps that each size is timed for")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for the steps of each size")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=120)
+
     rows: list[Row] = []
     parts: list[Callable[[], Iterator[Row]]] = [
         lambda: images_rows(options.device),
@@ -236,11 +246,13 @@ def main() -> None:
                 rows.append(row)
                 console.print(f"{row['what']}: {row['measured']:.2f}, expected {row['expected']:.2f}", highlight=False)
         except ImportError as error:
-            left_out.append(f"the driver's time a trial was left out: {error}")
+            left_out.append(f"the part of the driver was left out: {error}")
+
     table = Table("what grows", box=box.SIMPLE_HEAD, padding=0, title="how cost grows")
     for name in ("from", "to", "factor", "seconds", "then", "expected", "measured"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("because")
+
     for row in rows:
         sizes = (_short(row["from"]), _short(row["to"]), f"{row['factor']:.1f}")
         exponents = (f"{row['expected']:.2f}", f"{row['measured']:.2f}")
@@ -250,7 +262,7 @@ def main() -> None:
     console.print(table)
     for reason in left_out:
         console.print(reason)
-    write_found(options.out, {"machine": describe(options.device), "growth": rows, "left_out": left_out})
+    write_json(options.out, {"machine": describe(options.device), "growth": rows, "left_out": left_out})
 
 
 if __name__ == "__main__":

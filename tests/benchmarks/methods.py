@@ -1,8 +1,8 @@
-"""The methods side by side on real images with the bundled backbone, and what each prototype strategy costs.
+"""Accuracy of the methods on real images with the bundled backbone, and the cost of each prototype strategy.
 
-`python -m tests.benchmarks.methods --caltech101 vtab-1k/caltech101 --cifar10 cifar10 --epochs 20`. Each method's lr is
-chosen on val from a short grid, then trained on train + val and scored on test once, at the last epoch. CIFAR-10 is cut
-to 800 + 200 + 2,000 images.
+Run `python -m tests.benchmarks.methods --caltech101 vtab-1k/caltech101 --cifar10 cifar10 --epochs 20`. The lr of each
+method is chosen on val from a short grid. With it the method is trained on train + val and scored on test once, at the
+last epoch. CIFAR-10 is cut to 800 + 200 + 2,000 images.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from trainer.data.task_store import Example, write_task
 from trainer.training.loop import train
 
 GRID = {"full": (1e-4, 1e-3), "linear": (1e-2, 1e-1)}
-SHOWN = ("spt_deep", "vpt_deep", "linear", "full")
+COMPARED = ("spt_deep", "vpt_deep", "linear", "full")
 
 
-def caltech101(folder: Path) -> dict[str, list[Example]]:
-    """The `vtab-1k` layout: a list a split, `images/... label` a line."""
+def read_caltech101(folder: Path) -> dict[str, list[Example]]:
+    """Read the `vtab-1k` layout: one list per split, one `images/... label` per line."""
     lists = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
     return {
         split: [
@@ -41,21 +41,22 @@ def caltech101(folder: Path) -> dict[str, list[Example]]:
     }
 
 
-def cifar10(folder: Path) -> dict[str, list[Example]]:
-    """A thousand training images and two thousand test images."""
+def read_cifar10(folder: Path) -> dict[str, list[Example]]:
+    """Read a thousand training images and two thousand test images."""
     rows = {}
-    for name in ("train", "test"):  # stored class by class
+    # The images are stored class by class, so they are shuffled first.
+    for name in ("train", "test"):
         table = pq.read_table(folder / f"{name}.parquet")
         rows[name] = table.take(np.random.default_rng(0).permutation(len(table))[:2000]).to_pylist()
     examples = {
-        name: [Example(key=row["key"], label=row["label"], image=row["image"]) for row in found]
-        for name, found in rows.items()
+        name: [Example(key=row["key"], label=row["label"], image=row["image"]) for row in table_rows]
+        for name, table_rows in rows.items()
     }
     return {"train": examples["train"][:800], "val": examples["train"][800:1000], "test": examples["test"]}
 
 
 def store(root: str, name: str, splits: Mapping[str, Sequence[Example]]) -> None:
-    """Make a task known, and put it into the store."""
+    """Add a task to the catalog, and write it to the store."""
     classes = 1 + max(example.label for examples in splits.values() for example in examples)
     num_train, num_val, num_test = (len(splits[split]) for split in ("train", "val", "test"))
     TASKS[name] = Task(
@@ -67,7 +68,7 @@ def store(root: str, name: str, splits: Mapping[str, Sequence[Example]]) -> None
 
 
 def last_metrics(root: str, **params: Any) -> tuple[dict[str, float], float]:
-    """The metrics of a whole run, first and last epoch's together, and its seconds."""
+    """Return the metrics of a whole run, those of its first and last epoch together, and its seconds."""
     started = time.perf_counter()
     epochs = list(train(TrainConfig.from_params(params), data_root=root))
     return epochs[0].metrics | epochs[-1].metrics, time.perf_counter() - started
@@ -84,15 +85,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=110)
+
     with tempfile.TemporaryDirectory() as root:
-        sources = (("caltech101", options.caltech101, caltech101), ("cifar10", options.cifar10, cifar10))
+        sources = (("caltech101", options.caltech101, read_caltech101), ("cifar10", options.cifar10, read_cifar10))
         for name, folder, read in sources:
             if folder is not None:
                 store(root, f"local/{name}", read(folder))
         tasks = [name for name in TASKS if name.startswith("local/")]
+
+        # Accuracies.
         table = Table("task", "method", "learnable", "share", "lr", "val", "test", "s/epoch", title="accuracy")
         for task in tasks:
-            for method in SHOWN:
+            for method in COMPARED:
                 fixed = {
                     "task": task,
                     "method": method,
@@ -103,9 +107,9 @@ def main() -> None:
                     fixed |= {"prompt_length": options.prompt_length}
                 if len(METHODS[method].prompt_inits) > 1:
                     fixed |= {"prompt_init": "mean_pool"}
-                found = {lr: last_metrics(root, **fixed, lr=lr) for lr in GRID.get(method, (5e-3, 5e-2))}
-                lr = max(found, key=lambda lr: (found[lr][0]["val/accuracy"], -lr))
-                searched, seconds = found[lr]
+                results = {lr: last_metrics(root, **fixed, lr=lr) for lr in GRID.get(method, (5e-3, 5e-2))}
+                lr = max(results, key=lambda lr: (results[lr][0]["val/accuracy"], -lr))
+                searched, seconds = results[lr]
                 final, _ = last_metrics(root, **fixed, lr=lr, eval_split="test")
                 table.add_row(
                     task,
@@ -118,6 +122,8 @@ def main() -> None:
                     f"{seconds / options.epochs:.2f}",
                 )
         console.print(table)
+
+        # Prototypes.
         costs = Table("task", "layers", *PROTOTYPE_INITS, title="seconds to build prototypes")
         for task in tasks:
             for method in ("spt_deep", "spt_shallow"):

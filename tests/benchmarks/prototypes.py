@@ -1,8 +1,8 @@
-"""What prototypes cost at full size: seconds and memory above the model, for any number of images.
+"""Cost of prototypes at full size: seconds, and memory beyond that of the model.
 
-`python -m tests.benchmarks.prototypes vit_base_patch16_224.mae --images 300`. Images are noise made as they are asked
-for, the network's weights are random. On a CPU the tokens that k-means holds are full at 186 images of ViT-B (36,408 of
-a layer); more images take longer and no more memory, which the last column shows at half and at the whole number.
+Run `python -m tests.benchmarks.prototypes vit_base_patch16_224.mae --images 300`. Images are noise, generated when they
+are read, and the network's weights are random. On a CPU, k-means holds as many tokens as it may at 186 images of ViT-B
+(36,408 per layer). More images take longer but no more memory: compare the last column at half and at all images.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trainer.prompt_init.token_stream import TokenStream
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory this process has held, on its device."""
+    """Return the peak memory of this process on its device."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure(backbone_name: str, images: int, prompt_init: str, prompt_length: int) -> None:
-    """One strategy, in a process of its own: prints its seconds and its memory."""
+    """Build the prototypes of one strategy, and print the seconds and the memory. Runs in a process of its own."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     row = BACKBONES[backbone_name]
     torch.manual_seed(0)
@@ -40,11 +40,15 @@ def measure(backbone_name: str, images: int, prompt_init: str, prompt_length: in
         shape = (len(rows_B), 3, row.image_size, row.image_size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise).to(device)
 
-    list(backbone.patch_tokens(images_of(torch.arange(1))))  # libraries' own buffers belong to the model
-    before, started = peak_bytes(device), time.perf_counter()
+    # Buffers of the libraries are allocated at the first pass, and count as the model's.
+    list(backbone.patch_tokens(images_of(torch.arange(1))))
+
+    before = peak_bytes(device)
+    started = time.perf_counter()
     stream = TokenStream(backbone=backbone, num_images=images, images_of=images_of, num_layers=row.num_layers)
     build_prototypes(stream, prompt_init=prompt_init, prompt_length=prompt_length, seed=0)
     seconds = time.perf_counter() - started
+
     print(
         f"{backbone_name} {prompt_init:9} {prompt_length} prompts, {images:6,} images, {device}: {seconds:7.1f} s, "
         f"{(peak_bytes(device) - before) / 2**30:.2f} GiB above the model",
@@ -53,16 +57,18 @@ def measure(backbone_name: str, images: int, prompt_init: str, prompt_length: in
 
 
 def main() -> None:
-    """Measure every strategy at two numbers of images."""
+    """Measure every strategy with half and with all of the images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backbone", nargs="?", default="vit_base_patch16_224.mae", choices=BACKBONES)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--prompt-length", type=int, default=20)
-    parser.add_argument("--only", choices=PROTOTYPE_INITS, help="this strategy alone, at this number of images alone")
+    parser.add_argument("--only", choices=PROTOTYPE_INITS, help="only this strategy, with this number of images")
     options = parser.parse_args()
     if options.only:
         measure(options.backbone, options.images, options.only, options.prompt_length)
         return
+
+    # The peak of a process never falls, so each measurement has a process of its own.
     for prompt_init in PROTOTYPE_INITS:
         for images in (options.images // 2, options.images):
             command = [sys.executable, "-m", "tests.benchmarks.prototypes", options.backbone, "--only", prompt_init]

@@ -1,11 +1,12 @@
-"""Self-Prompt Tuning as research code trains it, written plainly: what our trainer's speed is compared with.
+"""Self-Prompt Tuning as research code trains it, written plainly: the baseline for the speed of our trainer.
 
 Everything is in fp32. Each epoch decodes, resizes and normalises each image again in a `DataLoader`, whose workers
-start anew; the forward pass is timm's own blocks over `[CLS, prompts, patches]`; each step reads the loss for its meter
-and averages the state of the whole model; each epoch saves the whole model, its average and the optimizer.
+start again each epoch. The forward pass is timm's own blocks over `[CLS, prompts, patches]`. Each step reads the loss
+for its meter and averages the state of the whole model. Each epoch saves the whole model, its average and the
+optimizer.
 
-Given our data order it has our losses (`tests/trainer/training/test_published_recipe.py`): what differs is how they are
-computed.
+In our data order it has our losses (`tests/trainer/training/test_published_recipe.py`): only how they are computed
+differs.
 Shapes: B batch, C 3, H W image height and width, L prompted layers, P prompt_length, T tokens, D width, K classes.
 """
 
@@ -45,7 +46,7 @@ Batches = DataLoader[tuple[Tensor, int]]
 def plain_logits(
     vit: VisionTransformer, head: nn.Module, prompt_LPD: Tensor, readout: str, pixels_BCHW: Tensor
 ) -> Tensor:
-    """The papers' forward pass with nothing but timm's own modules: normalised pixels to logits ``[B, K]``."""
+    """Run the papers' forward pass with timm's own modules only: from normalised pixels to logits ``[B, K]``."""
     patches_BTD = vit.patch_embed(pixels_BCHW)
     cls_11D, positions_1TD = cls_and_positions(vit)
     tokens_BTD = torch.cat([cls_11D.expand(len(patches_BTD), -1, -1), patches_BTD], dim=1) + positions_1TD
@@ -62,7 +63,7 @@ def plain_logits(
 
 
 class PublishedModel(nn.Module):
-    """The prompted network as one module, its frozen part a copy of its own."""
+    """The prompted network as one module, with a copy of the frozen network in it."""
 
     def __init__(self, backbone: Backbone, prompt_LPD: Tensor, head: nn.Linear) -> None:
         super().__init__()
@@ -72,15 +73,17 @@ class PublishedModel(nn.Module):
         self.readout = backbone.readout
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels to logits ``[B, K]``."""
+        """Return logits ``[B, K]`` of normalised pixels."""
         return plain_logits(self.vit, self.head, self.prompt_LPD, self.readout, pixels_BCHW)
 
 
 class EncodedImages(Dataset[tuple[Tensor, int]]):
-    """Images as files hold them; each is decoded and transformed whenever it is asked for."""
+    """Images as files contain them. Each is decoded and transformed whenever it is read."""
 
     def __init__(self, encoded: Sequence[bytes], labels: Sequence[int], transform: Callable[[Image.Image], Tensor]):
-        self.encoded, self.labels, self.transform = encoded, labels, transform
+        self.encoded = encoded
+        self.labels = labels
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -91,7 +94,7 @@ class EncodedImages(Dataset[tuple[Tensor, int]]):
 
 
 def transform_of(backbone: Backbone, size: int, *, augmented: bool, train: bool) -> Callable[[Image.Image], Tensor]:
-    """The published views: VTAB's squares, FGVC's random crops in training and 256 to 224 elsewhere."""
+    """Return the published transform: squares for VTAB; for FGVC random crops in training, else 256 to 224."""
     how = InterpolationMode.BICUBIC
     to_square: list[nn.Module] = [v2.Resize(round(size * 256 / 224) if augmented else size, how), v2.CenterCrop(size)]
     if augmented and train:
@@ -103,7 +106,7 @@ def transform_of(backbone: Backbone, size: int, *, augmented: bool, train: bool)
 
 
 def optimizer_of(config: TrainConfig, model: PublishedModel) -> torch.optim.AdamW:
-    """AdamW with a group for the prompt, one for the head's weight, one for its bias."""
+    """Return AdamW with one group each for the prompt, the head's weight and the head's bias."""
     groups = [
         {"params": [model.prompt_LPD], "weight_decay": config.weight_decay},
         {"params": [model.head.weight], "weight_decay": config.head_weight_decay},
@@ -120,7 +123,7 @@ def train_step(
     lr: float,
     device: str,
 ) -> float:
-    """One step on a batch as the loader hands it out; the loss, for the meter."""
+    """Take one step on a batch as the loader yields it, and return the loss for the meter."""
     pixels_BCHW, labels_B = (values.to(device, non_blocking=True) for values in batch)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -135,28 +138,29 @@ def train_step(
 
 @torch.no_grad()
 def accuracy_of(model: PublishedModel, loader: Batches, device: str) -> float:
-    """The share of the loader's images that the model gets right, counted batch by batch."""
+    """Return the fraction of the loader's images that the model classifies correctly."""
     model.eval()
-    right = seen = 0
+    num_correct = num_images = 0
     for batch in loader:
         pixels_BCHW, labels_B = (values.to(device, non_blocking=True) for values in batch)
-        right += int((model(pixels_BCHW).argmax(dim=1) == labels_B).sum().item())
-        seen += len(labels_B)
-    return right / seen
+        num_correct += int((model(pixels_BCHW).argmax(dim=1) == labels_B).sum().item())
+        num_images += len(labels_B)
+
+    return num_correct / num_images
 
 
 def save_whole(
-    place: Path, model: PublishedModel, optimizer: torch.optim.Optimizer, average: ModelEmaV2 | None, epoch: int
+    path: Path, model: PublishedModel, optimizer: torch.optim.Optimizer, average: ModelEmaV2 | None, epoch: int
 ) -> None:
-    """The whole model, its average and the optimizer, in one file."""
+    """Save the whole model, its average and the optimizer in one file."""
     state = {"epoch": epoch, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     if average is not None:
         state["model_ema"] = average.module.state_dict()
-    torch.save(state, place)
+    torch.save(state, path)
 
 
 def our_order(config: TrainConfig, num_images: int) -> Callable[[int], list[int]]:
-    """The order of rows in which `trainer.loop` learns in each epoch."""
+    """Return a function that gives the order of rows in which `trainer.training.loop` trains an epoch."""
 
     def order(epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(config.stream_seed("order", epoch))
@@ -176,36 +180,40 @@ def train_as_published(
     ema: bool = True,
     order: Callable[[int], Sequence[int]] | None = None,
 ) -> Iterator[dict[str, float]]:
-    """A whole trial by the published recipe; the metrics of each epoch, once its checkpoint is in `folder`.
+    """Train a whole trial by the published recipe, and yield the metrics of each epoch after saving its checkpoint.
 
-    Prompt and head start at our values. The prototypes come from our code too, which is kind to this side: the
-    reference pushes all images through the network in one batch.
+    Prompt and head start at our values. The prototypes come from our code too, which favours this side: the reference
+    pushes all images through the network in one batch.
 
     Args:
-        order: the rows of an epoch (counted from 1), in the order that they are learnt; None for the loader's own.
+        order: returns the rows of an epoch (counted from 1) in the order of training; None for the loader's own order.
 
     Raises:
-        ValueError: for what the recipe does not have: dropout, a learning backbone, bf16, SGD, another transform.
+        ValueError: if the config has what the recipe lacks: dropout, a learning backbone, bf16, SGD, or another
+            transform.
         FloatingPointError: if the loss is NaN or infinite.
     """
-    method, card = METHODS[config.method], open_task(data_root, config.task)
+    method = METHODS[config.method]
+    card = open_task(data_root, config.task)
     if method.prompt_dropout or method.backbone_learns or config.drop_path or not config.prompt_length:
         raise ValueError(f"the published recipe is that of spt_deep and spt_shallow, got {config.method}.")
     if (config.precision, config.optimizer, config.transform) != ("fp32", "adamw", "spt"):
         raise ValueError("the published recipe has precision fp32, optimizer adamw and transform spt.")
-    augmented, place = is_augmented(config.task), Path(folder) / "checkpoint.pth"
+
+    augmented = is_augmented(config.task)
+    checkpoint = Path(folder) / "checkpoint.pth"
     torch.manual_seed(config.seed)
     backbone = load_backbone(config.backbone, image_size=config.pixels, normalize=config.normalize, device=device)
 
     # The first values of prompt and head.
     view = "whole" if augmented else "fixed"
-    learnt_from = load_split(
+    train_split = load_split(
         data_root, config.task, config.train_split, config.train_size, config.pixels, device, "spt", view
     )
     first = PromptedViT(
         backbone,
         num_classes=len(card.class_names),
-        prompt_LPD=initial_prompt(config, backbone, learnt_from, data_root=data_root, prototype_cache=None).prompt_LPD,
+        prompt_LPD=initial_prompt(config, backbone, train_split, data_root=data_root, prototype_cache=None).prompt_LPD,
         prompt_dropout=0.0,
         head_std=config.backbone_row.head_std,
         generator=torch.Generator().manual_seed(config.stream_seed("head")),
@@ -220,11 +228,13 @@ def train_as_published(
     by_key = {example.key: example for examples in stored.values() for example in examples}
 
     def images_of(keys: Sequence[str], *, train: bool) -> EncodedImages:
-        chosen = [by_key[key] for key in keys]
+        examples = [by_key[key] for key in keys]
         transform = transform_of(backbone, config.pixels, augmented=augmented, train=train)
-        return EncodedImages([one.image for one in chosen], [one.label for one in chosen], transform)
+        return EncodedImages(
+            [example.image for example in examples], [example.label for example in examples], transform
+        )
 
-    train_images = images_of(learnt_from.keys, train=True)
+    train_images = images_of(train_split.keys, train=True)
     eval_images = images_of([example.key for example in stored[config.eval_split]], train=False)
 
     def loader_of(images: EncodedImages, rows: Sequence[int] | None, *, train: bool) -> Batches:
@@ -239,7 +249,9 @@ def train_as_published(
         )
 
     eval_loader = loader_of(eval_images, None, train=False)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+
+    # The epochs.
     for epoch in range(1, config.epochs + 1):
         started = time.perf_counter()
         model.train()
@@ -250,6 +262,7 @@ def train_as_published(
             losses.append(train_step(model, optimizer, average, batch, lr, device))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"the loss became {losses[-1]} in epoch {epoch}.")
+
         trained = time.perf_counter()
         metrics = {
             "train/loss": sum(losses) / len(losses),
@@ -257,5 +270,5 @@ def train_as_published(
             "train/images_per_s": len(losses) * config.batch_size / (trained - started),
             config.eval_metric: accuracy_of(model, eval_loader, device),
         }
-        save_whole(place, model, optimizer, average, epoch)
+        save_whole(checkpoint, model, optimizer, average, epoch)
         yield metrics | {"epoch/seconds": time.perf_counter() - started}

@@ -1,4 +1,4 @@
-"""What a large sweep costs its driver: time and memory a trial, and a queue of results that does not grow.
+"""Cost of a large sweep for its driver: time and memory per trial, and whether the queue of results grows.
 
 python -m tests.benchmarks.scale            10,000 trials in 500 studies, on synthetic curves
 python -m tests.benchmarks.scale --ray      1,000 trials that do nothing, through Ray on two cores
@@ -28,9 +28,9 @@ import numpy as np
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.ray import driver as ray_driver
 from orchestrator.drivers.ray.cluster import connected
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies, suggest_params
+from orchestrator.spec.plan import plan_sweep, suggest_params
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.space import Choice, Dimension
 from orchestrator.study.selection import pack_correct
@@ -44,17 +44,17 @@ from trainer.config import TrainConfig
 
 
 class Silent:
-    """A tracker that shows nothing to anybody: the driver's own cost is what is measured."""
+    """A tracker that logs nothing, so that only the driver's own cost is measured."""
 
     open_study = sync = sync_study = lambda *_: None
 
     def close(self) -> int:
-        """Nothing is left."""
+        """Return 0: nothing is left to log."""
         return 0
 
 
 def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpec:
-    """A sweep of so many studies; the tasks need no data, since nothing is trained."""
+    """Return a sweep of so many studies. Its tasks need no data, since nothing is trained."""
     methods = ["spt_deep", "spt_shallow", "vpt_deep", "vpt_shallow"]
     tasks = [*TASKS][:25]
     sizes = [0.1, 0.2, 0.5, 0.8, 1.0]
@@ -75,72 +75,73 @@ def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpe
         "final": {"seeds": [*range(finals)]},
     }
     spec = parse_spec(raw, "the benchmark")
-    assert len(plan_studies(spec)) == num_studies
+    assert len(plan_sweep(spec).studies) == num_studies
     return spec
 
 
 def resident_mb() -> float:
-    """Memory of this process now."""
+    """Return the memory of this process now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
-def replayed(num_studies: int, trials: int, finals: int, epochs: int) -> dict[str, float]:
-    """Drive it on synthetic curves with 64 workers; the driver's CPU seconds in each thousand trials.
+def replay(num_studies: int, trials: int, finals: int, epochs: int) -> dict[str, float]:
+    """Run a sweep on synthetic curves with 64 workers, and measure the driver's CPU seconds per thousand trials.
 
-    CPU seconds, since others may use the machine; the driver does nothing but compute and write.
+    CPU seconds do not depend on other programs on the machine, and the driver only computes and writes.
     """
     spec = spec_of(num_studies, trials, finals, epochs)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
         opened = time.perf_counter() - started
         marks = [(0, time.process_time(), resident_mb())]
         started = time.perf_counter()
-        curves = SyntheticCurves(plan_studies(spec))
+        curves = SyntheticCurves(plan_sweep(spec).studies)
 
         def marked(trial: Any) -> Any:
             if sweep.num_started % 1000 == 0:
                 marks.append((sweep.num_started, time.process_time(), resident_mb()))
             return curves(trial)
 
-        run_sweep(sweep, marked, clock, workers=64)
+        ReplayDriver(marked, clock, workers=64).run(sweep)
         count = sum(summary.num_finished for summary in sweep.summaries())
-        last, wall = time.process_time(), time.perf_counter() - started
+        last = time.process_time()
+        wall = time.perf_counter() - started
         epochs_run = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
         started = time.perf_counter()
-        again = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
-        assert again.is_done
+        reopened_sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent(), clock=clock)
+        assert reopened_sweep.is_done
         reopened = time.perf_counter() - started
     per_thousand = [(b[1] - a[1]) / (b[0] - a[0]) * 1000 for a, b in itertools.pairwise(marks)]
     return {
         "trials": count,
         "studies": num_studies,
-        "epochs a trial": epochs_run / count,
+        "epochs per trial": epochs_run / count,
         "open, s": opened,
-        "ms a trial by the clock": 1000 * wall / count,
-        "ms a trial": 1000 * (last - marks[0][1]) / count,
-        "ms a trial, first thousand": per_thousand[0],
-        "ms a trial, last thousand": per_thousand[-1],
+        "ms per trial by the clock": 1000 * wall / count,
+        "ms per trial": 1000 * (last - marks[0][1]) / count,
+        "ms per trial, first thousand": per_thousand[0],
+        "ms per trial, last thousand": per_thousand[-1],
         "last over first": per_thousand[-1] / per_thousand[0],
-        "KB a trial": 1000 * (marks[-1][2] - marks[0][2]) / count,
+        "KB per trial": 1000 * (marks[-1][2] - marks[0][2]) / count,
         "open again when done, s": reopened,
     }
 
 
 def nothing(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
-    """A trial that does nothing, in one epoch."""
+    """Run a trial of one epoch that does nothing."""
     yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 0.0})
 
 
 def through_ray(trials: int) -> dict[str, float]:
-    """Trials that do nothing, through Ray."""
+    """Run trials that do nothing through Ray, and measure the seconds per trial."""
     spec = spec_of(4, trials // 4 - 2, 2, 1)
     with tempfile.TemporaryDirectory() as folder:
         workplace = TrialContext(
             data_root=folder, trials_folder=folder, prototype_cache=folder, weights=None, cpus=1, gpus=0
         )
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent())
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent())
         first: list[float] = []
         started = time.perf_counter()
 
@@ -149,20 +150,21 @@ def through_ray(trials: int) -> dict[str, float]:
                 first.append(time.perf_counter())
 
         with connected(None):
-            ray_driver.run_sweep(sweep, workplace, note, nothing)
+            ray_driver.RayDriver(workplace, nothing).run(sweep, note)
         ended = time.perf_counter()
     count = sum(summary.num_finished for summary in sweep.summaries())
-    return {"trials": count, "s in all": ended - started, "s a trial": (ended - first[0]) / (count - 1)}
+    return {"trials": count, "s in total": ended - started, "s per trial": (ended - first[0]) / (count - 1)}
 
 
-def queued(workers: int, seconds: float) -> dict[str, float]:
-    """Results that come from many workers at once, absorbed by one thread: how long the queue gets."""
+def fill_queue(workers: int, seconds: float) -> dict[str, float]:
+    """Process the results of many workers in one thread, and measure how long the queue gets."""
     spec = spec_of(100, 98, 2, 30)
     results: queue.Queue[tuple[str, Epoch]] = queue.Queue()
-    lengths, absorbed = [], 0
+    lengths: list[int] = []
+    num_processed = 0
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-        curves = SyntheticCurves(plan_studies(spec))
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+        curves = SyntheticCurves(plan_sweep(spec).studies)
         running: dict[str, Any] = {}
         turns = threading.Event()
 
@@ -171,8 +173,9 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
             turn = time.perf_counter()
             while turn < end:
                 for trial_id, curve in list(running.items()):
-                    if (told := next(curve, None)) is not None and isinstance(told[0], Epoch):
-                        results.put((trial_id, told[0]))
+                    event = next(curve, None)
+                    if event is not None and isinstance(event[0], Epoch):
+                        results.put((trial_id, event[0]))
                     time.sleep(0.5 / workers)
                 turn = time.perf_counter()
             turns.set()
@@ -190,7 +193,7 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
             except queue.Empty:
                 continue
             lengths.append(results.qsize())
-            absorbed += 1
+            num_processed += 1
             if sweep.is_running(trial_id) and not sweep.on_epoch(
                 trial_id, epoch.epoch, epoch.metrics, epoch.provenance
             ):
@@ -199,37 +202,37 @@ def queued(workers: int, seconds: float) -> dict[str, float]:
         reporter.join()
     half = len(lengths) // 2
     return {
-        "results": absorbed,
-        "results a second": absorbed / seconds,
+        "results": num_processed,
+        "results per second": num_processed / seconds,
         "longest queue, first half": max(lengths[:half]),
         "longest queue, second half": max(lengths[half:]),
     }
 
 
-def reported(num_studies: int, trials: int) -> dict[str, float]:
-    """The command over a record of complete trials, each with what a real one tells."""
+def time_report(num_studies: int, trials: int) -> dict[str, float]:
+    """Time `sptune report` over a study database of complete trials, each with all that a real trial stores."""
     spec = spec_of(num_studies, trials - 2, 2, 100)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        record = StudyDatabase(f"sqlite:///{folder}/studies.db")
-        record.save_sweep(spec.name, spec.model_dump(mode="json"))
-        for study in load_studies(spec, record):
+        database = StudyDatabase(f"sqlite:///{folder}/studies.db")
+        database.save_sweep(spec.name, spec.model_dump(mode="json"))
+        for study in load_studies(spec, database):
             study.save_settings()
             for number in range(trials):
-                searched = number < trials - 2
-                rows = study.search_table if searched else study.final_table
+                is_search = number < trials - 2
+                rows = study.search_table if is_search else study.final_table
                 params: dict[str, Any] = {"seed": number - trials + 2}
-                if searched:
-                    params = suggest_params(study.plan, _drawn_by(draw))
-                asked = params if searched or study.best is None else study.best.params
-                config = (study.plan.search_config if searched else study.plan.final_config)(
-                    asked, params.get("seed", 0)
+                if is_search:
+                    params = suggest_params(study.plan, _draw_with(rng))
+                config_params = params if is_search or study.best is None else study.best.params
+                config = (study.plan.search_config if is_search else study.plan.final_config)(
+                    config_params, params.get("seed", 0)
                 )
-                split = "val" if searched else "test"
-                right = draw.random(200) < draw.uniform(0.4, 0.9)
+                split = "val" if is_search else "test"
+                is_correct = rng.random(200) < rng.uniform(0.4, 0.9)
                 losses = {f"train/{name}": 0.123456789 for name in "abcdefgh"}
-                epoch = losses | {f"{split}/accuracy": float(right.mean())}
-                facts = {"correct": pack_correct(right.tolist())} if searched else {}
+                epoch = losses | {f"{split}/accuracy": float(is_correct.mean())}
+                facts = {"correct": pack_correct(is_correct.tolist())} if is_search else {}
                 facts |= {"scored_on": "0123456789abcdef/test", "protocol": "published", "software": "torch " * 20}
                 rows.add(
                     Trial(
@@ -253,43 +256,43 @@ def reported(num_studies: int, trials: int) -> dict[str, float]:
             subprocess.run(command, check=True, capture_output=True)
             taken.append(time.perf_counter() - started)
         size = Path(folder, "studies.db").stat().st_size / 1e6
-    return {"trials": num_studies * trials, "record, MB": size, "s, median of 3": sorted(taken)[1]}
+    return {"trials": num_studies * trials, "study database, MB": size, "s, median of 3": sorted(taken)[1]}
 
 
-def _drawn_by(draw: np.random.Generator) -> Callable[[str, Dimension], Any]:
-    """A value of each dimension, at random."""
+def _draw_with(rng: np.random.Generator) -> Callable[[str, Dimension], Any]:
+    """Return a function that draws a value of a dimension."""
 
-    def drawn(_: str, dimension: Dimension) -> Any:
+    def draw(_: str, dimension: Dimension) -> Any:
         if isinstance(dimension, Choice):
-            return dimension.values[int(draw.integers(len(dimension.values)))]
-        return float(np.exp(draw.uniform(np.log(dimension.low), np.log(dimension.high))))
+            return dimension.values[int(rng.integers(len(dimension.values)))]
+        return float(np.exp(rng.uniform(np.log(dimension.low), np.log(dimension.high))))
 
-    return drawn
+    return draw
 
 
 def main() -> None:
-    """Measure what is asked for, and print it."""
+    """Run the requested measurement, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--queue", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--studies", type=int, default=500)
-    parser.add_argument("--trials", type=int, default=20, help="of a study, two of them final")
+    parser.add_argument("--trials", type=int, default=20, help="trials of a study, two of them final")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.ray:
-        found = through_ray(1000)
+        results = through_ray(1000)
     elif options.queue:
-        found = queued(64, 60.0)
+        results = fill_queue(64, 60.0)
     elif options.report:
-        found = reported(240, 21)
+        results = time_report(240, 21)
     else:
-        found = replayed(options.studies, options.trials - 2, 2, 10)
+        results = replay(options.studies, options.trials - 2, 2, 10)
     print(f"{os.cpu_count()} cores")
-    for name, value in found.items():
+    for name, value in results.items():
         print(f"{name:<28} {value:,.3f}".rstrip("0").rstrip("."))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+        options.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

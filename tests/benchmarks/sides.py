@@ -1,6 +1,6 @@
-"""The sides that benchmarks compare: a training step, an evaluation and a checkpoint, as published and as ours.
+"""Sides that benchmarks compare: a training step, an evaluation and a checkpoint, by the published recipe and by us.
 
-All start from the same values on one network, and take turns in one process.
+All sides start from the same values on one network, and take turns in one process.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TURNS = 15
 
 @dataclass(kw_only=True)
 class Side:
-    """One way to do the same work, and what was found of it."""
+    """One way to do the work, and its measurements."""
 
     name: str
     precision: str
@@ -69,14 +69,16 @@ class Side:
     """A pass over `num_eval` images."""
     save: Callable[[Path], object]
     steps_ahead: int = 1
-    """Steps until a turn is in its steady state: batches that workers made while others had their turn."""
-    found: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Steps until a turn is in its steady state: loader workers prepare batches during the turns of the other sides."""
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @functools.cache
-def pictures(count: int, size: int) -> list[bytes]:
-    """JPEGs as large as photographs (noise, 500 x 375), or PNGs of the size itself for small networks."""
-    noise, encoded = np.random.default_rng(0), []
+def encoded_images(count: int, size: int) -> list[bytes]:
+    """Return JPEGs with the size of photographs (noise, 500 x 375); for small networks, PNGs of their own size."""
+    noise = np.random.default_rng(0)
+
+    encoded = []
     for _ in range(count):
         coarse = Image.fromarray(noise.integers(0, 256, (30, 40, 3), dtype=np.uint8))
         file = io.BytesIO()
@@ -89,17 +91,18 @@ def pictures(count: int, size: int) -> list[bytes]:
 
 
 @functools.cache
-def decoded_pictures(count: int, size: int) -> Tensor:
-    """The same, as our cache keeps them: uint8 ``[N, 3, S, S]``."""
-    return torch.stack([decode(one, size, "spt") for one in pictures(count, size)])
+def decoded_images(count: int, size: int) -> Tensor:
+    """Return the same images as our cache stores them: uint8 ``[N, 3, S, S]``."""
+    return torch.stack([decode(image, size, "spt") for image in encoded_images(count, size)])
 
 
 def published_side(
     config: TrainConfig, first: PromptedViT, encoded: Sequence[bytes], num_eval: int, num_workers: int, device: str
 ) -> Side:
-    """The published recipe over encoded images."""
+    """Return the published recipe, over encoded images."""
     model = PublishedModel(first.backbone, first.prompt_LPD, first.head).to(device)
-    optimizer, average = optimizer_of(config, model), ModelEmaV2(model, decay=EMA_DECAY)
+    optimizer = optimizer_of(config, model)
+    average = ModelEmaV2(model, decay=EMA_DECAY)
     transform = transform_of(first.backbone, config.pixels, augmented=False, train=True)
     labels = [i % CLASSES for i in range(len(encoded))]
     loading: dict[str, Any] = {
@@ -110,7 +113,7 @@ def published_side(
     images = EncodedImages(encoded, labels, transform)
     endless = RandomSampler(images, replacement=True, num_samples=10**9)
     batches = iter(DataLoader(images, sampler=endless, **loading))
-    judged = DataLoader(
+    eval_loader = DataLoader(
         EncodedImages(encoded[:num_eval], labels[:num_eval], transform), **loading, persistent_workers=num_workers > 0
     )
     number = itertools.count()
@@ -124,7 +127,7 @@ def published_side(
         name="published",
         precision="fp32",
         step=step,
-        evaluate=lambda: accuracy_of(model, judged, device),
+        evaluate=lambda: accuracy_of(model, eval_loader, device),
         save=lambda folder: save_whole(folder / "whole.pth", model, optimizer, average, 1),
         steps_ahead=1 + 2 * num_workers,
     )
@@ -133,11 +136,12 @@ def published_side(
 def our_side(
     config: TrainConfig, first: PromptedViT, images_NCHW: Tensor, labels_N: Tensor, num_eval: int, device: str
 ) -> Side:
-    """Ours over decoded images that stay on the device, as `trainer.loop` has it."""
+    """Return our trainer, over decoded images that stay on the device, as in `trainer.training.loop`."""
     model = copy.deepcopy(first).to(device)
     learnable = model.learnable()
     network = with_precision(model, config.precision, device)
-    optimizer, average = build_optimizer(config, learnable), MovingAverage(learnable, EMA_DECAY)
+    optimizer = build_optimizer(config, learnable)
+    average = MovingAverage(learnable, EMA_DECAY)
     total = torch.zeros((), device=device)
     number = itertools.count()
 
@@ -169,7 +173,7 @@ def our_side(
 
 
 def first_values(backbone: Backbone, config: TrainConfig) -> PromptedViT:
-    """The model that all sides start from."""
+    """Return the model that all sides start from."""
     layers = backbone.num_layers if config.method == "spt_deep" else 1
     return PromptedViT(
         backbone,
@@ -182,7 +186,7 @@ def first_values(backbone: Backbone, config: TrainConfig) -> PromptedViT:
 
 @torch.no_grad()
 def assert_same(first: PromptedViT, encoded: bytes, images_BCHW: Tensor) -> None:
-    """Both forward passes make the same of the same image."""
+    """Assert that both forward passes give the same logits for the same image."""
     transform = transform_of(first.backbone, images_BCHW.shape[-1], augmented=False, train=True)
     pixels_CHW, _ = EncodedImages([encoded], [0], transform)[0]
     published_BK = PublishedModel(first.backbone, first.prompt_LPD, first.head)(pixels_CHW[None])
@@ -190,19 +194,22 @@ def assert_same(first: PromptedViT, encoded: bytes, images_BCHW: Tensor) -> None
 
 
 def in_turns(sides: Sequence[Side], what: str, seconds: float, device: str) -> None:
-    """Seconds of one call on each side: the median of its turns, each as long as a turn's share of the time.
+    """Measure the seconds of one call on each side, as the median of its turns. All turns are equally long.
 
-    Where a call takes longer than that, or others use the machine, there are fewer turns.
+    If a call takes longer than a turn, or other programs slow the machine down, there are fewer turns.
     """
     taken: dict[str, list[float]] = {side.name: [] for side in sides}
     began = time.perf_counter()
+
     for turn in range(TURNS):
         if turn and time.perf_counter() - began > 2 * seconds * len(sides):
             break
+        # The order alternates, so that no side always follows the same other one.
         for side in sides if turn % 2 == 0 else reversed(sides):
             run: Callable[[], object] = getattr(side, what)
             for _ in range(side.steps_ahead - 1 if what == "step" else 0):
                 run()
+
             calls = 0
             wait_for(device)
             started = time.perf_counter()
@@ -210,31 +217,34 @@ def in_turns(sides: Sequence[Side], what: str, seconds: float, device: str) -> N
                 run()
                 calls += 1
                 if calls % 8 == 0:
-                    wait_for(device)  # or a turn would end with much still to do
+                    # Otherwise a turn would end with much work still queued.
+                    wait_for(device)
             wait_for(device)
             taken[side.name].append((time.perf_counter() - started) / calls)
+
     for side in sides:
-        side.found[f"{what}_s"] = statistics.median(taken[side.name])
+        side.measured[f"{what}_s"] = statistics.median(taken[side.name])
 
 
 def warm_up(build: Callable[[], Side], device: str) -> Side:
-    """A side after its first steps and an evaluation, with the FLOPs of both and the memory that it alone took."""
+    """Return a side after its first steps and an evaluation, with the FLOPs of both and its own peak memory."""
     on_gpu = torch.device(device).type == "cuda"
     gc.collect()
     before = torch.cuda.memory_allocated() if on_gpu else 0
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
+
     side = build()
-    side.found["step_flops"] = count_flops(side.step)
+    side.measured["step_flops"] = count_flops(side.step)
     if on_gpu:
         side.step()
-        side.found["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-    side.found["evaluate_flops"] = count_flops(side.evaluate)
+        side.measured["peak_bytes"] = torch.cuda.max_memory_allocated() - before
+    side.measured["evaluate_flops"] = count_flops(side.evaluate)
     return side
 
 
-def checkpoint_of(side: Side, device: str) -> None:
-    """Bytes of what is saved each epoch, and the median of three times it took."""
+def measure_checkpoint(side: Side, device: str) -> None:
+    """Measure the bytes of a checkpoint, and the median seconds of saving it three times."""
     taken = []
     for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
@@ -242,5 +252,5 @@ def checkpoint_of(side: Side, device: str) -> None:
             started = time.perf_counter()
             side.save(Path(folder))
             taken.append(time.perf_counter() - started)
-            side.found["checkpoint_bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())
-    side.found["checkpoint_s"] = statistics.median(taken)
+            side.measured["checkpoint_bytes"] = sum(file.stat().st_size for file in Path(folder).iterdir())
+    side.measured["checkpoint_s"] = statistics.median(taken)

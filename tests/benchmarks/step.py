@@ -1,8 +1,8 @@
-"""How long one training step takes: ours against a plain timm forward and backward with the same parameters learning.
+"""Time of one training step: ours, and a plain timm forward and backward pass with the same learnable parameters.
 
-`python -m tests.benchmarks.step [BACKBONE] --prompt-length 20 --batch-size 8`. Both run in this process, in turns, on
-the same images; the ratio is of medians. The plain one concatenates `[CLS, prompts, patches]` before each block, as
-the papers' figure has it. Needs no weights: the network's are random.
+Run `python -m tests.benchmarks.step [BACKBONE] --prompt-length 20 --batch-size 8`. Both sides take turns in this
+process, on the same images. The ratio is that of the medians. The plain side concatenates `[CLS, prompts, patches]`
+before each block, as in the figure of the papers. No weights are needed: the network's are random.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from trainer.model.prompted_vit import PromptedViT
 
 
 def published_logits(model: PromptedViT, images_BCHW: Tensor) -> Tensor:
-    """The papers' forward pass from the same uint8 images."""
+    """Return the logits of the papers' forward pass, from the same uint8 images."""
     backbone = model.backbone
     pixels_BCHW = (images_BCHW.float() / 255 - backbone.mean_C11) / backbone.std_C11
     return plain_logits(backbone.vit, model.head, model.prompt_LPD, backbone.readout, pixels_BCHW)
 
 
 def main() -> None:
-    """Measure, and print one line a method."""
+    """Measure, and print one line per method."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("backbone", nargs="?", default="vit_base_patch16_224.mae", choices=BACKBONES)
     parser.add_argument("--prompt-length", type=int, default=20)
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     row = BACKBONES[options.backbone]
     torch.manual_seed(0)
@@ -46,6 +47,7 @@ def main() -> None:
     labels_B = torch.randint(0, 100, (options.batch_size,), device=device)
     images_BCHW = images_BCHW.to(device)
     backbone = Backbone(build_vit(row), readout=row.readout, sha256="").to(device)
+
     for method, layers in (("deep", row.num_layers), ("shallow", 1)):
         model = PromptedViT(
             backbone,
@@ -66,14 +68,18 @@ def main() -> None:
             return time.perf_counter() - started, float(loss.detach())
 
         learnable: list[Tensor] = list(model.learnable().values())
-        ours_s, plain_s = [], []
+        ours_s = []
+        plain_s = []
         for _ in range(options.steps + 1):
-            mine, my_loss = step(lambda model=model: model(images_BCHW), learnable)  # type: ignore[misc]
-            theirs, their_loss = step(lambda model=model: published_logits(model, images_BCHW), learnable)  # type: ignore[misc]
-            assert abs(my_loss - their_loss) < 1e-4, "both compute the same"
-            ours_s.append(mine)
-            plain_s.append(theirs)
-        ours, plain = statistics.median(ours_s[1:]), statistics.median(plain_s[1:])
+            ours_step_s, our_loss = step(lambda model=model: model(images_BCHW), learnable)  # type: ignore[misc]
+            plain_step_s, plain_loss = step(lambda model=model: published_logits(model, images_BCHW), learnable)  # type: ignore[misc]
+            assert abs(our_loss - plain_loss) < 1e-4, "both compute the same"
+            ours_s.append(ours_step_s)
+            plain_s.append(plain_step_s)
+
+        # The first step of each side warms up.
+        ours = statistics.median(ours_s[1:])
+        plain = statistics.median(plain_s[1:])
         print(
             f"{options.backbone} {method}, {options.prompt_length} prompts, batch {options.batch_size}, {device}: "
             f"ours {1000 * ours:.0f} ms, plain timm {1000 * plain:.0f} ms, ratio {ours / plain:.3f}",

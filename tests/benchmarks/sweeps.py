@@ -1,4 +1,4 @@
-"""Sweeps on one machine: 24 trials three ways, and how busy two Ray workers are. `trials.py` runs both parts."""
+"""Sweeps on one machine: 24 trials in three ways, and how busy two Ray workers are. `trials.py` runs both parts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
 
 WORKERS = 2
-SLEEP_S, EPOCHS = 0.5, 4
-"""Of a trial of `busy` that sleeps: of an epoch, and how many."""
+SLEEP_S = 0.5
+"""Seconds of an epoch of a trial of `busy` that sleeps."""
+EPOCHS = 4
+"""Epochs of a trial of `busy`."""
 CONSOLE = Console(width=110)
 SPACE = """
   lr:                {type: float, low: 5.0e-3, high: 5.0e-2, log: true}
@@ -47,9 +49,10 @@ SPACE = """
 
 
 def spec_text(name: str, pruner: str, options: argparse.Namespace) -> str:
-    """The sweep, the last trial of each study final. Every prompt has the same length, and so an epoch its cost."""
+    """Return the spec of the sweep. The last trial of each study is final. All prompts have the same length."""
     searched = options.sweep_trials // len(options.sweep_tasks) - 1
-    epochs, gpus = options.sweep_epochs, "auto" if options.device != "cpu" else 0
+    epochs = options.sweep_epochs
+    gpus = "auto" if options.device != "cpu" else 0
     return f"""
 name: {name}
 tasks: [{", ".join(options.sweep_tasks)}]
@@ -63,8 +66,8 @@ resources: {{cpus: 1, gpus: {gpus}}}
 """
 
 
-def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) -> tuple[Found, list[Study]]:
-    """Run it as a user does, with nothing decoded and no prototypes."""
+def launch(name: str, pruner: str, options: argparse.Namespace, folder: Path) -> tuple[Found, list[Study]]:
+    """Run the sweep as a user does, without decoded images or prototypes."""
     from tests.benchmarks.glue import timed
 
     home = folder / name
@@ -72,54 +75,68 @@ def launched(name: str, pruner: str, options: argparse.Namespace, folder: Path) 
     (home / "spec.yaml").write_text(spec_text(name, pruner, options))
     command = [str(Path(sys.executable).with_name("sptune")), "launch", f"{home}/spec.yaml", "--home", str(home)]
     environment = environment_of(folder, f"{home}/cache")
-    environment.pop("OMP_NUM_THREADS", None)  # Ray gives each worker its own
+    # Ray sets the threads of each worker.
+    environment.pop("OMP_NUM_THREADS", None)
+
     seconds, cpu_s = timed(command, home, environment)
     studies = load_studies(load_spec(home / "spec.yaml"), StudyDatabase(f"sqlite:///{home}/studies.db"))
-    assert all(study.is_done and not study.summary().failed_trials for study in studies), "all went well"
+    assert all(study.is_done and not study.summary().failed_trials for study in studies), (
+        "the sweep ended without failed trials"
+    )
     trials = [trial for study in studies for trial in (*study.requested_search_trials, *study.requested_final_trials)]
-    found: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in trials)}
-    found |= {"test": statistics.mean(study.requested_final_trials[0].score or 0.0 for study in studies)}
-    return found | {"trials": len(trials), "pruned": sum(trial.score is None for trial in trials)}, studies
+
+    results: Found = {"seconds": seconds, "CPU s": cpu_s, "epochs": sum(len(trial.epochs) for trial in trials)}
+    results |= {"test": statistics.mean(study.requested_final_trials[0].score or 0.0 for study in studies)}
+    return results | {"trials": len(trials), "pruned": sum(trial.score is None for trial in trials)}, studies
 
 
-def as_published(trial: Trial, options: argparse.Namespace, folder: Path) -> tuple[float, float, float | None]:
-    """Seconds of a trial's params in a process of the published recipe; its score there, and with us."""
-    own = tempfile.mkdtemp(prefix="published", dir=folder)
-    environment, started = environment_of(folder, f"{own}/cache"), time.perf_counter()
-    (told,) = trials_alone(
+def train_published(trial: Trial, options: argparse.Namespace, folder: Path) -> tuple[float, float, float | None]:
+    """Train a trial's config by the published recipe; return its seconds, its score there, and its score with us."""
+    trial_folder = tempfile.mkdtemp(prefix="published", dir=folder)
+    environment = environment_of(folder, f"{trial_folder}/cache")
+
+    started = time.perf_counter()
+    (result,) = trials_alone(
         "published",
         [dataclasses.asdict(trial.config)],
         environment,
-        folder=own,
+        folder=trial_folder,
         data=f"{folder}/data",
         device=options.device,
     )
     seconds = time.perf_counter() - started
+
     CONSOLE.print(f"published, {trial.study}, {trial.phase} trial {trial.number}: {seconds:.1f} s")
-    return seconds, told["metrics"][trial.config.eval_metric], trial.score
+    return seconds, result["metrics"][trial.config.eval_metric], trial.score
 
 
 def sweep(options: argparse.Namespace, folder: Path) -> Found:
-    """The same trials by the published recipe and by us, and then with a pruner."""
+    """Run the same trials by the published recipe and by us, and by us with a pruner."""
     asha = f"{{type: asha, min_epochs: {max(1, options.sweep_epochs // 10)}}}"
-    slow, studies = launched("whole", "{type: none}", options, folder)
+
+    # Alternate the sides: the speed of a machine may change.
+    slow, studies = launch("whole", "{type: none}", options, folder)
     CONSOLE.print(f"launch, no pruner: {slow['seconds']:.0f} s")
-    chosen = [
+    selected = [
         trial
         for study in studies
         for trial in (study.requested_search_trials if options.full else study.requested_search_trials[:4])
     ]
-    searched = [as_published(trial, options, folder) for trial in chosen[::2]]
-    fast, _ = launched("pruned", asha, options, folder)  # between the published trials: a machine's speed may change
+    searched = [train_published(trial, options, folder) for trial in selected[::2]]
+    fast, _ = launch("pruned", asha, options, folder)
     CONSOLE.print(f"launch, TPE and ASHA: {fast['seconds']:.0f} s")
-    searched += [as_published(trial, options, folder) for trial in chosen[1::2]]
-    finals = [as_published(study.requested_final_trials[0], options, folder) for study in studies]
-    count, each = slow["trials"], [*searched, *finals]
+    searched += [train_published(trial, options, folder) for trial in selected[1::2]]
+    finals = [train_published(study.requested_final_trials[0], options, folder) for study in studies]
+
+    # The seconds of the published trials that were not measured are those of the measured search trials.
+    count = slow["trials"]
+    measured = [*searched, *finals]
     search_s = statistics.mean(taken for taken, *_ in searched)
     seconds = search_s * (count - len(finals)) + sum(taken for taken, *_ in finals)
     published: Found = {"seconds": seconds, "epochs": count * options.sweep_epochs, "pruned": 0}
-    first = "published" if len(each) == count else f"published ({len(each)} of {count} measured)"
+    first = "published" if len(measured) == count else f"published ({len(measured)} of {count} measured)"
     rows = {first: published, "launch, no pruner": slow, "launch, TPE and ASHA": fast}
+
     columns = ("s", "trials/h", "epochs", "pruned", "published / it", "test/accuracy")
     title = f"sweep: {count} trials of {options.backbones[0]}, {len(finals)} of them final"
     table = Table("", *columns, title=title)
@@ -131,18 +148,18 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
     CONSOLE.print(
         f"Of the gain {seconds / fast['seconds']:.2f}, {seconds / slow['seconds']:.2f} is our trials, with every epoch "
         f"trained, and {slow['seconds'] / fast['seconds']:.2f} is pruning, which trains {fast['epochs']} of "
-        f"{slow['epochs']} epochs. Launch's seconds hold start, search, scoring, MLflow, pictures and report."
+        f"{slow['epochs']} epochs. The seconds of launch include start, search, scoring, MLflow, plots and report."
     )
-    theirs, ours = (statistics.mean(scores) for scores in list(zip(*each, strict=True))[1:])
-    CONSOLE.print(f"accuracy of the same params, mean of {len(each)}: published {theirs:.3f}, ours {ours:.3f}")
-    return {"rows": rows, "published seconds and accuracy, our accuracy; final ones last": each}
+    theirs, ours = (statistics.mean(scores) for scores in list(zip(*measured, strict=True))[1:])
+    CONSOLE.print(f"accuracy of the same params, mean of {len(measured)}: published {theirs:.3f}, ours {ours:.3f}")
+    return {"rows": rows, "published seconds and accuracy, our accuracy; final ones last": measured}
 
 
 # How busy workers are.
 
 
-def asleep(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
-    """A trial that sleeps."""
+def sleep_trial(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+    """Sleep instead of training a trial."""
     for epoch in range(1, config.epochs + 1):
         time.sleep(SLEEP_S)
         metrics = {"train/loss": 1.0, "epoch/seconds": SLEEP_S}
@@ -151,16 +168,17 @@ def asleep(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool
         yield Epoch(epoch=epoch, metrics=metrics)
 
 
-def trained(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
-    """A trial as it is."""
-    from orchestrator.drivers import trial_runner as worker  # torch is a worker's business
+def train_trial(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+    """Train a trial."""
+    # Imported in the worker: the driver must not load torch.
+    from orchestrator.drivers import trial_runner
 
-    return worker.run_trial(config, workplace, stop)
+    return trial_runner.run_trial(config, workplace, stop)
 
 
 @dataclass(frozen=True)
 class Noted:
-    """What a worker does with a config, with a note of when it did."""
+    """A function that runs a trial in a worker and writes down when."""
 
     run_trial: Callable[[TrainConfig, TrialContext, Callable[[], bool]], Iterator[Epoch | Failure]]
     folder: str
@@ -168,7 +186,7 @@ class Noted:
     def __call__(
         self, config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]
     ) -> Iterator[Epoch | Failure]:
-        """Called when a worker begins with a trial; the first step comes later."""
+        """Run a trial. Called when a worker begins with the trial; the first step comes later."""
         return self._events(time.time(), config, workplace, stop)
 
     def _events(
@@ -198,7 +216,7 @@ class Noted:
 
 
 def busy_spec(trials: int) -> SweepSpec:
-    """A sweep of four studies, two of each one's trials final."""
+    """Return a sweep of four studies. Two trials of each study are final."""
     space = {
         "lr": {"type": "float", "low": 5e-3, "high": 5e-2, "log": True},
         "prompt_length": {"type": "choice", "values": [5, 10]},
@@ -219,14 +237,16 @@ def busy_spec(trials: int) -> SweepSpec:
 
 
 def busy(options: argparse.Namespace, folder: Path) -> Found:
-    """Drive the sweep as `launch` does; which share of the time its two workers were at work, and where they waited."""
+    """Run the sweep as `launch` does, and measure how busy its two workers are and where they wait."""
     from orchestrator.drivers.ray import driver as ray_driver
     from orchestrator.drivers.ray.cluster import connected
     from orchestrator.environment.home import home_at
     from orchestrator.tracking.mlflow_runs import MlflowRuns
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
-    spec, home, notes = busy_spec(options.trials), home_at(f"{folder}/busy"), folder / "notes"
+    spec = busy_spec(options.trials)
+    home = home_at(f"{folder}/busy")
+    notes = folder / "notes"
     notes.mkdir()
     home.create()
     os.environ |= {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": WORKERS, "GPU": 0}), "RAY_ADDRESS": "local"}
@@ -242,34 +262,36 @@ def busy(options: argparse.Namespace, folder: Path) -> Found:
     )
     runs = MlflowRuns(home.mlflow_uri, spec.name, trials, home.mlflow_artifacts, f"{folder}/data", [*spec.space])
     tracker = MlflowTracker(runs)
-    driven = Driven(Sweep(spec, StudyDatabase(home.database_url), tracker))
+    timed_sweep = TimedSweep(Sweep.resume(spec, StudyDatabase(home.database_url), tracker))
     try:
         with connected(None):
-            run_trial = Noted(trained if options.train else asleep, str(notes))
-            ray_driver.run_sweep(driven.sweep, workplace, driven.tell, run_trial)
+            run_trial = Noted(train_trial if options.train else sleep_trial, str(notes))
+            ray_driver.RayDriver(workplace, run_trial).run(timed_sweep.sweep, timed_sweep.print_progress)
     finally:
         tracker.close()
-    assert driven.sweep.is_done, driven.sweep.halt
-    return shown(
-        [[json.loads(line) for line in file.read_text().splitlines()] for file in notes.glob("*.jsonl")], driven
+    assert timed_sweep.sweep.is_done, timed_sweep.sweep.halt
+
+    return show_notes(
+        [[json.loads(line) for line in file.read_text().splitlines()] for file in notes.glob("*.jsonl")], timed_sweep
     )
 
 
-class Driven:
-    """A sweep whose calls are timed: what the driver itself does between two trials of a worker."""
+class TimedSweep:
+    """A sweep whose calls are timed: the work of the driver between two trials of a worker."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
         self.spent: dict[str, float] = defaultdict(float)
-        self._told = 0
+        self._num_printed = 0
         for name in ("next_trial", "on_epoch", "tick"):
             setattr(sweep, name, self._timed(name, getattr(sweep, name)))
 
-    def tell(self) -> None:
-        """Say how far it is."""
-        if (finished := self.sweep.num_finished) >= self._told + 20:
-            self._told = finished
-            CONSOLE.print(f"{finished} trials")
+    def print_progress(self) -> None:
+        """Print the number of finished trials, every 20 trials."""
+        num_finished = self.sweep.num_finished
+        if num_finished >= self._num_printed + 20:
+            self._num_printed = num_finished
+            CONSOLE.print(f"{num_finished} trials")
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -283,8 +305,11 @@ class Driven:
         return timed
 
 
-def shown(workers: list[list[Found]], driven: Driven) -> Found:
-    """The table of what workers noted; Tune ends a worker that finds no trial waiting, and starts a process anew."""
+def show_notes(workers: list[list[Found]], timed_sweep: TimedSweep) -> Found:
+    """Print the notes of the workers as a table, and return their sums.
+
+    There may be more processes than workers: Tune ends a worker when no trial is waiting, and later starts a new one.
+    """
     ended = [[note for note in notes if "told" in note] for notes in workers]
     every = [note for notes in ended for note in notes]
     whole = max(note["told"] for note in every) - min(note["begun"] for note in every)
@@ -293,26 +318,32 @@ def shown(workers: list[list[Found]], driven: Driven) -> Found:
     for notes in workers:
         for last, close, first in zip(notes, notes[1:], notes[2:], strict=False):
             if "told" in last and "told" in first:
-                gaps["last epoch told, to its end asked for"].append(close["closing"] - last["told"])
-                gaps["its end: the log is written"].append(close["closed"] - close["closing"])
-                gaps["to the next trial's begin (reset_config)"].append(first["called"] - close["closed"])
+                gaps["last epoch reported, to the request to end"].append(close["closing"] - last["told"])
+                gaps["the end: the log is written"].append(close["closed"] - close["closing"])
+                gaps["to the start of the next trial (reset_config)"].append(first["called"] - close["closed"])
                 gaps["to its first step"].append(first["begun"] - first["called"])
                 gaps["all between two trials"].append(first["begun"] - last["told"])
     gaps["between two epochs"] = [wait for note in every for wait in note["waits"]]
+
     begins, ends = (sorted(notes[i][what] for notes in ended) for i, what in ((0, "begun"), (-1, "told")))
-    late, early = begins[WORKERS - 1] - begins[0], ends[-1] - ends[-WORKERS]
+    late = begins[WORKERS - 1] - begins[0]
+    early = ends[-1] - ends[-WORKERS]
+
     table = Table("s", "median", "mean", "most", "in all", title=f"busy: {len(every)} trials, {len(workers)} processes")
-    for name, found in gaps.items():
-        values = (statistics.median(found), statistics.mean(found), max(found), sum(found)) if found else (0.0,) * 4
+    for name, waits in gaps.items():
+        values = (0.0,) * 4
+        if waits:
+            values = (statistics.median(waits), statistics.mean(waits), max(waits), sum(waits))
         table.add_row(name, *(f"{value:.3f}" for value in values))
     CONSOLE.print(table)
-    each = statistics.mean(note["inside"] for note in every)
+
+    trial_s = statistics.mean(note["inside"] for note in every)
     CONSOLE.print(
-        f"busy {share:.1%} of {WORKERS} x {whole:.1f} s; a trial takes {each:.2f} s; "
+        f"busy {share:.1%} of {WORKERS} x {whole:.1f} s; a trial takes {trial_s:.2f} s; "
         f"one worker begins {late:.2f} s after the other, and ends {early:.2f} s before it"
     )
-    spent = {name: 1000 * seconds / len(every) for name, seconds in driven.spent.items()}
-    CONSOLE.print("the driver, ms a trial: " + ", ".join(f"{name} {value:.1f}" for name, value in spent.items()))
-    means = {name: statistics.mean(found) for name, found in gaps.items() if found}
-    found_in_all: Found = {"busy": share, "trials": len(every), "seconds": whole, "gaps": means}
-    return found_in_all | {"driver, ms a trial": spent, "notes": workers}
+    spent = {name: 1000 * seconds / len(every) for name, seconds in timed_sweep.spent.items()}
+    CONSOLE.print("the driver, ms per trial: " + ", ".join(f"{name} {value:.1f}" for name, value in spent.items()))
+    means = {name: statistics.mean(waits) for name, waits in gaps.items() if waits}
+    totals: Found = {"busy": share, "trials": len(every), "seconds": whole, "gaps": means}
+    return totals | {"driver, ms a trial": spent, "notes": workers}

@@ -1,4 +1,4 @@
-"""Benchmarks run to their end and compare like with like; what they measure is for a quiet machine."""
+"""Tests that benchmarks run to their end and compare like with like. Their figures need a quiet machine."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 NANO = "vit_nano_patch4_32.mae"
 
 
-def found(module: str, *options: str, folder: Path) -> dict[str, Any]:
-    """What a benchmark writes."""
+def run_benchmark(module: str, *options: str, folder: Path) -> dict[str, Any]:
+    """Run a benchmark, and return the JSON that it writes."""
     out = folder / "out.json"
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *options, "--device", "cpu", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    read: dict[str, Any] = json.loads(out.read_text())
-    assert read["machine"]["cores"], "figures name their machine"
-    return read
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+    results: dict[str, Any] = json.loads(out.read_text())
+    assert results["machine"]["cores"], "figures name their machine"
+    return results
 
 
 def test_each_side_of_a_cell_is_measured(tmp_path: Path) -> None:
     cell = ["--methods", "spt_deep", "--prompt-lengths", "2", "--seconds", "0.1", "--batch-size", "4"]
-    read = found("throughput", "--backbones", NANO, *cell, folder=tmp_path)
-    assert [row["side"] for row in read["cells"]] == ["published", *(f"ours {each}" for each in precisions("cpu"))]
-    assert all(row["train_images_per_s"] > 0 and row["eval_images_per_s"] > 0 for row in read["cells"])
+    results = run_benchmark("throughput", "--backbones", NANO, *cell, folder=tmp_path)
+    assert [row["side"] for row in results["cells"]] == ["published", *(f"ours {each}" for each in precisions("cpu"))]
+    assert all(row["train_images_per_s"] > 0 and row["eval_images_per_s"] > 0 for row in results["cells"])
 
 
-def test_a_pass_of_several_trials_is_measured_beside_passes_alone(tmp_path: Path) -> None:
-    read = found(
+def test_one_pass_of_several_trials_is_compared_with_passes_of_one(tmp_path: Path) -> None:
+    results = run_benchmark(
         "lanes", "--backbones", NANO, "--batch-sizes", "2", "--lanes", "3", "--seconds", "0.1", folder=tmp_path
     )
-    assert all(read["rows"][0][way] > 0 for way in ("alone", "together", "a core each"))
+    assert all(results["rows"][0][way] > 0 for way in ("alone", "together", "a core each"))
 
 
-def test_accuracies_are_of_the_same_seeds(tmp_path: Path) -> None:
-    read = found("accuracy", "--epochs", "1", "--seeds", "1", "2", folder=tmp_path)
-    scores = read["test accuracy"]
+def test_all_sides_train_with_the_same_seeds(tmp_path: Path) -> None:
+    results = run_benchmark("accuracy", "--epochs", "1", "--seeds", "1", "2", folder=tmp_path)
+    scores = results["test accuracy"]
     assert [*scores] == ["published", "ours", "ours, bf16"][: 1 + len(precisions("cpu"))]
     assert all(len(each) == 2 for each in scores.values())
     assert min(min(each) for each in scores.values()) > 0.1, "better than chance after an epoch"
 
 
-def test_a_warm_trial_needs_the_trainer_alone(tmp_path: Path) -> None:
-    few = {"task": "demo/digits", "method": "spt_deep", "prompt_length": 2, "prompt_init": "random", "lr": 0.01}
-    few |= {"train_size": 32, "epochs": 1, "warmup_epochs": 0}
-    config = dataclasses.asdict(TrainConfig.from_params(few))
+def test_a_warm_trial_needs_only_the_trainer(tmp_path: Path) -> None:
+    params = {"task": "demo/digits", "method": "spt_deep", "prompt_length": 2, "prompt_init": "random", "lr": 0.01}
+    params |= {"train_size": 32, "epochs": 1, "warmup_epochs": 0}
+    config = dataclasses.asdict(TrainConfig.from_params(params))
     asked = {"how": "warm", "configs": [config], "data": str(tmp_path / "data"), "folder": str(tmp_path)}
     without = "import sys; sys.modules |= dict.fromkeys(('ray', 'optuna', 'mlflow', 'pydantic', 'typer'))"
     command = [sys.executable, "-c", f"{without}; from tests.benchmarks import alone, trials; alone.main()"]
     request = json.dumps(asked | {"device": "cpu", "started": 0.0})
-    done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["metrics"]["val/accuracy"] > 0 and told["peak MB"] >= told["resident MB"] > 0
-    assert list(tmp_path.glob("trials/*/learning_curve.png")), "with its pictures, as a worker leaves it"
+    process = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+
+    result = json.loads(process.stdout)
+    assert result["metrics"]["val/accuracy"] > 0 and result["peak MB"] >= result["resident MB"] > 0
+    assert list(tmp_path.glob("trials/*/learning_curve.png")), "a worker draws the plots of its trials"

@@ -1,16 +1,16 @@
-"""Images a second, against the published recipe and against what the machine can multiply.
+"""Images per second, compared with the published recipe and with the fastest matrix product of the machine.
 
 python -m tests.benchmarks.throughput                              all defaults of this device
-python -m tests.benchmarks.throughput --backbones vit_base_patch16_224.mae --prompt-lengths 20 --out found.json
-python -m tests.benchmarks.throughput --prototypes                 also what each prototype strategy takes
+python -m tests.benchmarks.throughput --backbones vit_base_patch16_224.mae --prompt-lengths 20 --out throughput.json
+python -m tests.benchmarks.throughput --prototypes                 also the seconds of each prototype strategy
 
-Sides take turns in one process on one network with random weights: the published recipe (`published.py`), ours in fp32,
-and ours in bf16 where the device has arithmetic for it. A training step is all that a step of an epoch does: images
-taken, forward, backward, optimizer, moving average; the published side's images come from its `DataLoader`, in the
-steady state (what workers take to start, each epoch anew, is left out). An evaluation is a pass over images kept as
-each side keeps them. The share of the ceiling is FLOPs as executed, by the fastest matrix product of that precision in
-this run; a side that computes less may have a smaller share and be faster. Memory is what a side alone takes of a GPU;
-a CPU's is not measured: sides share it.
+The sides take turns in one process, on one network with random weights: the published recipe (`published.py`), ours in
+fp32, and ours in bf16 if the device has bf16 arithmetic. A training step is everything that a step of an epoch does:
+read images, forward, backward, optimizer, moving average. The published side reads images from its `DataLoader` in the
+steady state: the start of its workers, in each epoch, is left out. An evaluation is a pass over images as each side
+stores them. The share of the ceiling is the FLOPs as executed, divided by the fastest matrix product of that precision
+in this run. A side that computes less may have a smaller share and still be faster. Memory is what a side alone uses on
+a GPU. It is not measured on a CPU, where the sides share it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.machine import default_device, describe, matmul_gflops, precisions, wait_for, write_found
+from tests.benchmarks.machine import default_device, describe, matmul_gflops, precisions, wait_for, write_json
 from tests.benchmarks.published import EMA_DECAY
 from tests.benchmarks.sides import (
     BY_SIZE,
     CLASSES,
     Side,
     assert_same,
-    checkpoint_of,
-    decoded_pictures,
+    decoded_images,
+    encoded_images,
     first_values,
     in_turns,
+    measure_checkpoint,
     our_side,
-    pictures,
     published_side,
     warm_up,
 )
@@ -51,16 +51,16 @@ from trainer.prompt_init.strategies import build_prototypes
 from trainer.prompt_init.token_stream import TokenStream
 
 CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
-"""Images of a step where two cores compute it."""
+"""Images per step on two cores, by the size of the network."""
 
 
 def measure(
     config: TrainConfig, backbone: Backbone, num_eval: int, num_workers: int, seconds: float, device: str
 ) -> list[Side]:
-    """The sides of one cell."""
+    """Measure the sides of one cell."""
     torch.manual_seed(0)
-    encoded = pictures(max(num_eval, 2 * config.batch_size), config.pixels)
-    images_NCHW = decoded_pictures(len(encoded), config.pixels).to(device)
+    encoded = encoded_images(max(num_eval, 2 * config.batch_size), config.pixels)
+    images_NCHW = decoded_images(len(encoded), config.pixels).to(device)
     labels_N = torch.arange(len(encoded), device=device) % CLASSES
     first = first_values(backbone, config)
     assert_same(first, encoded[0], images_NCHW[:1].cpu())
@@ -72,27 +72,27 @@ def measure(
     in_turns(sides, "step", seconds, device)
     in_turns(sides, "evaluate", seconds / 2, device)
     for side in sides:
-        checkpoint_of(side, device)
+        measure_checkpoint(side, device)
     return sides
 
 
 def cells_of(options: argparse.Namespace, device: str) -> Iterator[tuple[str, str, int, int, int]]:
-    """Backbone, method, prompt length, batch size and images of an evaluation of each cell."""
+    """Yield backbone, method, prompt length, batch size and number of evaluated images of each cell."""
     on_gpu = torch.device(device).type == "cuda"
     for backbone in options.backbones or BY_SIZE.values():
         size = BACKBONES[backbone].size
         batch = options.batch_size or (32 if on_gpu else CPU_BATCH.get(size, 1))
         num_eval = 512 if on_gpu else 128 if size == "nano" else batch
-        # All of a large network on a CPU would take an hour and tell nothing that its middle does not.
-        all_of_it = on_gpu or options.backbones or size in {"nano", "tiny"}
-        for method in options.methods or (("spt_deep", "spt_shallow") if all_of_it else ("spt_deep",)):
-            for length in options.prompt_lengths or ((10, 20, 100) if all_of_it else (20,)):
+        # On a CPU, all cells of a large network would take an hour, and its middle cell shows the same.
+        has_all_cells = on_gpu or options.backbones or size in {"nano", "tiny"}
+        for method in options.methods or (("spt_deep", "spt_shallow") if has_all_cells else ("spt_deep",)):
+            for length in options.prompt_lengths or ((10, 20, 100) if has_all_cells else (20,)):
                 yield backbone, method, length, batch, num_eval
 
 
 def rows_of(config: TrainConfig, sides: Sequence[Side], num_eval: int) -> list[dict[str, Any]]:
-    """What was found of a cell, a row a side."""
-    published = sides[0].found
+    """Return the measurements of a cell, one row per side."""
+    published = sides[0].measured
     return [
         {
             "backbone": config.backbone,
@@ -101,25 +101,25 @@ def rows_of(config: TrainConfig, sides: Sequence[Side], num_eval: int) -> list[d
             "batch_size": config.batch_size,
             "side": side.name,
             "precision": side.precision,
-            "train_images_per_s": config.batch_size / side.found["step_s"],
-            "train_ratio": published["step_s"] / side.found["step_s"],
-            "train_gflop_per_image": side.found["step_flops"] / config.batch_size / 1e9,
-            "train_gflops": side.found["step_flops"] / side.found["step_s"] / 1e9,
-            "eval_images_per_s": num_eval / side.found["evaluate_s"],
-            "eval_ratio": published["evaluate_s"] / side.found["evaluate_s"],
-            "eval_gflop_per_image": side.found["evaluate_flops"] / num_eval / 1e9,
-            "eval_gflops": side.found["evaluate_flops"] / side.found["evaluate_s"] / 1e9,
-            "peak_gb": side.found["peak_bytes"] / 1e9 if "peak_bytes" in side.found else None,
-            "checkpoint_bytes": int(side.found["checkpoint_bytes"]),
-            "checkpoint_ms": 1000 * side.found["checkpoint_s"],
+            "train_images_per_s": config.batch_size / side.measured["step_s"],
+            "train_ratio": published["step_s"] / side.measured["step_s"],
+            "train_gflop_per_image": side.measured["step_flops"] / config.batch_size / 1e9,
+            "train_gflops": side.measured["step_flops"] / side.measured["step_s"] / 1e9,
+            "eval_images_per_s": num_eval / side.measured["evaluate_s"],
+            "eval_ratio": published["evaluate_s"] / side.measured["evaluate_s"],
+            "eval_gflop_per_image": side.measured["evaluate_flops"] / num_eval / 1e9,
+            "eval_gflops": side.measured["evaluate_flops"] / side.measured["evaluate_s"] / 1e9,
+            "peak_gb": side.measured["peak_bytes"] / 1e9 if "peak_bytes" in side.measured else None,
+            "checkpoint_bytes": int(side.measured["checkpoint_bytes"]),
+            "checkpoint_ms": 1000 * side.measured["checkpoint_s"],
         }
         for side in sides
     ]
 
 
 def table_of(cells: Sequence[dict[str, Any]], num_workers: int) -> Table:
-    """All cells, three lines each."""
-    heads = ("side", "train\nimages/s", "ratio", "GFLOP\nan image", "of\nceiling", "eval\nimages/s", "ratio")
+    """Return the table of all cells, three lines each."""
+    heads = ("side", "train\nimages/s", "ratio", "GFLOP\nper image", "of\nceiling", "eval\nimages/s", "ratio")
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -154,7 +154,7 @@ def table_of(cells: Sequence[dict[str, Any]], num_workers: int) -> Table:
 
 
 def prototypes_of(device: str) -> Iterator[dict[str, Any]]:
-    """Seconds of each strategy: CUB-200's training and validation images through ViT-B on a GPU, few on a CPU."""
+    """Measure each strategy: on a GPU with ViT-B and as many images as CUB-200 trains on, on a CPU with few."""
     on_gpu = torch.device(device).type == "cuda"
     for size, images in (("base", 5994),) if on_gpu else (("nano", 100), ("tiny", 16)):
         row = BACKBONES[BY_SIZE[size]]
@@ -179,10 +179,10 @@ def prototypes_of(device: str) -> Iterator[dict[str, Any]]:
             yield {"backbone": row.name, "prompt_init": prompt_init, **cost, "seconds": seconds}
 
 
-def prototypes_table(found: Sequence[dict[str, Any]]) -> Table:
-    """A line a strategy."""
+def prototypes_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the table of prototypes, one line per strategy."""
     table = Table("backbone", "layers", "images", "strategy", "seconds", title="prototypes", box=box.SIMPLE_HEAD)
-    for row in found:
+    for row in rows:
         values = (row["backbone"], str(row["layers"]), f"{row['images']:,}", row["prompt_init"])
         table.add_row(*values, f"{row['seconds']:.2f}")
     return table
@@ -194,16 +194,18 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", choices=BACKBONES, metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=("spt_deep", "spt_shallow"))
     parser.add_argument("--prompt-lengths", nargs="+", type=int)
-    parser.add_argument("--batch-size", type=int, help="32 on a GPU; on a CPU less for larger networks")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of training that each side of a cell is timed for")
-    parser.add_argument("--num-workers", type=int, help="of the published DataLoader; on a CPU 0: all cores compute")
+    parser.add_argument("--batch-size", type=int, help="default: 32 on a GPU; on a CPU fewer for larger networks")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for the training steps of each side of a cell")
+    parser.add_argument("--num-workers", type=int, help="workers of the published DataLoader (default on a CPU: 0)")
     parser.add_argument("--device", default=default_device())
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--prototypes", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    device, console = options.device, Console(width=120)
+
+    device = options.device
+    console = Console(width=120)
     on_gpu = torch.device(device).type == "cuda"
     num_workers = options.num_workers
     if num_workers is None:
@@ -222,13 +224,18 @@ def main() -> None:
         started = time.perf_counter()
         sides = measure(config, backbone, num_eval, num_workers, options.seconds, device)
         rows = rows_of(config, sides, num_eval)
-        for precision, ceiling in ceilings.items():  # others may have used the machine when it was measured first
+
+        # Measure the ceiling again: other programs may have slowed the first measurement down.
+        for precision, ceiling in ceilings.items():
             ceilings[precision] = max(ceiling, matmul_gflops(device, precision, 0.3))
-        del sides  # with what they hold of the device, and their workers
+
+        # Free the memory of the device, and end the workers of the loader.
+        del sides
         cells += rows
-        rates = ", ".join(f"{found['side']} {found['train_images_per_s']:,.1f}" for found in rows)
+        rates = ", ".join(f"{row['side']} {row['train_images_per_s']:,.1f}" for row in rows)
         spent = time.perf_counter() - started
         console.print(f"{name} {method} {length} prompts: {rates} images/s  [{spent:.0f} s]", highlight=False)
+
     machine |= {f"matmul_gflops_{precision}": round(ceiling, 1) for precision, ceiling in ceilings.items()}
     for row in cells:
         for what in ("train", "eval"):
@@ -238,7 +245,7 @@ def main() -> None:
     if options.prototypes:
         prototypes = list(prototypes_of(device))
         console.print(prototypes_table(prototypes))
-    write_found(options.out, {"machine": machine, "cells": cells, "prototypes": prototypes})
+    write_json(options.out, {"machine": machine, "cells": cells, "prototypes": prototypes})
 
 
 if __name__ == "__main__":

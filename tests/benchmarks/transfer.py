@@ -1,10 +1,10 @@
-"""What `search: {transfer: n}` brings: the same sweep with and without, on synthetic curves.
+"""Gain of `search: {transfer: n}`: the same sweep with and without it, on synthetic curves.
 
     python -m tests.benchmarks.transfer
 
-Tasks of a group have their best params near each other (spread 0.1 of the space's width) or anywhere (spread 1.0: the
-case against transfer). For each: the best val accuracy after so many trials, as a mean over studies and seeds, and how
-often a study ends better or worse with transfer than without.
+The best params of a group's tasks are near each other (spread 0.1 of the width of the space) or anywhere (spread 1.0,
+the case against transfer). The table shows, for each number of trials, the best val accuracy as a mean over studies and
+seeds, and how often a study ends better or worse with transfer than without.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from trainer.catalog import TASKS
 
 
-def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
-    """The best val accuracy of each study of a sweep over the 19 tasks of VTAB."""
+def best_scores(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
+    """Return the best val accuracy of each study of a sweep over the 19 tasks of VTAB."""
     raw: dict[str, Any] = {
         "name": "transfer",
         "tasks": ["vtab"],
@@ -44,30 +44,36 @@ def bests(transfer: int, trials: int, spread: float, seed: int) -> list[float]:
         "search": {"trials": trials, "seed": seed, "transfer": transfer, "pruner": {"type": "asha", "min_epochs": 1}},
         "final": {"seeds": [0]},
     }
-    spec, clock = parse_spec(raw, "the benchmark"), Clock()
+
+    spec = parse_spec(raw, "the benchmark")
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        sweep = Sweep(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
-        run_sweep(sweep, SyntheticCurves(plan_studies(spec), spread=spread, seed=seed), clock, workers=16)
+        sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker(), clock=clock)
+        ReplayDriver(SyntheticCurves(plan_sweep(spec).studies, spread=spread, seed=seed), clock, workers=16).run(sweep)
     return [study.best.score for study in sweep.studies if study.best is not None and study.best.score is not None]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, and print a table."""
     table = Table(title=f"best val accuracy, {len([t for t in TASKS.values() if t.name.startswith('vtab')])} tasks")
     for name in ("spread", "trials", "without", "with 3", "better", "worse"):
         table.add_column(name, justify="right")
+
     for spread in (0.1, 1.0):
         for trials in (6, 12, 24):
             pairs = [
                 pair
                 for seed in range(5)
-                for pair in zip(*(bests(transfer, trials, spread, seed) for transfer in (0, 3)), strict=True)
+                for pair in zip(*(best_scores(transfer, trials, spread, seed) for transfer in (0, 3)), strict=True)
             ]
-            without, given = zip(*pairs, strict=True)
-            better = sum(b > a + 0.005 for a, b in pairs) / len(pairs)
-            worse = sum(b < a - 0.005 for a, b in pairs) / len(pairs)
-            means = (f"{100 * statistics.mean(values):.1f}" for values in (without, given))
+
+            without, with_transfer = zip(*pairs, strict=True)
+            # A difference of half a percent or less is a tie.
+            better = sum(given > plain + 0.005 for plain, given in pairs) / len(pairs)
+            worse = sum(given < plain - 0.005 for plain, given in pairs) / len(pairs)
+            means = (f"{100 * statistics.mean(values):.1f}" for values in (without, with_transfer))
             table.add_row(f"{spread:g}", str(trials), *means, f"{better:.0%}", f"{worse:.0%}")
+
     Console().print(table)
     print(f"{os.cpu_count()} cores")
 

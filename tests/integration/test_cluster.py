@@ -59,7 +59,7 @@ def test_the_demos_digits_on_real_servers_and_two_nodes_survives_the_death_of_on
         env = {**servers, **nodes.env, "RAY_ADDRESS": nodes.address}
         examined = run_sptune("doctor", spec, home=home, **env)
         assert examined.returncode == 0, examined.stdout + examined.stderr
-        assert "all is well." in examined.stdout
+        assert "no errors." in examined.stdout
         with start_sptune("launch", spec, home=home, **env) as driver:
             said = read_until(driver, 4)
             nodes.kill(doomed)
@@ -163,8 +163,8 @@ def test_sqlite_on_several_nodes_is_refused_with_the_way_out(nodes: RayNodes, tm
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     launched = run_sptune("launch", "demo", home=tmp_path / "home", **env)
     assert launched.returncode == 2
-    assert "2 things are wrong, and nothing was started:" in launched.stderr
-    assert "studies.db is SQLite, a file of one machine; there are 2 nodes" in launched.stderr
+    assert "the checks found 2 errors, so nothing was started:" in launched.stderr
+    assert "studies.db is SQLite, a file of one machine, but the cluster has 2 nodes" in launched.stderr
     assert "Set SPTUNE_STUDIES or `cluster.studies` to postgresql+psycopg://USER@HOST/DATABASE." in launched.stderr
     assert "Set MLFLOW_TRACKING_URI or `cluster.mlflow` to a server: http://HOST:PORT." in launched.stderr
     assert "Traceback" not in launched.stderr
@@ -178,7 +178,10 @@ def test_a_folder_of_one_machine_is_refused_with_the_name_of_the_node_that_lacks
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     launched = run_sptune("launch", "demo", home=hidden, **env)
     assert launched.returncode == 2
-    assert f"home: {hidden} is a folder of that machine: what the driver wrote is not in it" in launched.stderr
+    assert (
+        f"home: {hidden} is a local folder of that machine: it does not contain the file that the driver wrote"
+        in launched.stderr
+    )
     assert "Choose a folder that all nodes share, or a bucket: --home s3://BUCKET/FOLDER." in launched.stderr
 
 
@@ -193,12 +196,15 @@ def test_a_cluster_that_wants_another_token_is_one_sentence(nodes: RayNodes, tmp
 NO_TOKEN = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": "", "MLFLOW_TRACKING_TOKEN": "secret-expired"}
 NOBODY = "postgresql+psycopg://sptune@127.0.0.1:1/sptune"
 WRONG = {
-    "the record's password": (
+    "the study database's password": (
         {"PGPASSWORD": "secret-wrong"},
         "refuses these credentials; put the right password into PGPASSWORD",
     ),
-    "the record's address": ({"SPTUNE_STUDIES": NOBODY}, "does not answer; see that it is up"),
-    "the record's database": (
+    "the study database's address": (
+        {"SPTUNE_STUDIES": NOBODY},
+        "does not answer; check that it is running",
+    ),
+    "the study database's name": (
         {"SPTUNE_STUDIES": "{url}/nosuch"},
         "has no such database; make it with `createdb nosuch`",
     ),

@@ -191,8 +191,8 @@ def test_a_sweep_that_was_stopped_and_killed_comes_to_what_an_undisturbed_one_co
 def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
     saved = interrupted.saved
     assert saved.returncode == 130, saved.output
-    assert "stopping: running trials save at their next epoch; again to stop at once" in saved.output
-    assert "stopped by SIGINT; `sptune resume tiny` goes on." in saved.output
+    assert "stopping after the current epoch of each trial; press Ctrl-C again to stop immediately" in saved.output
+    assert "stopped by SIGINT. Run `sptune resume tiny` to continue." in saved.output
     assert "Traceback" not in saved.output
     assert TrialState.RUNNING not in saved.states
     assert "RUNNING" not in saved.statuses
@@ -202,7 +202,7 @@ def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
 def test_ctrl_c_twice_stops_at_once(interrupted: Interrupted) -> None:
     at_once = interrupted.at_once
     assert at_once.returncode == 130, at_once.output
-    assert "stopped; `sptune resume tiny` goes on from the last finished epochs." in at_once.output
+    assert "stopped. Run `sptune resume tiny` to continue from the last finished epochs." in at_once.output
     assert "Traceback" not in at_once.output
     assert TrialState.RUNNING not in at_once.states
 
@@ -301,11 +301,11 @@ def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(command
         code, _, complaint = command("rm", "tiny", "--yes", *home)
         assert code == 2 and "is driven by" in complaint
         code, output, _ = command("stop", "tiny", *home)
-        assert (code, output.strip()) == (0, "tiny has stopped; `sptune resume tiny` goes on.")
+        assert (code, output.strip()) == (0, "tiny has stopped. Run `sptune resume tiny` to continue.")
         assert driver.stdout is not None
         rest = driver.stdout.read()
     assert driver.returncode == 130, rest
-    assert "as `sptune stop` asked" in rest
+    assert "as `sptune stop` requested" in rest
 
 
 def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(

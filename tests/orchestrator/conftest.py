@@ -145,7 +145,7 @@ def outcome(sweep: Sweep) -> list[tuple[object, ...]]:
 
 
 def new_sweep(spec: SweepSpec, url: str, tracker: MemoryTracker | None = None) -> Sweep:
-    return Sweep(spec, StudyDatabase(url), tracker or MemoryTracker())
+    return Sweep.resume(spec, StudyDatabase(url), tracker or MemoryTracker())
 
 
 Sptune = Callable[..., tuple[int, str, str]]

@@ -203,7 +203,7 @@ def test_a_folder_without_a_finished_run_is_refused(
         with pytest.raises(ValueError, match="no finished run") as caught:
             trainer.load(tmp_path / place)
         assert str(caught.value) == (
-            f"{tmp_path / place} holds no finished run: card.json and prompt.safetensors come at the end of one."
+            f"{tmp_path / place} holds no finished run: card.json and prompt.safetensors are written at the end of one."
         )
 
 
@@ -212,24 +212,24 @@ def test_what_is_no_image_is_named(linear: Path, store: str, tmp_path: Path) -> 
     (tmp_path / "notes.png").write_text("not an image")
     (tmp_path / "half.png").write_bytes(images[0][: len(images[0]) // 2])
     for bad in ("notes.png", "half.png"):
-        with pytest.raises(ValueError, match="no image that can be decoded") as caught:
+        with pytest.raises(ValueError, match="cannot be decoded as an image") as caught:
             list(classifier.classify([tmp_path / bad]))
-        assert str(caught.value).startswith(f"{tmp_path / bad} is no image that can be decoded: ")
+        assert str(caught.value).startswith(f"{tmp_path / bad} cannot be decoded as an image: ")
     # Bytes have no name, but a place, counted from 0 through all batches; what comes before is classified.
     found = classifier.classify([*images[:5], b"not an image"], batch_size=2)
     assert [len(next(found)) for _ in range(4)] == [5] * 4
-    with pytest.raises(ValueError, match="no image that can be decoded") as caught:
+    with pytest.raises(ValueError, match="cannot be decoded as an image") as caught:
         next(found)
-    assert str(caught.value).startswith("image 5 is no image that can be decoded: ")
+    assert str(caught.value).startswith("image 5 cannot be decoded as an image: ")
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         list(classifier.classify([tmp_path / "missing.png"]))
 
 
 def test_the_sentence_about_what_is_no_image_is_for_people(linear: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.png").write_text("not an image")
-    with pytest.raises(ValueError, match="no image that can be decoded") as caught:
+    with pytest.raises(ValueError, match="cannot be decoded as an image") as caught:
         list(trainer.load(linear).classify([tmp_path / "notes.png"]))
-    assert str(caught.value) == f"{tmp_path / 'notes.png'} is no image that can be decoded: its format is unknown"
+    assert str(caught.value) == f"{tmp_path / 'notes.png'} cannot be decoded as an image: its format is unknown"
 
 
 def damaged_images() -> dict[str, bytes]:
@@ -248,7 +248,7 @@ def damaged_images() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("damage", ["chunk", "size", "palette"])
 def test_an_image_damaged_in_any_way_is_named(damage: str, linear: Path) -> None:
-    with pytest.raises(ValueError, match=r"^image 0 is no image that can be decoded: "):
+    with pytest.raises(ValueError, match=r"^image 0 cannot be decoded as an image: "):
         list(trainer.load(linear).classify([damaged_images()[damage]]))
 
 
@@ -256,8 +256,8 @@ def test_an_image_damaged_in_any_way_is_named(damage: str, linear: Path) -> None
     ("damage", "told"),
     [
         ("half of it", r"is damaged: .+\."),
-        ("of another method", r"is not of its card\.json: prompt differ\."),
-        ("of another length", r"is not of its card\.json: prompt differ\."),
+        ("of another method", r"does not belong to its card\.json: prompt differ\."),
+        ("of another length", r"does not belong to its card\.json: prompt differ\."),
     ],
 )
 def test_what_was_learnt_must_be_whole_and_of_its_card(
@@ -285,6 +285,18 @@ def test_a_card_must_be_whole(damage: str, linear: Path, tmp_path: Path) -> None
     (tmp_path / "run/card.json").write_text(text[: len(text) // 2] if damage == "half of it" else json.dumps(card))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "run"))):
         trainer.load(tmp_path / "run")
+
+
+def test_a_card_of_a_newer_schema_is_refused(linear: Path, tmp_path: Path) -> None:
+    shutil.copytree(linear, tmp_path / "run")
+    # Other keys may have changed too, so none is read before the version.
+    (tmp_path / "run/card.json").write_text(json.dumps({"schema_version": 2}))
+    with pytest.raises(ValueError, match="schema_version") as caught:
+        trainer.load(tmp_path / "run")
+    assert str(caught.value) == (
+        f"{tmp_path / 'run'}/card.json cannot be read: schema_version is 2, and this version of sptune reads up to 1; "
+        "upgrade sptune."
+    )
 
 
 @pytest.mark.parametrize("module", ["trainer", "trainer.config", "trainer.catalog", "trainer.model.weights"])

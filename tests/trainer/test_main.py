@@ -93,7 +93,7 @@ def test_every_field_is_an_option_with_its_docstring_as_help(capsys: pytest.Capt
     for name in field_types():
         assert f"--{name.replace('_', '-')} " in shown
         assert " ".join(field_docs()[name].split()) in shown
-    for place in ("--data", "--weights", "--bank", "--out", "--device"):
+    for place in ("--data", "--weights", "--prototype-cache", "--out", "--device"):
         assert f"{place} " in shown
     given, options = parse(["--task", "t", "--method", "m", "--lr", "1e-4", "--prompt-length", "5", "--out", "o"])
     assert (given, options.out) == ({"task": "t", "method": "m", "lr": 1e-4, "prompt_length": 5}, "o")
@@ -131,7 +131,7 @@ def test_data_and_weights_may_be_named_by_the_environment(monkeypatch: pytest.Mo
     for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     _, options = parse(needed)
-    assert (options.data, options.weights, options.bank) == ("sptune-home/data", None, None)
+    assert (options.data, options.weights, options.prototype_cache) == ("sptune-home/data", None, None)
     monkeypatch.setenv("SPTUNE_DATA", "/tasks")
     monkeypatch.setenv("SPTUNE_WEIGHTS", "/weights")
     _, options = parse(needed)
@@ -151,14 +151,14 @@ def test_nmi_and_the_number_of_images_reach_the_training(data_root: str, tmp_pat
     assert not starts[0].equal(starts[1])
 
 
-def test_a_bank_is_filled_by_one_run_and_used_by_the_next(data_root: str, tmp_path: Path) -> None:
+def test_a_prototype_cache_is_filled_by_one_run_and_used_by_the_next(data_root: str, tmp_path: Path) -> None:
     run = [*TINY, "--method", "spt_deep", "--prompt-length", "2", "--data", data_root, "--device", "cpu"]
     starts, seconds = [], []
     for lr in ("0.01", "0.02"):
-        assert main([*run, "--lr", lr, "--bank", str(tmp_path / "bank"), "--out", str(tmp_path / lr)]) == 0
+        assert main([*run, "--lr", lr, "--prototype-cache", str(tmp_path / "cache"), "--out", str(tmp_path / lr)]) == 0
         starts.append(load_file(tmp_path / lr / "prototypes.safetensors")["prompt"])
         seconds.append(json.loads((tmp_path / lr / "card.json").read_text())["prototypes_seconds"])
-        (kept,) = (tmp_path / "bank").iterdir()
+        (kept,) = (tmp_path / "cache").iterdir()
         assert load_file(kept)["prompt"].equal(starts[0])
     assert starts[0].equal(starts[1])
     assert seconds[0] == seconds[1], "the second run was told what they cost the first"
@@ -176,7 +176,7 @@ def test_weights_that_do_not_fit_are_one_sentence(
         ("a.bin", f"{tmp_path}/a.bin must end in .safetensors, .pth, .pth.tar, .npz."),
         (
             "a.safetensors",
-            rf"{tmp_path}/a.safetensors is no whole file of {re.escape(BUNDLED)}: .+\. Download it again\.",
+            rf"{tmp_path}/a.safetensors is not a complete file of {re.escape(BUNDLED)}: .+\. Download it again\.",
         ),
         (
             "b.safetensors",

@@ -1,7 +1,8 @@
-"""Decoded images, once a node: memory-mapped uint8 arrays that all workers share through the page cache.
+"""Image cache: images decoded once per node into memory-mapped uint8 arrays, which all workers share.
 
-An array is the whole of a task's tuning images (train, then val) or of its test images, at one size by one transform.
-Its file grows row by row under a lock: who comes second waits, who comes after a crash goes on.
+An array holds all tuning images of a task (train, then val) or all its test images, at one size by one transform.
+Its file is filled in blocks under a lock. A second process waits for the first. After a crash, the next process resumes
+from the last finished block.
 
 Shapes: N images, S side.
 """
@@ -27,14 +28,14 @@ from trainer.data.transforms import TransformName, View, aspect, decode, side_of
 from trainer.storage.local_cache import cache_folder
 
 VERSION = 1
-"""Counted up when the same bytes and transform give other pixels than before."""
+"""Part of every file's name. Increase it when the same bytes and transform give other pixels than before."""
 BLOCK = 256
-"""Images decoded between two marks of progress."""
+"""Images decoded between two writes of the progress file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecodedImages:
-    """All images of some splits of a task, in the order of the store."""
+    """All images of some splits of a task, in the order of the task store."""
 
     images_N3SS: Tensor
     """uint8, mapped from a file."""
@@ -51,69 +52,85 @@ def load_decoded(
     view: View,
     cache: str | None = None,
 ) -> DecodedImages:
-    """Images at a backbone's size, decoded at the first call on this node.
+    """Return the images of some splits at a backbone's size. The first call on a node decodes them.
 
     Args:
         cache: a folder on a local disk; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
 
     Raises:
-        OSError: if the store cannot be read or the cache not be written.
+        OSError: if the store cannot be read or the cache cannot be written.
     """
-    side, count = side_of(image_size, view), sum(count_examples(root, card.task, split) for split in splits)
-    how = f"{transform}-{'augmented-' if is_augmented(card.task) else ''}{view}"
-    name = f"{card.fingerprint}-{'-'.join(splits)}-{count}-{how}-{side}-v{VERSION}"
+    side = side_of(image_size, view)
+    num_images = sum(count_examples(root, card.task, split) for split in splits)
+
+    # The name holds all that the pixels depend on, so a changed task or transform never meets an old array.
+    variant = f"{transform}-{'augmented-' if is_augmented(card.task) else ''}{view}"
+    name = f"{card.fingerprint}-{'-'.join(splits)}-{num_images}-{variant}-{side}-v{VERSION}"
     folder = cache_folder(cache)
     folder.mkdir(parents=True, exist_ok=True)
-    whole, aspects = folder / f"{name}.u8", folder / f"{name}.aspect"
-    if not whole.exists():
+    images_file = folder / f"{name}.u8"
+    aspects_file = folder / f"{name}.aspect"
+
+    if not images_file.exists():
         with (folder / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not whole.exists():
-                _decode(root, card, splits, image_size, transform, view, folder / name)
-    size = count * 3 * side * side
-    flat = torch.from_file(str(whole), shared=False, size=size, dtype=torch.uint8)
-    aspect_N = torch.from_file(str(aspects), shared=False, size=count, dtype=torch.float64)
-    return DecodedImages(images_N3SS=flat.view(count, 3, side, side), aspect_N=aspect_N)
+            # Another process may have decoded them while this one waited for the lock.
+            if not images_file.exists():
+                _decode_into(folder / name, root, card, splits, image_size, transform, view)
+
+    num_values = num_images * 3 * side * side
+    flat = torch.from_file(str(images_file), shared=False, size=num_values, dtype=torch.uint8)
+    aspect_N = torch.from_file(str(aspects_file), shared=False, size=num_images, dtype=torch.float64)
+    return DecodedImages(images_N3SS=flat.view(num_images, 3, side, side), aspect_N=aspect_N)
 
 
-def _decode(
-    root: str, card: Card, splits: tuple[str, ...], image_size: int, transform: TransformName, view: View, stem: Path
+def _decode_into(
+    stem: Path, root: str, card: Card, splits: tuple[str, ...], image_size: int, transform: TransformName, view: View
 ) -> None:
-    """Fill the files, from where an earlier attempt stopped; they get their names when they are whole."""
-    part, progress = stem.with_name(f"{stem.name}.part"), stem.with_name(f"{stem.name}.progress")
-    aspect_part = stem.with_name(f"{stem.name}.aspect.part")
+    """Fill the files of an array, from where an earlier process stopped. Give them their final names at the end."""
+    images_part = stem.with_name(f"{stem.name}.part")
+    aspects_part = stem.with_name(f"{stem.name}.aspect.part")
+    progress = stem.with_name(f"{stem.name}.progress")
+    num_done = json.loads(progress.read_text()) if progress.exists() else 0
+
     side = side_of(image_size, view)
-    done = json.loads(progress.read_text()) if progress.exists() else 0
     augmented = is_augmented(card.task)
 
-    def one(example: Example) -> tuple[Tensor, float]:
+    def decode_one(example: Example) -> tuple[Tensor, float]:
         return decode(example.image, image_size, transform, view=view, augmented=augmented), aspect(example.image)
 
     with (
-        part.open("r+b" if done else "wb") as images,
-        aspect_part.open("r+b" if done else "wb") as aspects,
+        images_part.open("r+b" if num_done else "wb") as images_file,
+        aspects_part.open("r+b" if num_done else "wb") as aspects_file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        images.truncate(done * 3 * side * side)
-        images.seek(0, os.SEEK_END)
-        aspects.truncate(done * 8)
-        aspects.seek(0, os.SEEK_END)
-        examples = _from_row(root, card, splits, done)
+        # Bytes of a block that was not finished may lie behind the last block that was.
+        images_file.truncate(num_done * 3 * side * side)
+        images_file.seek(0, os.SEEK_END)
+        aspects_file.truncate(num_done * 8)
+        aspects_file.seek(0, os.SEEK_END)
+
+        examples = _examples_from(root, card, splits, num_done)
         while block := list(islice(examples, BLOCK)):
-            found = list(pool.map(one, block))
-            images.write(torch.stack([image for image, _ in found]).numpy().tobytes())
-            aspects.write(np.array([aspect for _, aspect in found], np.float64).tobytes())
-            for file in (images, aspects):
+            decoded = list(pool.map(decode_one, block))
+            images_file.write(torch.stack([image for image, _ in decoded]).numpy().tobytes())
+            aspects_file.write(np.array([ratio for _, ratio in decoded], np.float64).tobytes())
+
+            # The block is on disk before the progress file counts it.
+            for file in (images_file, aspects_file):
                 file.flush()
                 os.fsync(file.fileno())
-            done += len(block)
-            progress.write_text(json.dumps(done))
-    aspect_part.replace(stem.with_name(f"{stem.name}.aspect"))
-    part.replace(stem.with_name(f"{stem.name}.u8"))
+            num_done += len(block)
+            progress.write_text(json.dumps(num_done))
+
+    # The images come last: readers take the array as complete once that file exists.
+    aspects_part.replace(stem.with_name(f"{stem.name}.aspect"))
+    images_part.replace(stem.with_name(f"{stem.name}.u8"))
     progress.unlink(missing_ok=True)
 
 
-def _from_row(root: str, card: Card, splits: tuple[str, ...], start: int) -> Iterator[Example]:
+def _examples_from(root: str, card: Card, splits: tuple[str, ...], start: int) -> Iterator[Example]:
+    """Yield the examples of the splits, one split after the other, without the first `start` of them."""
     for split in splits:
         count = count_examples(root, card.task, split)
         if start < count:

@@ -1,4 +1,4 @@
-"""Encoded images: what kinds there are, and which are whole. Pillow and numpy only."""
+"""Encoded images: conversion to RGB, and the check that one can be decoded. Needs Pillow and numpy only."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ import numpy as np
 from PIL import Image
 
 REPAIRED = {"CMYK": "CMYK, converted to RGB", "YCCK": "CMYK, converted to RGB", "I": "16 bits, scaled to 8"}
-"""Kinds of images that are read as something else than they are, by the beginning of Pillow's mode."""
+"""Repair that an image needs when it is read, by the beginning of Pillow's mode."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels of 8 bits: grey is repeated, CMYK converted, alpha dropped, 16 bits scaled down (not clipped)."""
+    """Return the image with three channels of 8 bits.
+
+    Grey is repeated, CMYK is converted, alpha is dropped, and 16 bits are scaled down, not clipped.
+    """
     if image.mode.startswith("I"):
+        # 65535 = 255 * 257. Pillow's own conversion clips at 255 instead.
         grey = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
-def check(image: bytes) -> str | None:
-    """How an image is repaired when it is read, or None if it need not be.
+def check_image(image: bytes) -> str | None:
+    """Return the repair that an encoded image needs when it is read, or None if it needs none.
 
     Raises:
-        ValueError: if it cannot be decoded to its last pixel.
+        ValueError: if the image cannot be decoded to its last pixel.
     """
     try:
         with Image.open(io.BytesIO(image)) as opened:
             mode = opened.mode
-            opened.draft("RGB", (64, 64))  # a JPEG's bytes are all read, its pixels only coarsely computed
+            # Faster: all bytes of a JPEG are read, but its pixels are computed coarsely.
+            opened.draft("RGB", (64, 64))
             opened.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
-    return next((repair for kind, repair in REPAIRED.items() if mode.startswith(kind)), None)
+
+    for prefix, repair in REPAIRED.items():
+        if mode.startswith(prefix):
+            return repair
+    return None

@@ -1,6 +1,6 @@
-"""The images that a run learns from or is scored on.
+"""Splits: the images that a run learns from or is scored on.
 
-Shapes: N images of a split, B batch, S side.
+Shapes: N images of a split, R images of the array that holds them, B batch, C 3, S side.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View
 
 RESIDENT_SHARE = 0.4
-"""What a split's images may take of a GPU's free memory."""
+"""Largest part of a GPU's free memory that the images of a split may take."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Split:
     """The decoded images of one split, N of them.
 
-    A split may be some rows of a larger array; `take` knows which. The array is on the device if it fits there, else in
-    the machine's memory, and batches follow the device's work from there.
+    The array may hold more images than the split: `rows_N` selects those of the split, and `take` applies it. The array
+    is on the device if it fits there. Otherwise it stays in the machine's memory, and `take` copies each batch to the
+    device without waiting for the copy.
     """
 
     images_RCSS: Tensor
-    """uint8; this split's images are its rows `rows_N`."""
+    """uint8; the images of this split are its rows `rows_N`."""
     rows_N: Tensor
-    """int64, where the array is."""
+    """int64, on the device of the array."""
     labels_N: Tensor
     """int64, on the device."""
     keys: tuple[str, ...]
@@ -43,26 +44,30 @@ class Split:
     """Width over height of each image as it was stored; on the CPU."""
     view: View
     fingerprint: str
-    """Hash of the task's images, with the part of them that this is."""
+    """The fingerprint of the task, with the part of its images that this is."""
 
     def __len__(self) -> int:
         return len(self.rows_N)
 
     def all_images(self) -> Tensor:
-        """All images ``[N, 3, S, S]``, copied together."""
+        """Return all images ``[N, 3, S, S]`` in one tensor."""
         return self.take(torch.arange(len(self)))
 
     def take(self, wanted_B: Tensor) -> Tensor:
-        """The images ``[B, 3, S, S]`` of rows of this split, on the device; asked for with rows where the array is,
-        nothing is waited for."""
+        """Return the images ``[B, 3, S, S]`` of some rows of this split, on the device.
+
+        The call does not wait for the device if `wanted_B` is on the device of the array.
+        """
         rows_B = self.rows_N[wanted_B.to(self.rows_N.device)]
-        images_BCSS = self.images_RCSS.index_select(0, rows_B)  # five times as fast as indexing
+        # index_select is five times as fast as indexing.
+        images_BCSS = self.images_RCSS.index_select(0, rows_B)
+
         if images_BCSS.device == self.labels_N.device:
             return images_BCSS
         return images_BCSS.pin_memory().to(self.labels_N.device, non_blocking=True)
 
     def in_order(self, size: int) -> Iterator[Tensor]:
-        """All images, `size` at a time."""
+        """Yield all images in order, `size` at a time."""
         for wanted_B in torch.arange(len(self)).split(size):
             yield self.take(wanted_B)
 
@@ -79,49 +84,67 @@ def load_split(
     view: View = "fixed",
     cache: str | None = None,
 ) -> Split:
-    """The images of a split at a backbone's size, kept in the process.
+    """Return the images of a split at a backbone's size. The last four splits stay in the process's memory.
+
+    A demo task that the task store lacks is made first, as by `open_task`.
 
     Args:
         root: the task store, a folder or a URI.
         split: train, val, test, or trainval: train and val together.
-        train_size: the part that is taken, nested and stratified; 1.0 for all. A share is taken of train and of val,
-            a number of both together.
+        train_size: the part of the images to take, nested and stratified; 1.0 for all. A share is taken of train and of
+            val separately, a number of both together.
         cache: a folder on a local disk for decoded images, shared by the processes of a node.
 
     Raises:
-        ValueError: if the images have not what `train_size` asks for.
-        OSError: if the store cannot be read or the cache not be written.
+        TaskMissing: if the task is not in the store and is no demo task.
+        ValueError: if the split has fewer images than `train_size` asks for.
+        OSError: if the store cannot be read or the cache cannot be written.
     """
     card = open_task(root, task)
-    names = ("test",) if split == "test" else ("train", "val")
-    labels = {name: read_column(root, task, name, "label").to_numpy() for name in names}
-    wanted = names if split in ("trainval", "test") else (split,)
-    offsets = {name: sum(len(labels[other]) for other in names[: names.index(name)]) for name in names}
+
+    # The array holds these splits, one after the other; the wanted split is a part of it.
+    array_splits = ("test",) if split == "test" else ("train", "val")
+    wanted_splits = array_splits if split in ("trainval", "test") else (split,)
+    labels = {name: read_column(root, task, name, "label").to_numpy() for name in array_splits}
+    first_row = {}
+    num_rows = 0
+    for name in array_splits:
+        first_row[name] = num_rows
+        num_rows += len(labels[name])
+
+    # The rows of the array that `train_size` selects.
     if isinstance(train_size, float):
-        chosen = [offsets[name] + nested_subset(labels[name], train_size) for name in wanted]
-        rows_N = np.concatenate(chosen)
+        rows_N = np.concatenate([first_row[name] + nested_subset(labels[name], train_size) for name in wanted_splits])
     else:
-        rows_N = offsets[wanted[0]] + nested_subset(np.concatenate([labels[name] for name in wanted]), train_size)
-    every_label, every_key = np.concatenate([labels[name] for name in names]), _keys(root, task, names)
-    whole = load_decoded(root, card, names, image_size, transform, view, cache)
-    array, rows = whole.images_N3SS, torch.from_numpy(rows_N)
+        wanted_labels = np.concatenate([labels[name] for name in wanted_splits])
+        rows_N = first_row[wanted_splits[0]] + nested_subset(wanted_labels, train_size)
+
+    array_labels = np.concatenate([labels[name] for name in array_splits])
+    array_keys = _keys(root, task, array_splits)
+    decoded = load_decoded(root, card, array_splits, image_size, transform, view, cache)
+
+    # Only the selected images go to the device, so there the rows are simply 0 to N - 1.
+    array = decoded.images_N3SS
+    rows = torch.from_numpy(rows_N)
     if device != "cpu" and fits_on_device(len(rows) * array[0].numel(), torch.cuda.mem_get_info(device)[0]):
-        array, rows = array[rows].to(device), torch.arange(len(rows), device=device)
+        array = array[rows].to(device)
+        rows = torch.arange(len(rows), device=device)
+
     return Split(
         images_RCSS=array,
         rows_N=rows,
-        labels_N=torch.from_numpy(every_label[rows_N].astype(np.int64)).to(device),
-        keys=tuple(every_key.take(pa.array(rows_N)).to_pylist()),
-        aspect_N=whole.aspect_N[torch.from_numpy(rows_N)],
+        labels_N=torch.from_numpy(array_labels[rows_N].astype(np.int64)).to(device),
+        keys=tuple(array_keys.take(pa.array(rows_N)).to_pylist()),
+        aspect_N=decoded.aspect_N[torch.from_numpy(rows_N)],
         view=view,
         fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{view}",
     )
 
 
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:
-    """Whether images may stay in a GPU's memory: the network, its tokens and other splits want some too."""
+    """Return whether images may stay in a GPU's memory, which the network, its tokens and other splits need too."""
     return images_bytes <= RESIDENT_SHARE * free_bytes
 
 
-def _keys(root: str, task: str, names: tuple[str, ...]) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for name in names for chunk in read_column(root, task, name, "key").chunks])
+def _keys(root: str, task: str, splits: tuple[str, ...]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for name in splits for chunk in read_column(root, task, name, "key").chunks])

@@ -1,6 +1,8 @@
-"""The task store: a folder a task, a Parquet file a split, and a card that says where it is from. No torch.
+"""The task store: per task a folder, with a Parquet file per split and a card that says where the task is from.
 
-Images stay encoded, one row each: key, label, image. `load.py` decodes them.
+Images stay encoded, one row each: key, label, image. `image_cache` decodes them. This module needs no torch.
+
+Reading writes nothing here. `tasks.open_task` is the function that makes a demo task at its first use.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from trainer.storage.files import delete_file, has_folders, open_filesystem, rea
 from trainer.storage.s3 import redact_query
 
 SPLITS = ("train", "val", "test")
+"""The splits that are stored; `trainval` is put together when it is loaded."""
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
 GROUP_BYTES = 32 * 2**20
-"""Encoded bytes of a row group: what writing and reading hold in memory."""
+"""Encoded bytes of a row group, which is held in memory when it is written or read."""
+GROUP_EXAMPLES = 2048
+"""Most examples of a row group, however small their images are."""
 
 
 class TaskMissing(FileNotFoundError):
-    """A task that is not in the store, with the way to get it."""
+    """A task that is not in the store, or whose card is damaged. The message says how to get the task."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,34 +47,36 @@ class Example:
     """The encoded image."""
 
     def content(self, split: str) -> bytes:
-        """What a task's fingerprint is made of."""
+        """Return the bytes that this example adds to the fingerprint of its task."""
         return f"{split}\0{self.key}\0{self.label}\0{len(self.image)}\0".encode() + self.image
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """What a stored task is and where it is from."""
+    """The description of a stored task and of its origin; the content of `card.json`."""
 
     task: str
     source: str
     protocol: str
-    """`published`, or how the split was drawn."""
+    """`published`, or how the splits were drawn."""
     class_names: list[str]
     counts: dict[str, int]
     fingerprint: str
     """Hash over the keys, labels and image bytes of all splits, in order."""
     importer: str = ""
-    """What made it, with its version."""
+    """The program that wrote the task, with its version."""
     licence: str | None = None
-    """None where it is not known."""
+    """None if it is not known."""
     repairs: list[str] = field(default_factory=list)
-    """What was left out or mended, with counts and names."""
+    """Images that were left out or repaired, with counts and names."""
 
     @property
     def differs(self) -> list[str]:
-        """Where the counts are not the catalog's, split by split."""
-        if (row := TASKS.get(self.task)) is None:
+        """A sentence for each split whose count differs from the catalog's. Empty for a user's own task."""
+        row = TASKS.get(self.task)
+        if row is None:
             return []
+
         expected = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
         wrong = [split for split in SPLITS if self.counts[split] != expected[split]]
         return [f"{split} has {self.counts[split]:,} of {expected[split]:,} images" for split in wrong]
@@ -87,40 +94,50 @@ def write_task(
     licence: str | None = None,
     repairs: list[str] | None = None,
 ) -> Card:
-    """Store a task: its splits first, then the card that makes it present.
+    """Write a task to the store and return its card. The splits come first; the card makes the task present.
 
-    Examples are taken as they come; memory holds one row group. A task that is there already stays until all of the
-    new one is written. `repairs` is read last, so that it can be filled while examples are taken.
+    Examples are taken one by one, and memory holds one row group. A task of that name stays in the store until all
+    images of the new one are written. `repairs` is read last, so that it can be filled while examples are taken.
 
     Raises:
-        OSError: if the store cannot be written; nothing of the new task is left.
+        OSError: if the store cannot be written. Nothing of the new task is left then.
     """
     filesystem, folder = open_filesystem(f"{root}/{task}")
-    digest, counts = hashlib.sha256(), {}
+
+    digest = hashlib.sha256()
+    counts = {}
+    # Other processes may write the same task, so the names of unfinished files are unique.
     parts = {split: f"{folder}/{split}.{uuid.uuid4().hex}.part" for split in SPLITS}
     with translate_errors(f"{root}/{task}", "written"):
         if has_folders(filesystem):
             filesystem.create_dir(folder, recursive=True)
+
         try:
             for split in SPLITS:
                 with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
                     counts[split] = 0
-                    for group in _batches(splits[split]):
-                        for one in group:
-                            digest.update(one.content(split))
-                        writer.write_table(pa.Table.from_pylist([dataclasses.asdict(one) for one in group], SCHEMA))
+                    for group in _row_groups(splits[split]):
+                        for example in group:
+                            digest.update(example.content(split))
+                        rows = [dataclasses.asdict(example) for example in group]
+                        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
                         counts[split] += len(group)
             fingerprint = digest.hexdigest()[:16]
-            # From here to the card another task of that name is absent, so that an end in between is seen. The same
-            # task stays: who writes it at the same time, or reads it, never misses it.
+
+            # The card of another task goes before its splits are replaced: a crash from here to the new card leaves no
+            # task, not a mixture of two. The card of the same task stays, because the bytes are the same: processes
+            # that read or write that task at this moment never miss it.
             if f'"{fingerprint}"'.encode() not in (read_bytes(f"{root}/{task}/card.json") or b""):
                 delete_file(f"{root}/{task}/card.json")
+
             for split in SPLITS:
                 filesystem.move(parts[split], f"{folder}/{split}.parquet")
         finally:
             for part in parts.values():
                 if filesystem.get_file_info(part).type == fs.FileType.File:
                     filesystem.delete_file(part)
+
+    # The card is last: a task without a card is not in the store.
     card = Card(
         task=task,
         source=source,
@@ -136,34 +153,41 @@ def write_task(
     return card
 
 
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def _row_groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
     group: list[Example] = []
     size = 0
     for example in examples:
         group.append(example)
         size += len(example.image)
-        if size >= GROUP_BYTES or len(group) >= 2048:
+
+        if size >= GROUP_BYTES or len(group) >= GROUP_EXAMPLES:
             yield group
-            group, size = [], 0
+            group = []
+            size = 0
+
     if group:
         yield group
 
 
 def read_card(root: str, task: str) -> Card | None:
-    """The card of a task that is in the store, or None.
+    """Return the card of a task, or None if the task is not in the store. Writes nothing.
+
+    A demo task that was never used is not in the store. Use `tasks.open_task` where it is to be made.
 
     Raises:
-        TaskMissing: if its card is damaged.
+        TaskMissing: if the card is damaged.
         OSError: if the store cannot be read.
     """
     data = read_bytes(f"{root}/{task}/card.json")
-    return None if data is None else _card(data, root, task)
+    if data is None:
+        return None
+    return _parse_card(data, root, task)
 
 
-def _card(data: bytes, root: str, task: str) -> Card:
+def _parse_card(data: bytes, root: str, task: str) -> Card:
     try:
         card = Card(**json.loads(data))
-        # Files are named by both.
+        # Both become parts of file names, so no other text is accepted.
         if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
             raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
     except (ValueError, TypeError) as error:
@@ -174,35 +198,50 @@ def _card(data: bytes, root: str, task: str) -> Card:
 
 
 def read_column(root: str, task: str, split: str, column: str) -> pa.ChunkedArray:
-    """One column of a split, without the images' bytes in memory unless it is theirs."""
+    """Return one column of a split. The other columns are not read.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
     with _open(root, task, split) as file:
         return pq.read_table(file, columns=[column])[column]
 
 
 def count_examples(root: str, task: str, split: str) -> int:
-    """How many examples a split has, by its file."""
+    """Return the number of examples of a split, from its file.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
     with _open(root, task, split) as file:
         return int(pq.ParquetFile(file).metadata.num_rows)
 
 
 def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[Example]:
-    """The examples of a split from a row on, a few row groups in memory at a time."""
+    """Yield the examples of a split from row `start` on, with a few row groups in memory at a time.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
     with _open(root, task, split) as file:
         parquet = pq.ParquetFile(file)
-        passed = 0
+
+        first_row = 0
         for group in range(parquet.num_row_groups):
-            size = parquet.metadata.row_group(group).num_rows
-            if passed + size > start:
-                rows = parquet.read_row_group(group).slice(max(0, start - passed)).to_pylist()
+            num_rows = parquet.metadata.row_group(group).num_rows
+            # Groups that end before `start` are skipped unread.
+            if first_row + num_rows > start:
+                rows = parquet.read_row_group(group).slice(max(0, start - first_row)).to_pylist()
                 yield from (Example(key=row["key"], label=row["label"], image=row["image"]) for row in rows)
-            passed += size
+
+            first_row += num_rows
 
 
 @contextmanager
 def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
-    place = f"{root}/{task}/{split}.parquet"
-    filesystem, path = open_filesystem(place)
-    with translate_errors(place, "read"):
+    uri = f"{root}/{task}/{split}.parquet"
+    filesystem, path = open_filesystem(uri)
+    with translate_errors(uri, "read"):
         try:
             file = filesystem.open_input_file(path)
         except FileNotFoundError:

@@ -1,28 +1,44 @@
-"""Open a task, and make a demo task at its first use."""
+"""Opening a task for training: like reading its card, but a demo task is made at its first use."""
 
 from __future__ import annotations
 
-from trainer.data.task_store import Card, TaskMissing, _card
-from trainer.storage.files import read_bytes
+from trainer.data.task_store import Card, TaskMissing, read_card
 from trainer.storage.s3 import redact_query
 
 
 def open_task(root: str, task: str) -> Card:
-    """The card of a task; the demo tasks are made at first sight.
+    """Return the card of a task. Make the task first if it is a demo task that the task store lacks.
+
+    This may write to the task store. Use `read_card` where nothing may be written: it returns None for a task that is
+    not in the store.
 
     Raises:
-        TaskMissing: if the task is not in the store, or its card is damaged.
+        TaskMissing: if the task is not in the store and is no demo task, or if its card is damaged.
         OSError: if the store cannot be read or written.
     """
-    if (data := read_bytes(f"{root}/{task}/card.json")) is None:
-        if not task.startswith("demo/"):
-            raise TaskMissing(
-                f"{task} is not in the task store {redact_query(root)}. "
-                f"Import it: sptune data import PATH --task {task} (`sptune data list` says where to get it)."
-            )
-        from trainer.data.demo_tasks import make_demo_task  # rendered.py writes with this module
+    card = read_card(root, task)
+    if card is not None:
+        return card
+    if not _is_demo(task):
+        raise missing_task(root, task)
 
-        make_demo_task(root, task)
-        data = read_bytes(f"{root}/{task}/card.json")
-        assert data is not None, f"render left no card of {task}"
-    return _card(data, root, task)
+    # Imported late, because it loads Pillow, which is not needed to open a stored task.
+    from trainer.data.demo_tasks import make_demo_task
+
+    make_demo_task(root, task)
+    card = read_card(root, task)
+    assert card is not None, f"make_demo_task left no card of {task}"
+    return card
+
+
+def missing_task(root: str, task: str) -> TaskMissing:
+    """Return the error for a task that is not in the store, for callers of `read_card` that need the task."""
+    if _is_demo(task):
+        way_out = f"It is made at its first use, for example by `sptune data show {task}`."
+    else:
+        way_out = f"Import it: sptune data import PATH --task {task} (`sptune data list` says where to get it)."
+    return TaskMissing(f"{task} is not in the task store {redact_query(root)}. {way_out}")
+
+
+def _is_demo(task: str) -> bool:
+    return task.startswith("demo/")

@@ -1,7 +1,7 @@
-"""From an encoded image to the uint8 square that a backbone sees.
+"""Transforms of an encoded image to the uint8 square that a backbone sees.
 
-A `fixed` view is deterministic: the network is judged on it, and tasks without augmentation learn from it. A `whole`
-view keeps all of the image, squashed to a larger square, and random crops are cut from it a batch at a time.
+A `fixed` view is deterministic. It is used to evaluate, and to train on tasks without augmentation. A `whole` view
+keeps all of the image, squashed to a larger square. Random crops are cut from it, a batch at a time.
 
 Shapes: B batch, C 3, S side of a square, H W height and width.
 """
@@ -28,41 +28,48 @@ View = Literal["fixed", "whole"]
 
 INTERPOLATION = {"spt": InterpolationMode.BICUBIC, "vpt": InterpolationMode.BILINEAR}
 MARGIN = 256 / 224
-"""Where training crops at random, the short side is that much longer than the centre crop it is judged on."""
+"""Short side over the side of the centre crop, for tasks that train on random crops."""
 WHOLE = 1.5
-"""Side of a whole view, relative to the crops cut from it."""
+"""Side of a whole view over the side of the crops that are cut from it."""
 
 
 def decode(
     image: bytes, size: int, transform: TransformName, *, view: View = "fixed", augmented: bool = False
 ) -> Tensor:
-    """The square of an encoded image, uint8 ``[3, size, size]`` (a whole view: ``WHOLE`` times as large).
+    """Return the square of an encoded image, uint8 ``[3, size, size]`` (a whole view has ``WHOLE`` times that side).
 
-    Fixed views, size 224: VTAB by `spt` has the short side at 224, bicubic, then the centre; by `vpt` it is squashed to
-    224x224, bilinear. FGVC (`augmented`) by both has the short side at 256, then the centre.
+    Fixed views at size 224:
+
+    - VTAB by `spt`: short side resized to 224, bicubic, then the centre crop;
+    - VTAB by `vpt`: squashed to 224x224, bilinear;
+    - FGVC (`augmented`) by either: short side resized to 256, then the centre crop.
     """
     with Image.open(io.BytesIO(image)) as opened:
         picture = to_rgb(opened)
-    how = INTERPOLATION[transform]
+
+    interpolation = INTERPOLATION[transform]
     if view == "whole":
         side = side_of(size, view)
-        square = TF.resize(picture, [side, side], interpolation=how)
+        square = TF.resize(picture, [side, side], interpolation=interpolation)
     elif transform == "vpt" and not augmented:
-        square = TF.resize(picture, [size, size], interpolation=how)
+        square = TF.resize(picture, [size, size], interpolation=interpolation)
     else:
         short = round(size * MARGIN) if augmented else size
-        square = TF.center_crop(TF.resize(picture, [short], interpolation=how), [size, size])
+        resized = TF.resize(picture, [short], interpolation=interpolation)
+        square = TF.center_crop(resized, [size, size])
+
+    # torch needs an array of its own: Pillow's is read-only.
     pixels: NDArray[np.uint8] = np.asarray(square).transpose(2, 0, 1)
     return torch.from_numpy(pixels.copy())
 
 
 def side_of(size: int, view: View) -> int:
-    """Side of a view for a network that sees squares of a size."""
+    """Return the side of a view for a network that sees squares of side `size`."""
     return round(size * WHOLE) if view == "whole" else size
 
 
 def aspect(image: bytes) -> float:
-    """Width over height of an encoded image."""
+    """Return width over height of an encoded image."""
     with Image.open(io.BytesIO(image)) as opened:
         return opened.width / opened.height
 
@@ -70,64 +77,83 @@ def aspect(image: bytes) -> float:
 def random_views(
     images_BCSS: Tensor, aspect_B: Tensor, size: int, transform: TransformName, generator: torch.Generator
 ) -> Tensor:
-    """Random crops of whole views, half of them mirrored: uint8 ``[B, 3, size, size]``.
+    """Return random crops of whole views, half of them mirrored: uint8 ``[B, 3, size, size]``.
 
-    `spt`: 8 to 100 % of the area, of shape 3:4 to 4:3 (Szegedy et al., CVPR 2015). `vpt`: a square of 224/256 of the
-    short side.
+    `spt`: a box of 8 to 100 % of the area and of shape 3:4 to 4:3 (Szegedy et al., CVPR 2015). `vpt`: a square whose
+    side is 224/256 of the short side.
 
     Args:
         aspect_B: width over height of each image before it was squashed.
-        generator: on the CPU.
+        generator: source of randomness, on the CPU.
     """
     return cut(images_BCSS, random_crops(aspect_B, transform, generator), size, transform)
 
 
 def random_crops(aspect_B: Tensor, transform: TransformName, generator: torch.Generator) -> Tensor:
-    """Left, top, width, height as shares of each image, and -1 where it is mirrored, else 1: ``[B, 5]`` on the CPU."""
-    draw_boxes = _any_area if transform == "spt" else _of_the_short_side
+    """Draw a crop for each image: ``[B, 5]`` on the CPU.
+
+    The columns are left, top, width and height as shares of the image, and -1 if the crop is mirrored, else 1.
+    """
+    draw_boxes = _any_area_boxes if transform == "spt" else _short_side_boxes
     boxes_B4 = draw_boxes(aspect_B.cpu().double(), generator)
     mirror_B1 = 1 - 2 * torch.randint(0, 2, (len(aspect_B), 1), generator=generator)
     return torch.cat([boxes_B4, mirror_B1], dim=1)
 
 
 def cut(images_BCSS: Tensor, crops_B5: Tensor, size: int, transform: TransformName) -> Tensor:
-    """Crops of whole views, the batch in one interpolation: uint8 ``[B, 3, size, size]``."""
+    """Cut crops from whole views, the batch in one interpolation: uint8 ``[B, 3, size, size]``."""
     left_B, top_B, width_B, height_B, mirror_B = crops_B5.unbind(1)
+
+    # An affine map a crop, from the square's coordinates to the view's; both run from -1 to 1.
     theta_B23 = torch.zeros(len(images_BCSS), 2, 3, dtype=torch.float64)
-    theta_B23[:, 0, 0], theta_B23[:, 1, 1] = width_B * mirror_B, height_B
-    theta_B23[:, 0, 2], theta_B23[:, 1, 2] = 2 * left_B + width_B - 1, 2 * top_B + height_B - 1
+    theta_B23[:, 0, 0] = width_B * mirror_B
+    theta_B23[:, 1, 1] = height_B
+    theta_B23[:, 0, 2] = 2 * left_B + width_B - 1
+    theta_B23[:, 1, 2] = 2 * top_B + height_B - 1
     grid_BSS2 = F.affine_grid(
         theta_B23.float().to(images_BCSS.device, non_blocking=True),
         [len(images_BCSS), 3, size, size],
         align_corners=False,
     )
+
     mode = "bicubic" if transform == "spt" else "bilinear"
     cut_BCSS = F.grid_sample(images_BCSS.float(), grid_BSS2, mode=mode, padding_mode="border", align_corners=False)
+    # Bicubic interpolation overshoots at edges, and a value beyond 0..255 would wrap around in uint8.
     return cut_BCSS.round().clamp(0, 255).to(torch.uint8)
 
 
-def _any_area(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
-    """Boxes (left, top, width, height) ``[B, 4]`` as shares of each image: the first of ten draws that fits in it.
+def _any_area_boxes(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a box (left, top, width, height) ``[B, 4]`` for each image, as shares of it.
 
-    Where none fits, the largest centred box of the nearest allowed shape.
+    The box is the first of ten draws that fits in the image. If none fits, it is the largest box of the nearest allowed
+    shape, in the centre. Shapes: T tries.
     """
-    count, tries = len(aspect_B), 10
+    count = len(aspect_B)
+    tries = 10
+
+    # All draws of area and shape (width over height, log-uniform), and the sides that follow from them.
     area_BT = torch.empty(count, tries, dtype=torch.float64).uniform_(0.08, 1, generator=generator)
     bound = math.log(4 / 3)
     shape_BT = torch.empty(count, tries, dtype=torch.float64).uniform_(-bound, bound, generator=generator).exp()
     size_BT2 = torch.stack([area_BT * shape_BT / aspect_B[:, None], area_BT * aspect_B[:, None] / shape_BT], 2).sqrt()
+
+    # The first draw that fits, or the largest box of shape 3:4 to 4:3.
     fits_BT = (size_BT2 <= 1).all(dim=2)
     drawn_B2 = size_BT2[torch.arange(count), fits_BT.int().argmax(dim=1)]
     largest_B2 = torch.stack([(4 / 3 / aspect_B).clamp(max=1), (aspect_B / (3 / 4)).clamp(max=1)], dim=1)
-    any_B1 = fits_BT.any(dim=1)[:, None]
-    place_B2 = torch.rand(count, 2, dtype=torch.float64, generator=generator)
-    size_B2 = torch.where(any_B1, drawn_B2, largest_B2)
-    return torch.cat([(1 - size_B2) * torch.where(any_B1, place_B2, 0.5), size_B2], dim=1)
+    has_fit_B1 = fits_BT.any(dim=1)[:, None]
+    size_B2 = torch.where(has_fit_B1, drawn_B2, largest_B2)
+
+    offset_B2 = torch.rand(count, 2, dtype=torch.float64, generator=generator)
+    corner_B2 = (1 - size_B2) * torch.where(has_fit_B1, offset_B2, 0.5)
+    return torch.cat([corner_B2, size_B2], dim=1)
 
 
-def _of_the_short_side(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
-    """Square boxes as shares of each image, anywhere in it."""
+def _short_side_boxes(aspect_B: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a square box (left, top, width, height) ``[B, 4]`` anywhere in each image, as shares of it."""
+    # The short side as a share of width and of height: a square of the image is no square in shares of it.
     short_B2 = torch.stack([(1 / aspect_B).clamp(max=1), aspect_B.clamp(max=1)], dim=1)
     size_B2 = short_B2 / MARGIN
-    place_B2 = torch.rand(len(aspect_B), 2, dtype=torch.float64, generator=generator)
-    return torch.cat([(1 - size_B2) * place_B2, size_B2], dim=1)
+
+    offset_B2 = torch.rand(len(aspect_B), 2, dtype=torch.float64, generator=generator)
+    return torch.cat([(1 - size_B2) * offset_B2, size_B2], dim=1)

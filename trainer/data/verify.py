@@ -1,4 +1,4 @@
-"""Whether a stored task is what its card and the catalog say, and what it looks like."""
+"""Verification of a stored task against its card and the catalog, and a contact sheet of its images."""
 
 from __future__ import annotations
 
@@ -11,99 +11,150 @@ from dataclasses import dataclass, field
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.catalog import TASKS
-from trainer.data.images import check, to_rgb
-from trainer.data.task_store import SPLITS, Card, read_examples
-from trainer.data.tasks import open_task
+from trainer.data.images import check_image, to_rgb
+from trainer.data.task_store import SPLITS, Card, read_card, read_examples
+from trainer.data.tasks import missing_task, open_task
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found of a task."""
+    """The result of verifying a task."""
 
     card: Card
     problems: list[str] = field(default_factory=list)
-    """Why results on it would be wrong."""
+    """Why results on the task would be wrong."""
     notes: list[str] = field(default_factory=list)
     """What a reader of results should know."""
 
 
 def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda done, total: None) -> Verdict:
-    """Read a task from its first to its last image.
+    """Read a task from its first to its last image and return what is wrong with it. Writes nothing.
+
+    Args:
+        progress: called after each image with the number of images read and their total.
 
     Raises:
-        TaskMissing: if the task is not in the store.
+        TaskMissing: if the task is not in the store, or its card is damaged.
         OSError: if the store cannot be read.
     """
-    card = open_task(root, task)
-    verdict = Verdict(card, notes=[f"{part}, as its source has them" for part in card.differs])
-    problems, notes = verdict.problems, verdict.notes
-    row, classes = TASKS.get(task), len(card.class_names)
-    if row is not None and classes != row.num_classes:
-        problems.append(f"the card has {classes} classes, the catalog {row.num_classes}")
-    digest, seen_keys = hashlib.sha256(), dict[str, str]()
-    seen_images, copies = dict[bytes, str](), list[str]()
-    done, total = 0, sum(card.counts.values())
+    card = read_card(root, task)
+    if card is None:
+        raise missing_task(root, task)
+
+    verdict = Verdict(card, notes=[f"{sentence}, as its source has them" for sentence in card.differs])
+    problems = verdict.problems
+    notes = verdict.notes
+
+    row = TASKS.get(task)
+    num_classes = len(card.class_names)
+    if row is not None and num_classes != row.num_classes:
+        problems.append(f"the card has {num_classes} classes, the catalog {row.num_classes}")
+
+    digest = hashlib.sha256()
+    split_of_key: dict[str, str] = {}
+    split_of_image: dict[bytes, str] = {}
+    copies: list[str] = []
+    num_done = 0
+    total = sum(card.counts.values())
     for split in SPLITS:
+        # Each image: its part of the fingerprint, its key, its bytes, and whether it can be decoded.
         labels = Counter[int]()
-        for one in read_examples(root, task, split):
-            digest.update(one.content(split))
-            labels[one.label] += 1
-            if one.key in seen_keys:
-                problems.append(f"key {one.key} is in {seen_keys[one.key]} and in {split}")
-            seen_keys[one.key] = split
-            content = hashlib.sha256(one.image).digest()
-            if seen_images.setdefault(content, split) != split:
-                copies.append(f"{one.key} ({seen_images[content]} and {split})")
+        for example in read_examples(root, task, split):
+            digest.update(example.content(split))
+            labels[example.label] += 1
+
+            if example.key in split_of_key:
+                problems.append(f"key {example.key} is in {split_of_key[example.key]} and in {split}")
+            split_of_key[example.key] = split
+
+            image_hash = hashlib.sha256(example.image).digest()
+            first_split = split_of_image.setdefault(image_hash, split)
+            if first_split != split:
+                copies.append(f"{example.key} ({first_split} and {split})")
+
             try:
-                check(one.image)
+                check_image(example.image)
             except ValueError as error:
-                problems.append(f"{one.key} in {split} {error}")
-            done += 1
-            progress(done, total)
-        if (count := labels.total()) != card.counts[split]:
+                problems.append(f"{example.key} in {split} {error}")
+
+            num_done += 1
+            progress(num_done, total)
+
+        # The split as a whole: its count and its labels.
+        count = labels.total()
+        if count != card.counts[split]:
             problems.append(f"{split} has {count:,} images, the card says {card.counts[split]:,}")
-        if outside := sorted(label for label in labels if not 0 <= label < classes):
-            problems.append(f"{split} has labels outside 0..{classes - 1}: {outside[:5]}")
-        if absent := [card.class_names[label] for label in range(classes) if not labels[label]]:
-            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-            notes.append(f"{split} has no image of {', '.join(absent[:3])}{more}")
+
+        outside = sorted(label for label in labels if not 0 <= label < num_classes)
+        if outside:
+            problems.append(f"{split} has labels outside 0..{num_classes - 1}: {outside[:5]}")
+
+        absent = [card.class_names[label] for label in range(num_classes) if not labels[label]]
+        if absent:
+            notes.append(f"{split} has no image of {_first_three(absent)}")
+
     if copies:
-        more = f" and {len(copies) - 3} more" if len(copies) > 3 else ""
-        notes.append(f"{len(copies)} images are in two splits, byte for byte: {', '.join(copies[:3])}{more}")
-    if (found := digest.hexdigest()[:16]) != card.fingerprint:
-        problems.append(f"the fingerprint is {found}, the card says {card.fingerprint}: the files were changed")
+        notes.append(f"{len(copies)} images are in two splits, byte for byte: {_first_three(copies)}")
+
+    fingerprint = digest.hexdigest()[:16]
+    if fingerprint != card.fingerprint:
+        problems.append(f"the fingerprint is {fingerprint}, the card says {card.fingerprint}: the files were changed")
     return verdict
 
 
+def _first_three(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more}"
+
+
 def contact_sheet(root: str, task: str, *, classes: int = 12, images: int = 8, side: int = 96) -> bytes:
-    """A PNG with a row a class: its name and the first training images.
+    """Return a PNG with one row per class: its name and its first training images.
+
+    A demo task that the task store lacks is made first, as by `open_task`.
+
+    Args:
+        classes: most rows. Of more classes, evenly spaced ones are taken.
+        images: most images of a row.
+        side: longer side of an image, in pixels.
 
     Raises:
-        TaskMissing: if the task is not in the store.
+        TaskMissing: if the task is not in the store and is no demo task, or if its card is damaged.
+        OSError: if the store cannot be read or written.
     """
     card = open_task(root, task)
-    shown = [round(i * (len(card.class_names) - 1) / max(1, classes - 1)) for i in range(classes)]
-    rows: dict[int, list[Image.Image]] = {label: [] for label in shown}
+    labels = [round(i * (len(card.class_names) - 1) / max(1, classes - 1)) for i in range(classes)]
+    pictures: dict[int, list[Image.Image]] = {label: [] for label in labels}
+
+    # The first images of each class, at their size on the sheet.
     for example in read_examples(root, task, "train"):
-        if example.label in rows and len(rows[example.label]) < images:
+        if example.label in pictures and len(pictures[example.label]) < images:
             with Image.open(io.BytesIO(example.image)) as opened:
                 picture = to_rgb(opened)
-            # Small pictures are enlarged without smoothing, so that one sees their pixels.
-            how = Image.Resampling.NEAREST if max(picture.size) < side else Image.Resampling.BICUBIC
+
+            # Small pictures are enlarged without smoothing, so that their pixels can be seen.
+            is_small = max(picture.size) < side
+            resampling = Image.Resampling.NEAREST if is_small else Image.Resampling.BICUBIC
             scale = side / max(picture.size)
             size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            rows[example.label].append(picture.resize(size, how))
-        if all(len(found) == images for found in rows.values()):
+            pictures[example.label].append(picture.resize(size, resampling))
+
+        # Large tasks are read only as far as needed.
+        if all(len(of_class) == images for of_class in pictures.values()):
             break
-    left, gap = 190, 4
-    sheet = Image.new("RGB", (left + images * (side + gap), len(rows) * (side + gap) + gap), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for place, (label, found) in enumerate(rows.items()):
-        top = gap + place * (side + gap)
+
+    # The sheet: names on the left, images centred in their cells.
+    left = 190
+    gap = 4
+    sheet = Image.new("RGB", (left + images * (side + gap), len(pictures) * (side + gap) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(13)
+    for row, (label, of_class) in enumerate(pictures.items()):
+        top = gap + row * (side + gap)
         pen.text((gap, top + side // 2), card.class_names[label][:26], "black", font, anchor="lm")
-        for column, picture in enumerate(found):
+        for column, picture in enumerate(of_class):
             corner = (left + column * (side + gap) + (side - picture.width) // 2, top + (side - picture.height) // 2)
             sheet.paste(picture, corner)
+
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Frozen ViT backbones, their weights, and the prompted model."""

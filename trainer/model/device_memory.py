@@ -1,4 +1,4 @@
-"""How much memory this process holds on its device."""
+"""Memory that this process holds on its device."""
 
 from __future__ import annotations
 
@@ -8,21 +8,28 @@ import resource
 import torch
 
 CUDA_CONTEXT_GB = 0.5
-"""GPU memory that CUDA takes for a process beside what torch asks for; torch cannot tell it."""
+"""GPU memory that CUDA takes for a process, in addition to torch's allocations; torch cannot measure it."""
 
 
 def memory_gb(device: str) -> tuple[float, float]:
-    """The most memory that this process has held, and what there is: of the GPU since `forget_used`, or of the machine;
-    in 1e9 bytes."""
+    """Return the peak memory of this process and the total memory, in 1e9 bytes.
+
+    Both are the GPU's on a CUDA device, and the machine's on a CPU. The peak counts from the last call of
+    `reset_peak_memory` on a GPU, and from the start of the process on a CPU.
+    """
     if torch.device(device).type == "cuda":
-        held = torch.cuda.max_memory_reserved() / 1e9 + CUDA_CONTEXT_GB
-        return held, torch.cuda.get_device_properties(0).total_memory / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return peak / 1e9, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+        peak_gb = torch.cuda.max_memory_reserved() / 1e9 + CUDA_CONTEXT_GB
+        return peak_gb, torch.cuda.get_device_properties(0).total_memory / 1e9
+
+    # Linux counts the peak in KiB.
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return peak_bytes / 1e9, total_bytes / 1e9
 
 
 def reset_peak_memory(device: str) -> None:
-    """Measure a GPU's memory anew, and give back what this process holds without need."""
+    """Start a new measurement of a GPU's peak memory, and free what torch caches. Does nothing on a CPU."""
     if torch.device(device).type == "cuda":
+        # Cached blocks are reserved memory: they would be the new measurement's first peak.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""How a network is run: in which precision, and in parts where a whole batch does not fit in memory.
+"""How a network is run: in which precision, and in micro-batches where a whole batch does not fit in memory.
 
 Shapes: B batch, N inputs, K classes.
 """
@@ -19,18 +19,20 @@ Output = TypeVar("Output")
 
 
 def has_bf16(device: str) -> bool:
-    """Whether a device has arithmetic for bf16: GPUs have, of processors those with AVX-512 or the like."""
+    """Return whether a device has bf16 arithmetic: GPUs have it, and processors with AVX-512 or similar."""
     return torch.device(device).type == "cuda" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def with_precision(network: Network, precision: str, device: str) -> Network:
-    """The network under autocast (`bf16`) or as it is (`fp32`); its outputs are float32 or wider."""
+    """Return the network under autocast (`bf16`) or unchanged (`fp32`). Its outputs are float32 or wider."""
     if precision == "bf16" and not has_bf16(device):
-        log.warning("this processor has no arithmetic for bf16 and will be many times slower than with precision fp32")
+        log.warning("this processor has no arithmetic for bf16: use precision fp32, which is many times faster")
 
     def run(inputs_B: Tensor) -> Tensor:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
             outputs_B = network(inputs_B)
+
+        # Losses and probabilities need more digits than bf16 has (two to three).
         return outputs_B.float() if outputs_B.dtype is torch.bfloat16 else outputs_B
 
     return run
@@ -39,68 +41,90 @@ def with_precision(network: Network, precision: str, device: str) -> Network:
 def backward(
     network: Network, parameters: Sequence[nn.Parameter], inputs_B: Tensor, labels_B: Tensor, micro_batch_size: int
 ) -> tuple[Tensor, int]:
-    """Set each parameter's `grad` to that of the batch's mean cross entropy, `part` inputs at a time.
+    """Set each parameter's `grad` to the gradient of the batch's mean cross entropy.
+
+    The batch is processed in micro-batches. If memory runs out, the micro-batch is halved and tried again.
 
     Returns:
-        The loss, and the size of the parts that did fit.
+        The loss, and the size of the micro-batches that fit.
 
     Raises:
         torch.OutOfMemoryError: if a single input does not fit.
     """
-    total, done = torch.zeros((), device=labels_B.device), 0
+    total_loss = torch.zeros((), device=labels_B.device)
+    num_done = 0
     for parameter in parameters:
         parameter.grad = None
-    while done < len(labels_B):
-        rows = slice(done, done + micro_batch_size)
+
+    while num_done < len(labels_B):
+        rows = slice(num_done, num_done + micro_batch_size)
+
         try:
             loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
-            gradients = torch.autograd.grad(loss, parameters)  # all of them or none, unlike loss.backward()
+            # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
+            gradients = torch.autograd.grad(loss, parameters)
         except torch.OutOfMemoryError:
             if micro_batch_size == 1:
                 raise
         else:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            total += loss.detach()
-            done += micro_batch_size
+            total_loss += loss.detach()
+            num_done += micro_batch_size
             continue
+
+        # Outside the handler: the exception it holds keeps the failed attempt's tensors alive.
         micro_batch_size = _halve(micro_batch_size, "training")
-    return total, micro_batch_size
+
+    return total_loss, micro_batch_size
 
 
-def run_in_micro_batches(run: Callable[[Tensor], Output], inputs_N: Tensor, part: int, doing: str) -> list[Output]:
-    """What a function makes of the inputs, `part` at a time; where memory ends, the part is tried again in halves.
+def run_in_micro_batches(
+    run: Callable[[Tensor], Output], inputs_N: Tensor, micro_batch_size: int, purpose: str
+) -> list[Output]:
+    """Return the outputs of a function for the inputs, one per micro-batch.
+
+    If memory runs out, the micro-batch is halved and tried again.
+
+    Args:
+        purpose: what is computed, for the log line.
 
     Raises:
         torch.OutOfMemoryError: if a single input does not fit.
     """
     outputs: list[Output] = []
-    done = 0
-    while done < len(inputs_N):
+    num_done = 0
+
+    while num_done < len(inputs_N):
         try:
-            outputs.append(run(inputs_N[done : done + part]))
+            outputs.append(run(inputs_N[num_done : num_done + micro_batch_size]))
         except torch.OutOfMemoryError:
-            if part == 1:
+            if micro_batch_size == 1:
                 raise
         else:
-            done += part
+            num_done += micro_batch_size
             continue
-        part = _halve(part, doing)
+
+        # Outside the handler, as in `backward`.
+        micro_batch_size = _halve(micro_batch_size, purpose)
+
     return outputs
 
 
 TOKENS_PER_EVAL_BATCH = 5000
-"""Tokens of an evaluation's batch that a CPU's caches hold; with four times as many it is a quarter slower."""
+"""Tokens of an evaluation batch that fit in a CPU's caches. With four times as many it is a quarter slower."""
 
 
-def eval_batch_size(device: str, tokens: int) -> int:
-    """How many images of so many tokens are evaluated together: what fills a GPU, or what stays in a CPU's caches."""
-    return 256 if torch.device(device).type == "cuda" else max(1, TOKENS_PER_EVAL_BATCH // tokens)
+def eval_batch_size(device: str, num_tokens: int) -> int:
+    """Return how many images of `num_tokens` tokens to evaluate at once: they fill a GPU or fit in CPU caches."""
+    if torch.device(device).type == "cuda":
+        return 256
+    return max(1, TOKENS_PER_EVAL_BATCH // num_tokens)
 
 
 @torch.no_grad()
 def evaluate_in_batches(network: Network, inputs_N: Tensor, micro_batch_size: int = 256) -> Tensor:
-    """A network's outputs ``[N, ...]`` for any number of inputs, without gradients.
+    """Return a network's outputs ``[N, ...]`` for any number of inputs, without gradients.
 
     Raises:
         torch.OutOfMemoryError: if a single input does not fit.
@@ -108,10 +132,17 @@ def evaluate_in_batches(network: Network, inputs_N: Tensor, micro_batch_size: in
     return torch.cat(run_in_micro_batches(network, inputs_N, micro_batch_size, "evaluation"))
 
 
-def _halve(part: int, doing: str) -> int:
-    """Half of a size, said aloud; called behind the handler, where the failed attempt's tensors are gone."""
+def _halve(micro_batch_size: int, purpose: str) -> int:
+    """Return half of the size, rounded up, and log it. Call where the failed attempt's tensors are freed already."""
+    # The freed tensors' blocks are too large for the halves: give them back to the GPU.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    half = (part + 1) // 2
-    log.warning("out of memory in %s with %d images at once: going on with %d, to the same result", doing, part, half)
+
+    half = (micro_batch_size + 1) // 2
+    log.warning(
+        "out of memory in %s with %d images at once: retrying with %d, which gives the same result",
+        purpose,
+        micro_batch_size,
+        half,
+    )
     return half

@@ -14,20 +14,22 @@ from trainer.model.backbone import Backbone, run_block
 
 
 class PromptedViT(nn.Module):
-    """The tokens are CLS, patches, prompts; prompts carry no position embedding (VPT, section 3.2).
+    """A backbone with learnable prompts and a linear head.
 
-    With L = 1 the prompts run through all layers (shallow); with L = number of layers the prompts that leave a layer
-    give way to the next layer's (deep); with L = 0 there are none (linear, full). A ViT does not see the order of its
-    tokens, so this is the papers' `[CLS, prompts, patches]`.
+    Its tokens are CLS, patches, prompts, in this order. Prompts have no position embedding (VPT, section 3.2).
+    With L = 1 the prompts pass through all layers (shallow). With L = number of layers each layer's prompts replace
+    those that leave the layer before it (deep). With L = 0 there are no prompts (linear, full). A ViT does not depend
+    on the order of its tokens, so this equals the papers' `[CLS, prompts, patches]`.
 
     Args:
-        prompt_LPD: the prompts' first value.
-        prompt_dropout: VPT's dropout on the prompts, in training mode only.
-        head_std: standard deviation of the head's first weight.
-        generator: draws the head's first weight.
+        prompt_LPD: initial value of the prompts.
+        prompt_dropout: rate of VPT's dropout on the prompts, in training mode only.
+        generator: draws the head's initial weight.
+        head_std: standard deviation of the head's initial weight.
+        backbone_learns: whether the backbone's parameters are trained.
 
     Raises:
-        ValueError: if other parameters learn than those that `learnable` names.
+        ValueError: if the parameters that require gradients are not exactly the expected ones.
     """
 
     def __init__(
@@ -43,54 +45,76 @@ class PromptedViT(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+
         self.head = nn.Linear(backbone.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std, generator=generator)
         nn.init.zeros_(self.head.bias)
+
         self.prompt_LPD: nn.Parameter = nn.Parameter(prompt_LPD.clone())
         self.dropout = nn.Dropout(prompt_dropout)
-        expected = {"head.weight", "head.bias"} | ({"prompt"} if prompt_LPD.numel() else set())
+
+        # A frozen parameter that requires gradients would be trained unnoticed: compare names before the first step.
+        expected = {"head.weight", "head.bias"}
+        if prompt_LPD.numel():
+            expected.add("prompt")
         if backbone_learns:
             expected |= {f"backbone.{name}" for name, _ in backbone.named_parameters()}
-        if wrong := expected ^ self.learnable().keys():
-            raise ValueError(f"what learns must be {', '.join(sorted(expected))}; these differ: {sorted(wrong)}.")
+        different = expected ^ self.learnable().keys()
+        if different:
+            raise ValueError(
+                f"the learnable parameters must be {', '.join(sorted(expected))}; these differ: {sorted(different)}."
+            )
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 images to logits ``[B, K]``."""
+        """Return the logits ``[B, K]`` of uint8 images."""
         logits_BK: Tensor = self.head(self.features(images_BCHW))
         return logits_BK
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """uint8 images to what the head reads, ``[B, D]``."""
-        drops = self.training and self.dropout.p > 0
-        copies = len(images_BCHW) if drops else 1  # each image's prompts with dropout of their own
+        """Return the features ``[B, D]`` of uint8 images, the input of the head."""
+        # With dropout each image has its own copy of the prompts, because each needs its own mask.
+        has_dropout = self.training and self.dropout.p > 0
+        copies = len(images_BCHW) if has_dropout else 1
+
         prompts = [self.dropout(prompt_PD.expand(copies, -1, -1)) for prompt_PD in self.prompt_LPD]
         return prompted_features(self.backbone, images_BCHW, prompts)
 
     def learnable(self) -> dict[str, nn.Parameter]:
-        """What learns, by name: head.weight, head.bias; the prompt if there is one; the network if it does."""
-        named = dict(self.named_parameters())
-        named["prompt"] = named.pop("prompt_LPD")
-        return {name: parameter for name, parameter in named.items() if parameter.requires_grad and parameter.numel()}
+        """Return the trained parameters by name: head.weight, head.bias, the prompt and the backbone if they learn."""
+        parameters = dict(self.named_parameters())
+        # Checkpoints store it under this name; a renamed attribute must not change them.
+        parameters["prompt"] = parameters.pop("prompt_LPD")
+
+        return {
+            name: parameter for name, parameter in parameters.items() if parameter.requires_grad and parameter.numel()
+        }
 
 
 def prompted_features(backbone: Backbone, images_BCHW: Tensor, prompts: Sequence[Tensor]) -> Tensor:
-    """uint8 images to what the head reads, ``[B, D]``, with prompts at the first layers.
+    """Return the features ``[B, D]`` of uint8 images, with prompts at the first layers.
 
     Args:
-        prompts: of each prompted layer ``[A, P, D]``: of every image (A = B), of all together (A = 1), or of as many
-            images each as there are, in order (A divides B). One layer's run through all layers; those of several
-            give way, behind their block, to the next layer's.
+        prompts: one tensor ``[A, P, D]`` per prompted layer. Every image has its own prompts (A = B), all images share
+            them (A = 1), or each serves B / A consecutive images. The prompts of a single layer pass through all
+            layers; those of several layers are replaced behind their block by the next layer's.
     """
     cls_B1D, patches_BND, _ = backbone.embed(images_BCHW)
     tokens_BTD = torch.cat([cls_B1D, patches_BND], dim=1)
-    reads_all = backbone.readout == "mean"
+
+    reads_all_tokens = backbone.readout == "mean"
+    is_shallow = len(prompts) == 1
+
     for i, block in enumerate(backbone.layers()):
-        last = i == backbone.num_layers - 1
-        leaving = 1 if last and not reads_all else None
+        is_last = i == backbone.num_layers - 1
+        num_outputs = 1 if is_last and not reads_all_tokens else None
+
         if i >= len(prompts):
-            tokens_BTD = run_block(block, tokens_BTD, leaving=leaving)
+            tokens_BTD = run_block(block, tokens_BTD, num_outputs=num_outputs)
         else:
-            # Who reads a prompt behind its block: the head, or the next block if it has none of its own.
-            read = reads_all if last else len(prompts) == 1
-            tokens_BTD = run_block(block, tokens_BTD, context_AXD=prompts[i], leaving=leaving, context_leaves=read)
+            # A prompt's output is needed by the head, or by a next block that has no prompts of its own.
+            output_context = reads_all_tokens if is_last else is_shallow
+            tokens_BTD = run_block(
+                block, tokens_BTD, context_AXD=prompts[i], num_outputs=num_outputs, output_context=output_context
+            )
+
     return backbone.read_out(tokens_BTD)

@@ -1,4 +1,7 @@
-"""Where a backbone's weights come from: this package, a file, folder or URI the user names, or timm's hub. No torch."""
+"""Where a backbone's weights come from: this package, a file, folder or URI that the user names, or timm's hub.
+
+Finding and downloading weights needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -18,141 +21,167 @@ HUB_FILE = "model.safetensors"
 
 
 class WeightsError(ValueError):
-    """Weights that are not there, cannot be read, or are of another network."""
+    """Weights that cannot be found or read, or that belong to another network."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where weights are."""
+class WeightsSource:
+    """The place that a backbone's weights are loaded from."""
 
     kind: Literal["bundled", "file", "uri", "cache", "hub"]
     path: Path | None
-    """None for weights that are still to be brought here."""
+    """Local file; None for weights that must still be downloaded."""
     uri: str = ""
-    """Of the file, where it is named by one."""
+    """URI of the file, if the user named one."""
     stamp: tuple[int, int] = (0, 0)
-    """Size and time of change of the file at the URI: another one is brought here anew."""
+    """Size and modification time of the file at the URI. A file with another stamp is downloaded again."""
 
     def __str__(self) -> str:
-        known = {"bundled": "in this package", "hub": "timm's hub", "cache": "Hugging Face cache"}
-        return known.get(self.kind, _display(self.uri or str(self.path)))
+        labels = {"bundled": "in this package", "hub": "timm's hub", "cache": "Hugging Face cache"}
+        return labels.get(self.kind, _redact(self.uri or str(self.path)))
 
 
-def find_weights(row: BackboneRow, named: str | None) -> Source:
-    """Where a backbone's weights are, without fetching or opening them.
+def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
+    """Return where a backbone's weights are, without downloading or opening them.
 
     Args:
-        named: a file, or a folder that holds files under their published or timm names, as a path or as a URI such as
+        location: a file, or a folder with files under their published or timm names, as a path or as a URI such as
             s3://bucket/weights; None for neither.
 
     Raises:
-        WeightsError: if they are nowhere, with what to do.
+        WeightsError: if no weights are found, with the way out.
         OSError: if the URI cannot be read.
     """
-    if named is not None and "://" in named:
-        if there := _at(named.rstrip("/"), row):
-            return there
-    elif named is not None and (path := _in(Path(named).expanduser(), row)):
-        return Source("file", path)
+    # What the user names comes first, also for the bundled backbone.
+    if location is not None:
+        source = _find_at_uri(location.rstrip("/"), row) if "://" in location else _find_at_path(location, row)
+        if source is not None:
+            return source
+
     if row.name == BUNDLED:
-        return Source("bundled", Path(str(importlib.resources.files("trainer") / "assets" / f"{BUNDLED}.safetensors")))
-    names = " or ".join(filter(None, (row.published_as, f"{row.name}{SUFFIXES[0]}")))
-    way_out = f"Name a file, or a folder that holds {names}, with --weights or SPTUNE_WEIGHTS."
+        assets = importlib.resources.files("trainer") / "assets"
+        return WeightsSource("bundled", Path(str(assets / f"{BUNDLED}.safetensors")))
+
+    nor_in_location = f", nor in {_redact(location)}" if location else ""
+    way_out = f"Name a file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
     if not row.on_hub:
-        raise WeightsError(f"{row.name} has no weights on timm's hub{_among(named)}. {way_out}")
+        raise WeightsError(f"{row.name} has no weights on timm's hub{nor_in_location}. {way_out}")
+
+    # Imported late: it takes a while, and most commands do not need it.
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if isinstance(cached := try_to_load_from_cache(f"timm/{row.name}", HUB_FILE), str):
-        return Source("cache", Path(cached))
+    cached = try_to_load_from_cache(f"timm/{row.name}", HUB_FILE)
+    if isinstance(cached, str):
+        return WeightsSource("cache", Path(cached))
     if constants.HF_HUB_OFFLINE:
         raise WeightsError(
-            f"{row.name} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}){_among(named)}, "
-            f"and HF_HUB_OFFLINE forbids to download it. {way_out}"
+            f"{row.name} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}){nor_in_location}, "
+            f"and HF_HUB_OFFLINE forbids downloads. {way_out}"
         )
-    return Source("hub", None)
+    return WeightsSource("hub", None)
 
 
-def fetch_weights(row: BackboneRow, named: str | None) -> Path:
-    """The file of a backbone's weights, brought to this machine if it must be, once.
+def fetch_weights(row: BackboneRow, location: str | None) -> Path:
+    """Return the local file of a backbone's weights. Download it once if it is not on this machine.
 
     Raises:
-        WeightsError: if they are nowhere, or the download from timm's hub fails.
-        OSError: if a URI cannot be read, or the copy not be written.
+        WeightsError: if no weights are found, or the download from timm's hub fails.
+        OSError: if a URI cannot be read, or the copy cannot be written.
     """
-    source = find_weights(row, named)
+    source = find_weights(row, location)
     if source.path is not None:
         return source.path
     if source.kind == "uri":
-        return _fetched(source)
+        return _fetch_uri(source)
+
     from huggingface_hub import hf_hub_download
 
     try:
         return Path(hf_hub_download(f"timm/{row.name}", HUB_FILE))
-    except Exception as error:  # the hub's library has a dozen: no network, no such file, no permission, full disk
+    # The library raises a dozen kinds of errors: no network, no such file, no permission, full disk.
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        names = " or ".join(filter(None, (row.published_as, f"{row.name}{SUFFIXES[0]}")))
         raise WeightsError(
             f"{row.name} could not be downloaded from timm's hub: {reason}. Download it where there is a network and "
-            f"name the file, or a folder that holds {names}, with --weights or SPTUNE_WEIGHTS."
+            f"name the file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
         ) from error
 
 
-def _in(place: Path, row: BackboneRow) -> Path | None:
-    """The row's file at a place that the user names."""
-    if place.is_file():
-        return place
-    if not place.is_dir():
-        raise WeightsError(f"weights {place}: there is no such file or folder.")
-    return next((path for name in _names(row) if (path := place / name).is_file()), None)
+def _file_names(row: BackboneRow) -> list[str]:
+    """Return the names that a row's file may have in a folder, best first."""
+    published = [row.published_as] if row.published_as else []
+    return published + [f"{row.name}{suffix}" for suffix in SUFFIXES] + [f"{row.name}/{HUB_FILE}"]
 
 
-def _names(row: BackboneRow) -> list[str]:
-    names = [row.published_as] if row.published_as else []
-    return names + [f"{row.name}{suffix}" for suffix in SUFFIXES] + [f"{row.name}/{HUB_FILE}"]
+def _names_to_use(row: BackboneRow) -> str:
+    """Return the file names that an error message recommends."""
+    return " or ".join(filter(None, (row.published_as, f"{row.name}{SUFFIXES[0]}")))
 
 
-def _at(uri: str, row: BackboneRow) -> Source | None:
-    """The row's file at a URI that the user names."""
+def _find_at_path(location: str, row: BackboneRow) -> WeightsSource | None:
+    path = Path(location).expanduser()
+    if path.is_file():
+        return WeightsSource("file", path)
+    if not path.is_dir():
+        raise WeightsError(f"weights {path}: there is no such file or folder.")
+
+    for name in _file_names(row):
+        if (path / name).is_file():
+            return WeightsSource("file", path / name)
+    return None
+
+
+def _find_at_uri(uri: str, row: BackboneRow) -> WeightsSource | None:
     from trainer.storage.files import file_stamps
 
-    if (stamps := file_stamps(uri)) is None:
-        raise WeightsError(f"weights {_display(uri)}: there is no such file or folder.")
+    stamps = file_stamps(uri)
+    if stamps is None:
+        raise WeightsError(f"weights {_redact(uri)}: there is no such file or folder.")
     if "" in stamps:
-        return Source("uri", None, uri, stamps[""])
-    below = file_stamps(f"{uri}/{row.name}") or {}
-    stamps |= {f"{row.name}/{name}": stamp for name, stamp in below.items()}
-    return next((Source("uri", None, f"{uri}/{name}", stamps[name]) for name in _names(row) if name in stamps), None)
+        return WeightsSource("uri", None, uri, stamps[""])
+
+    # `file_stamps` lists one folder; the row's own folder is the only one that may hold its file.
+    for name, stamp in (file_stamps(f"{uri}/{row.name}") or {}).items():
+        stamps[f"{row.name}/{name}"] = stamp
+
+    for name in _file_names(row):
+        if name in stamps:
+            return WeightsSource("uri", None, f"{uri}/{name}", stamps[name])
+    return None
 
 
-def _fetched(source: Source) -> Path:
-    """This machine's copy of the file at a URI: whole or absent, made by one process while others wait."""
+def _fetch_uri(source: WeightsSource) -> Path:
+    """Return this machine's copy of the file at a URI. One process makes it while the others wait."""
     from trainer.storage.files import open_filesystem, read_chunks
 
-    which = hashlib.sha256(f"{_display(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "weights" / which
-    whole = folder / open_filesystem(source.uri)[1].rpartition("/")[2]  # its name tells the format
-    if not whole.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not whole.exists():
-                part = whole.with_name(f"{whole.name}.part")
-                with part.open("wb") as file:
-                    for chunk in read_chunks(source.uri):
-                        file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    if file.tell() != source.stamp[0]:
-                        raise OSError(f"{_display(source.uri)} was replaced while it was read; try again.")
-                part.replace(whole)
-    return whole
+    key = hashlib.sha256(f"{_redact(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "weights" / key
+    # The copy keeps the file's name, because its suffix tells the format.
+    copy = folder / open_filesystem(source.uri)[1].rpartition("/")[2]
+    if copy.exists():
+        return copy
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Another process may have made the copy while this one waited.
+        if copy.exists():
+            return copy
+
+        # The copy appears under its name only when it is complete.
+        part = copy.with_name(f"{copy.name}.part")
+        with part.open("wb") as file:
+            for chunk in read_chunks(source.uri):
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+            if file.tell() != source.stamp[0]:
+                raise OSError(f"{_redact(source.uri)} was replaced while it was read; try again.")
+        part.replace(copy)
+    return copy
 
 
-def _among(named: str | None) -> str:
-    return f", nor in {_display(named)}" if named else ""
-
-
-def _display(place: str) -> str:
+def _redact(location: str) -> str:
     from trainer.storage.s3 import redact_query
 
-    return redact_query(place)
+    return redact_query(location)

@@ -1,1 +1,1 @@
-"""Plots of a finished trial."""
+"""Plots of a finished run."""

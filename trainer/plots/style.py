@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-BLUE, ORANGE, YELLOW = "#0072B2", "#D55E00", "#F0E442"
-"""Colours that colour-blind readers tell apart (Okabe and Ito)."""
+# Colours that colour-blind readers can tell apart (Okabe and Ito).
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+YELLOW = "#F0E442"

@@ -1,1 +1,1 @@
-"""Initial values of prompts: prototypes (SPT) or uniform noise (VPT)."""
+"""Initial values of prompts: prototypes (SPT) or uniform noise (VPT), and the prototype cache."""

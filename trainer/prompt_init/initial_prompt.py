@@ -1,6 +1,6 @@
-"""The prompt's first value, and the bank that keeps prototypes: each set is built once and shared by all trials.
+"""The prompt's initial value, and the prototype cache: each set of prototypes is built once and shared by all trials.
 
-A set's key is its content: network, images, strategy, length, seed.
+A set's key is a hash of what it is built from: network, images, strategy, length, seed.
 Shapes: L prompted layers, P prompt_length, D width.
 """
 
@@ -26,37 +26,42 @@ from trainer.storage.files import read_bytes, write_bytes
 
 @dataclass(frozen=True, slots=True)
 class InitialPrompt:
-    """Where a prompt starts."""
+    """The initial value of a prompt."""
 
     prompt_LPD: Tensor
     """On the CPU; ``[0, 0, D]`` for methods without prompts."""
     seconds: float = 0.0
-    """What it cost to build, whoever built it."""
+    """Time that building the prototypes took, also when they are read from the cache."""
 
 
 def initial_prompt(
     config: TrainConfig, backbone: Backbone, train_split: Split, *, data_root: str, prototype_cache: str | None
 ) -> InitialPrompt:
-    """The prompt's first value: prototypes of the training images (SPT), or uniform (VPT).
+    """Return the prompt's initial value: prototypes of the training images (SPT), or uniform noise (VPT).
 
     Args:
-        bank: folder (path or URI) of built sets; None builds anew.
+        prototype_cache: folder (path or URI) of built sets; None builds the set again.
 
     Raises:
         ValueError: if there are fewer tokens than prompts.
-        OSError: if the bank cannot be read or written.
+        OSError: if the cache cannot be read or written.
     """
     num_layers = {"all": backbone.num_layers, "first": 1, "none": 0}[METHODS[config.method].prompted_layers]
+
     if config.prompt_length is None:
         return InitialPrompt(torch.zeros(0, 0, backbone.embed_dim))
+
     if config.prompt_init == "uniform":
         generator = torch.Generator().manual_seed(config.stream_seed("prompt"))
         return InitialPrompt(
             uniform_prompt(backbone, num_layers=num_layers, prompt_length=config.prompt_length, generator=generator)
         )
+
     images = train_split
     if config.init_task is not None:
-        images = _images_of_another_task(config, data_root, str(train_split.labels_N.device))
+        images = _images_of_init_task(config, data_root, str(train_split.labels_N.device))
+
+    # The key of a stored set: a change of these names or of their values makes all sets of a cache unreachable.
     content = {
         "backbone": backbone.sha256,
         "normalize": config.normalize,
@@ -68,10 +73,13 @@ def initial_prompt(
         "seed": config.seed,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    place = f"{prototype_cache}/{key}.safetensors"
-    if prototype_cache is not None and (data := read_bytes(place)) is not None:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return InitialPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
+    location = f"{prototype_cache}/{key}.safetensors"
+
+    if prototype_cache is not None:
+        cached = _read_cached(location)
+        if cached is not None:
+            return cached
+
     started = time.perf_counter()
     prompt_LPD = build_prototypes(
         token_stream(config, backbone, images, num_layers, config.init_images),
@@ -80,13 +88,28 @@ def initial_prompt(
         seed=config.stream_seed("prototypes"),
     ).cpu()
     seconds = time.perf_counter() - started
+
+    # Two trials that build the same set at once write the same values: no lock is needed.
     if prototype_cache is not None:
         notes = {"seconds": repr(seconds), "content": json.dumps(content)}
-        write_bytes(place, save({"prompt": prompt_LPD.contiguous()}, metadata=notes))
+        write_bytes(location, save({"prompt": prompt_LPD.contiguous()}, metadata=notes))
+
     return InitialPrompt(prompt_LPD, seconds)
 
 
-def _images_of_another_task(config: TrainConfig, data_root: str, device: str) -> Split:
+def _read_cached(location: str) -> InitialPrompt | None:
+    """Return a set of the cache, or None if it is not there."""
+    data = read_bytes(location)
+    if data is None:
+        return None
+
+    # safetensors cannot read its metadata from bytes: the header is JSON behind its length in eight bytes.
+    header_length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_length])
+    return InitialPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
+
+
+def _images_of_init_task(config: TrainConfig, data_root: str, device: str) -> Split:
     task = str(config.init_task)
     view = "whole" if is_augmented(task) else "fixed"
     return load_split(data_root, task, config.train_split, 1.0, config.pixels, device, config.transform, view)

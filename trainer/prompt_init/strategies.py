@@ -1,7 +1,8 @@
-"""Prototypes: what the frozen network makes of real images, as the prompt's first value (SPT, section 3).
+"""Prototypes: patch tokens of real images in the frozen network, as the prompt's initial value (SPT, section 3).
 
-Images go through the network once, a batch at a time; of each layer's tokens only those are kept that a strategy
-asks for. Shapes: M images, B images of a batch, L prompted layers, N patch tokens an image, P prompt_length, D width.
+Images pass through the network once, a batch at a time. Only the tokens that a strategy draws are kept.
+Shapes: M images, B images of a batch, L prompted layers, N patch tokens an image, S samples, R tokens of a layer,
+P prompt_length, D width.
 """
 
 from __future__ import annotations
@@ -19,77 +20,108 @@ from trainer.prompt_init.token_stream import TokenStream
 
 
 def build_prototypes(stream: TokenStream, *, prompt_init: str, prompt_length: int, seed: int) -> Tensor:
-    """Prototypes ``[L, P, D]`` of the stream's images, the same for the same seed.
+    """Return the prototypes ``[L, P, D]`` of the stream's images. The same seed gives the same prototypes.
 
     Raises:
-        ValueError: if there are fewer tokens than prompts, or windows than tokens.
+        ValueError: if there are fewer tokens than prompts, or fewer patch tokens of an image than windows.
     """
     generator = torch.Generator().manual_seed(seed)
     return PROMPT_INITS[prompt_init](stream, prompt_length, generator)
 
 
 def pool_windows(tokens_BND: Tensor, prompt_length: int, pool: str) -> Tensor:
-    """Each image's tokens cut into P contiguous windows that cover every token exactly once, pooled: ``[B, P, D]``.
+    """Return the pooled windows ``[B, P, D]`` of each image's tokens.
+
+    The P windows are contiguous and cover every token exactly once.
+
+    Args:
+        pool: ``mean`` or ``max``.
 
     Raises:
-        ValueError: if P exceeds N: a window would be empty.
+        ValueError: if P exceeds N, because a window would be empty.
     """
-    if prompt_length > tokens_BND.shape[1]:
-        raise ValueError(f"prompt_length={prompt_length} exceeds the {tokens_BND.shape[1]} patch tokens of an image.")
+    num_tokens = tokens_BND.shape[1]
+    if prompt_length > num_tokens:
+        raise ValueError(f"prompt_length={prompt_length} exceeds the {num_tokens} patch tokens of an image.")
+
     windows = tokens_BND.tensor_split(prompt_length, dim=1)
-    return torch.stack([w.mean(dim=1) if pool == "mean" else w.amax(dim=1) for w in windows], dim=1)
+    if pool == "mean":
+        pooled = [window_BnD.mean(dim=1) for window_BnD in windows]
+    else:
+        pooled = [window_BnD.amax(dim=1) for window_BnD in windows]
+    return torch.stack(pooled, dim=1)
 
 
 def sample_tokens(
-    candidates: Callable[[Tensor], Tensor], stream: TokenStream, count: int, generator: torch.Generator
+    candidates: Callable[[Tensor], Tensor], stream: TokenStream, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """`count` of all images' candidates a layer ``[L, count, D]``, uniformly, without replacement.
+    """Return `num_samples` candidates per layer ``[L, S, D]``, drawn uniformly without replacement from all images.
 
-    Only images of which a candidate is drawn are looked at.
+    Only images from which a candidate is drawn pass through the network.
 
     Args:
-        candidates: an image's tokens ``[B, N, D]`` to what is drawn from ``[B, n, D]``.
+        candidates: maps the tokens ``[B, N, D]`` of images to their candidates ``[B, n, D]``.
+
+    Raises:
+        ValueError: if there are fewer candidates than samples.
     """
-    per_image = candidates(torch.zeros(1, stream.backbone.num_patches, 1)).shape[1]
-    total = stream.num_images * per_image
-    if count > total:
-        raise ValueError(f"prompt_length={count} exceeds the {total} tokens of the images; use more images.")
-    drawn_LP = torch.stack([torch.randperm(total, generator=generator)[:count] for _ in range(stream.num_layers)])
-    image_LP, slot_LP = drawn_LP // per_image, drawn_LP % per_image
+    # The number of candidates is known from a dummy image, before any image is read.
+    num_per_image = candidates(torch.zeros(1, stream.backbone.num_patches, 1)).shape[1]
+    num_candidates = stream.num_images * num_per_image
+    if num_samples > num_candidates:
+        raise ValueError(
+            f"prompt_length={num_samples} exceeds the {num_candidates} tokens of the images; use more images."
+        )
+
+    # Draw all positions first: candidate i belongs to image i // num_per_image.
+    drawn_LS = torch.stack(
+        [torch.randperm(num_candidates, generator=generator)[:num_samples] for _ in range(stream.num_layers)]
+    )
+    image_LS = drawn_LS // num_per_image
+    slot_LS = drawn_LS % num_per_image
+
     device = stream.backbone.mean_C11.device
-    drawn_LPD = torch.empty(stream.num_layers, count, stream.backbone.embed_dim, device=device)
+    drawn_LSD = torch.empty(stream.num_layers, num_samples, stream.backbone.embed_dim, device=device)
 
-    def keep(rows_B: Tensor, layer: int, tokens_BND: Tensor) -> None:
-        here = torch.isin(image_LP[layer], rows_B).nonzero()[:, 0]
-        place = torch.searchsorted(rows_B, image_LP[layer, here])
-        drawn_LPD[layer, here] = candidates(tokens_BND)[place, slot_LP[layer, here]].to(drawn_LPD.dtype)
+    def keep_drawn(rows_B: Tensor, layer: int, tokens_BND: Tensor) -> None:
+        # The samples whose image is in this batch, and the image's row in it.
+        samples_n = torch.isin(image_LS[layer], rows_B).nonzero()[:, 0]
+        batch_rows_n = torch.searchsorted(rows_B, image_LS[layer, samples_n])
+        chosen_nD = candidates(tokens_BND)[batch_rows_n, slot_LS[layer, samples_n]]
+        drawn_LSD[layer, samples_n] = chosen_nD.to(drawn_LSD.dtype)
 
-    stream.for_each_batch(image_LP.unique(), keep)
-    return drawn_LPD
+    # `unique` sorts, as `searchsorted` needs it.
+    stream.for_each_batch(image_LS.unique(), keep_drawn)
+    return drawn_LSD
 
 
 def _pool_tokens(pool: str, stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
-    """P of all images' pooled windows, layer by layer."""
+    """Return P of all images' pooled windows, layer by layer."""
     windows = functools.partial(pool_windows, prompt_length=prompt_length, pool=pool)
     return sample_tokens(windows, stream, prompt_length, generator)
 
 
 def _cluster_tokens(stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
-    """The P cluster centres of the tokens, layer by layer; of a uniform sample of them where they do not fit."""
-    fit = stream.token_bytes // (4 * stream.num_layers * stream.backbone.embed_dim)
-    total = stream.num_images * stream.backbone.num_patches
-    if prompt_length > min(fit, total):
-        raise ValueError(f"kmeans needs as many tokens as clusters, got {min(fit, total)} for {prompt_length}.")
-    tokens_LRD = sample_tokens(_flatten, stream, min(fit, total), generator)
+    """Return P cluster centres of the tokens, layer by layer.
+
+    If the tokens do not fit in `stream.token_bytes`, a uniform sample of them is clustered.
+    """
+    # Four bytes a value: the tokens of all layers are held in float32.
+    num_fitting = stream.token_bytes // (4 * stream.num_layers * stream.backbone.embed_dim)
+    num_tokens = min(num_fitting, stream.num_images * stream.backbone.num_patches)
+    if prompt_length > num_tokens:
+        raise ValueError(f"kmeans needs as many tokens as clusters, got {num_tokens} for {prompt_length}.")
+
+    tokens_LRD = sample_tokens(_all_tokens, stream, num_tokens, generator)
     return torch.stack([kmeans(tokens_RD, prompt_length, generator) for tokens_RD in tokens_LRD])
 
 
-def _flatten(tokens_BND: Tensor) -> Tensor:
+def _all_tokens(tokens_BND: Tensor) -> Tensor:
     return tokens_BND
 
 
 PROMPT_INITS: dict[str, Callable[[TokenStream, int, torch.Generator], Tensor]] = {
-    "random": functools.partial(sample_tokens, _flatten),
+    "random": functools.partial(sample_tokens, _all_tokens),
     "mean_pool": functools.partial(_pool_tokens, "mean"),
     "max_pool": functools.partial(_pool_tokens, "max"),
     "kmeans": _cluster_tokens,
@@ -97,7 +129,8 @@ PROMPT_INITS: dict[str, Callable[[TokenStream, int, torch.Generator], Tensor]] =
 
 
 def uniform_prompt(backbone: Backbone, *, num_layers: int, prompt_length: int, generator: torch.Generator) -> Tensor:
-    """VPT's first value ``[L, P, D]``: uniform in ± sqrt(6 / (3 p² + D)), p the patch size (VPT, section 3.2)."""
+    """Return VPT's initial value ``[L, P, D]``: uniform in ± sqrt(6 / (3 p² + D)), p the patch size (section 3.2)."""
     bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.embed_dim))
+
     prompt_LPD = torch.empty(num_layers, prompt_length, backbone.embed_dim)
     return prompt_LPD.uniform_(-bound, bound, generator=generator)

@@ -1,4 +1,7 @@
-"""Patch tokens of the training images, layer by layer and batch by batch."""
+"""Patch tokens of the training images, layer by layer and batch by batch.
+
+Shapes: M images, B images of a batch, N patch tokens an image, D width.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,32 @@ from trainer.model.execution import run_in_micro_batches
 def token_stream(
     config: TrainConfig, backbone: Backbone, images: Split, num_layers: int, size: float | int
 ) -> TokenStream:
-    """The tokens of a share or number of the images (all, if there are fewer), seen as training sees them."""
-    most = min(size, len(images)) if isinstance(size, int) else size
-    rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), most))
+    """Return the tokens of training images, which are cropped as in training.
+
+    Args:
+        num_layers: number of layers, from the first.
+        size: share (float) or number (int) of images; all, if there are fewer.
+    """
+    size = min(size, len(images)) if isinstance(size, int) else size
+    rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), size))
+
+    # An image's crop must not depend on its batch, because batches become smaller when memory runs out.
     generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
-    # Each image has its crop whatever batch it comes in: batches are cut smaller where memory is short.
-    crops_M5 = random_crops(images.aspect_N[rows_M], config.transform, generator) if images.view == "whole" else None
+    crops_M5 = None
+    if images.view == "whole":
+        crops_M5 = random_crops(images.aspect_N[rows_M], config.transform, generator)
 
     def images_of(rows_B: Tensor) -> Tensor:
-        chosen_BCHW = images.take(rows_M[rows_B])
-        return chosen_BCHW if crops_M5 is None else cut(chosen_BCHW, crops_M5[rows_B], config.pixels, config.transform)
+        images_BCHW = images.take(rows_M[rows_B])
+        if crops_M5 is None:
+            return images_BCHW
+        return cut(images_BCHW, crops_M5[rows_B], config.pixels, config.transform)
 
     return TokenStream(backbone=backbone, num_images=len(rows_M), images_of=images_of, num_layers=num_layers)
 
 
 TOKEN_BYTES = 5 * 2**28
-"""Memory for the tokens that k-means looks at, all layers together: 1.25 GiB. 36,408 tokens a layer of ViT-B."""
+"""Memory for the tokens that k-means clusters, all layers together: 1.25 GiB, or 36,408 tokens a layer of ViT-B."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +57,23 @@ class TokenStream:
     backbone: Backbone
     num_images: int
     images_of: Callable[[Tensor], Tensor]
-    """The uint8 images ``[B, 3, H, W]``, on the backbone's device, of rows ``[B]``."""
+    """Returns the uint8 images ``[B, 3, H, W]`` of rows ``[B]``, on the backbone's device."""
     num_layers: int
-    """Layers looked at, from the first: 1 for shallow prompts, all for deep ones."""
+    """Number of layers, from the first: 1 for shallow prompts, all for deep ones."""
     batch_size: int = 64
     token_bytes: int = TOKEN_BYTES
 
     def for_each_batch(self, rows_M: Tensor, callback: Callable[[Tensor, int, Tensor], None]) -> None:
-        """Send rows of images through the network, and show the tokens ``[B, N, D]`` that enter each layer.
+        """Send rows of images through the network and call back with the tokens that enter each layer.
 
         Args:
-            see: told the rows of a batch ``[B]``, the layer and its tokens; where memory ends, told again of a part.
+            callback: is called with the rows of a batch ``[B]``, the layer and its tokens ``[B, N, D]``. If memory runs
+                out it is called again for parts of the batch, so it must overwrite instead of adding up.
         """
 
         def pass_through(rows_B: Tensor) -> None:
             tokens = self.backbone.patch_tokens(self.images_of(rows_B))
+            # `zip` takes from the range first, so it ends before a layer that is not needed is computed.
             for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
                 callback(rows_B, layer, tokens_BND)
 

@@ -1,4 +1,4 @@
-"""Files that are written while a run goes on."""
+"""Files that are written in the background while a run continues."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ log = logging.getLogger(__name__)
 
 
 class BackgroundWriter:
-    """Writes files one after another, in the order given, while its owner does something else.
+    """Writes files in a thread, one after another, in the order of the calls.
 
-    with Writer() as writer:
+    with BackgroundWriter() as writer:
         writer.write("s3://bucket/run/checkpoint.pt", data)  # returns at once
         ...
-        writer.wait()                                        # now it is there
+        writer.wait()                                        # the file is written
 
-    Behind the `with` nothing is on its way any more: what a later run writes is not overwritten by an earlier one's.
+    The end of the `with` block waits for all writes, so a late write cannot overwrite a file of a later run.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
-        self._under_way: Future[None] | None = None
+        # One thread keeps the order: an older checkpoint never replaces a newer one.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -36,28 +37,32 @@ class BackgroundWriter:
     ) -> None:
         try:
             self.wait()
-        except OSError as late:
+        except OSError as write_error:
+            # An error that already leaves the block is the more important one.
             if error is None:
                 raise
-            log.warning("not written, at the end: %s", late)
+            log.warning("the last file was not written: %s", write_error)
         finally:
-            self._thread.shutdown()
+            self._executor.shutdown()
 
-    def write(self, place: str | Path, data: bytes) -> None:
-        """Put `data` at `place` as `write_bytes` does, once the file before it is written.
+    def write(self, location: str | Path, data: bytes) -> None:
+        """Start writing `data` to `location` as `write_bytes` does, after the previous file is written.
 
         Raises:
-            OSError: if the file before it could not be written; this one is not tried.
+            OSError: if the previous file could not be written. This one is then not started.
         """
+        # At most one file waits in memory.
         self.wait()
-        self._under_way = self._thread.submit(write_bytes, place, data)
+        self._pending = self._executor.submit(write_bytes, location, data)
 
     def wait(self) -> None:
-        """Until all that was given is written.
+        """Wait until all files are written.
 
         Raises:
-            OSError: if it could not be.
+            OSError: if a file could not be written.
         """
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        # Reset first: an error is raised once, and the next write may succeed.
+        pending = self._pending
+        self._pending = None
+        if pending is not None:
+            pending.result()

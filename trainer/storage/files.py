@@ -1,7 +1,8 @@
-"""Files that are whole or absent, in a folder or in a bucket.
+"""Reads and writes files in a folder or in a bucket. A file is complete or absent, never partial.
 
-Everything goes through `pyarrow.fs`. In a folder a file is written to a neighbour and moved into place; in a bucket it
-appears whole when its stream closes.
+Everything goes through `pyarrow.fs`. In a folder a file is written under a temporary name and then moved to its own. In
+a bucket it appears complete when its stream is closed. A location is a local path or a URI such as
+``s3://bucket/folder``.
 """
 
 from __future__ import annotations
@@ -31,56 +32,70 @@ __all__ = [
 ]
 
 
-def open_filesystem(place: str | Path) -> tuple[fs.FileSystem, str]:
-    """The file system and the path in it, of a local path or of a URI such as ``s3://bucket/folder``.
+def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
+    """Return the file system of a location, and the path in it.
 
     Raises:
-        OSError: if a URI is none that is known.
+        OSError: if the URI has an unknown scheme, or the bucket cannot be opened.
     """
-    if (address := address_of(str(place))) is not None:
-        with translate_errors(place, "opened"):
+    address = address_of(str(location))
+    if address is not None:
+        with translate_errors(location, "opened"):
             return open_bucket(address), address.path
-    if "://" in str(place):
-        filesystem, path = fs.FileSystem.from_uri(str(place))
+
+    if "://" in str(location):
+        filesystem, path = fs.FileSystem.from_uri(str(location))
         return filesystem, str(path)
-    return fs.LocalFileSystem(), str(Path(place).absolute())
+    return fs.LocalFileSystem(), str(Path(location).absolute())
 
 
 def has_folders(filesystem: fs.FileSystem) -> bool:
-    """Whether folders are made, and files moved into place; in a bucket there are names only."""
+    """Return whether folders exist and files can be moved. A bucket has names only."""
     return filesystem.type_name not in {"s3", "gcs", "abfs"}
 
 
 @contextmanager
-def translate_errors(place: str | Path, done: str) -> Iterator[None]:
-    """Say what a bucket's errors mean; all others are left as they are, a file's that is not there among them.
+def translate_errors(location: str | Path, action: str) -> Iterator[None]:
+    """Raise a bucket's errors as StorageError. Leave all others as they are, such as FileNotFoundError.
 
     Args:
-        done: what was tried, such as `read`.
+        action: participle for the message, such as `read`.
 
     Raises:
-        StorageError: for a bucket that refuses or is away.
+        StorageError: if the bucket refuses or does not answer.
     """
     try:
         yield
     except OSError as error:
-        if (told := explain(error, str(place))) is None:
+        storage_error = explain(error, str(location))
+        if storage_error is None:
             raise
-        told.tried = told.tried or f"{redact_query(str(place))} cannot be {done}"
-        raise told from None if told is error else error
+
+        # Blocks may be nested: the innermost one names what was tried.
+        storage_error.tried = storage_error.tried or f"{redact_query(str(location))} cannot be {action}"
+
+        # An error that an inner block has translated cannot be its own cause.
+        if storage_error is error:
+            raise storage_error from None
+        raise storage_error from error
 
 
-def write_bytes(place: str | Path, data: bytes) -> None:
-    """Put `data` at `place`, creating its folder; a reader sees the old bytes or the new ones, never a part.
+def write_bytes(location: str | Path, data: bytes) -> None:
+    """Write `data` to a location and create its folder. A reader sees the old bytes or the new ones, never a part.
 
     Raises:
-        OSError: if the place cannot be written; the old bytes are still there.
+        OSError: if the location cannot be written. The old bytes are then still there.
     """
-    filesystem, path = open_filesystem(place)
+    filesystem, path = open_filesystem(location)
+
+    # A bucket shows an object only when its stream is closed: no temporary name is needed.
     if not has_folders(filesystem):
-        with translate_errors(place, "written"), filesystem.open_output_stream(path) as stream:
+        with translate_errors(location, "written"), filesystem.open_output_stream(path) as stream:
             stream.write(data)
         return
+
+    # A unique name, because several processes may write the same file at once. In the same folder, because a move
+    # between disks is not atomic.
     part = f"{path}.{uuid.uuid4().hex}.part"
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     try:
@@ -93,87 +108,94 @@ def write_bytes(place: str | Path, data: bytes) -> None:
         raise
 
 
-def read_bytes(place: str | Path) -> bytes | None:
-    """The bytes at `place`, or None where there is no file.
+def read_bytes(location: str | Path) -> bytes | None:
+    """Return the bytes of a file, or None if it does not exist.
 
     Raises:
-        OSError: if the place cannot be read.
+        OSError: if the location cannot be read.
     """
-    filesystem, path = open_filesystem(place)
+    filesystem, path = open_filesystem(location)
     try:
-        with translate_errors(place, "read"), filesystem.open_input_file(path) as file:
+        with translate_errors(location, "read"), filesystem.open_input_file(path) as file:
             return bytes(file.read(file.size()))
+    # NotADirectoryError: the path leads through a file, so there is nothing below it.
     except (FileNotFoundError, NotADirectoryError):
-        _check_bucket(place, "read")
+        _raise_if_no_bucket(location, "read")
         return None
 
 
-def read_chunks(place: str | Path, size: int = 8 * 2**20) -> Iterator[bytes]:
-    """The bytes of a large file, a part at a time.
+def read_chunks(location: str | Path, size: int = 8 * 2**20) -> Iterator[bytes]:
+    """Yield the bytes of a large file in chunks of at most `size` bytes.
 
     Raises:
         OSError: if there is no such file, or it cannot be read.
     """
-    filesystem, path = open_filesystem(place)
-    with translate_errors(place, "read"), filesystem.open_input_stream(path) as stream:
+    filesystem, path = open_filesystem(location)
+    with translate_errors(location, "read"), filesystem.open_input_stream(path) as stream:
         while chunk := stream.read(size):
             yield bytes(chunk)
 
 
-def list_folders(place: str | Path) -> list[str]:
-    """The names of the folders in a folder, sorted; none where there is no such place."""
-    return sorted(info.base_name for info in _listed(place) if info.type == fs.FileType.Directory)
+def list_folders(location: str | Path) -> list[str]:
+    """Return the sorted names of the folders in a folder. The list is empty if the folder does not exist."""
+    return sorted(info.base_name for info in _list(location) if info.type == fs.FileType.Directory)
 
 
-def file_sizes(place: str | Path) -> dict[str, int]:
-    """The bytes of every file in a folder and the folders in it, by path; none where there is no such place."""
-    return {info.path: info.size for info in _listed(place, recursive=True) if info.type == fs.FileType.File}
+def file_sizes(location: str | Path) -> dict[str, int]:
+    """Return the size in bytes of every file below a folder, by path. Empty if the folder does not exist."""
+    return {info.path: info.size for info in _list(location, recursive=True) if info.type == fs.FileType.File}
 
 
-def file_stamps(place: str | Path) -> dict[str, tuple[int, int]] | None:
-    """Size and time of change (ns) of the files in a folder, by name; a file has its own under the name "".
+def file_stamps(location: str | Path) -> dict[str, tuple[int, int]] | None:
+    """Return size and modification time (ns) of the files in a folder, by name.
 
-    None where there is no such place.
+    A location that is a file has its own stamp under the name "". None if the location does not exist.
     """
-    filesystem, path = open_filesystem(place)
-    with translate_errors(place, "read"):
-        info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.NotFound:
-        _check_bucket(place, "read")
+    filesystem, path = open_filesystem(location)
+    with translate_errors(location, "read"):
+        location_info = filesystem.get_file_info(path)
+
+    if location_info.type == fs.FileType.NotFound:
+        _raise_if_no_bucket(location, "read")
         return None
-    found = {"": info} if info.type == fs.FileType.File else {one.base_name: one for one in _listed(place)}
-    return {name: (one.size, one.mtime_ns) for name, one in found.items() if one.type == fs.FileType.File}
+
+    if location_info.type == fs.FileType.File:
+        infos = {"": location_info}
+    else:
+        infos = {info.base_name: info for info in _list(location)}
+    return {name: (info.size, info.mtime_ns) for name, info in infos.items() if info.type == fs.FileType.File}
 
 
-def delete_file(place: str | Path) -> None:
-    """Delete a file, if it is there."""
-    filesystem, path = open_filesystem(place)
-    with translate_errors(place, "deleted"):
+def delete_file(location: str | Path) -> None:
+    """Delete a file if it exists."""
+    filesystem, path = open_filesystem(location)
+    with translate_errors(location, "deleted"):
         if filesystem.get_file_info(path).type == fs.FileType.File:
             filesystem.delete_file(path)
 
 
-def delete_folder(place: str | Path) -> None:
-    """Delete a folder and all that is in it, if it is there."""
-    filesystem, path = open_filesystem(place)
-    with translate_errors(place, "deleted"):
+def delete_folder(location: str | Path) -> None:
+    """Delete a folder and its contents if it exists."""
+    filesystem, path = open_filesystem(location)
+    with translate_errors(location, "deleted"):
         if filesystem.get_file_info(path).type == fs.FileType.Directory:
             filesystem.delete_dir(path)
 
 
-def _listed(place: str | Path, *, recursive: bool = False) -> list[fs.FileInfo]:
-    filesystem, path = open_filesystem(place)
-    with translate_errors(place, "listed"):
-        found: list[fs.FileInfo] = filesystem.get_file_info(
-            fs.FileSelector(path, allow_not_found=True, recursive=recursive)
-        )
-    if not found:
-        _check_bucket(place, "listed")
-    return found
+def _list(location: str | Path, *, recursive: bool = False) -> list[fs.FileInfo]:
+    filesystem, path = open_filesystem(location)
+    selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
+    with translate_errors(location, "listed"):
+        infos: list[fs.FileInfo] = filesystem.get_file_info(selector)
+
+    if not infos:
+        _raise_if_no_bucket(location, "listed")
+    return infos
 
 
-def _check_bucket(place: str | Path, done: str) -> None:
-    """Where nothing is found, it must not be for want of the bucket."""
-    if (address := address_of(str(place))) is not None:
-        with translate_errors(place, done):
+def _raise_if_no_bucket(location: str | Path, action: str) -> None:
+    """Raise StorageError if the bucket does not exist. A missing file in a missing bucket looks the same."""
+    address = address_of(str(location))
+    if address is not None:
+        with translate_errors(location, action):
             check_bucket(address.authority, address.query)

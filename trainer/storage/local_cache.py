@@ -1,4 +1,4 @@
-"""The folder for this machine's own copies: decoded images, fetched weights. No torch."""
+"""The folder for this machine's own copies: decoded images and downloaded weights. No torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 from pathlib import Path
 
 
-def cache_folder(named: str | None = None) -> Path:
-    """The named folder, on a local disk; `SPTUNE_CACHE`, or ~/.cache/sptune, where none is named."""
-    return Path(named or os.environ.get("SPTUNE_CACHE") or "~/.cache/sptune").expanduser()
+def cache_folder(folder: str | None = None) -> Path:
+    """Return the cache folder on a local disk: `folder`, or else `SPTUNE_CACHE`, or else ~/.cache/sptune."""
+    return Path(folder or os.environ.get("SPTUNE_CACHE") or "~/.cache/sptune").expanduser()

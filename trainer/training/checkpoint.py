@@ -1,44 +1,104 @@
-"""Tensors and plain values on disk and back, bit for bit."""
+"""What a checkpoint holds, under the names that it is stored with, and how tensors are written and read bit for bit."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
 from trainer.storage.files import read_bytes, write_bytes
 
+SCHEMA_VERSION = 1
+"""Version of `checkpoint.pt`. Checkpoints without one are of version 1."""
 
-def pack_state(state: dict[str, Any]) -> bytes:
-    """Tensors as they are now, and plain Python values (no other objects: reading refuses them), as a file's bytes."""
+
+# The keys of these three are stored in every `checkpoint.pt`. A rename would make old checkpoints unreadable.
+class StoredEpoch(TypedDict):
+    """A finished epoch."""
+
+    epoch: int
+    """Counted from 1."""
+    metrics: dict[str, float]
+
+
+class StoredPartialEpoch(TypedDict):
+    """An epoch that was interrupted after some of its steps."""
+
+    done: int
+    """Number of finished steps."""
+    loss: Tensor
+    """Sum of the losses of these steps, on the CPU."""
+    seconds: float
+    """Seconds spent on the epoch so far, in all attempts."""
+    crops: Tensor
+    """State of the generator of random crops."""
+    dropout: list[Tensor]
+    """State of torch's own generators, see `get_random_state`."""
+
+
+class StoredRun(TypedDict):
+    """The content of `checkpoint.pt`."""
+
+    schema_version: int
+    config: str
+    """Fingerprint of the TrainConfig."""
+    backbone: str
+    """SHA-256 of the backbone's weights."""
+    learnable: dict[str, Tensor]
+    """The learnable parameters by name."""
+    average: dict[str, Tensor]
+    """Their moving average by name; empty without `ema_decay`."""
+    optimizer: dict[str, Any]
+    """The optimizer's own state."""
+    part: int
+    """Images that go through the network at once."""
+    epochs: list[StoredEpoch]
+    """The finished epochs, from the first."""
+    under_way: StoredPartialEpoch | None
+    """The epoch that was interrupted, if there is one."""
+
+
+def pack_state(state: Mapping[str, Any]) -> bytes:
+    """Return a state as the bytes of a file.
+
+    The state holds tensors and plain Python values. `load_state` refuses any other object.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def save_state(place: str | Path, state: dict[str, Any]) -> None:
-    """Write a state."""
-    write_bytes(place, pack_state(state))
+def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write a state to a file (path or URI)."""
+    write_bytes(path, pack_state(state))
 
 
-def load_state(place: str | Path) -> dict[str, Any] | None:
-    """What was saved, bit for bit and on the CPU, or None where there is nothing."""
-    data = read_bytes(place)
+def load_state(path: str | Path) -> dict[str, Any] | None:
+    """Return a saved state, bit for bit and on the CPU, or None if there is no file."""
+    data = read_bytes(path)
     if data is None:
         return None
+
+    # weights_only: a checkpoint from someone else must not be able to run code.
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 
 
-def get_random_state() -> list[torch.Tensor]:
-    """Where torch's own random numbers are, on the CPU and on the GPU that is in use."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+def get_random_state() -> list[Tensor]:
+    """Return the state of torch's own generators: of the CPU and, if there is one, of the current GPU."""
+    # Dropout draws from the generator of the device that it runs on.
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states.append(torch.cuda.get_rng_state())
+    return states
 
 
-def set_random_state(states: list[torch.Tensor]) -> None:
-    """Go on from there; a GPU that was not there before starts as `torch.manual_seed` left it."""
+def set_random_state(states: list[Tensor]) -> None:
+    """Set torch's own generators. A GPU that was not there at saving keeps the state of `torch.manual_seed`."""
     torch.set_rng_state(states[0])
     if torch.cuda.is_available() and len(states) > 1:
         torch.cuda.set_rng_state(states[1])

@@ -1,4 +1,4 @@
-"""The training loop: one long function, told in the order of the paper.
+"""The training loop: one long function in the order of the paper.
 
 Shapes: N images, B batch, L prompted layers, P prompt_length, D width, K classes.
 """
@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -27,7 +24,6 @@ from trainer.metric_names import (
     LEARNABLE_SHARE,
     MICRO_BATCH_SIZE,
     PEEKING_ACCURACY,
-    PEEKING_GAIN,
     PROTOTYPES_SECONDS,
     TRAIN_IMAGES,
     TRAIN_IMAGES_PER_S,
@@ -35,42 +31,21 @@ from trainer.metric_names import (
     TRAIN_LR,
 )
 from trainer.model.backbone import load_backbone
-from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
+from trainer.model.execution import backward, eval_batch_size, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
-from trainer.prompt_init.strategies import sample_tokens
-from trainer.prompt_init.token_stream import token_stream
 from trainer.run_folder import RunCard
-from trainer.storage.background_writer import BackgroundWriter
-from trainer.training.checkpoint import get_random_state, load_state, pack_state, set_random_state
-from trainer.training.feature_cache import frozen_features
-from trainer.training.metrics import normalized_mutual_information, predictions, scores
-from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
+from trainer.training.evaluation import logits_of, nmi_metrics, peeking_metrics, sample_nmi_tokens
+from trainer.training.feature_cache import InputsOf, feature_source
+from trainer.training.metrics import predictions, scores
+from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at, set_lr
+from trainer.training.run import EpochMetrics, EpochProgress, TrainingInterrupted, TrainingRun
 
-NMI_TOKENS = 256
-"""Patch tokens a layer that prompts are compared with."""
+__all__ = ["EpochMetrics", "TrainingDiverged", "TrainingInterrupted", "train"]
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite; the same config would diverge again."""
-
-
-class TrainingInterrupted(RuntimeError):
-    """It was asked to stop; with a folder, all that it had done is saved."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochMetrics:
-    """What one epoch came to."""
-
-    epoch: int
-    """Counted from 1."""
-    metrics: dict[str, float]
-    """train/loss, train/lr, train/images_per_s; val/accuracy and its kin, or at the last epoch test/...; nmi/layer_00
-    and on, peeking/accuracy and peeking/gain if asked for; with the first epoch also train/images,
-    learnable/parameters, learnable/share and prototypes/seconds."""
-    resumed: bool = field(default=False, compare=False)
-    """Whether an earlier attempt trained it, and this one tells it again."""
+    """The loss or a weight became NaN or infinite. The same config would diverge again."""
 
 
 def train(
@@ -84,33 +59,34 @@ def train(
     cache: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochMetrics]:
-    """Train what the method lets learn, yielding each epoch's metrics, the last epoch's after all of it is written.
+    """Train one config and yield the metrics of each epoch. The last epoch is yielded when all files are written.
 
-    With a `folder` (path or URI), it holds a checkpoint an epoch, `prototypes.safetensors`, and at the end
-    `predictions.parquet`, `prompt.safetensors` (what was learnt) and `card.json`: `trainer.load` takes it from there.
-    A checkpoint is written while the next epoch trains, or before the iterator is closed; who is killed meanwhile
-    trains that epoch again. A call that finds a checkpoint yields the finished epochs again and goes on; the end is
-    bit for bit that of a run never interrupted.
+    With a `folder`, each epoch leaves a checkpoint there. The folder also holds `prototypes.safetensors`, and at the
+    end `predictions.parquet`, `prompt.safetensors` (what was learnt) and `card.json`. `trainer.load` reads it.
+
+    A checkpoint is written in the background while the next epoch trains, and at the latest when the iterator is
+    closed. A run that is killed before that trains the epoch again. If the folder holds a checkpoint, `train` yields
+    the finished epochs again and continues. The results are bit for bit those of an uninterrupted run.
 
     Args:
-        weights: a file, or a folder of files, in which the backbone's weights are looked for first.
-        bank: folder (path or URI) of prototypes that are shared between runs.
+        data_root: the task store, a folder or a URI.
+        folder: the run's own folder, a path or a URI; None to keep nothing.
+        weights: a file, or a folder of files, that is searched first for the backbone's weights.
+        prototype_cache: folder (path or URI) of prototypes that runs share; None to build them anew.
         cache: folder on a local disk for decoded images; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
-        stop: asked before every step and before scoring; at yes, the epoch under way is saved as far as it is.
+        stop: called before every step and before scoring. If it returns True, the run saves its progress and ends.
 
     Raises:
-        TrainingDiverged: if the loss is NaN or infinite, with epoch, loss and lr.
-        TrainingInterrupted: if `stop` said yes.
-        ValueError: if the images are too few for a batch, the checkpoint is of another config or network, or the
-            weights do not fit (WeightsError).
-        OSError: if data, bank or folder cannot be read or written.
+        TrainingDiverged: if the loss or a weight is NaN or infinite, with epoch, loss and lr.
+        TrainingInterrupted: if `stop` returned True.
+        ValueError: if the images are too few for a batch, the checkpoint is of another config or network or of a newer
+            version of sptune, or the weights do not fit (WeightsError).
+        OSError: if data, prototype cache or folder cannot be read or written.
     """
-    # Data and network.
-    method, card = METHODS[config.method], open_task(data_root, config.task)
-    augmented = is_augmented(config.task)
-    frozen = load_backbone(
-        config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
-    )
+    # Data: the task's card. Its images follow the backbone: they take minutes to decode, and wrong weights must be
+    # refused before that.
+    method = METHODS[config.method]
+    task_card = open_task(data_root, config.task)
     load = functools.partial(
         load_split,
         data_root,
@@ -120,193 +96,194 @@ def train(
         transform=config.transform,
         cache=cache,
     )
-    learnt_from = load(config.train_split, config.train_size, view="whole" if augmented else "fixed")
-    num_images = len(learnt_from)
-    steps_per_epoch = num_images // config.batch_size
-    if steps_per_epoch == 0:
-        raise ValueError(
-            f"batch_size={config.batch_size} exceeds the {num_images} images of {config.task} "
-            f"{config.train_split} at train_size={config.train_size}; use a smaller batch_size."
-        )
 
-    # The prompt's first value, and the model around it.
-    first = initial_prompt(config, frozen, learnt_from, data_root=data_root, prototype_cache=prototype_cache)
+    # Backbone.
+    frozen = load_backbone(
+        config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
+    )
+    train_split = load(config.train_split, config.train_size, view="whole" if is_augmented(config.task) else "fixed")
+    steps_per_epoch = _steps_per_epoch(config, len(train_split))
+
+    # Prototypes: the initial value of the prompt.
+    initial = initial_prompt(config, frozen, train_split, data_root=data_root, prototype_cache=prototype_cache)
+    nmi_tokens_LTD = None
+    if config.nmi:
+        nmi_tokens_LTD = sample_nmi_tokens(config, frozen, train_split, len(initial.prompt_LPD))
+
+    # Prompted model.
     model = PromptedViT(
         frozen.variant(learns=method.backbone_learns, drop_path=config.drop_path),
-        num_classes=len(card.class_names),
-        prompt_LPD=first.prompt_LPD,
+        num_classes=len(task_card.class_names),
+        prompt_LPD=initial.prompt_LPD,
         prompt_dropout=method.prompt_dropout,
         head_std=config.backbone_row.head_std,
         generator=torch.Generator().manual_seed(config.stream_seed("head")),
         backbone_learns=method.backbone_learns,
     ).to(device)
     learnable = model.learnable()
-    nmi_tokens_LTD = None
-    if config.nmi:
-        stream = token_stream(config, frozen, learnt_from, len(first.prompt_LPD), 1.0)
-        sample = torch.Generator().manual_seed(config.stream_seed("nmi"))
-        available = stream.num_images * frozen.num_patches
-        nmi_tokens_LTD = sample_tokens(lambda tokens_BND: tokens_BND, stream, min(NMI_TOKENS, available), sample)
 
-    # Where nothing below the head learns or varies, the network's features take the images' place, computed once.
-    learns_above_features = not (config.prompt_length or method.backbone_learns or augmented or config.drop_path)
-    network = with_precision(model.head if learns_above_features else model, config.precision, device)
+    # If nothing below the head learns or varies, the backbone's features are computed once and replace the images.
+    trains_head_only = not (
+        config.prompt_length or method.backbone_learns or is_augmented(config.task) or config.drop_path
+    )
+    inputs_of: InputsOf = feature_source(frozen, config.precision) if trains_head_only else Split.take
+    network = with_precision(model.head if trains_head_only else model, config.precision, device)
+    eval_batch = eval_batch_size(device, 1 + frozen.num_patches + (config.prompt_length or 0))
 
-    def inputs_of(split: Split, rows_B: Tensor) -> Tensor:
-        if learns_above_features:
-            return frozen_features(frozen, split, config.precision)[rows_B.to(device)]
-        return split.take(rows_B)
-
-    def logits_of(split: Split) -> Tensor:
-        tokens = 1 + frozen.num_patches + (config.prompt_length or 0)
-        rows = torch.arange(len(split)).split(eval_batch_size(device, tokens))
-        return torch.cat([evaluate_in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
-
-    # Groups with a weight decay each, and the average that is scored beside the weights.
+    # Optimizer, and the moving average that is scored beside the weights.
     optimizer = build_optimizer(config, learnable)
     average = MovingAverage(learnable, config.ema_decay) if config.ema_decay else None
-    part = config.batch_size  # images at once; less where memory is short
-    writer = BackgroundWriter()
 
-    def save(under_way: dict[str, Any] | None) -> None:
-        """All that an attempt needs to go on, after an epoch or within one."""
-        state = {
-            "config": config.fingerprint(),
-            "backbone": frozen.sha256,
-            "learnable": {name: parameter.detach().cpu() for name, parameter in learnable.items()},
-            "average": average.values if average is not None else {},
-            "optimizer": optimizer.state_dict(),
-            "part": part,
-            "epochs": [{"epoch": epoch.epoch, "metrics": epoch.metrics} for epoch in finished],
-            "under_way": under_way,
-        }
-        writer.write(f"{folder}/{run_folder.CHECKPOINT}", pack_state(state))
+    # Resume.
+    run = TrainingRun(
+        config,
+        backbone_sha256=frozen.sha256,
+        learnable=learnable,
+        optimizer=optimizer,
+        average=average,
+        steps_per_epoch=steps_per_epoch,
+        folder=folder,
+        stop=stop,
+    )
+    run.resume()
 
-    def give_way(epoch: int, done: int, loss: Tensor, crops: torch.Generator, started: float) -> None:
-        """Save the epoch after some of its steps, and end, if asked to."""
-        if stop():
-            if folder is not None:
-                drawn = {"crops": crops.get_state(), "dropout": get_random_state()}
-                save({"done": done, "loss": loss.cpu(), "seconds": time.perf_counter() - started} | drawn)
-                writer.wait()
-            raise TrainingInterrupted(f"asked to stop in epoch {epoch}, after {done} of {steps_per_epoch} steps.")
-
-    # Where an earlier attempt left off.
-    finished: list[EpochMetrics] = []
-    under_way: dict[str, Any] | None = None  # of an epoch that was interrupted
-    if folder is not None and (state := load_state(f"{folder}/{run_folder.CHECKPOINT}")) is not None:
-        for what, known, own in (
-            ("config", state["config"], config.fingerprint()),
-            ("backbone's weights", state["backbone"], frozen.sha256),
-        ):
-            if known != own:
-                raise ValueError(f"{folder} holds a checkpoint of another {what}; choose another folder or remove it.")
-        with torch.no_grad():
-            for name, parameter in learnable.items():
-                parameter.copy_(state["learnable"][name])
-                if average is not None:
-                    average.values[name].copy_(state["average"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        finished, part = [EpochMetrics(**epoch, resumed=True) for epoch in state["epochs"]], state["part"]
-        under_way = state["under_way"]
-    with writer:  # leaving it, on whatever way, waits for the file that is being written
+    # Leaving the block, for any reason, waits for the file that is being written.
+    with run.writer:
         if folder is not None and config.prompt_length:
-            writer.write(f"{folder}/{run_folder.PROTOTYPES}", to_bytes({"prompt": first.prompt_LPD.contiguous()}))
-        yield from finished
+            run.write(run_folder.PROTOTYPES, to_bytes({"prompt": initial.prompt_LPD.contiguous()}))
+        yield from run.finished_epochs
 
-        for epoch in range(len(finished) + 1, config.epochs + 1):
-            started = time.perf_counter()
-            # Order, crops and dropout come from (seed, epoch) alone: an epoch does not know whether it was resumed.
-            order = torch.Generator().manual_seed(config.stream_seed("order", epoch))
-            crops = torch.Generator().manual_seed(config.stream_seed("crops", epoch))
-            torch.manual_seed(config.stream_seed("dropout", epoch))
+        # Epochs.
+        for epoch in range(run.next_epoch, config.epochs + 1):
+            progress = run.start_epoch(device)
             model.train()
-            order_N = torch.randperm(num_images, generator=order)
-            placed_N, labels_N = order_N.to(learnt_from.rows_N.device), learnt_from.labels_N[order_N.to(device)]
-            done, total_loss = 0, torch.zeros((), device=device)
-            if under_way is not None:
-                done, total_loss = under_way["done"], under_way["loss"].to(device)
-                started -= under_way["seconds"]
-                crops.set_state(under_way["crops"])
-                set_random_state(under_way["dropout"])
-                under_way = None
-            for step in range(done, steps_per_epoch):
-                give_way(epoch, step, total_loss, crops, started)
-                lr = lr_at(epoch - 1 + step / steps_per_epoch, config)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                rows = slice(step * config.batch_size, (step + 1) * config.batch_size)
-                inputs_B = inputs_of(learnt_from, placed_N[rows])
-                if learnt_from.view == "whole":
-                    aspect_B = learnt_from.aspect_N[order_N[rows]]
-                    inputs_B = random_views(inputs_B, aspect_B, config.pixels, config.transform, crops)
-                loss, part = backward(network, list(learnable.values()), inputs_B, labels_N[rows], part)
+
+            # The indices are where the images are, so that no step waits for a copy of its own.
+            order_N = _image_order(config, epoch, len(train_split))
+            rows_N = order_N.to(train_split.rows_N.device)
+            labels_N = train_split.labels_N[order_N.to(device)]
+
+            for step in range(progress.num_steps, steps_per_epoch):
+                run.check_stop(progress)
+                set_lr(optimizer, lr_at(epoch - 1 + step / steps_per_epoch, config))
+
+                batch = slice(step * config.batch_size, (step + 1) * config.batch_size)
+                inputs_B = inputs_of(train_split, rows_N[batch])
+                if train_split.view == "whole":
+                    aspect_B = train_split.aspect_N[order_N[batch]]
+                    inputs_B = random_views(inputs_B, aspect_B, config.pixels, config.transform, progress.crops)
+
+                loss, run.micro_batch_size = backward(
+                    network, list(learnable.values()), inputs_B, labels_N[batch], run.micro_batch_size
+                )
                 optimizer.step()
                 if average is not None:
                     average.update()
-                total_loss += loss
-            give_way(epoch, steps_per_epoch, total_loss, crops, started)
-            train_loss = total_loss.item() / steps_per_epoch
-            if not (math.isfinite(train_loss) and all(p.isfinite().all() for p in learnable.values())):
-                raise TrainingDiverged(
-                    f"loss or weights became infinite or NaN in epoch {epoch} "
-                    f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
-                )
-            seconds, seen = time.perf_counter() - started, steps_per_epoch * config.batch_size
-            metrics = {
-                TRAIN_LOSS: train_loss,
-                TRAIN_LR: optimizer.param_groups[0]["lr"],
-                TRAIN_IMAGES_PER_S: seen / seconds,
-            }
-            if part < config.batch_size:
-                metrics[MICRO_BATCH_SIZE] = part
+                progress.finish_step(loss)
+
+            # Metrics of training.
+            run.check_stop(progress)
+            metrics = _training_metrics(run, progress, config, steps_per_epoch)
             if epoch == 1:
-                count = sum(parameter.numel() for parameter in learnable.values())
-                everything = sum(parameter.numel() for parameter in model.parameters())
-                metrics |= {LEARNABLE_PARAMETERS: count, LEARNABLE_SHARE: count / everything}
-                metrics[TRAIN_IMAGES] = num_images
-                metrics |= {PROTOTYPES_SECONDS: first.seconds} if len(method.prompt_inits) > 1 else {}
+                metrics |= _model_size(model)
+                metrics[TRAIN_IMAGES] = len(train_split)
+                if len(method.prompt_inits) > 1:
+                    metrics[PROTOTYPES_SECONDS] = initial.seconds
             if nmi_tokens_LTD is not None:
-                pairs = enumerate(zip(model.prompt_LPD.detach(), nmi_tokens_LTD, strict=True))
-                metrics |= {f"nmi/layer_{i:02d}": normalized_mutual_information(*pair) for i, pair in pairs}
+                metrics |= nmi_metrics(model.prompt_LPD.detach(), nmi_tokens_LTD)
 
-            # The last epoch judges a final run; a search run is judged each epoch, on val.
-            last = epoch == config.epochs
-            judged = config.eval_split == "val" or last
-            if judged or config.measure_peeking:
-                scored_on = load(config.eval_split, 1.0)
+            # Scores. A search run is scored on val each epoch; a final run is scored on test at its last epoch.
+            is_last = epoch == config.epochs
+            is_scored = config.eval_split == "val" or is_last
+            if is_scored or config.measure_peeking:
+                eval_split = load(config.eval_split, 1.0)
                 model.eval()
-                logits_NK = logits_of(scored_on)
-                found = scores(logits_NK, scored_on.labels_N)
-                metrics |= {f"{config.eval_split}/{name}": value for name, value in found.items()} if judged else {}
+                logits_NK = logits_of(network, inputs_of, eval_split, eval_batch)
+                eval_scores = scores(logits_NK, eval_split.labels_N)
+                if is_scored:
+                    metrics |= {f"{config.eval_split}/{name}": score for name, score in eval_scores.items()}
                 if config.measure_peeking:
-                    peeks = [found["accuracy"], *(past.metrics[PEEKING_ACCURACY] for past in finished)]
-                    metrics |= {PEEKING_ACCURACY: peeks[0], PEEKING_GAIN: max(peeks) - peeks[0]}
-                if judged and average is not None:
+                    earlier = [past.metrics[PEEKING_ACCURACY] for past in run.finished_epochs]
+                    metrics |= peeking_metrics(eval_scores["accuracy"], earlier)
+                if is_scored and average is not None:
                     with average.in_place():
-                        averaged_NK = logits_of(scored_on)
-                    metrics[f"{config.eval_metric}_ema"] = scores(averaged_NK, scored_on.labels_N)["accuracy"]
-            finished.append(EpochMetrics(epoch=epoch, metrics=metrics))
+                        averaged_NK = logits_of(network, inputs_of, eval_split, eval_batch)
+                    metrics[f"{config.eval_metric}_ema"] = scores(averaged_NK, eval_split.labels_N)["accuracy"]
 
-            # Bytes first, then the word that they exist.
-            if folder is not None:
-                if last:
-                    run_card = RunCard(
-                        config=config,
-                        class_names=card.class_names,
-                        backbone_sha256=frozen.sha256,
-                        learnt_from=learnt_from.fingerprint,
-                        scored_on=scored_on.fingerprint,
-                        protocol=card.protocol,
-                        learnable={name: list(parameter.shape) for name, parameter in learnable.items()},
-                        prototypes_seconds=first.seconds,
-                        metrics=metrics,
-                    )
-                    writer.write(f"{folder}/{run_folder.PREDICTIONS}", predictions(logits_NK, scored_on))
-                    tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
-                    writer.write(f"{folder}/{run_folder.PROMPT}", to_bytes(tensors))
-                    writer.write(f"{folder}/{run_folder.CARD}", run_card.to_json())
-                save(under_way=None)
-                if last:
-                    writer.wait()
-            yield finished[-1]
+            # Yield. The results are written before the checkpoint that counts the last epoch as finished: a run that is
+            # killed in between trains that epoch again, and so writes them again.
+            finished = run.finish_epoch(metrics)
+            if is_last and folder is not None:
+                card = RunCard(
+                    config=config,
+                    class_names=task_card.class_names,
+                    backbone_sha256=frozen.sha256,
+                    learnt_from=train_split.fingerprint,
+                    scored_on=eval_split.fingerprint,
+                    protocol=task_card.protocol,
+                    learnable={name: list(parameter.shape) for name, parameter in learnable.items()},
+                    prototypes_seconds=initial.seconds,
+                    metrics=metrics,
+                )
+                run.write(run_folder.PREDICTIONS, predictions(logits_NK, eval_split))
+                run.write(run_folder.PROMPT, to_bytes(run.learnt_tensors()))
+                run.write(run_folder.CARD, card.to_json())
+            run.save()
+            if is_last:
+                run.writer.wait()
+            yield finished
+
+
+def _steps_per_epoch(config: TrainConfig, num_images: int) -> int:
+    """Return the number of whole batches.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    steps = num_images // config.batch_size
+    if steps == 0:
+        raise ValueError(
+            f"batch_size={config.batch_size} exceeds the {num_images} images of {config.task} "
+            f"{config.train_split} at train_size={config.train_size}; use a smaller batch_size."
+        )
+    return steps
+
+
+def _image_order(config: TrainConfig, epoch: int, num_images: int) -> Tensor:
+    """Return the order of an epoch's images. It comes from (seed, epoch) alone, so a resumed run has the same."""
+    generator = torch.Generator().manual_seed(config.stream_seed("order", epoch))
+    return torch.randperm(num_images, generator=generator)
+
+
+def _training_metrics(
+    run: TrainingRun, progress: EpochProgress, config: TrainConfig, steps_per_epoch: int
+) -> dict[str, float]:
+    """Return loss, learning rate and speed of a trained epoch.
+
+    Raises:
+        TrainingDiverged: if the loss or a weight is NaN or infinite.
+    """
+    train_loss = progress.total_loss.item() / steps_per_epoch
+    if not (math.isfinite(train_loss) and all(weight.isfinite().all() for weight in run.learnable.values())):
+        raise TrainingDiverged(
+            f"loss or weights became infinite or NaN in epoch {progress.epoch} "
+            f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
+        )
+
+    # Read after the loss, which waits for the device: the steps are done by then.
+    seconds = progress.seconds
+    metrics = {
+        TRAIN_LOSS: train_loss,
+        TRAIN_LR: run.optimizer.param_groups[0]["lr"],
+        TRAIN_IMAGES_PER_S: steps_per_epoch * config.batch_size / seconds,
+    }
+    if run.micro_batch_size < config.batch_size:
+        metrics[MICRO_BATCH_SIZE] = run.micro_batch_size
+    return metrics
+
+
+def _model_size(model: PromptedViT) -> dict[str, float]:
+    """Return the number of learnable parameters, and their share of all."""
+    num_learnable = sum(parameter.numel() for parameter in model.learnable().values())
+    num_all = sum(parameter.numel() for parameter in model.parameters())
+    return {LEARNABLE_PARAMETERS: num_learnable, LEARNABLE_SHARE: num_learnable / num_all}

@@ -1,6 +1,7 @@
-"""Scores from counts: correct and seen are added up and divided once.
+"""Scores of predictions, and the mutual information of prompts and patch tokens.
 
-Shapes: N inputs, K classes, P prompts, T tokens, D width, S bins.
+Scores come from counts: correct and seen images are added up and divided once.
+Shapes: N inputs, K classes, P prompts, T tokens, D width, R rows, S bins.
 """
 
 from __future__ import annotations
@@ -18,25 +19,31 @@ from trainer.data.split import Split
 
 
 def scores(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Shares 0..1: `accuracy`; `accuracy_top5` where there are more than five classes; `accuracy_mean_class`.
+    """Return fractions 0..1: `accuracy`, `accuracy_mean_class`, and `accuracy_top5` if there are more than 5 classes.
 
-    The last is the mean over the classes that occur, each class's accuracy counting the same.
+    `accuracy_mean_class` is the mean of the accuracies of the classes that occur, each class counting the same.
     """
-    right_N = logits_NK.argmax(dim=1) == labels_N
-    found = {"accuracy": int(right_N.sum()) / len(labels_N)}
+    is_correct_N = logits_NK.argmax(dim=1) == labels_N
+    values = {"accuracy": int(is_correct_N.sum()) / len(labels_N)}
+
     if logits_NK.shape[1] > 5:
-        ranked_NK = logits_NK.argsort(dim=1, descending=True, stable=True)  # of equals the first, as argmax has it
-        among_N = (ranked_NK[:, :5] == labels_N[:, None]).any(dim=1)
-        found["accuracy_top5"] = int(among_N.sum()) / len(labels_N)
-    seen_K = labels_N.bincount(minlength=logits_NK.shape[1])
-    right_K = labels_N[right_N].bincount(minlength=logits_NK.shape[1])
-    occurs_K = seen_K > 0
-    found["accuracy_mean_class"] = float((right_K[occurs_K].double() / seen_K[occurs_K]).mean())
-    return found
+        # Stable: of equal logits the first class ranks first, as in argmax.
+        ranked_NK = logits_NK.argsort(dim=1, descending=True, stable=True)
+        is_in_top5_N = (ranked_NK[:, :5] == labels_N[:, None]).any(dim=1)
+        values["accuracy_top5"] = int(is_in_top5_N.sum()) / len(labels_N)
+
+    num_seen_K = labels_N.bincount(minlength=logits_NK.shape[1])
+    num_correct_K = labels_N[is_correct_N].bincount(minlength=logits_NK.shape[1])
+    occurs_K = num_seen_K > 0
+    values["accuracy_mean_class"] = float((num_correct_K[occurs_K].double() / num_seen_K[occurs_K]).mean())
+    return values
 
 
 def predictions(logits_NK: Tensor, split: Split) -> bytes:
-    """A Parquet file, a row an image: key, label, prediction, correct, confidence (softmax of the prediction)."""
+    """Return a Parquet file with a row per image: key, label, prediction, correct, confidence.
+
+    The confidence is the softmax of the prediction.
+    """
     predicted_N = logits_NK.argmax(dim=1)
     confidence_N = logits_NK.double().softmax(dim=1).gather(1, predicted_N[:, None])[:, 0]
     table = pa.table(
@@ -54,24 +61,35 @@ def predictions(logits_NK: Tensor, split: Split) -> bytes:
 
 
 def normalized_mutual_information(prompt_PD: Tensor, tokens_TD: Tensor) -> float:
-    """How much a prompt tells of a patch token, 0..1: the mean over all pairs of prompt and token.
+    """Return how much a prompt says about a patch token, 0..1: the mean over all pairs of prompt and token.
 
     The D coordinates of a pair are D joint samples of two scalars, each cut into S = sqrt(D / 5) bins of equal count.
-    NMI = I(p; t) / min(H(p), H(t)), the normalisation of Estévez et al. (Normalized mutual information feature
-    selection, IEEE Transactions on Neural Networks 20(2), 2009, eq. 9) with the plug-in estimate of I; the bins being
-    equal, H is log S up to rounding. SPT's figure 2 plots such a quantity and gives no formula; this one is ours. It
-    does not change under monotone maps of either vector; of independent vectors it is about 3 %, not 0, from finite D.
+    NMI = I(p; t) / min(H(p), H(t)), the normalization of Estévez et al. (Normalized mutual information feature
+    selection, IEEE Transactions on Neural Networks 20(2), 2009, eq. 9) with the plug-in estimate of I. Since the bins
+    are equal, H is log S up to rounding.
+
+    SPT's figure 2 plots such a quantity and gives no formula; this one is ours. It does not change under monotone maps
+    of either vector. For independent vectors it is about 3 %, not 0, because D is finite.
     """
     width = prompt_PD.shape[1]
     bins = max(2, math.isqrt(width // 5))
 
-    def joint_bins(values_RD: Tensor) -> Tensor:
-        return F.one_hot(values_RD.argsort(dim=1).argsort(dim=1) * bins // width, bins).float()
+    def one_hot_bins(values_RD: Tensor) -> Tensor:
+        # The rank of each coordinate in its row, scaled to bins: equal counts, whatever the values are.
+        ranks_RD = values_RD.argsort(dim=1).argsort(dim=1)
+        return F.one_hot(ranks_RD * bins // width, bins).float()
 
-    prompt_PDS, tokens_TDS = joint_bins(prompt_PD), joint_bins(tokens_TD)
+    prompt_PDS = one_hot_bins(prompt_PD)
+    tokens_TDS = one_hot_bins(tokens_TD)
+
+    # Probabilities of bins: joint, and of prompts and tokens alone. Double, or the logarithms lose digits.
     joint_PTSS = torch.einsum("pds,tdu->ptsu", prompt_PDS, tokens_TDS).double() / width
-    prompt_PS, tokens_TS = prompt_PDS.double().mean(dim=1), tokens_TDS.double().mean(dim=1)
+    prompt_PS = prompt_PDS.double().mean(dim=1)
+    tokens_TS = tokens_TDS.double().mean(dim=1)
     outer_PTSS = prompt_PS[:, None, :, None] * tokens_TS[None, :, None, :]
+
+    # xlogy is 0 for empty bins, where the logarithm is not defined.
     information_PT = torch.special.xlogy(joint_PTSS, joint_PTSS / outer_PTSS).sum(dim=(2, 3))
-    entropy_P, entropy_T = (-torch.special.xlogy(share, share).sum(dim=1) for share in (prompt_PS, tokens_TS))
+    entropy_P = -torch.special.xlogy(prompt_PS, prompt_PS).sum(dim=1)
+    entropy_T = -torch.special.xlogy(tokens_TS, tokens_TS).sum(dim=1)
     return float((information_PT / torch.minimum(entropy_P[:, None], entropy_T[None])).mean())

@@ -1,4 +1,4 @@
-"""What changes the weights: optimizer and its groups, the learning rate's schedule, the moving average."""
+"""What changes the weights: the optimizer and its groups, the schedule of the learning rate, the moving average."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 
 MIN_LR = 1e-8
+"""Learning rate at the end of the schedule."""
 MOMENTUM = 0.9
-"""Of SGD (VPT, appendix A)."""
+"""Momentum of SGD (VPT, appendix A)."""
 
 
 def build_optimizer(config: TrainConfig, learnable: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW with torch's betas, or SGD; one group for each weight decay."""
-    groups: dict[float, list[nn.Parameter]] = {}
+    """Return AdamW with torch's betas, or SGD, with one parameter group for each weight decay."""
+    parameters_by_decay: dict[float, list[nn.Parameter]] = {}
     for name, parameter in learnable.items():
-        groups.setdefault(decay_of(name, parameter, config), []).append(parameter)
-    described = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+        parameters_by_decay.setdefault(decay_of(name, parameter, config), []).append(parameter)
+    groups = [{"params": parameters, "weight_decay": decay} for decay, parameters in parameters_by_decay.items()]
+
     if config.optimizer == "sgd":
-        return torch.optim.SGD(described, lr=config.lr, momentum=MOMENTUM)
-    on_gpu = all(parameter.is_cuda for parameter in learnable.values())
-    return torch.optim.AdamW(described, lr=config.lr, fused=on_gpu or None)  # a GPU does all of it at one go
+        return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM)
+
+    # On a GPU, the fused kernel updates all parameters in one launch.
+    is_on_gpu = all(parameter.is_cuda for parameter in learnable.values())
+    return torch.optim.AdamW(groups, lr=config.lr, fused=is_on_gpu or None)
 
 
 def decay_of(name: str, parameter: Tensor, config: TrainConfig) -> float:
-    """A parameter's weight decay: the head's weight has one of its own; biases, norms, CLS and positions have none."""
+    """Return the weight decay of a parameter.
+
+    The head's weight has its own. Biases, norms, CLS token and position embeddings have none.
+    """
     if name == "head.weight":
         return config.head_weight_decay
     if parameter.ndim == 1 or name.endswith(("cls_token", "pos_embed")):
@@ -38,29 +45,42 @@ def decay_of(name: str, parameter: Tensor, config: TrainConfig) -> float:
 
 
 def lr_at(epoch: float, config: TrainConfig) -> float:
-    """Learning rate at a fractional epoch: linear from 0 over the warm-up, then half a cosine to 1e-8."""
+    """Return the learning rate at a fractional epoch: linear from 0 in the warm-up, then half a cosine to 1e-8."""
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
+
     progress = (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs)
+    # An lr below the floor stays where it is instead of rising.
     floor = min(MIN_LR, config.lr)
     return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 class MovingAverage:
-    """An exponential moving average of what learns: after each step, average += (1 - decay) (weight - average)."""
+    """Exponential moving average of the learnable parameters.
+
+    After each step, average += (1 - decay) (weight - average).
+    """
 
     def __init__(self, learnable: Mapping[str, nn.Parameter], decay: float) -> None:
+        # In the order of the parameters: `update` and `_swap` go through both side by side.
+        self.values = {name: parameter.detach().clone() for name, parameter in learnable.items()}
         self._parameters: list[Tensor] = list(learnable.values())
         self._decay = decay
-        self.values = {name: parameter.detach().clone() for name, parameter in learnable.items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Add the weights after a step to the average."""
         torch._foreach_lerp_(list(self.values.values()), self._parameters, 1 - self._decay)
 
     @torch.no_grad()
     def _swap(self) -> None:
+        # Values are copied and tensors stay: the optimizer's state belongs to these very parameters.
         for parameter, value in zip(self._parameters, self.values.values(), strict=True):
             weight = parameter.detach().clone()
             parameter.copy_(value)
@@ -68,7 +88,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the model's weights are the averages."""
+        """Give the model the averages as its weights within a `with` block."""
         self._swap()
         try:
             yield

@@ -15,120 +15,151 @@ from ray.tune.search import Searcher
 
 from orchestrator.drivers.ray.capacity import ClusterCapacity
 from orchestrator.drivers.ray.cluster import ray_resources
+from orchestrator.drivers.ray.tune_internals import worker_of
 from orchestrator.study.trial import Failure, FailureCause
 from orchestrator.sweep.sweep import Sweep
 
 PREFETCHED_TRIALS = 1
-"""Trials that are with Tune before a worker is free for them: so it waits neither for the sampler nor for Tune."""
+"""Number of trials that Tune receives before a worker is free. A free worker then waits neither for the sampler nor for
+Tune."""
 
 
 class TuneBridge:
-    """The sweep, and which of its trials each of Tune's trials is."""
+    """A sweep, and the Tune trials that run its trials.
 
-    def __init__(self, sweep: Sweep, on_change: Callable[[], None], slots: ClusterCapacity) -> None:
+    Tune calls it through the searcher, the scheduler and the callback in `driver.py`, all in one thread.
+
+    Args:
+        on_change: called after every change of a trial.
+    """
+
+    def __init__(self, sweep: Sweep, on_change: Callable[[], None], capacity: ClusterCapacity) -> None:
         self.sweep = sweep
-        self._capacity = slots
         self.on_change = on_change
+        self._capacity = capacity
         self.trial_ids: dict[str, str] = {}
+        """Trial id in the sweep, by Tune's id, of every trial that Tune has."""
         self.tune_trials: dict[str, Trial] = {}
+        """Tune's trials, by Tune's id."""
         self._started: set[str] = set()
-        """Of `ours`, those that a worker has; the others are staged."""
+        """Tune's ids of trials that a worker has. The others are prefetched."""
         self._worker_freed = False
-        """A worker has come free for a staged trial since a trial was last asked for."""
+        """Whether a worker has become free for a prefetched trial since the last request for a trial."""
         self._worker_kinds: set[PlacementGroupFactory] = set()
-        """What workers hold of a machine."""
+        """Resources of workers, as Tune requests them."""
         self.error: Exception | None = None
-        """What went wrong in the sweep itself, which Tune would hide in an error of its own."""
+        """An error of the sweep itself. Tune would wrap it into an error of its own."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its parts for a `restore` that is never used: the record is what a sweep goes on from."""
+        """Return nothing. Tune pickles its parts for its own `restore`, which is never used."""
         return {}
 
     def next_config(self, tune_id: str) -> dict[str, Any] | str | None:
-        """The config of the next trial; None to be asked again, FINISHED when no more will come."""
-        if self._worker_freed:  # the staged trial begins first; the one after it is thought out meanwhile
+        """Return the config and the resources of the next trial.
+
+        Returns:
+            None if there is none at present; FINISHED if there will be no more.
+        """
+        # A free worker starts the prefetched trial first. The sampler proposes the trial after it meanwhile.
+        if self._worker_freed:
             self._worker_freed = False
             return None
-        trial = (
-            self.sweep.next_trial() if len(self.trial_ids) < self._capacity.num_trials() + PREFETCHED_TRIALS else None
-        )
+
+        trial = None
+        if len(self.trial_ids) < self._capacity.num_trials() + PREFETCHED_TRIALS:
+            trial = self.sweep.next_trial()
         if trial is None:
             return str(Searcher.FINISHED) if self.sweep.has_ended else None
+
         self.trial_ids[tune_id] = trial.trial_id
         self.on_change()
-        share = self.sweep.gpu_allocator.resources_for(trial)
+        resources = self.sweep.gpu_allocator.resources_for(trial)
         return {
             "config": dataclasses.asdict(trial.config),
-            "cpus": share.cpus,
-            "gpus": share.gpus,
-            "resources": ray_resources(share),
+            "cpus": resources.cpus,
+            "gpus": resources.gpus,
+            "resources": ray_resources(resources),
         }
 
     def on_start(self, tune_id: str) -> None:
-        """A worker has it now: its silence counts from here."""
+        """Note that a worker starts a trial. The time limit for silent trials begins now."""
         if tune_id in self.trial_ids:
             self._started.add(tune_id)
             self.sweep.on_start(self.trial_ids[tune_id])
 
     def take_unstarted(self) -> list[Trial]:
-        """Trials that are not to begin any more, because the sweep stops at once: it keeps them for another day."""
+        """Return prefetched Tune trials to cancel, if the sweep is stopping immediately; else none.
+
+        Their trials in the sweep stay assigned. `Sweep.close` makes them WAITING.
+        """
         if self.sweep.halt is None or not self.sweep.halt.interrupt_running:
             return []
-        staged = self.trial_ids.keys() - self._started
-        for tune_id in staged:
+
+        # Removed before Tune stops them: `on_end` would take them for trials that have lost their workers.
+        prefetched = self.trial_ids.keys() - self._started
+        for tune_id in prefetched:
             self.trial_ids.pop(tune_id)
-        return [self.tune_trials.pop(tune_id) for tune_id in staged]
+        return [self.tune_trials.pop(tune_id) for tune_id in prefetched]
 
     def add(self, trial: Trial) -> None:
-        """Tune has made a trial of its own for one of ours."""
-        assert trial.placement_group_factory is not None, "Tune makes it before it tells"
+        """Keep a trial that Tune has created for a config of `next_config`."""
+        assert trial.placement_group_factory is not None, "Tune sets it before it calls the scheduler"
         self.tune_trials[trial.trial_id] = trial
         self._worker_kinds.add(trial.placement_group_factory)
 
     def allowed_idle_workers(self) -> dict[PlacementGroupFactory, int]:
-        """How many workers of each kind may stay without a trial: none where a staged trial needs another kind."""
+        """Return how many workers of each kind may stay without a trial.
+
+        None may stay if a prefetched trial needs a worker of another kind, because they occupy its resources.
+        """
         if self.sweep.has_ended:
             return {}
-        staged = self.tune_trials.keys() & self.trial_ids.keys() - self._started
-        asked = {self.tune_trials[tune_id].placement_group_factory for tune_id in staged}
-        return {kind: self._capacity.num_trials() for kind in self._worker_kinds if asked <= {kind}}
+
+        prefetched = self.tune_trials.keys() & self.trial_ids.keys() - self._started
+        required_kinds = {self.tune_trials[tune_id].placement_group_factory for tune_id in prefetched}
+        return {kind: self._capacity.num_trials() for kind in self._worker_kinds if required_kinds <= {kind}}
 
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
-        """Pass on what a worker reported; whether it goes on."""
+        """Pass an event of a worker to the sweep, and return whether the trial goes on."""
         trial_id = self.trial_ids[tune_id]
-        go_on = False
-        with self._noting_errors():
+        goes_on = False
+        with self._keeping_error():
             if "failure" in result:
                 cause = FailureCause(result["cause"])
                 failure = Failure(cause=cause, error=result["failure"], seconds=result["seconds"])
                 self.sweep.on_failure(trial_id, failure)
+            # A worker is one epoch ahead, so an event may come after the trial has ended.
             elif self.sweep.is_running(trial_id):
-                metrics, facts = dict(result["metrics"]), dict(result["facts"])
-                go_on = self.sweep.on_epoch(trial_id, result["epoch"], metrics, facts)
+                metrics = dict(result["metrics"])
+                provenance = dict(result["provenance"])
+                goes_on = self.sweep.on_epoch(trial_id, result["epoch"], metrics, provenance)
             self.on_change()
-        return go_on
+        return goes_on
 
     def on_end(self, tune_id: str, error: Exception | None = None) -> None:
-        """A trial that ended without a word lost its worker."""
+        """Remove a Tune trial that has ended. If it is still running for the sweep, it has lost its worker."""
         trial_id = self.trial_ids.pop(tune_id)
         self.tune_trials.pop(tune_id, None)
         self._started.discard(tune_id)
         self._worker_freed = self.trial_ids.keys() > self._started
-        with self._noting_errors():
+
+        with self._keeping_error():
             if self.sweep.is_running(trial_id):
                 self.sweep.on_failure(trial_id, failure_from(error))
                 self.on_change()
 
     def tick(self) -> None:
-        """Kill the workers of trials that are silent for too long: Tune then reports them lost."""
+        """Check for a stop request, and kill the workers of silent trials, which Tune then reports as lost."""
         silent = self.sweep.tick()
-        for tune_id in [tune_id for tune_id, trial_id in self.trial_ids.items() if trial_id in silent]:
-            actor = self.tune_trials[tune_id].temporary_state.ray_actor if tune_id in self.tune_trials else None
-            if actor is not None:
-                ray.kill(actor)
+        for tune_id, trial_id in self.trial_ids.items():
+            if trial_id in silent and tune_id in self.tune_trials:
+                worker = worker_of(self.tune_trials[tune_id])
+                if worker is not None:
+                    ray.kill(worker)
 
+    # Every call from Tune that can fail in the sweep is inside this context.
     @contextmanager
-    def _noting_errors(self) -> Iterator[None]:
+    def _keeping_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -137,11 +168,13 @@ class TuneBridge:
 
 
 def failure_from(error: Exception | None) -> Failure:
-    """How a worker was lost, from what Ray says of it."""
+    """Return the failure of a trial that lost its worker, given what Ray says about it."""
     if isinstance(error, OutOfMemoryError):
-        return Failure(cause=FailureCause.MEMORY, error=f"OutOfMemoryError: its node had no memory left.\n\n{error}")
+        return Failure(cause=FailureCause.MEMORY, error=f"OutOfMemoryError: its node ran out of memory.\n\n{error}")
+
+    # A task error whose cause is an actor error means that the actor's process died, as below.
     if isinstance(error, RayTaskError) and not isinstance(error.cause, RayActorError):
         return Failure(cause=FailureCause.ERROR, error=f"{type(error.cause).__name__}: {error.cause}\n\n{error}")
-    return Failure(
-        cause=FailureCause.LOST, error=f"WorkerLost: its process or node died, or was silent.\n\n{error or ''}"
-    )
+
+    text = f"WorkerLost: its process or node died, or it was silent for too long.\n\n{error or ''}"
+    return Failure(cause=FailureCause.LOST, error=text)

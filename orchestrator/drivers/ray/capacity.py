@@ -1,4 +1,4 @@
-"""How many trials are with Ray Tune at once, and how many workers stay with it that have none."""
+"""Capacity of the cluster: how many trials may be with Ray Tune at the same time."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from orchestrator.drivers.ray.cluster import nodes, num_trials_that_fit
 from orchestrator.spec.resources import TrialResources
 
 REFRESH_S = 5.0
-"""How often it is asked which nodes there are."""
+"""Seconds between two queries of the nodes. Tune asks for the capacity several times a second."""
 
 
 class ClusterCapacity:
-    """How many trials may be with Tune at once: as many as fit the nodes that are there, or come to be."""
+    """Number of trials that fit the cluster.
 
-    def __init__(self, shares: Sequence[TrialResources], workers: int | None) -> None:
-        self._shares = shares
+    Args:
+        resources: of one trial, for each backbone.
+        workers: the number of trials that a growing cluster will fit; None to count what fits the present nodes.
+    """
+
+    def __init__(self, resources: Sequence[TrialResources], workers: int | None) -> None:
+        self._resources = resources
         self._workers = workers
-        self._count = 0
-        self._looked = -math.inf
+        self._num_trials = 0
+        self._refreshed_at = -math.inf
 
     def num_trials(self) -> int:
-        """Of the smallest trials; of larger ones some wait for their turn."""
-        if time.monotonic() - self._looked > REFRESH_S:
-            there = nodes()
-            self._count = max(1, self._workers or max(num_trials_that_fit(share, there) for share in self._shares))
-            self._looked = time.monotonic()
-        return self._count
+        """Return how many of the smallest trials fit at the same time. Some of the larger ones must wait then."""
+        if time.monotonic() - self._refreshed_at > REFRESH_S:
+            present = nodes()
+            fitting = max(num_trials_that_fit(resources, present) for resources in self._resources)
+            # At least 1: with no trial at Tune, a cluster that grows on demand would never start a node.
+            self._num_trials = max(1, self._workers or fitting)
+            self._refreshed_at = time.monotonic()
+        return self._num_trials

@@ -1,4 +1,4 @@
-"""The door to Ray's nodes: joining a cluster, what it has, and asking each of its nodes a question."""
+"""Ray's nodes: join a cluster, list its nodes and resources, and call a function on each of them."""
 
 from __future__ import annotations
 
@@ -18,119 +18,160 @@ from orchestrator.errors import ClusterError
 from orchestrator.spec.resources import TrialResources
 
 ACCELERATOR_PREFIX = "accelerator_type:"
-"""How Ray's resources name a kind of GPU."""
+"""Prefix of the resources that stand for a kind of GPU in Ray."""
 ANSWER_TIMEOUT_S = 120.0
-"""How long a node may take to answer: it imports torch for it."""
-Question = TypeVar("Question")
+"""Seconds that a node may take to answer. Its new process imports torch first."""
+Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine of a cluster, or a part of one that Ray takes for a machine."""
+    """A node of a Ray cluster. One host may run several."""
 
     name: str
-    """Host name, address, and the first letters of Ray's id: of one host there may be several."""
+    """Host name, address and the first letters of the id, which together are unique."""
     node_id: str
     resources: Mapping[str, float]
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Within, this process drives the cluster at `address`, or a Ray of this machine that ends with it.
+    """Connect this process to the cluster at `address`, or start a local Ray that ends with this context.
 
     Raises:
         ClusterError: if there is no cluster at the address, or this machine is not a node of it.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are the record's to tell
-    if address is not None and "://" in address:
-        raise ClusterError(
-            f"{address}: a driver runs on a node of its cluster, not through Ray Client. Run the command on the head "
-            "node (`ray exec`, `ray job submit`), or have this machine join with `ray start --address=HOST:6379 "
-            "--num-cpus=0` and give --address auto."
-        )
+    # Errors of trials are in the study database.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+    if address is not None:
+        _check_address(address)
+
     try:
-        if address is not None and (place := re.fullmatch(r"([^:/]+):(\d+)", address)):
-            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself tries for minutes
-    except OSError as error:
-        raise ClusterError(f"no Ray cluster at {address}: {error}. Start one, or leave --address out.") from None
-    try:
-        # "local": without it Ray joins whatever cluster someone has started on this machine.
+        # "local" is explicit: by default Ray joins any cluster that someone has started on this machine.
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise ClusterError(
-            f"no Ray cluster at {address}: {reason}. See that one runs, of this version of Ray, that this machine is a "
-            "node of it, and that RAY_AUTH_TOKEN is its token; or leave --address out."
+            f"no Ray cluster at {address}: {reason}. Check that the cluster is running with this version of Ray, that "
+            "this machine is one of its nodes, and that RAY_AUTH_TOKEN is its token; or leave --address out."
         ) from None
+
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def _check_address(address: str) -> None:
+    """Raise if no cluster answers at an address.
+
+    Raises:
+        ClusterError: if none does, or the address is of Ray Client.
+    """
+    if "://" in address:
+        raise ClusterError(
+            f"{address}: a driver runs on a node of its cluster, not through Ray Client. Run the command on the head "
+            "node (`ray exec`, `ray job submit`), or let this machine join with `ray start --address=HOST:6379 "
+            "--num-cpus=0` and give --address auto."
+        )
+
+    host_and_port = re.fullmatch(r"([^:/]+):(\d+)", address)
+    if host_and_port is None:
+        return
+
+    # Ray itself would try for minutes.
+    try:
+        socket.create_connection((host_and_port[1], int(host_and_port[2])), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}. Start one, or leave --address out.") from None
+
+
 def nodes() -> list[Node]:
-    """The nodes that are alive, the head first."""
-    found = [
+    """Return the nodes that are alive, the head node first."""
+    alive = [
         Node(
-            f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})",
-            node["NodeID"],
-            node["Resources"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})",
+            node_id=node["NodeID"],
+            resources=node["Resources"],
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return sorted(found, key=lambda node: ("node:__internal_head__" not in node.resources, node.name))
+    return sorted(alive, key=lambda node: ("node:__internal_head__" not in node.resources, node.name))
 
 
-def ray_resources(share: TrialResources) -> dict[str, float]:
-    """What a trial asks of Ray."""
-    asked = {"CPU": float(share.cpus), "GPU": share.initial_gpus}
-    if share.accelerator_type is not None:
-        asked[f"{ACCELERATOR_PREFIX}{share.accelerator_type}"] = 0.001
-    return {name: amount for name, amount in asked.items() if amount}
+def ray_resources(resources: TrialResources) -> dict[str, float]:
+    """Return the resources of a trial by Ray's names."""
+    amounts = {"CPU": float(resources.cpus), "GPU": resources.initial_gpus}
+    if resources.accelerator_type is not None:
+        # A node with this kind of GPU has 1 of this resource. A small amount selects the node for any number of trials.
+        amounts[f"{ACCELERATOR_PREFIX}{resources.accelerator_type}"] = 0.001
+    return {name: amount for name, amount in amounts.items() if amount}
 
 
-def num_trials_that_fit(share: TrialResources, there: Iterable[Node]) -> int:
-    """How many such trials fit the nodes at once, each on one of them."""
-    asked = ray_resources(share)
+def num_trials_that_fit(resources: TrialResources, present: Iterable[Node]) -> int:
+    """Return how many trials with these resources fit the nodes at the same time, each on one node."""
+    amounts = ray_resources(resources)
+    # 1e-6 makes up for rounding: a quotient that should be whole may be a little below.
     return sum(
-        min(int(node.resources.get(name, 0) / amount + 1e-6) for name, amount in asked.items()) for node in there
+        min(int(node.resources.get(name, 0) / amount + 1e-6) for name, amount in amounts.items()) for node in present
     )
 
 
-def check_resources_exist(shares: Mapping[str, TrialResources]) -> None:
-    """See that each backbone's trials fit some node.
+def check_resources_exist(resources: Mapping[str, TrialResources]) -> None:
+    """Raise if the trials of some backbone fit no node.
+
+    Args:
+        resources: of one trial, by backbone.
 
     Raises:
-        ClusterError: with what does not, and what the nodes have.
+        ClusterError: with the trials that fit no node, and the resources of the nodes.
     """
-    there = nodes()
+    present = nodes()
     problems = []
-    for backbone, share in shares.items():
-        if num_trials_that_fit(share, there):
-            continue
-        kind = f" of type {share.accelerator_type}" if share.accelerator_type else ""
-        problems.append(f"a trial of {backbone} asks for {share.cpus} CPUs and {share.initial_gpus:g} GPUs{kind}")
+    for backbone, required in resources.items():
+        if not num_trials_that_fit(required, present):
+            kind = f" of type {required.accelerator_type}" if required.accelerator_type else ""
+            gpus = f"{required.initial_gpus:g} GPUs{kind}"
+            problems.append(f"a trial of {backbone} asks for {required.cpus} CPUs and {gpus}")
+
     if problems:
-        have = "; ".join(dict.fromkeys(_describe(node) for node in there))
+        available = "; ".join(dict.fromkeys(_describe(node) for node in present))
         raise ClusterError(
-            f"no node can run these: {', '.join(problems)}. Ray's nodes have: {have}. Lower `resources` in the spec, "
-            "give --address of another cluster, or `cluster: {workers: N}` for one that grows."
+            f"no node can run these: {', '.join(problems)}. Ray's nodes have: {available}. Lower `resources` in the "
+            "spec, give --address of another cluster, or set `cluster: {workers: N}` for a cluster that grows."
         )
 
 
-def ask_each_node(answer: Callable[[Question], Answer], question: Question) -> list[tuple[Node, Answer | str]]:
-    """What a function answers on each node, all asked at once; in place of an answer that fails, why."""
-    task = ray.remote(num_cpus=0, max_retries=0)(answer)
-    there = nodes()
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(question)
-        for node in there
+def _describe(node: Node) -> str:
+    cpus = node.resources.get("CPU", 0)
+    gpus = node.resources.get("GPU", 0)
+    kinds = [name.removeprefix(ACCELERATOR_PREFIX) for name in node.resources if name.startswith(ACCELERATOR_PREFIX)]
+
+    description = f"{cpus:g} CPUs and {gpus:g} GPUs"
+    if kinds and gpus:
+        description += f" ({', '.join(kinds)})"
+    return description
+
+
+def ask_each_node(function: Callable[[Request], Answer], request: Request) -> list[tuple[Node, Answer | str]]:
+    """Call a function on all nodes at once.
+
+    Returns:
+        Each node with the function's result, or with the reason why there is none.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    present = nodes()
+    references = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(request)
+        for node in present
     ]
-    ray.wait(asked, num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
-    return [(node, _answer(reference)) for node, reference in zip(there, asked, strict=True)]
+
+    ray.wait(references, num_returns=len(references), timeout=ANSWER_TIMEOUT_S)
+    return [(node, _answer(reference)) for node, reference in zip(present, references, strict=True)]
 
 
 def _answer(reference: Any) -> Any:
@@ -139,11 +180,6 @@ def _answer(reference: Any) -> Any:
     except ray.exceptions.GetTimeoutError:
         return f"it did not answer within {ANSWER_TIMEOUT_S:.0f} s"
     except (RayError, ImportError) as error:
+        # The last line of a remote traceback names the error.
         lines = [line for line in str(error).splitlines() if line.strip()]
         return lines[-1].strip() if lines else type(error).__name__
-
-
-def _describe(node: Node) -> str:
-    cpus, gpus = node.resources.get("CPU", 0), node.resources.get("GPU", 0)
-    kinds = [name.removeprefix(ACCELERATOR_PREFIX) for name in node.resources if name.startswith(ACCELERATOR_PREFIX)]
-    return f"{cpus:g} CPUs and {gpus:g} GPUs" + (f" ({', '.join(kinds)})" if kinds and gpus else "")

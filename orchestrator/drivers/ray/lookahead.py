@@ -1,4 +1,4 @@
-"""A trial that trains its next epoch while the driver judges the last one."""
+"""Look-ahead: a trial trains its next epoch while the driver decides about the last one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ Event = TypeVar("Event")
 
 
 class TrialCancelled(BaseException):
-    """Nobody waits for the rest of a trial; no `Exception`, for nothing has gone wrong."""
+    """The rest of a trial is not needed. It is no `Exception`, because nothing has failed."""
 
 
 class LookAhead(Generic[Event]):
-    """The events of a trial, the next of them brought by a thread while the last is dealt with, and no more than that.
+    """Iterator over the events of a trial. A thread computes the next event while the last one is processed.
+
+    It is one event ahead, never more.
 
     Args:
-        thread: one, which stays from trial to trial.
-        run: makes the events, given the question that is asked between steps: whether to stop.
-        stop: the answer, unless the trial is given up.
+        thread: an executor of one thread, which later trials use as well.
+        run: returns the events. Its argument is called between training steps and tells whether to stop.
+        stop: whether to stop. It is not asked any more once the trial is cancelled.
     """
 
     def __init__(
@@ -27,41 +29,47 @@ class LookAhead(Generic[Event]):
     ) -> None:
         self._thread = thread
         self._stop = stop
-        self._cancelled = False
+        self._is_cancelled = False
         self._events = iter(run(self._should_stop))
         self._next: Future[Event | None] | None = None
 
     def __next__(self) -> Event:
-        """The next event, or what the trial raised; another one is on its way then.
+        """Return the next event, or raise what the trial raised. The event after it is started.
 
         Raises:
-            StopIteration: if the trial has been given up.
+            StopIteration: if the trial has been cancelled.
         """
-        event = (self._next or self._thread.submit(self._fetch)).result()
+        # The trial begins when its first event is asked for, not when its worker is set up.
+        future = self._next or self._thread.submit(self._fetch)
+        event = future.result()
+
         self._next = self._thread.submit(self._fetch)
         if event is None:
             raise StopIteration
         return event
 
     def cancel(self) -> None:
-        """End it at its next step, for nobody wants to know any more."""
-        self._cancelled = True
+        """End the trial at its next training step. Nothing is saved."""
+        self._is_cancelled = True
         self.finish()
 
     def finish(self) -> None:
-        """Wait until the event on its way has come, and end it there."""
+        """Wait for the event that is being computed, and end the trial after it."""
         if self._next is not None:
             wait([self._next])
-        if hasattr(self._events, "close"):  # a generator
+
+        # A generator releases its memory and runs its `finally` now instead of at its garbage collection.
+        if hasattr(self._events, "close"):
             self._events.close()
 
     def _fetch(self) -> Event | None:
         try:
             return next(self._events)
-        except TrialCancelled:  # kept no longer than this: its trace holds all that the trial had in memory
+        except TrialCancelled:
+            # A future would keep the exception, and its traceback all that the trial had in memory.
             return None
 
     def _should_stop(self) -> bool:
-        if self._cancelled:
+        if self._is_cancelled:
             raise TrialCancelled
         return self._stop()

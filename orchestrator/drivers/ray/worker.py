@@ -1,4 +1,4 @@
-"""The door to Ray on a worker's side: one process, one trial after another, an event a step."""
+"""Ray's worker: a process that runs one trial after another and returns one event a step."""
 
 from __future__ import annotations
 
@@ -18,75 +18,90 @@ from orchestrator.study.trial import Epoch, Failure
 from trainer.config import TrainConfig
 
 RunTrial = Callable[[TrainConfig, TrialContext, Callable[[], bool]], Iterable[Epoch | Failure]]
-"""What a worker does with a config, at a place, until it is asked to stop."""
+"""Runs a trial, given its config, its context, and a function that tells whether to stop."""
 
 
 class TrialWorker(tune.Trainable):
-    """Runs trials of a sweep; a SIGTERM, as a machine gets that is taken away, has the one under way saved."""
+    """Runs trials of a sweep, one after another.
 
-    def setup(  # type: ignore[override]  # tune.with_parameters gives the rest
-        self, config: dict[str, Any], workplace: TrialContext, run_trial: RunTrial | None
+    At SIGTERM, which a machine sends before it is taken away, the running trial saves a checkpoint. The driver then
+    sees a lost worker, and the trial resumes elsewhere.
+    """
+
+    def setup(  # type: ignore[override]  # tune.with_parameters passes the other arguments
+        self, config: dict[str, Any], context: TrialContext, run_trial: RunTrial | None
     ) -> None:
-        """Begin the first trial.
+        """Prepare the first trial.
 
         Args:
-            run_trial: by default it trains (`worker.run_trial`).
+            config: what `TuneBridge.next_config` returned.
+            run_trial: by default the trial trains (`trial_runner.run_trial`).
         """
         if run_trial is None:
-            from orchestrator.drivers import trial_runner as worker  # torch is a worker's business
+            # Imported here, because torch takes a second and the driver does not need it.
+            from orchestrator.drivers import trial_runner
 
-            run_trial = worker.run_trial
-        self._workplace = workplace
+            run_trial = trial_runner.run_trial
+        self._context = context
         self._run_trial = run_trial
-        self._terminated = False
-        self._at_work = True
-        """Whether this process is within a call of the driver's: not for `_terminate` to end."""
-        self._end_at_once = signal.signal(signal.SIGTERM, self._terminate)  # in place of Ray's
+
+        self._is_terminated = False
+        # Whether a method that Ray calls is running. The signal handler must not end the process then.
+        self._is_busy = True
+        # Replaces Ray's handler, which ends the process.
+        self._exit_handler = signal.signal(signal.SIGTERM, self._terminate)
+
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial")
-        self._trial = self._begin(config)
-        self._at_work = False
+        self._trial = self._prepare(config)
+        self._is_busy = False
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin the next trial in the same process."""
-        self._at_work = True
+        """Prepare the next trial in the same process."""
+        self._is_busy = True
         self._trial.cancel()
-        self._trial = self._begin(new_config)
-        self._at_work = False
+        self._trial = self._prepare(new_config)
+        self._is_busy = False
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait until there is something to tell; training goes on meanwhile."""
-        self._at_work = True
+        """Return the next event, when there is one. The trial continues in its thread."""
+        self._is_busy = True
         event = next(self._trial)
-        if self._terminated:
+        if self._is_terminated:
+            # The driver sees a lost worker, and the trial resumes elsewhere from the checkpoint that is saved now.
             self._trial.finish()
-            ray.actor.exit_actor()  # the driver sees a lost worker, and the trial goes on elsewhere
-        self._at_work = False
+            ray.actor.exit_actor()
+        self._is_busy = False
+
         if isinstance(event, Failure):
             return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
-        # Tune flattens dicts.
-        return {"epoch": event.epoch, "metrics": [*event.metrics.items()], "facts": [*event.provenance.items()]}
+        # As lists of pairs, because Tune flattens dicts.
+        return {
+            "epoch": event.epoch,
+            "metrics": [*event.metrics.items()],
+            "provenance": [*event.provenance.items()],
+        }
 
     def cleanup(self) -> None:
-        """End the trial, which goes on no more: its log is written."""
-        self._at_work = True
+        """Cancel the trial, which writes its log."""
+        self._is_busy = True
         self._trial.cancel()
-        if self._terminated:
+        if self._is_terminated:
             ray.actor.exit_actor()
-        self._at_work = False
+        self._is_busy = False
 
-    def _begin(self, config: dict[str, Any]) -> LookAhead[Epoch | Failure]:
-        workplace = dataclasses.replace(self._workplace, cpus=config["cpus"], gpus=config["gpus"])
+    def _prepare(self, config: dict[str, Any]) -> LookAhead[Epoch | Failure]:
+        context = dataclasses.replace(self._context, cpus=config["cpus"], gpus=config["gpus"])
         return LookAhead(
             self._thread,
-            lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), workplace, stop),
-            lambda: self._terminated,
+            lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), context, stop),
+            lambda: self._is_terminated,
         )
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
-        """Let the epoch under way be saved; a worker that rests has nothing to save."""
-        self._terminated = True
-        if not self._at_work and callable(self._end_at_once):
-            self._at_work = True
+        """Handle SIGTERM: let a running trial save its checkpoint. An idle worker ends immediately."""
+        self._is_terminated = True
+        if not self._is_busy and callable(self._exit_handler):
+            self._is_busy = True
             self._trial.finish()
-            self._end_at_once(number, frame)
+            self._exit_handler(number, frame)

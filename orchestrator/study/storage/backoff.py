@@ -1,4 +1,4 @@
-"""Waiting for a database that is locked, or whose disk is full."""
+"""Retries with backoff while the study database is locked or its disk is full."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 
 RETRY_FOR_S = 600.0
-"""How long it is tried again."""
+"""Seconds after which a write is not retried any more."""
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
 def retry_while_locked(write: Callable[..., Answer], *arguments: Any) -> Answer:
-    """Write, waiting while the database is locked or its disk is full.
+    """Call `write` with the arguments; retry while the database is locked or its disk is full.
 
     Raises:
-        StorageInternalError: if it stays so for `PATIENCE_S`, or for any other reason.
+        StorageInternalError: if that lasts for `RETRY_FOR_S`, or immediately for any other error.
     """
-    deadline, delay_s = time.monotonic() + RETRY_FOR_S, 0.5
+    deadline = time.monotonic() + RETRY_FOR_S
+    delay_s = 0.5
+
     while True:
         try:
             return write(*arguments)
         except StorageInternalError as error:
             if not isinstance(error.__cause__, OperationalError) or time.monotonic() > deadline:
                 raise
-            log.warning("the record cannot be written, trying again: %s", str(error.__cause__).splitlines()[0])
+            reason = str(error.__cause__).splitlines()[0]
+            log.warning("cannot write to the study database, retrying in %g s: %s", delay_s, reason)
+
         time.sleep(delay_s)
         delay_s = min(2 * delay_s, 15.0)

@@ -1,4 +1,4 @@
-"""A trial in Optuna's words, and back."""
+"""Conversion between a `Trial` and a trial of Optuna."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ from orchestrator.errors import UserError
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Dimension, FloatRange, IntRange
 from orchestrator.study.storage.bulk_read import StoredTrial
+from orchestrator.study.storage.schema import (
+    CONFIG,
+    HISTORY,
+    HISTORY_KEYS,
+    LAST_VALUES,
+    LAST_VALUES_KEYS,
+    TRIAL_ATTRS,
+    TRIAL_ID,
+)
 from orchestrator.study.trial import FailureCause, Phase, Trial, TrialState
 from trainer.config import TrainConfig
 from trainer.metric_names import VAL_ACCURACY
@@ -25,37 +34,30 @@ STATES = {
     TrialState.PRUNED: OptunaState.PRUNED,
     TrialState.FAILED: OptunaState.FAIL,
 }
-HISTORY = "history"
-"""User attribute with the metrics of every epoch: most of what a trial weighs."""
-LAST = "came"
-"""User attribute with the last value of every metric, and with the provenance."""
-STORED_NAMES = {
-    "error": "error",
-    "cause": "cause",
-    "attempt": "attempt",
-    "failures": "failures",
-    "losses": "losses",
-    "gpu_share_factor": "share",
-    "lost_seconds": "wasted_s",
-    "duplicate_of": "duplicate_of",
-}
-"""Fields of Trial that are user attributes, and their stored names. Renaming a field leaves the stored name."""
+"""Optuna's name for each state."""
+
 DEFAULTS: dict[str, Any] = {
-    STORED_NAMES[field.name]: field.default for field in dataclasses.fields(Trial) if field.name in STORED_NAMES
+    TRIAL_ATTRS[field.name]: field.default for field in dataclasses.fields(Trial) if field.name in TRIAL_ATTRS
 }
-"""By stored name. An attribute that equals its default is not written."""
+"""Default values by stored name. An attribute that equals its default is not written."""
 
 
 def optuna_distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
-    """Optuna's name for a study's space; final trials differ in their seed."""
+    """Return a study's space as Optuna distributions. Final trials differ in their seed only."""
     if phase == "final":
         return {"seed": IntDistribution(0, 2**32 - 1)}
+
     return {name: _distribution(dimension) for name, dimension in plan.space.items()}
 
 
 def to_optuna_trial(trial: Trial, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
-    """Return a trial as Optuna has it; without `metrics`, only what its samplers and pruners read."""
-    attributes = trial_attrs(trial) | (history_attrs(trial) if trial.epochs else {}) if metrics else {}
+    """Return a trial as a trial of Optuna; without `metrics`, only what Optuna's samplers and pruners read."""
+    attributes: dict[str, Any] = {}
+    if metrics:
+        attributes = trial_attrs(trial)
+        if trial.epochs:
+            attributes |= history_attrs(trial)
+
     return create_trial(
         state=STATES[trial.state],
         value=optuna_value(trial),
@@ -70,23 +72,25 @@ def to_optuna_trial(trial: Trial, space: Mapping[str, BaseDistribution], *, metr
 
 
 def trial_attrs(trial: Trial) -> dict[str, Any]:
-    """Return what Optuna has no field for, as user attributes under their stored names."""
-    progress = {stored: getattr(trial, name) for name, stored in STORED_NAMES.items()}
+    """Return the fields that Optuna has no place for, as user attributes under their stored names."""
+    progress = {stored: getattr(trial, name) for name, stored in TRIAL_ATTRS.items()}
     if trial.cause is not None:
-        progress["cause"] = trial.cause.value
+        progress[TRIAL_ATTRS["cause"]] = trial.cause.value
+
     changed = {stored: value for stored, value in progress.items() if value != DEFAULTS[stored]}
-    return {"trial_id": trial.trial_id, "config": dataclasses.asdict(trial.config)} | changed
+
+    return {TRIAL_ID: trial.trial_id, CONFIG: dataclasses.asdict(trial.config)} | changed
 
 
 def history_attrs(trial: Trial) -> dict[str, Any]:
-    """Return the outcome of all epochs, as two user attributes.
+    """Return the metrics of all epochs, as two user attributes.
 
     One attribute holds the metrics of every epoch: a row for each metric would be slow to write and to read. The other
-    holds the last values, for reports. It is written first: an epoch that it knows is not reported again.
+    holds the last values, for reports. It is written first: an epoch that it contains is not reported again.
     """
     return {
-        LAST: {"last": trial.last_metrics, "facts": trial.provenance},
-        HISTORY: {"epochs": trial.epochs, "notes": trial.sampler_attrs},
+        LAST_VALUES: {name: getattr(trial, field) for field, name in LAST_VALUES_KEYS.items()},
+        HISTORY: {name: getattr(trial, field) for field, name in HISTORY_KEYS.items()},
     }
 
 
@@ -94,6 +98,7 @@ def optuna_value(trial: Trial) -> float | None:
     """Return the value for Optuna: the score, or the last val accuracy of a pruned trial."""
     if trial.state is TrialState.PRUNED:
         return trial.epochs[-1].get(VAL_ACCURACY) if trial.epochs else None
+
     return trial.score
 
 
@@ -101,30 +106,34 @@ def from_stored_trial(stored: StoredTrial, study: str, phase: Phase) -> Trial:
     """Return the trial that `to_optuna_trial` was given; without epochs if its history was not read.
 
     Raises:
-        UserError: if its id could name another folder than its own.
+        UserError: if the trial's id is not a plain folder name. Paths are built from it.
     """
-    trial_id = str(stored.user["trial_id"])
+    trial_id = str(stored.user[TRIAL_ID])
     if not trial_id.isalnum():
         raise UserError(f"the study database has been tampered with: {trial_id!r} in {study} is not a trial id.")
-    state = next(ours for ours, theirs in STATES.items() if theirs is stored.state)
-    progress = {name: stored.user.get(attr, DEFAULTS[attr]) for name, attr in STORED_NAMES.items()}
+
+    state = next(state for state, optuna_state in STATES.items() if optuna_state is stored.state)
+    progress = {name: stored.user.get(attr, DEFAULTS[attr]) for name, attr in TRIAL_ATTRS.items()}
     if progress["cause"] is not None:
         progress["cause"] = FailureCause(progress["cause"])
-    history = stored.user.get(HISTORY, {"epochs": [], "notes": {}})
-    last = stored.user.get(LAST, {"last": {}, "facts": {}})
+
+    history = stored.user.get(HISTORY, {})
+    last_values = stored.user.get(LAST_VALUES, {})
+
     return Trial(
         trial_id=trial_id,
         study=study,
         phase=phase,
         number=stored.number,
         params=stored.params,
-        config=TrainConfig.from_stored(stored.user["config"]),
+        config=TrainConfig.from_stored(stored.user[CONFIG]),
         state=state,
-        epochs=tuple(history["epochs"]),
+        epochs=tuple(history.get(HISTORY_KEYS["epochs"], ())),
+        # Optuna also has a value for pruned trials, but only complete ones have a score.
         score=stored.value if state is TrialState.COMPLETE else None,
-        sampler_attrs=stored.system | history["notes"],
-        last_metrics=last["last"],
-        provenance=last["facts"],
+        sampler_attrs=stored.system | history.get(HISTORY_KEYS["sampler_attrs"], {}),
+        last_metrics=last_values.get(LAST_VALUES_KEYS["last_metrics"], {}),
+        provenance=last_values.get(LAST_VALUES_KEYS["provenance"], {}),
         **progress,
     )
 

@@ -1,15 +1,14 @@
-"""What is remembered of sweeps, in an ordinary Optuna storage, of which any tool of Optuna's makes sense.
+"""The study database: all sweeps, studies and trials, in an ordinary Optuna storage that every Optuna tool can read.
 
-A study's search is an Optuna study, its final trials are another, and a third without the study's key in its name is
-the sweep itself: it holds the spec, and its trials are the drivers that worked on it (`lease.py`). Only the driver
-that holds the lease writes.
+A study's search is one Optuna study and its final trials are another. A third one, named after the sweep alone, is the
+sweep itself: it holds the spec, and its trials are the drivers that worked on the sweep (`lease.py`). Only the driver
+that has the lease writes.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -19,11 +18,19 @@ from optuna.study import StudyDirection
 
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.storage.bulk_read import load_trials
-from orchestrator.study.storage.conversion import (
-    HISTORY,
-)
 from orchestrator.study.storage.lease import GRACE_PERIOD_S, HEARTBEAT_S, Lease
-from orchestrator.study.storage.trial_table import TrialTable
+from orchestrator.study.storage.optuna_ids import study_id
+from orchestrator.study.storage.schema import (
+    HISTORY,
+    SCHEMA_VERSION,
+    STUDY_ATTRS,
+    SWEEP_ATTRS,
+    belongs_to_sweep,
+    check_version,
+    split_copy_name,
+    table_name,
+)
+from orchestrator.study.storage.trial_table import StoredTable, TrialTable
 from orchestrator.study.trial import Phase
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -39,87 +46,129 @@ class StudyDatabase:
     """
 
     def __init__(self, url: str) -> None:
-        # The tracker's thread writes too: wait for the other's turn instead of failing.
-        sqlite = url.startswith("sqlite")
-        options: dict[str, Any] = {"connect_args": {"timeout": 60} if sqlite else {"connect_timeout": 10}}
-        options["pool_pre_ping"] = not sqlite  # a server may have ended what was open
+        is_sqlite = url.startswith("sqlite")
+
+        # The tracker's thread writes too: wait for the other connection instead of failing.
+        options: dict[str, Any] = {"connect_args": {"timeout": 60} if is_sqlite else {"connect_timeout": 10}}
+
+        # A server may have closed an idle connection: test each one before it is used.
+        options["pool_pre_ping"] = not is_sqlite
+
         with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
             self._storage = RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_PERIOD_S
             )
-        if sqlite:
-            sqlalchemy.event.listen(self._storage.engine, "connect", _write_ahead)
+
+        if is_sqlite:
+            sqlalchemy.event.listen(self._storage.engine, "connect", _use_write_ahead_log)
+            # Connections that are already open do not have the setting yet.
             self._storage.engine.dispose()
 
     def close(self) -> None:
-        """Give the database's connections back."""
+        """Close the connections to the database."""
         self._storage.engine.dispose()
 
     def sweeps(self) -> dict[str, dict[str, Any]]:
-        """The spec of every sweep, by its name."""
+        """Return the recorded spec of every sweep, by the sweep's name."""
+        spec = SWEEP_ATTRS["spec"]
         studies = self._storage.get_all_studies()
-        return {study.study_name: study.user_attrs["spec"] for study in studies if "spec" in study.user_attrs}
+        return {study.study_name: study.user_attrs[spec] for study in studies if spec in study.user_attrs}
 
     def save_sweep(self, name: str, spec: dict[str, Any]) -> None:
-        """Remember the spec of a sweep, in place of an earlier one; why it was last halted is forgotten."""
-        study_id = self._sweep_id(name)
-        self._storage.set_study_user_attr(study_id, "spec", spec)
+        """Save the spec of a sweep in place of an earlier one, and clear the reason of its last halt.
+
+        Raises:
+            UserError: if a newer sptune wrote the sweep.
+        """
+        sweep_id = self._sweep_id(name)
+        check_version(name, self._storage.get_study_user_attrs(sweep_id))
+
+        # The version comes first: an older sptune must never see newer data without it.
+        self._storage.set_study_user_attr(sweep_id, SWEEP_ATTRS["schema_version"], SCHEMA_VERSION)
+        self._storage.set_study_user_attr(sweep_id, SWEEP_ATTRS["spec"], spec)
         self.save_halt_reason(name, None)
 
+    def check_version(self, name: str) -> None:
+        """Raise UserError if a newer sptune wrote the sweep."""
+        for study in self._storage.get_all_studies():
+            if study.study_name == name:
+                check_version(name, study.user_attrs)
+
     def halt_reason(self, name: str) -> str | None:
-        """Why the sweep's last driver ended before the sweep was done."""
-        reason: str | None = self._storage.get_study_user_attrs(self._sweep_id(name)).get("halt")
+        """Return why the sweep's last driver ended before the sweep was done, or None."""
+        attributes = self._storage.get_study_user_attrs(self._sweep_id(name))
+        reason: str | None = attributes.get(SWEEP_ATTRS["halt_reason"])
         return reason
 
     def save_halt_reason(self, name: str, reason: str | None) -> None:
-        """Remember why the driver ends."""
-        self._storage.set_study_user_attr(self._sweep_id(name), "halt", reason)
+        """Save why the driver ends before the sweep is done."""
+        self._storage.set_study_user_attr(self._sweep_id(name), SWEEP_ATTRS["halt_reason"], reason)
 
     def lease(self, name: str) -> Lease:
-        """The hold that one driver at a time has on a sweep."""
+        """Return the lease that one driver at a time has on the sweep."""
         return Lease(self._storage, self._sweep_id(name))
 
     def load_tables(
         self, sweep: str, plans: Sequence[StudyPlan], *, epochs: bool = True
     ) -> list[tuple[TrialTable, TrialTable]]:
-        """Search and final trials of each study, as far as there are any; without `epochs`, which are most of what
-        there is to read, to be looked at only."""
-        found: dict[str, list[tuple[int, int, Mapping[str, Any]]]] = {}
+        """Return the search and the final trials of each study, in the order of the plans.
+
+        Args:
+            epochs: whether to read the metrics of every epoch, which are most of the data. Tables without them are
+                for reading only.
+
+        Raises:
+            UserError: if a newer sptune wrote the sweep.
+        """
+        replaces = STUDY_ATTRS["replaces"]
+        latest: dict[str, StoredTable] = {}
+
         for study in self._storage.get_all_studies():
-            name, copy = re.fullmatch(r"(.*?)(?: \((\d+)\))?", study.study_name).groups()  # type: ignore[union-attr]
-            if copy is None or "replaces" in study.user_attrs:
-                found.setdefault(name, []).append((int(copy or 1), study._study_id, study.user_attrs))
+            if study.study_name == sweep:
+                check_version(sweep, study.user_attrs)
 
-        names = {(plan.key, phase): f"{sweep}: {plan.key} {phase}" for plan in plans for phase in PHASES}
-        latest = {name: max(found[name]) for name in names.values() if name in found}
-        ids = [study_id for _, study_id, _ in latest.values()]
-        rows = load_trials(self._storage, ids, without="" if epochs else HISTORY)
+            # A copy counts once it is whole. Until then it does not say which study it replaces.
+            name, copy = split_copy_name(study.study_name)
+            is_whole = copy == 1 or replaces in study.user_attrs
+            if is_whole and (name not in latest or copy > latest[name].copy):
+                latest[name] = StoredTable(copy=copy, study_id=study_id(study), attributes=study.user_attrs)
 
-        def opened(plan: StudyPlan, phase: Phase) -> TrialTable:
-            study = latest.get(name := names[plan.key, phase])
-            return TrialTable(self._storage, name, study, rows[study[1]] if study else [], plan, phase)
+        names = {(plan.key, phase): table_name(sweep, plan.key, phase) for plan in plans for phase in PHASES}
+        ids = [latest[name].study_id for name in names.values() if name in latest]
+        trials = load_trials(self._storage, ids, without="" if epochs else HISTORY)
 
-        return [(opened(plan, "search"), opened(plan, "final")) for plan in plans]
+        def load(plan: StudyPlan, phase: Phase) -> TrialTable:
+            name = names[plan.key, phase]
+            stored = latest.get(name)
+            rows = trials[stored.study_id] if stored is not None else []
+            return TrialTable(self._storage, name, stored, rows, plan, phase)
+
+        return [(load(plan, "search"), load(plan, "final")) for plan in plans]
 
     def delete_sweep(self, sweep: str) -> None:
         """Delete the sweep with all its studies."""
         for study in self._storage.get_all_studies():
-            if study.study_name == sweep or study.study_name.startswith(f"{sweep}: "):
-                self._storage.delete_study(study._study_id)
+            if belongs_to_sweep(study.study_name, sweep):
+                self._storage.delete_study(study_id(study))
 
     def _sweep_id(self, name: str) -> int:
         try:
             return self._storage.get_study_id_from_name(name)
         except KeyError:
             pass
+
         try:
             return self._storage.create_new_study([StudyDirection.MAXIMIZE], name)
-        except optuna.exceptions.DuplicatedStudyError:  # another process was faster
+        except optuna.exceptions.DuplicatedStudyError:
+            # Another process created it in between.
             return self._storage.get_study_id_from_name(name)
 
 
-def _write_ahead(connection: Any, _: object) -> None:
-    """A commit costs 0.2 ms instead of 20. A killed process loses nothing; a power cut may cost the record its last
-    epochs, which the trials' checkpoints tell it again."""
+def _use_write_ahead_log(connection: Any, _: object) -> None:
+    """Set SQLite's WAL mode, in which a commit costs 0.2 ms instead of 20 ms.
+
+    A killed process loses nothing. A power cut may lose the last epochs, which are then restored from the trials'
+    checkpoints.
+    """
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")

@@ -1,10 +1,10 @@
-"""The trials of one phase of a study: in memory as they are in the database, written through."""
+"""Trials of one phase of a study, kept in memory and written through to the database."""
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -23,167 +23,226 @@ from orchestrator.study.storage.conversion import (
     to_optuna_trial,
     trial_attrs,
 )
+from orchestrator.study.storage.optuna_ids import study_id
+from orchestrator.study.storage.schema import STUDY_ATTRS, SYNCED_RUN_PREFIX, copy_name, split_copy_name
 from orchestrator.study.trial import Phase, Trial, TrialState
 from trainer.metric_names import VAL_ACCURACY
 
 SAVE_EVERY_S = 30.0
-"""How often the metrics of a running trial are written."""
+"""Seconds between two writes of a running trial's metrics."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredTable:
+    """The Optuna study that holds a table."""
+
+    copy: int
+    """Number of the copy, from 1. `TrialTable.rewrite` makes the next one."""
+    study_id: int
+    attributes: Mapping[str, Any]
+    """User attributes."""
 
 
 class TrialTable:
-    """The trials of one phase of a study: in memory as they are in the database, written through.
+    """Trials of one phase of a study, kept in memory and written through to the database.
 
-    Nothing is written, not even the study, before the first trial.
+    Nothing is written before the first trial, not even the Optuna study.
+
+    Args:
+        name: of the Optuna study, without the number of the copy.
+        stored: None if the table is not in the database yet.
+        rows: the stored trials, ordered by number.
     """
 
     def __init__(
         self,
         storage: RDBStorage,
         name: str,
-        found: tuple[int, int, Mapping[str, Any]] | None,
+        stored: StoredTable | None,
         rows: Sequence[StoredTrial],
         plan: StudyPlan,
         phase: Phase,
     ) -> None:
         self._storage = storage
         self._name = name
-        self._study_id: int | None
-        self._copy, self._study_id, attributes = found or (1, None, {})
-        self._attributes = dict(attributes)
+        self._copy = 1
+        self._study_id: int | None = None
+        self._attributes: dict[str, Any] = {}
+        if stored is not None:
+            self._copy = stored.copy
+            self._study_id = stored.study_id
+            self._attributes = dict(stored.attributes)
+
         self._plan = plan
         self.phase: Phase = phase
         self._ids = [row.trial_id for row in rows]
-        self._saved: dict[int, tuple[int, float]] = {}  # how many epochs' metrics are written, and since when
+        # By trial number: for how many epochs the metrics are written, and the time of that write.
+        self._saved: dict[int, tuple[int, float]] = {}
         self.trials = [from_stored_trial(row, plan.key, phase) for row in rows]
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What the trials so far were made under, or None before the first."""
-        return self._attributes.get("settings")
+        """The settings that all trials were run with, or None before the first trial."""
+        return self._load("settings")
 
     def save_settings(self, settings: dict[str, Any]) -> None:
-        """Remember what the trials are made under."""
+        """Save the settings that the trials are run with."""
         self._save("settings", settings)
 
     @property
     def stop_reason(self) -> str | None:
-        """Why no trial of this study is started any more."""
-        return self._attributes.get("stopped")
+        """The reason why no more trials of this study are started, or None."""
+        return self._load("stop_reason")
 
     def save_stop_reason(self, reason: str | None) -> None:
-        """Remember why no more trials are started, or that they are again."""
-        self._save("stopped", reason)
+        """Save why no more trials are started; None allows new ones."""
+        self._save("stop_reason", reason)
 
     @property
     def transferred_params(self) -> list[dict[str, Any]] | None:
-        """The params of other tasks that this search begins with, once they are known."""
-        return self._attributes.get("transferred")
+        """Params of other tasks that this search begins with, or None before they are chosen."""
+        return self._load("transferred_params")
 
     def save_transferred_params(self, params: list[dict[str, Any]]) -> None:
-        """Remember the params that the search begins with."""
-        self._save("transferred", params)
+        """Save the params of other tasks that the search begins with."""
+        self._save("transferred_params", params)
 
     @property
     def mlflow_run(self) -> str | None:
-        """Id of the study's parent run."""
-        return self._attributes.get("mlflow_run")
+        """Id of the study's parent run in MLflow, or None."""
+        return self._load("mlflow_run")
 
     def save_mlflow_run(self, run_id: str) -> None:
-        """Remember the study's parent run."""
+        """Save the id of the study's parent run."""
         self._save("mlflow_run", run_id)
 
     @property
     def synced_digest(self) -> str | None:
-        """What the study had come to when MLflow was last told."""
-        return self._attributes.get("shown")
+        """Digest of the study when its summary was last logged to MLflow, or None."""
+        return self._load("synced_digest")
 
     def save_synced_digest(self, mark: str) -> None:
-        """Remember what MLflow was told that the study has come to."""
-        self._save("shown", mark)
+        """Save the digest of the study whose summary was logged to MLflow."""
+        self._save("synced_digest", mark)
 
     def synced_run(self, number: int) -> tuple[str | None, str | None]:
-        """A trial's run id in MLflow, and the finished state that MLflow was told of, if it was."""
-        run_id, state = self._attributes.get(f"mlflow/{number}", (None, None))
+        """Return a trial's run id in MLflow, and its finished state if MLflow has all of the trial."""
+        run_id, state = self._attributes.get(f"{SYNCED_RUN_PREFIX}{number}", (None, None))
         return run_id, state
 
     def save_synced_run(self, number: int, run_id: str, state: TrialState | None) -> None:
-        """Remember a trial's run, and that MLflow has all of it, down to its final state."""
-        # An attribute of the study: Optuna lets nobody write to a finished trial.
-        self._save(f"mlflow/{number}", (run_id, state.value if state else None))
+        """Save a trial's run id, and the finished state once MLflow has all of the trial."""
+        # An attribute of the study, because Optuna does not allow writes to a finished trial.
+        self._save_attribute(f"{SYNCED_RUN_PREFIX}{number}", (run_id, state.value if state else None))
 
-    def add(self, result: Trial) -> None:
-        """Write a new trial, in one piece."""
-        assert result.number == len(self.trials), "trials are added in order"
-        template = to_optuna_trial(result, optuna_distributions(self._plan, self.phase))
-        self._ids.append(retry_while_locked(self._storage.create_new_trial, self._id(), template))
-        self.trials.append(result)
+    def add(self, trial: Trial) -> None:
+        """Write a new trial in one step."""
+        assert trial.number == len(self.trials), "trials are added in order"
 
-    def replace(self, result: Trial) -> None:
-        """Write what is new about a trial that is not finished."""
-        old = self.trials[result.number]
+        template = to_optuna_trial(trial, optuna_distributions(self._plan, self.phase))
+        self._ids.append(retry_while_locked(self._storage.create_new_trial, self._get_or_create_study(), template))
+        self.trials.append(trial)
+
+    def replace(self, trial: Trial) -> None:
+        """Write the changes of a trial that is not finished."""
+        old = self.trials[trial.number]
         assert not old.state.is_finished, f"trial {old.trial_id} is finished, and finished means frozen"
-        trial_id = self._ids[result.number]
-        for epoch in range(len(old.epochs) + 1, len(result.epochs) + 1):
-            if (value := result.epochs[epoch - 1].get(VAL_ACCURACY)) is not None:
-                retry_while_locked(self._storage.set_trial_intermediate_value, trial_id, epoch, value)
-        # Should the driver die before its history is written, the trial's checkpoint tells it again.
-        saved, when = self._saved.setdefault(result.number, (len(old.epochs), time.monotonic()))
-        due = result.state is not TrialState.RUNNING or time.monotonic() - when > SAVE_EVERY_S
-        if len(result.epochs) > saved and due:
-            for name, value in history_attrs(result).items():
-                retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
-            self._saved[result.number] = len(result.epochs), time.monotonic()
-        was, now = DEFAULTS | trial_attrs(old), DEFAULTS | trial_attrs(result)
-        for name, value in now.items():
-            if value != was[name]:
-                retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
-        if result.state is not old.state:
-            value = optuna_value(result)
-            values = None if value is None else [value]
-            retry_while_locked(self._storage.set_trial_state_values, trial_id, STATES[result.state], values)
-        self.trials[result.number] = result
-        if result.state.is_finished:
-            self._saved.pop(result.number, None)
+        trial_id = self._ids[trial.number]
 
-    def rewrite(self, trials: Sequence[Trial], tracked: Mapping[int, tuple[str | None, str | None]]) -> None:
-        """Put other trials in the place of all that are there, finished ones too; whole or not at all.
+        for epoch in range(len(old.epochs) + 1, len(trial.epochs) + 1):
+            accuracy = trial.epochs[epoch - 1].get(VAL_ACCURACY)
+            if accuracy is not None:
+                retry_while_locked(self._storage.set_trial_intermediate_value, trial_id, epoch, accuracy)
 
-        Optuna freezes finished trials and a choice's values, so this is a new Optuna study that takes the old one's
-        place once it is whole.
+        # The history is large, so it is not written at every epoch. If the driver dies before the write, the missing
+        # epochs are reported again from the trial's checkpoint.
+        num_saved, saved_at = self._saved.setdefault(trial.number, (len(old.epochs), time.monotonic()))
+        is_due = trial.state is not TrialState.RUNNING or time.monotonic() - saved_at > SAVE_EVERY_S
+        if len(trial.epochs) > num_saved and is_due:
+            for name, value in history_attrs(trial).items():
+                retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
+            self._saved[trial.number] = len(trial.epochs), time.monotonic()
+
+        old_attributes = DEFAULTS | trial_attrs(old)
+        new_attributes = DEFAULTS | trial_attrs(trial)
+        for name, value in new_attributes.items():
+            if value != old_attributes[name]:
+                retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
+
+        # The state comes last: Optuna freezes a finished trial.
+        if trial.state is not old.state:
+            score = optuna_value(trial)
+            values = None if score is None else [score]
+            retry_while_locked(self._storage.set_trial_state_values, trial_id, STATES[trial.state], values)
+
+        self.trials[trial.number] = trial
+        if trial.state.is_finished:
+            self._saved.pop(trial.number, None)
+
+    def rewrite(self, trials: Sequence[Trial], synced_runs: Mapping[int, tuple[str | None, str | None]]) -> None:
+        """Replace all trials, including finished ones, completely or not at all.
+
+        Optuna freezes finished trials and the values of a choice. The new trials therefore go into a new Optuna
+        study, which replaces the old one once it is complete.
+
+        Args:
+            synced_runs: run id and finished state of each trial in MLflow, by the trial's number.
         """
-        found = {study.study_name: study._study_id for study in self._storage.get_all_studies()}
-        old_id, self._copy = self._id(), self._copy + 1
-        name = f"{self._name} ({self._copy})"
-        if name in found:  # half of one that was interrupted
-            self._storage.delete_study(found[name])
+        studies = {study.study_name: study_id(study) for study in self._storage.get_all_studies()}
+        old_id = self._get_or_create_study()
+        self._copy += 1
+        name = copy_name(self._name, self._copy)
+
+        # An earlier rewrite was interrupted and left an incomplete copy.
+        if name in studies:
+            self._storage.delete_study(studies[name])
+
         new_id = self._storage.create_new_study([StudyDirection.MAXIMIZE], name)
-        started = [(t.datetime_start, t.datetime_complete) for t in self._storage.get_all_trials(old_id)]
+        old_trials = self._storage.get_all_trials(old_id)
         self._ids = []
-        for trial, (start, complete) in zip(trials, started, strict=True):
+        for trial, old in zip(trials, old_trials, strict=True):
             template = to_optuna_trial(trial, optuna_distributions(self._plan, self.phase))
-            template.datetime_start, template.datetime_complete = start, complete if trial.state.is_finished else None
+            template.datetime_start = old.datetime_start
+            template.datetime_complete = old.datetime_complete if trial.state.is_finished else None
             self._ids.append(self._storage.create_new_trial(new_id, template))
-        kept = {name: value for name, value in self._attributes.items() if not name.startswith("mlflow/")}
-        self._attributes = kept | {f"mlflow/{number}": place for number, place in tracked.items() if place[0]}
-        for name, value in self._attributes.items():
-            self._storage.set_study_user_attr(new_id, name, value)
-        self._storage.set_study_user_attr(new_id, "replaces", old_id)  # from here on it is the study
-        self._study_id, self.trials[:] = new_id, trials
+
+        kept = {key: value for key, value in self._attributes.items() if not key.startswith(SYNCED_RUN_PREFIX)}
+        runs = {f"{SYNCED_RUN_PREFIX}{number}": run for number, run in synced_runs.items() if run[0]}
+        self._attributes = kept | runs
+        for key, value in self._attributes.items():
+            self._storage.set_study_user_attr(new_id, key, value)
+
+        # From here on, the new study is the table.
+        self._storage.set_study_user_attr(new_id, STUDY_ATTRS["replaces"], old_id)
+        self._study_id = new_id
+        self.trials[:] = trials
         self._storage.delete_study(old_id)
 
     def delete(self) -> None:
-        """Delete the study from the record, with what an interrupted `rewrite` left of it: the oldest first."""
-        copies = re.compile(rf"{re.escape(self._name)}( \(\d+\))?")
-        for study in sorted(self._storage.get_all_studies(), key=lambda study: study._study_id):
-            if copies.fullmatch(study.study_name):
-                self._storage.delete_study(study._study_id)
-        self._study_id, self._attributes, self.trials[:], self._ids = None, {}, [], []
+        """Delete the table from the database, with all that an interrupted `rewrite` left of it."""
+        # The oldest study goes first: if this is interrupted, an older copy does not become the table again.
+        for study in sorted(self._storage.get_all_studies(), key=study_id):
+            name, _ = split_copy_name(study.study_name)
+            if name == self._name:
+                self._storage.delete_study(study_id(study))
+
+        self._study_id = None
+        self._attributes = {}
+        self._ids = []
+        self.trials.clear()
+
+    def _load(self, name: str) -> Any | None:
+        return self._attributes.get(STUDY_ATTRS[name])
 
     def _save(self, name: str, value: Any) -> None:
-        retry_while_locked(self._storage.set_study_user_attr, self._id(), name, value)
-        self._attributes[name] = value
+        self._save_attribute(STUDY_ATTRS[name], value)
 
-    def _id(self) -> int:
+    def _save_attribute(self, key: str, value: Any) -> None:
+        retry_while_locked(self._storage.set_study_user_attr, self._get_or_create_study(), key, value)
+        self._attributes[key] = value
+
+    def _get_or_create_study(self) -> int:
         if self._study_id is None:
             self._study_id = retry_while_locked(self._storage.create_new_study, [StudyDirection.MAXIMIZE], self._name)
+
         return self._study_id

@@ -73,7 +73,7 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
 
     runs = MlflowRuns(home.mlflow_uri, spec.name, home.trials_folder(spec.name), home.mlflow_artifacts, home.data_root)
     tracker = MlflowTracker(runs, patience_s=5)
-    sweep = Sweep(spec, record_of(home), tracker)
+    sweep = Sweep.resume(spec, record_of(home), tracker)
     drive(sweep, fail=fail, events=events)
     sweep.close()
     assert tracker.close() == 0
@@ -102,7 +102,7 @@ def test_status_is_the_same_for_people_and_for_scripts(finished: Sweep, home: Ho
     code, said, _ = sptune("status", "small", "--home", Path(home.root))
     assert code == 0
     assert "small: 8 of 8 trials finished" in said
-    assert "no driver is at work on it" in said
+    assert "no driver is running it" in said
     assert re.search(r"digits +spt_deep +4/4 +1 ", said.replace("demo/", "")), "one of them failed"
     code, said, _ = sptune("status", "small", "--home", Path(home.root), "--json")
     shown = json.loads(said)
@@ -122,7 +122,7 @@ def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, h
     record.save_sweep("small", spec.model_dump(mode="json"))
     record.save_halt_reason("small", "paused: failures in a row")
     code, said, _ = sptune("status", "small", "--home", Path(home.root))
-    assert "no driver is at work on it; paused: failures in a row" in said
+    assert "no driver is running it; paused: failures in a row" in said
     assert "small: 0 of 8 trials finished" in said
     lease = record.lease("small")
     lease.acquire("small")
@@ -148,7 +148,7 @@ def test_a_sweep_that_is_not_there_is_told_with_the_nearest(
 
 def test_there_is_nothing_to_stop_without_a_driver(finished: Sweep, home: Home, sptune: Sptune) -> None:
     code, _, complaint = sptune("stop", "small", "--home", Path(home.root))
-    assert (code, complaint) == (2, "error: no driver is at work on small: there is nothing to stop.\n")
+    assert (code, complaint) == (2, "error: no driver is running small: there is nothing to stop.\n")
 
 
 def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptune: Sptune) -> None:
@@ -161,7 +161,7 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
         "      in [here]",
         f"  {failed.trial_id}  {DEEP}, search 1",
         f"  log:   {home.trials_folder('small')}/{failed.trial_id}/log.txt",
-        "  again: sptune resume small --where 'error=OSError* cause=error'",
+        "  retry: sptune resume small --where 'error=OSError* cause=error'",
     ):
         assert line in said.splitlines()
     (deep, _) = studies_of(finished.spec, home)
@@ -176,8 +176,8 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
     ("choice", "problem"),
     [
         (("--where", "tasc=x"), "tasc: 'tasc' is not something a trial has; did you mean 'task'?"),
-        (("--where", "error=KeyError*"), "no failed trial of small is like that; `sptune failures small` lists them."),
-        (("--trial", "ffff"), "no failed trial of small is like that; `sptune failures small` lists them."),
+        (("--where", "error=KeyError*"), "no failed trial of small matches; `sptune failures small` lists them."),
+        (("--trial", "ffff"), "no failed trial of small matches; `sptune failures small` lists them."),
     ],
 )
 def test_nothing_is_resumed_that_was_not_meant(
@@ -194,10 +194,10 @@ def test_resume_failed_goes_on_where_nothing_has_failed(
     spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
 ) -> None:
     shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
-    drive(Sweep(spec, record_of(home), MemoryTracker()))
+    drive(Sweep.resume(spec, record_of(home), MemoryTracker()))
     code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.root), "--inline")
     assert (code, complaint) == (0, "")
-    assert "0 failed trials of small are run again.\nsmall is finished; nothing to run." in said
+    assert "0 failed trials of small were run again.\nsmall is finished; nothing to run." in said
 
 
 def test_plan_says_what_is_done_and_what_the_rest_costs(
@@ -207,12 +207,12 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     plan = ("plan", tmp_path / "small.yaml", "--home", Path(home.root), "--workers", "2")
     code, said, _ = sptune(*plan)
     assert code == 0
-    assert "2 studies, 6 search trials, 2 final trials, each on 1 CPU and 0 GPU; 0 are done" in said
+    assert "2 studies, 6 search trials, 2 final trials, each on 1 CPU and 0 GPU; 0 are finished" in said
     assert "no estimate: nothing like it was run in this home; --calibrate times a short trial of each." in said
     assert home.database_file is not None
     assert not home.database_file.exists(), "and nothing is made"
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
-    sweep = Sweep(
+    sweep = Sweep.resume(
         spec,
         record_of(home),
         MlflowTracker(MlflowRuns("sqlite:////dev/null/x.db", "small", "", None, ""), patience_s=0),
@@ -231,9 +231,11 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     sweep.close()
     said = sptune(*plan)[1]
-    assert "each on 1 CPU and 0 GPU; 1 are done" in said
+    assert "each on 1 CPU and 0 GPU; 1 are finished" in said
     # 0.01 s an image: two more search trials of 16 s and a final one of 20 s, on two workers.
-    assert "at most 0:52 of work, 0:26 on 2 workers; 1 studies not counted: nothing like them was run" in said
+    assert (
+        "at most 0:52 of work, 0:26 on 2 workers; not counted, because nothing like it was run: 1 of 2 studies" in said
+    )
     assert (
         "memory of spt_deep vit_nano_patch4_32.mae: 2.0 GB a trial, 50% of the device with those beside it: fits"
         in said
@@ -248,7 +250,7 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
     gone = finished.studies[0].search_table.trials[2]
     runs = shown_runs(home)
     code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "forgot 1 trials of small.\n")
+    assert (code, said) == (0, "deleted 1 trials of small.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.search_table.trials[2] == gone.reset(discard_progress=True)
     assert [deep.search_table.trials[number] for number in (0, 1)] == finished.studies[0].search_table.trials[:2]
@@ -266,7 +268,7 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
 
 def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
     code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "forgot 4 trials of 1 studies, and these of small.\n")
+    assert (code, said) == (0, "deleted 4 trials of 1 studies, and these of small.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
     assert linear.trials == []
@@ -277,7 +279,7 @@ def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sp
 
 def test_rm_forgets_a_whole_sweep(finished: Sweep, home: Home, sptune: Sptune) -> None:
     code, said, _ = sptune("rm", "small", "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "forgot 8 trials of 2 studies, and these of small.\n")
+    assert (code, said) == (0, "deleted 8 trials of 2 studies, and these of small.\n")
     assert shown_runs(home) == []
     assert not (Path(home.root) / "sweeps" / "small").exists()
     assert sptune("status", "small", "--home", Path(home.root))[2].endswith("start one with `sptune launch demo`.\n")
@@ -300,11 +302,11 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
     before = [study.trials for study in studies_of(finished.spec, home)]
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.root))
-    assert (code, "Forget 2 trials of small, for ever? [y/N]" in said) == (1, True)
+    assert (code, "Delete 2 trials of small? This cannot be undone. [y/N]" in said) == (1, True)
     for choice, problem in [
-        (("--study", "vtab*"), f"no study of small is like 'vtab*'; there are: {DEEP}, {LINEAR}."),
-        (("--study", "*", "--trial", "a"), "--study forgets whole studies; give it without --trial and --where."),
-        (("--trial", "ffff"), "no trial of small is like that; `sptune status small` shows what there is."),
+        (("--study", "vtab*"), f"no study of small matches 'vtab*'; there are: {DEEP}, {LINEAR}."),
+        (("--study", "*", "--trial", "a"), "--study deletes whole studies; use it without --trial and --where."),
+        (("--trial", "ffff"), "no trial of small matches; `sptune status small` shows what there is."),
         (("--where", "stat=x"), "did you mean 'state'?"),
     ]:
         code, _, complaint = sptune("rm", "small", *choice, "--yes", "--home", Path(home.root))

@@ -117,7 +117,7 @@ def test_a_beginning_of_several_trials_is_refused_with_them(home: Path, images: 
     # Every id begins with nothing.
     code, out, err = sptune("predict", "", *images, "--home", home)
     assert (code, out) == (2, "")
-    assert err == f"error: '' is the beginning of 5 trials: {', '.join(finished_trials()[:4])}...\n"
+    assert err == f"error: '' is the beginning of 5 trials: {', '.join(finished_trials()[:4])}... Give more letters.\n"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path],
         assert err == f"error: {home} holds no finished trial {name!r}; give its id, or the folder it is in.\n"
     code, _, err = sptune("predict", folder.as_uri(), *images, "--home", home)
     assert code == 2
-    told = "holds no finished run: card.json and prompt.safetensors come at the end of one."
+    told = "holds no finished run: card.json and prompt.safetensors are written at the end of one."
     assert err == f"error: {folder.as_uri()} {told}\n"
 
 
@@ -158,7 +158,7 @@ def test_a_broken_image_is_named(home: Path, images: list[Path], sptune: Sptune,
     for name in ("notes.png", "half.png"):
         code, out, err = sptune("predict", trial, images[0], tmp_path / name, "--home", home)
         assert (code, out) == (2, "")
-        assert err.startswith(f"error: {tmp_path / name} is no image that can be decoded: ") and err.count("\n") == 1
+        assert err.startswith(f"error: {tmp_path / name} cannot be decoded as an image: ") and err.count("\n") == 1
 
 
 def test_a_trial_whose_weights_are_elsewhere_is_told_where_they_are(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.drivers.replay import Clock, RecordedCurves, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, RecordedCurves, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Epoch, Trial, TrialState
@@ -22,7 +22,7 @@ from tests.orchestrator.conftest import Sptune, outcome
 
 def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
     clock = Clock()
-    return Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
+    return Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
 
 
 def told(curves: SyntheticCurves | RecordedCurves, trial: Trial) -> list[Epoch]:
@@ -39,7 +39,9 @@ def test_a_thousand_trials_take_as_long_as_their_epochs_on_the_virtual_clock(
     raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
     spec = parse_spec(raw_spec, "a test")
     sweep, clock = opened(spec, record_url)
-    busy = run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers=10)
+    driver = ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=10)
+    driver.run(sweep)
+    busy = driver.busy_seconds
     assert sweep.is_done
     assert sweep.num_finished == 19 * 53 > 1000
     assert busy == 10.0 * 19 * 53, "each epoch once"
@@ -51,15 +53,15 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
     raw_study: dict[str, Any], tmp_path: Path, workers: int
 ) -> None:
     spec = parse_spec(raw_study, "a test")
-    curves = SyntheticCurves(plan_studies(spec))
+    curves = SyntheticCurves(plan_sweep(spec).studies)
     plain, clock = opened(spec, f"sqlite:///{tmp_path / 'plain.db'}")
-    run_sweep(plain, curves, clock, workers)
+    ReplayDriver(curves, clock, workers=workers).run(plain)
     url = f"sqlite:///{tmp_path / 'killed.db'}"
     clock = Clock()
     for life in range(100):
-        sweep = Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
+        sweep = Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
         until = clock.now + 95 + 7 * life  # longer than a trial: one that has no checkpoint begins again
-        run_sweep(sweep, curves, clock, workers, until=until)
+        ReplayDriver(curves, clock, workers=workers, until=until).run(sweep)
         if sweep.is_done:
             break
         assert clock.now <= until
@@ -69,7 +71,7 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
 
 def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_spec: dict[str, Any]) -> None:
     spec = parse_spec(raw_spec, "a test")
-    plans = plan_studies(spec)
+    plans = plan_sweep(spec).studies
     curves = SyntheticCurves(plans, seconds_per_epoch=3.0)
     config = plans[0].search_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 0)
     trial = _trial(plans[0].key, config)
@@ -78,7 +80,7 @@ def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_
     assert [epoch.epoch for epoch in first] == [*range(1, 10)]
     assert first[-1].metrics["val/accuracy"] > first[0].metrics["val/accuracy"]
     assert {epoch.metrics["epoch/seconds"] for epoch in first} == {3.0}
-    assert 0.3 <= curves.height(trial) <= 0.9
+    assert 0.3 <= curves.limit(trial) <= 0.9
     final = told(
         curves,
         _trial(plans[0].key, plans[0].final_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 42)),
@@ -105,7 +107,7 @@ def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(sweep)
     return sweep
 
 
@@ -121,14 +123,14 @@ def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(known: Sw
 
 def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep, tmp_path: Path) -> None:
     again, clock = opened(known.spec, f"sqlite:///{tmp_path / 'again.db'}")
-    run_sweep(again, RecordedCurves(known.studies), clock, 2)
+    ReplayDriver(RecordedCurves(known.studies), clock, workers=2).run(again)
     assert outcome(again) == outcome(known)
 
 
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        ({"tasks": ["demo/shapes_loc"]}, "the record has no search trial of demo/shapes_loc spt_deep"),
+        ({"tasks": ["demo/shapes_loc"]}, "the earlier sweep has no search trial of demo/shapes_loc spt_deep"),
         (
             {"fixed": {"epochs": 12}},
             "of demo/digits spt_deep vit_nano_patch4_32.mae 1 that ran to its end of 12 epochs",
@@ -142,7 +144,7 @@ def test_what_was_never_recorded_is_not_made_up(
     spec = parse_spec(raw_study | edit, "edited")
     sweep, clock = opened(spec, f"sqlite:///{tmp_path / 'edited.db'}")
     with pytest.raises(ValueError) as refused:
-        run_sweep(sweep, RecordedCurves(known.studies), clock, 2)
+        ReplayDriver(RecordedCurves(known.studies), clock, workers=2).run(sweep)
     assert problem in str(refused.value)
 
 
@@ -151,7 +153,7 @@ def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dic
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, record_url)
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(sweep)
     curves = RecordedCurves(sweep.studies)
     for trial in sweep.studies[0].search_table.trials:
         assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
@@ -182,7 +184,7 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
     sweep, clock = opened(spec, f"sqlite:///{home / 'studies.db'}")
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec), seconds_per_epoch=60.0), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies, seconds_per_epoch=60.0), clock, workers=3).run(sweep)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"name": "other"}))
     like = ("replay", tmp_path / "other.yaml", "--home", home, "--workers", "1", "--like")
     code, said, _ = sptune(*like, "small")
@@ -193,4 +195,4 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"tasks": ["demo/shapes_loc"]}))
     code, _, complaint = sptune(*like, "small")
     assert code == 2
-    assert complaint.startswith("error: --like small: the record has no search trial of demo/shapes_loc")
+    assert complaint.startswith("error: --like small: the earlier sweep has no search trial of demo/shapes_loc")

@@ -1,4 +1,4 @@
-"""Figures show what the trials came to: their data, their words, and nothing that is not a number."""
+"""Figures contain the results of the trials: their data, their texts, and only finite numbers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.figures.draw import draw_figures, save_figure, study_figures
 from orchestrator.figures.params import upper_hull
 from orchestrator.figures.style import decades, number, style_of
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, FailureCause, Trial, TrialState
@@ -37,16 +37,16 @@ from trainer.catalog import BACKBONES, BUNDLED, METHODS
 from trainer.config import TrainConfig
 
 LINEAR: dict[str, Any] = {"methods": ["linear"], "fixed": {"epochs": 2, "warmup_epochs": 0}}
-"""Of a spec without prompts."""
+"""Changes for a spec without prompts."""
 MAE = [name for name, row in BACKBONES.items() if row.pretraining == "mae"]
 
 
 class Rich:
-    """Synthetic curves with all that a trainer tells, higher with more images and larger networks, noisy over seeds.
+    """Synthetic curves with all metrics of a trainer: higher with more images and larger networks, noisy over seeds.
 
     Args:
-        failing: numbers of search trials that fail before an epoch is done.
-        broken: whether a metric is NaN now and then.
+        failing: numbers of search trials that fail before their first epoch ends.
+        broken: whether some metrics are sometimes NaN.
     """
 
     def __init__(self, plans: Sequence[StudyPlan], *, failing: Sequence[int] = (), broken: bool = False) -> None:
@@ -86,7 +86,7 @@ class Rich:
 
 
 def images_of(config: TrainConfig) -> float:
-    """Training images of a task of ten classes."""
+    """Return the number of training images of a task with ten classes."""
     size = config.train_size
     if isinstance(size, str):
         return 10.0 * int(size.split()[0])
@@ -102,12 +102,14 @@ def driven(
     until: float = math.inf,
     **changes: Any,
 ) -> list[Study]:
-    """The studies of a sweep, driven on a virtual clock."""
+    """Run a sweep on a virtual clock, and return its studies."""
     spec = parse_spec(raw | changes, "a test")
     clock = Clock()
     url = f"sqlite:///{folder / f'{next(_NAMES)}.db'}"
-    sweep = Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
-    run_sweep(sweep, Rich(plan_studies(spec), failing=failing, broken=broken), clock, workers=2, until=until)
+    sweep = Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
+    ReplayDriver(Rich(plan_sweep(spec).studies, failing=failing, broken=broken), clock, workers=2, until=until).run(
+        sweep
+    )
     return sweep.studies
 
 
@@ -115,13 +117,13 @@ _NAMES = itertools.count()
 
 
 def only(figures: Iterator[tuple[str, Figure]], name: str) -> Figure:
-    found = dict(figures)
-    assert name in found, f"{name} is not among {sorted(found)}"
-    return found[name]
+    by_name = dict(figures)
+    assert name in by_name, f"{name} is not among {sorted(by_name)}"
+    return by_name[name]
 
 
 def words(figure: Figure) -> list[str]:
-    """What the legend says."""
+    """Return the texts of the legend."""
     return [entry.get_text() for legend in figure.legends for entry in legend.get_texts()]
 
 
@@ -133,8 +135,8 @@ def title(figure: Figure) -> str:
     return " ".join(figure.get_suptitle().split())
 
 
-def lines(figure: Figure, place: int = 0) -> list[Line2D]:
-    return list(figure.axes[place].lines)
+def lines(figure: Figure, index: int = 0) -> list[Line2D]:
+    return list(figure.axes[index].lines)
 
 
 def data(line: Line2D) -> tuple[list[float], list[float]]:
@@ -142,14 +144,15 @@ def data(line: Line2D) -> tuple[list[float], list[float]]:
 
 
 def drawn_numbers(figure: Figure) -> list[float]:
-    """All numbers that lines and bars of a figure are at."""
-    found = [n for ax in figure.axes for line in ax.lines for axis in data(line) for n in axis]
-    return found + [p.get_height() for ax in figure.axes for p in ax.patches if hasattr(p, "get_height")]
+    """Return all coordinates of lines and heights of bars."""
+    coordinates = [value for ax in figure.axes for line in ax.lines for axis in data(line) for value in axis]
+    heights = [patch.get_height() for ax in figure.axes for patch in ax.patches if hasattr(patch, "get_height")]
+    return coordinates + heights
 
 
 @pytest.fixture
 def simple(raw_spec: dict[str, Any]) -> dict[str, Any]:
-    """A spec of two trials a study over the learning rate alone, without a pruner."""
+    """A spec with two trials per study, over the learning rate only and without a pruner."""
     raw_spec["space"] = {"lr": raw_spec["space"]["lr"]}
     raw_spec["fixed"] |= {"prompt_length": 5, "prompt_init": "mean_pool"}
     raw_spec["search"] |= {"trials": 2, "pruner": {"type": "none"}}
@@ -158,7 +161,7 @@ def simple(raw_spec: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def pruned_study(raw_study: dict[str, Any], tmp_path: Path) -> Study:
-    """A study of complete, pruned and failed trials."""
+    """A study with complete, pruned and failed trials."""
     (study,) = driven(raw_study, tmp_path, failing=(2,))
     states = {trial.state for trial in study.search_table.trials}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED}
@@ -170,16 +173,16 @@ def test_learning_curves_show_every_trial_with_an_epoch_and_the_chosen_one_bold(
     best = pruned_study.best
     assert best is not None
     accuracy, loss = lines(figure), lines(figure, 1)
-    shown = [trial for trial in pruned_study.search_table.trials if trial.epochs and trial.duplicate_of is None]
-    assert len(accuracy) == len(loss) == len(shown)
+    drawn = [trial for trial in pruned_study.search_table.trials if trial.epochs and trial.duplicate_of is None]
+    assert len(accuracy) == len(loss) == len(drawn)
     assert sorted(data(line)[1] for line in accuracy) == sorted(
-        [100 * epoch["val/accuracy"] for epoch in trial.epochs] for trial in shown
+        [100 * epoch["val/accuracy"] for epoch in trial.epochs] for trial in drawn
     )
     (bold,) = [line for line in accuracy if line.get_linewidth() > 1]
     assert data(bold) == ([*range(1, 10)], [100 * epoch["val/accuracy"] for epoch in best.epochs])
     assert bold.get_color() == style_of("spt_deep").color
     dashed = [line for line in accuracy if line.get_linestyle() == "--"]
-    assert {len(data(line)[0]) for line in dashed} == {len(t.epochs) for t in shown if t.state is TrialState.PRUNED}
+    assert {len(data(line)[0]) for line in dashed} == {len(t.epochs) for t in drawn if t.state is TrialState.PRUNED}
     assert words(figure) == ["complete", "pruned", f"chosen (trial {best.number})"]
     assert labels(figure) == [("epoch", "val accuracy, %"), ("epoch", "train loss")]
     assert title(figure) == "search: demo/digits, spt_deep, vit_nano_patch4_32.mae, train size 1"
@@ -197,29 +200,27 @@ def test_each_searched_parameter_has_a_panel_on_its_own_scale(pruned_study: Stud
     (star,) = [line for line in lines(figure) if line.get_marker() == "*"]
     assert data(star) == ([best.params["lr"]], [100 * best.score])
     (cross,) = [line for line in lines(figure) if line.get_marker() == "x"]
-    assert data(cross)[0] == [pruned_study.search_table.trials[2].params["lr"]], (
-        "a failed trial is told of, not dropped"
-    )
+    assert data(cross)[0] == [pruned_study.search_table.trials[2].params["lr"]], "a failed trial is drawn, not dropped"
     medians = [line for line in lines(figure, 1) if len(set(data(line)[1])) == 1 and line.get_linewidth() == 1.2]
     for line in medians:
         (left, _), (height, _) = data(line)
         value = pruned_study.plan.space["prompt_length"].values[round(left + 0.3)]  # type: ignore[union-attr]
-        own = [
+        scores = [
             100 * trial.score
             for trial in pruned_study.search_table.trials
             if trial.score is not None and trial.duplicate_of is None and trial.params["prompt_length"] == value
         ]
-        assert height == pytest.approx(statistics.median(own))
+        assert height == pytest.approx(statistics.median(scores))
 
 
-def test_the_hull_lies_over_all_points() -> None:
+def test_the_hull_lies_above_all_points() -> None:
     points = [(0.0, 1.0), (1.0, 3.0), (2.0, 3.5), (2.0, 0.0), (3.0, 2.0), (1.5, 1.0), (4.0, 2.5)]
     assert upper_hull(points) == [(0.0, 1.0), (1.0, 3.0), (2.0, 3.5), (4.0, 2.5)]
     assert upper_hull([]) == []
     assert upper_hull([(1.0, 2.0), (1.0, 3.0)]) == [(1.0, 3.0)]
 
 
-def test_the_grid_has_a_line_a_word_over_shares_and_counts_and_the_cost_below(
+def test_the_grid_has_a_line_per_text_over_shares_and_counts_and_the_cost_below(
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
     raw_study["space"] = {
@@ -231,7 +232,7 @@ def test_the_grid_has_a_line_a_word_over_shares_and_counts_and_the_cost_below(
     (study,) = driven(raw_study, tmp_path)
     figure = only(study_figures(study), "grid")
     assert words(figure) == ["mean_pool", "kmeans"]
-    assert labels(figure) == [("", "best val accuracy, %"), ("init_images", "building, s")]
+    assert labels(figure) == [("", "best val accuracy, %"), ("init_images", "building time, s")]
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "200", "0.1", "0.5"]
     assert figure.axes[1].get_yscale() == "log"
     for line, word in zip(lines(figure), ("mean_pool", "kmeans"), strict=True):
@@ -244,32 +245,32 @@ def test_the_grid_has_a_line_a_word_over_shares_and_counts_and_the_cost_below(
     assert [data(line)[1] for line in lines(figure, 1)] == [[1.5] * 4, [45.0] * 4]
 
 
-def test_there_is_no_grid_unless_one_choice_of_each_kind_was_searched(simple: dict[str, Any], tmp_path: Path) -> None:
+def test_the_grid_needs_exactly_one_choice_of_each_kind(simple: dict[str, Any], tmp_path: Path) -> None:
     raw = simple | {"tasks": ["demo/digits"], "methods": ["spt_deep"]}
     choice = {"prompt_length": {"type": "choice", "values": [1, 5]}}
     fixed = {"epochs": 2, "warmup_epochs": 0, "prompt_init": "random"}
-    for own in ({}, {"space": choice, "fixed": fixed}):
-        (study,) = driven(raw | own, tmp_path)
+    for changes in ({}, {"space": choice, "fixed": fixed}):
+        (study,) = driven(raw | changes, tmp_path)
         assert "grid" not in dict(study_figures(study))
 
 
-def test_bars_are_the_mean_and_std_of_final_trials_with_the_published_beside(
+def test_bars_are_mean_and_std_of_final_trials_with_published_numbers_beside(
     simple: dict[str, Any], tmp_path: Path
 ) -> None:
-    opened = driven(simple, tmp_path)
+    studies = driven(simple, tmp_path)
     published = {BUNDLED: {("spt_deep", "demo/digits"): 71.5}, "elsewhere": {("linear", "demo/digits"): 12.0}}
-    figure = only(draw_figures(opened, published=published), "per_task")
+    figure = only(draw_figures(studies, published=published), "per_task")
     (ax,) = figure.axes
     bars = [group for group in ax.containers if isinstance(group, BarContainer)]
     heights = {group.get_label(): [bar.get_height() for bar in group] for group in bars}
-    for study in opened:
+    for study in studies:
         mean = 100 * statistics.mean(trial.score or 0.0 for trial in study.requested_final_trials)
         assert heights[study.plan.method][study.plan.task == "demo/shapes_loc"] == pytest.approx(mean)
     (diamonds,) = [line for line in ax.lines if line.get_marker() == "d"]
     assert data(diamonds)[1] == [71.5]
     assert words(figure) == ["spt_deep", "linear", "published"]
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["digits", "shapes_loc"]
-    assert "published" not in words(only(draw_figures(opened), "per_task"))
+    assert "published" not in words(only(draw_figures(studies), "per_task"))
 
 
 def test_a_method_without_a_score_has_a_dash(simple: dict[str, Any], tmp_path: Path) -> None:
@@ -279,30 +280,30 @@ def test_a_method_without_a_score_has_a_dash(simple: dict[str, Any], tmp_path: P
     assert [text.get_text() for text in figure.axes[0].texts] == ["–"]
 
 
-def test_all_tasks_and_methods_fit_and_keep_their_looks(simple: dict[str, Any], tmp_path: Path) -> None:
+def test_all_tasks_and_methods_fit_and_keep_their_styles(simple: dict[str, Any], tmp_path: Path) -> None:
     simple["search"]["trials"] = 1
     changes = LINEAR | {"methods": ["linear", "full"]}
-    opened = driven(simple, tmp_path, tasks=["vtab", "fgvc"], final={"seeds": [1]}, **changes)
-    figure = only(draw_figures(opened, each_study=False), "per_task")
+    studies = driven(simple, tmp_path, tasks=["vtab", "fgvc"], final={"seeds": [1]}, **changes)
+    figure = only(draw_figures(studies, each_study=False), "per_task")
     assert sum(len(ax.get_xticklabels()) for ax in figure.axes) == 24
     bars = [group for group in figure.axes[0].containers if isinstance(group, BarContainer)]
     colors = {group.get_label(): group[0].get_facecolor()[:3] for group in bars}
     assert len(set(colors.values())) == 2
     _check_no_text_is_cut(figure)
     assert len({dataclasses.astuple(style_of(method))[:2] for method in METHODS}) == len(METHODS)
-    assert len({str(style_of(method).line) for method in METHODS}) == len(METHODS), "told apart in grey print too"
+    assert len({str(style_of(method).line) for method in METHODS}) == len(METHODS), "distinguishable in grey print, too"
 
 
-def test_tuning_size_has_a_line_a_band_and_a_law_a_method(simple: dict[str, Any], tmp_path: Path) -> None:
-    opened = driven(simple, tmp_path, train_sizes=[50, 200, 1.0])
-    figure = only(draw_figures(opened, each_study=False), "tuning_size")
+def test_tuning_size_has_a_line_a_band_and_a_law_per_method(simple: dict[str, Any], tmp_path: Path) -> None:
+    studies = driven(simple, tmp_path, train_sizes=[50, 200, 1.0])
+    figure = only(draw_figures(studies, each_study=False), "tuning_size")
     (ax,) = figure.axes
     measured = {line.get_color(): data(line) for line in ax.lines if line.get_marker() != "None"}
     laws = [data(line) for line in ax.lines if line.get_marker() == "None"]
     for method in ("spt_deep", "linear"):
         images, means = measured[style_of(method).color]
         assert images == [50, 200, 800]
-        at_most = [s for s in opened if s.plan.method == method and s.plan.train_size == 1.0]
+        at_most = [s for s in studies if s.plan.method == method and s.plan.train_size == 1.0]
         scores = [statistics.mean(trial.score or 0.0 for trial in study.requested_final_trials) for study in at_most]
         assert means[-1] == pytest.approx(100 * statistics.mean(scores))
     assert len(ax.collections) == len(laws) == 2
@@ -314,24 +315,24 @@ def test_tuning_size_has_a_line_a_band_and_a_law_a_method(simple: dict[str, Any]
     plain = only(draw_figures(one, each_study=False), "tuning_size")
     assert words(plain) == ["linear"], "two sizes have no law"
     assert not plain.axes[0].collections, "and one seed no band"
-    stopped = [study for study in opened if (study.plan.task, study.plan.train_size) != ("demo/digits", 200)]
-    less = driven(simple, tmp_path, tasks=["demo/digits"], train_sizes=[200], until=1.0)
-    assert "demo/shapes_loc, 1 left out (not scored" in title(only(draw_figures([*stopped, *less]), "tuning_size"))
+    rest = [study for study in studies if (study.plan.task, study.plan.train_size) != ("demo/digits", 200)]
+    unscored = driven(simple, tmp_path, tasks=["demo/digits"], train_sizes=[200], until=1.0)
+    assert "demo/shapes_loc, 1 left out (not scored" in title(only(draw_figures([*rest, *unscored]), "tuning_size"))
     assert "tuning_size" not in dict(draw_figures(driven(simple, tmp_path), each_study=False))
 
 
-def test_model_size_joins_backbones_of_one_pretraining(simple: dict[str, Any], tmp_path: Path) -> None:
-    opened = driven(simple, tmp_path, tasks=["vtab/dtd", "vtab/svhn"], backbones=MAE[1:3])
-    figure = only(draw_figures(opened, each_study=False), "model_size")
-    shown = {line.get_color(): data(line) for line in lines(figure) if line.get_linestyle() != "None"}
+def test_model_size_connects_backbones_of_one_pretraining(simple: dict[str, Any], tmp_path: Path) -> None:
+    studies = driven(simple, tmp_path, tasks=["vtab/dtd", "vtab/svhn"], backbones=MAE[1:3])
+    figure = only(draw_figures(studies, each_study=False), "model_size")
+    drawn = {line.get_color(): data(line) for line in lines(figure) if line.get_linestyle() != "None"}
     for method in ("spt_deep", "linear"):
         expected = []
         for backbone in MAE[1:3]:
-            own = [s for s in opened if (s.plan.method, s.plan.backbone) == (method, backbone)]
+            on_backbone = [s for s in studies if (s.plan.method, s.plan.backbone) == (method, backbone)]
             expected.append(
-                100 * statistics.mean(t.score or 0.0 for study in own for t in study.requested_final_trials)
+                100 * statistics.mean(t.score or 0.0 for study in on_backbone for t in study.requested_final_trials)
             )
-        millions, means = shown[style_of(method).color]
+        millions, means = drawn[style_of(method).color]
         assert millions == pytest.approx([12 * 768**2 * 12 / 1e6, 24 * 1024**2 * 12 / 1e6])
         assert means == pytest.approx(expected)
     assert words(figure) == ["spt_deep", "linear"]
@@ -344,12 +345,12 @@ def test_mutual_information_is_the_mean_over_layers_between_the_lowest_and_highe
     simple: dict[str, Any], tmp_path: Path
 ) -> None:
     simple["fixed"]["nmi"] = True
-    opened = driven(simple, tmp_path, methods=["spt_deep", "vpt_deep"])
-    figure = only(draw_figures(opened, each_study=False), "nmi")
+    studies = driven(simple, tmp_path, methods=["spt_deep", "vpt_deep"])
+    figure = only(draw_figures(studies, each_study=False), "nmi")
     assert [ax.get_title() for ax in figure.axes] == ["demo/digits", "demo/shapes_loc"]
     line = next(line for line in lines(figure) if line.get_color() == style_of("spt_deep").color)
     layers = [
-        [v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in opened[0].requested_final_trials[0].epochs
+        [v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in studies[0].requested_final_trials[0].epochs
     ]
     assert data(line)[0] == [*range(1, 10)]
     assert data(line)[1] == pytest.approx([statistics.mean(values) for values in layers])
@@ -357,11 +358,11 @@ def test_mutual_information_is_the_mean_over_layers_between_the_lowest_and_highe
     assert "nmi" not in dict(draw_figures(driven(simple, tmp_path, **LINEAR), each_study=False))
 
 
-def test_a_line_goes_through_all_parameters_of_a_trial_to_its_accuracy(pruned_study: Study) -> None:
+def test_a_line_crosses_all_parameters_of_a_trial_and_ends_at_its_accuracy(pruned_study: Study) -> None:
     figure = only(study_figures(pruned_study), "parallel")
     through = [line for line in lines(figure) if len(data(line)[0]) == 4]
-    shown = [t for t in pruned_study.search_table.trials if t.epochs and t.duplicate_of is None]
-    assert len(through) == len(shown)
+    drawn = [t for t in pruned_study.search_table.trials if t.epochs and t.duplicate_of is None]
+    assert len(through) == len(drawn)
     (bold,) = [line for line in through if line.get_linewidth() > 2]
     best = pruned_study.best
     assert best is not None
@@ -376,56 +377,54 @@ def test_a_line_goes_through_all_parameters_of_a_trial_to_its_accuracy(pruned_st
     ]
 
 
-def test_importances_are_asked_of_the_caller_and_drawn_by_size(pruned_study: Study) -> None:
+def test_importances_come_from_the_caller_and_are_sorted(pruned_study: Study) -> None:
     shares = {"lr": 0.6, "prompt_length": 0.1, "prompt_init": 0.3}
     figure = only(study_figures(pruned_study, lambda study: shares if study is pruned_study else {}), "importances")
     (ax,) = figure.axes
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["prompt_length", "prompt_init", "lr"]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([10, 30, 60])  # type: ignore[attr-defined]
-    assert "importances" not in dict(study_figures(pruned_study, lambda _: {})), "where they cannot be told"
+    assert "importances" not in dict(study_figures(pruned_study, lambda _: {})), "they could not be estimated"
     assert "importances" not in dict(study_figures(pruned_study))
 
 
-def test_only_what_there_is_data_for_is_drawn(
-    simple: dict[str, Any], raw_study: dict[str, Any], tmp_path: Path
-) -> None:
-    assert dict(draw_figures(driven(simple, tmp_path, until=-1.0))) == {}, "nothing has begun"
+def test_figures_without_data_are_not_drawn(simple: dict[str, Any], raw_study: dict[str, Any], tmp_path: Path) -> None:
+    assert dict(draw_figures(driven(simple, tmp_path, until=-1.0))) == {}, "no trial has started"
     assert dict(draw_figures([])) == {}
     failed = driven(simple, tmp_path, failing=(0, 1))
-    assert dict(draw_figures(failed, importances=lambda _: {})) == {}, "nor where all failed"
+    assert dict(draw_figures(failed, importances=lambda _: {})) == {}, "all trials failed"
 
 
-def test_a_search_of_pruned_trials_alone_is_drawn_without_a_chosen_one(pruned_study: Study) -> None:
+def test_a_search_of_pruned_trials_only_has_no_chosen_one(pruned_study: Study) -> None:
     pruned = [trial for trial in pruned_study.search_table.trials if trial.state is TrialState.PRUNED]
     pruned_study.search_table.trials[:] = pruned
-    found = dict(study_figures(pruned_study))
-    assert found.keys() == {"learning_curves", "params", "parallel"}
-    assert words(found["learning_curves"]) == words(found["parallel"]) == ["pruned"]
-    assert words(found["params"]) == ["pruned, as far as it came"]
+    figures = dict(study_figures(pruned_study))
+    assert figures.keys() == {"learning_curves", "params", "parallel"}
+    assert words(figures["learning_curves"]) == words(figures["parallel"]) == ["pruned"]
+    assert words(figures["params"]) == ["pruned (last value)"]
 
 
 def test_one_trial_of_one_epoch_is_drawn(raw_study: dict[str, Any], tmp_path: Path) -> None:
     raw_study["fixed"] |= {"epochs": 1, "warmup_epochs": 0}
     raw_study["search"] |= {"trials": 1, "pruner": {"type": "none"}}
-    found = dict(draw_figures(driven(raw_study, tmp_path, final={"seeds": [1]})))
-    assert len(found) == 5
-    (line,) = lines(found["demo-digits-spt_deep-vit_nano_patch4_32.mae-1-learning_curves"])
-    assert line.get_marker() == "o", "a line of one point would not be seen"
-    for figure in found.values():
+    figures = dict(draw_figures(driven(raw_study, tmp_path, final={"seeds": [1]})))
+    assert len(figures) == 5
+    (line,) = lines(figures["demo-digits-spt_deep-vit_nano_patch4_32.mae-1-learning_curves"])
+    assert line.get_marker() == "o", "a line of one point would be invisible"
+    for figure in figures.values():
         figure.canvas.draw()
 
 
-def test_what_is_no_number_is_never_drawn(simple: dict[str, Any], tmp_path: Path) -> None:
+def test_only_finite_numbers_are_drawn(simple: dict[str, Any], tmp_path: Path) -> None:
     simple["fixed"]["nmi"] = True
-    found = dict(draw_figures(driven(simple, tmp_path, broken=True, methods=["spt_deep"])))
-    assert {"per_task", "nmi"} <= found.keys()
-    for name, figure in found.items():
+    figures = dict(draw_figures(driven(simple, tmp_path, broken=True, methods=["spt_deep"])))
+    assert {"per_task", "nmi"} <= figures.keys()
+    for name, figure in figures.items():
         assert all(math.isfinite(value) for value in drawn_numbers(figure)), name
-    loss = lines(next(figure for name, figure in found.items() if name.endswith("learning_curves")), 1)
+    loss = lines(next(figure for name, figure in figures.items() if name.endswith("learning_curves")), 1)
     assert {tuple(data(line)[0]) for line in loss} == {(1, 3, 4, 6, 7, 9)}
 
 
-def test_a_study_of_many_parameters_is_drawn_and_conditional_ones_pass_below(
+def test_lines_pass_below_the_axes_of_conditional_parameters_without_a_value(
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
     raw_study["space"] |= {
@@ -437,18 +436,18 @@ def test_a_study_of_many_parameters_is_drawn_and_conditional_ones_pass_below(
     }
     raw_study["search"] |= {"sampler": "random", "pruner": {"type": "none"}, "trials": 10}
     (study,) = driven(raw_study, tmp_path)
-    found = dict(study_figures(study))
-    assert [x for x, _ in labels(found["params"])] == list(study.plan.space)
-    through = [data(line)[1] for line in lines(found["parallel"]) if len(data(line)[0]) == 9]
+    figures = dict(study_figures(study))
+    assert [x for x, _ in labels(figures["params"])] == list(study.plan.space)
+    through = [data(line)[1] for line in lines(figures["parallel"]) if len(data(line)[0]) == 9]
     without = sum("init_images" not in trial.params for trial in study.search_table.trials)
     assert 0 < without == sum(heights[list(study.plan.space).index("init_images")] < 0 for heights in through)
-    assert "not\nused" in [text.get_text() for text in found["parallel"].axes[0].texts]
-    for figure in found.values():
+    assert "not\nused" in [text.get_text() for text in figures["parallel"].axes[0].texts]
+    for figure in figures.values():
         _check_no_text_is_cut(figure)
 
 
 def _ticks(ax: Axes) -> list[Text]:
-    """The labels of the x axis that are seen: matplotlib keeps others beyond its ends."""
+    """Return the visible labels of the x axis. matplotlib keeps others beyond its ends."""
     low, high = ax.get_xlim()
     return [label for at, label in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True) if low <= at <= high]
 
@@ -462,13 +461,13 @@ def _check_no_text_is_cut(figure: Figure) -> None:
         assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1 and box.y0 >= page.y0 - 1, f"{text.get_text()} is cut"
 
 
-def test_stems_tell_backbones_and_sizes_apart_where_there_are_several(simple: dict[str, Any], tmp_path: Path) -> None:
-    opened = driven(simple, tmp_path, train_sizes=[{"per_class": 5}, 0.5], backbones=MAE[:2], **LINEAR)
-    names = [name for name, _ in draw_figures(opened, each_study=False)]
+def test_stems_name_backbones_and_sizes_if_there_are_several(simple: dict[str, Any], tmp_path: Path) -> None:
+    studies = driven(simple, tmp_path, train_sizes=[{"per_class": 5}, 0.5], backbones=MAE[:2], **LINEAR)
+    names = [name for name, _ in draw_figures(studies, each_study=False)]
     assert len(names) == len(set(names))
     assert f"per_task-{BUNDLED}-5-per-class" in names
     assert f"per_task-{MAE[1]}-0.5" in names
-    studies_too = [name for name, _ in draw_figures(opened)]
+    studies_too = [name for name, _ in draw_figures(studies)]
     assert len(studies_too) == len(set(studies_too)) > len(names)
     assert not any("/" in name or " " in name for name in studies_too)
 
@@ -476,7 +475,7 @@ def test_stems_tell_backbones_and_sizes_apart_where_there_are_several(simple: di
 def test_a_figure_is_written_as_an_image_and_as_editable_pdf(pruned_study: Study, tmp_path: Path) -> None:
     figure = only(study_figures(pruned_study), "params")
     png, pdf = save_figure(figure, tmp_path / "new" / "folder", "a.b")
-    assert sorted(path.name for path in png.parent.iterdir()) == ["a.b.pdf", "a.b.png"], "and no drafts are left"
+    assert sorted(path.name for path in png.parent.iterdir()) == ["a.b.pdf", "a.b.png"], "no drafts are left"
     assert png.read_bytes().startswith(b"\x89PNG")
     width = int.from_bytes(png.read_bytes()[16:20], "big")
     assert width == pytest.approx(6.8 * 200, abs=2)
@@ -487,27 +486,27 @@ def test_a_figure_is_written_as_an_image_and_as_editable_pdf(pruned_study: Study
 
 
 def test_figures_are_drawn_in_any_thread(pruned_study: Study, tmp_path: Path) -> None:
-    def draw(place: int) -> None:
+    def draw(index: int) -> None:
         try:
             for stem, figure in study_figures(pruned_study):
-                save_figure(figure, tmp_path / f"{place}", stem)
+                save_figure(figure, tmp_path / f"{index}", stem)
         except Exception as error:
             raised.append(error)
 
     raised: list[Exception] = []
-    threads = [threading.Thread(target=draw, args=(place,)) for place in range(2)]
+    threads = [threading.Thread(target=draw, args=(index,)) for index in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert raised == []
-    contents = [{path.name: path.read_bytes() for path in (tmp_path / f"{place}").iterdir()} for place in range(2)]
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / f"{index}").iterdir()} for index in range(2)]
     assert contents[0] == contents[1]
 
 
-def test_nothing_but_what_draws_is_imported() -> None:
+def test_drawing_imports_no_other_library() -> None:
     forbidden = "{'torch', 'optuna', 'mlflow', 'ray', 'matplotlib.pyplot'}"
-    code = f"import sys, orchestrator.figures; sys.exit(bool({forbidden} & sys.modules.keys()))"
+    code = f"import sys, orchestrator.figures.draw; sys.exit(bool({forbidden} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Laws of curves over tuning-set size: what a point averages over, what an interval is, what a fit recovers."""
+"""Curves over tuning-set size: the tasks of a point, intervals over seeds, and fits of a known power law."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.report.data_efficiency import (
     size_to_reach,
 )
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.study.study import StudySummary
+from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Trial, TrialState
 from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
@@ -41,7 +41,7 @@ def summary(
     method: str = "spt_deep",
     backbone: str = BUNDLED,
 ) -> StudySummary:
-    """A study with these final scores by seed; a seed without one has failed."""
+    """Return a study with these final scores by seed; None means that the trial failed."""
     plan = StudyPlan(task=task, backbone=backbone, method=method, train_size=size, fixed={}, space={})
     by_seed = scores if isinstance(scores, Mapping) else dict(enumerate(scores))
     finals = [
@@ -83,13 +83,13 @@ def law_points(
 
 
 def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None:
-    (found,) = curves(
+    (result,) = curves(
         [
             summary("vtab/dtd", 0.1, [0.50, 0.52, 0.57], images=80.0),
             summary("vtab/svhn", 0.1, [0.70, 0.74, 0.75], images=120.0),
         ]
     )
-    (point,) = found.points
+    (point,) = result.points
     per_seed = [0.60, 0.63, 0.66]
     assert point.mean == pytest.approx(0.63)
     assert point.images == 100.0, "the mean over tasks"
@@ -101,24 +101,24 @@ def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None
 
 
 def test_one_seed_has_no_interval() -> None:
-    (found,) = curves([summary("vtab/dtd", 0.1, [0.5])])
-    assert found.points == (Point(images=100.0, mean=0.5),)
-    (found,) = curves([summary("vtab/dtd", 0.1, {0: 0.5, 1: 0.6}), summary("vtab/svhn", 0.1, {1: 0.8, 2: 0.7})])
-    assert found.points[0].mean == pytest.approx(0.65), "as in the table: of each task the mean over its seeds"
-    assert found.points[0].low is None, "one seed only was scored on both tasks"
+    (result,) = curves([summary("vtab/dtd", 0.1, [0.5])])
+    assert result.points == (Point(images=100.0, mean=0.5),)
+    (result,) = curves([summary("vtab/dtd", 0.1, {0: 0.5, 1: 0.6}), summary("vtab/svhn", 0.1, {1: 0.8, 2: 0.7})])
+    assert result.points[0].mean == pytest.approx(0.65), "as in the table: of each task the mean over its seeds"
+    assert result.points[0].low is None, "one seed only was scored on both tasks"
 
 
-def test_an_interval_stays_within_nothing_and_all() -> None:
-    (found,) = curves([summary("vtab/dtd", 0.1, [0.9, 1.0])])
-    assert found.points[0].low == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4)
-    assert found.points[0].high == 1.0
+def test_an_interval_stays_within_0_and_1() -> None:
+    (result,) = curves([summary("vtab/dtd", 0.1, [0.9, 1.0])])
+    assert result.points[0].low == pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-4)
+    assert result.points[0].high == 1.0
 
 
 def test_a_task_that_lacks_a_size_is_left_out_everywhere_and_named() -> None:
     complete = [
         summary("vtab/dtd", size, [score], images=images) for size, images, score in ((0.1, 80, 0.4), (1.0, 800, 0.6))
     ]
-    (found,) = curves(
+    (result,) = curves(
         [
             *complete,
             summary("vtab/svhn", 0.1, [0.9]),
@@ -127,22 +127,22 @@ def test_a_task_that_lacks_a_size_is_left_out_everywhere_and_named() -> None:
             summary("vtab/kitti", 1.0, [0.9]),
         ]
     )
-    assert [point.mean for point in found.points] == [0.4, 0.6]
-    assert found.tasks == ("vtab/dtd",)
-    assert found.left_out == ("vtab/svhn", "vtab/kitti")
+    assert [point.mean for point in result.points] == [0.4, 0.6]
+    assert result.tasks == ("vtab/dtd",)
+    assert result.left_out == ("vtab/svhn", "vtab/kitti")
     (none,) = curves([summary("vtab/dtd", 0.1, [0.5]), summary("vtab/dtd", 1.0, {}), summary("vtab/svhn", 1.0, [0.5])])
     assert (none.points, none.tasks, none.left_out) == ((), (), ("vtab/dtd", "vtab/svhn"))
 
 
-def test_a_size_that_no_task_has_reached_is_not_there_yet() -> None:
-    (found,) = curves(
+def test_a_size_without_any_score_is_omitted() -> None:
+    (result,) = curves(
         [summary("vtab/dtd", 0.1, [0.5]), summary("vtab/dtd", 1.0, {}), summary("vtab/dtd", 0.5, {0: None})]
     )
-    assert (len(found.points), found.left_out) == (1, ())
+    assert (len(result.points), result.left_out) == (1, ())
     assert curves([summary("vtab/dtd", 0.1, {})]) == [], "nor is a method without a score"
 
 
-def test_there_is_a_curve_a_method_and_backbone_by_number_of_images() -> None:
+def test_each_method_and_backbone_has_a_curve_sorted_by_number_of_images() -> None:
     sizes: list[tuple[float | int | str, float]] = [(1.0, 800.0), ("5 per class", 50.0), (200, 200.0)]
     summaries = [
         summary("demo/digits", size, [0.5], images=images, method=method, backbone=backbone)
@@ -150,32 +150,35 @@ def test_there_is_a_curve_a_method_and_backbone_by_number_of_images() -> None:
         for method in ("spt_deep", "linear")
         for backbone in (BUNDLED, ELSEWHERE)
     ]
-    found = curves(summaries)
-    assert [one.label for one in found] == [
+    result = curves(summaries)
+    assert [each.label for each in result] == [
         f"{method} {backbone}" for method in ("spt_deep", "linear") for backbone in (BUNDLED, ELSEWHERE)
     ]
-    assert all([point.images for point in one.points] == [50.0, 200.0, 800.0] for one in found)
-    assert [one.label for one in curves([s for s in summaries if s.plan.backbone == BUNDLED])] == ["spt_deep", "linear"]
+    assert all([point.images for point in each.points] == [50.0, 200.0, 800.0] for each in result)
+    assert [each.label for each in curves([s for s in summaries if s.plan.backbone == BUNDLED])] == [
+        "spt_deep",
+        "linear",
+    ]
 
 
 def test_between_two_sizes_accuracy_is_linear_in_the_logarithm() -> None:
-    found = curve((100, 0.4), (400, 0.6), (1600, 0.7))
-    assert size_to_reach(found, 0.5) == pytest.approx(200)
-    assert size_to_reach(found, 0.6) == pytest.approx(400)
-    assert size_to_reach(found, 0.65) == pytest.approx(800)
+    result = curve((100, 0.4), (400, 0.6), (1600, 0.7))
+    assert size_to_reach(result, 0.5) == pytest.approx(200)
+    assert size_to_reach(result, 0.6) == pytest.approx(400)
+    assert size_to_reach(result, 0.65) == pytest.approx(800)
     goals = [0.4 + 0.3 * step / 50 for step in range(51)]
-    needed = [size_to_reach(found, goal - 1e-12) for goal in goals]
-    assert all(one is not None and other is not None and one <= other for one, other in pairwise(needed))
+    needed = [size_to_reach(result, goal - 1e-12) for goal in goals]
+    assert all(first is not None and second is not None and first <= second for first, second in pairwise(needed))
 
 
 def test_nothing_is_extrapolated() -> None:
-    found = curve((100, 0.4), (400, 0.6))
-    assert size_to_reach(found, 0.6001) is None
-    assert size_to_reach(found, 0.1) == 100, "fewer may do, but fewer were not measured"
+    result = curve((100, 0.4), (400, 0.6))
+    assert size_to_reach(result, 0.6001) is None
+    assert size_to_reach(result, 0.1) == 100, "fewer may do, but fewer were not measured"
     assert size_to_reach(curve(), 0.5) is None
 
 
-def test_a_curve_that_falls_counts_where_it_first_gets_there() -> None:
+def test_a_falling_curve_counts_where_it_first_reaches_the_accuracy() -> None:
     assert size_to_reach(curve((100, 0.4), (400, 0.6), (900, 0.5), (1600, 0.7)), 0.55) == pytest.approx(100 * 4**0.75)
 
 
@@ -212,7 +215,7 @@ def test_three_sizes_have_no_floor_and_two_no_law() -> None:
     assert fit_power_law([]) is None
 
 
-def test_a_point_that_is_known_better_weighs_more() -> None:
+def test_a_point_with_a_smaller_error_weighs_more() -> None:
     points = law_points(1.5, 0.4, 0.0, [100, 300, 900])
     off = dataclasses.replace(points[1], mean=points[1].mean - 0.05)
 
@@ -236,10 +239,10 @@ def test_awkward_curves_have_a_finite_law(means: list[float]) -> None:
     assert law.c >= 0
     if means == sorted(means):
         errors = [law.error(n) for n in (50, 100, 500, 5000)]
-        assert all(one >= other - 1e-9 for one, other in pairwise(errors)), "more images do no harm"
+        assert all(first >= second - 1e-9 for first, second in pairwise(errors)), "more images do no harm"
 
 
-def test_no_curve_is_too_wild_for_a_law() -> None:
+def test_random_curves_have_a_finite_law() -> None:
     draw = random.Random(1)
     for _ in range(200):
         sizes = sorted(draw.uniform(10, 20_000) for _ in range(draw.randint(3, 7)))
@@ -250,24 +253,24 @@ def test_no_curve_is_too_wild_for_a_law() -> None:
         assert all(math.isfinite(law.error(n)) for n in sizes)
 
 
-def test_a_law_reads_as_its_formula() -> None:
+def test_a_law_is_printed_as_its_formula() -> None:
     law = PowerLaw(a=1.9, b=0.31, c=0.05, a_error=0.2, b_error=0.04, c_error=0.01)
     assert str(law) == "error = 1.9 n^-0.31 (±0.04) + 0.05"
     assert str(dataclasses.replace(law, c=0.0, c_error=None)) == "error = 1.9 n^-0.31 (±0.04)"
     assert str(dataclasses.replace(law, a=0.5, b=-0.0004, c=0.0, c_error=None)) == "error = 0.5 n^0.00 (±0.04)"
 
 
-def test_a_row_tells_what_one_needs_for_what_the_other_reaches() -> None:
+def test_a_row_says_how_many_images_reach_the_accuracy_of_the_other() -> None:
     ours = curve((100, 0.70), (1000, 0.80))
     theirs = curve((100, 0.60), (1000, 0.743), label="linear")
     first, second = efficiency_table([ours, theirs])
     needed = 100 * 10**0.43
     assert first.images == pytest.approx(needed)
-    assert str(first) == f"spt_deep reaches linear's 74.3 % with {needed:.0f} of 1,000 images"
+    assert str(first) == f"spt_deep reaches linear's 74.3 % with {needed:.0f} images; linear needs 1,000"
     assert second.images is None
     assert str(second) == "linear does not reach spt_deep's 80.0 % with 1,000 images"
     (easy, _) = efficiency_table([curve((100, 0.8), (1000, 0.9)), theirs])
-    assert str(easy) == "spt_deep reaches linear's 74.3 % with at most 100 of 1,000 images"
+    assert str(easy) == "spt_deep reaches linear's 74.3 % with at most 100 images; linear needs 1,000"
 
 
 def test_averages_over_different_tasks_or_backbones_are_not_compared() -> None:
@@ -275,9 +278,10 @@ def test_averages_over_different_tasks_or_backbones_are_not_compared() -> None:
     rows = efficiency_table([ours, theirs, dataclasses.replace(theirs, backbone=ELSEWHERE), curve(label="full")])
     assert [row.same_tasks for row in rows] == [False, False], "and one without points is compared with nothing"
     assert rows[0].images is None
-    assert str(rows[0]) == "spt_deep and linear have scores on different tasks: not compared"
+    assert str(rows[0]) == "spt_deep and linear are not compared: they have scores on different tasks"
 
 
-def test_the_command_stays_quick() -> None:
-    code = "import sys, orchestrator.scaling; sys.exit(bool({'torch', 'scipy', 'optuna'} & sys.modules.keys()))"
+def test_importing_the_module_needs_no_torch_scipy_or_optuna() -> None:
+    forbidden = "{'torch', 'scipy', 'optuna'}"
+    code = f"import sys, orchestrator.report.data_efficiency; sys.exit(bool({forbidden} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The three Parquet files: a documented schema whatever the sweep, and all that the record has, once."""
+"""The three Parquet files: one documented schema for all sweeps, and everything in the study database, once."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def fail(trial: Trial) -> Failure | None:
 
 
 def correct_of(trial: Trial) -> list[bool]:
-    return [(trial.number + place) % 3 > 0 for place in range(IMAGES)]
+    return [(trial.number + index) % 3 > 0 for index in range(IMAGES)]
 
 
 def predictions_of(trial: Trial) -> bytes:
     correct = correct_of(trial)
     columns = {
-        "key": [f"{place:05d}" for place in range(IMAGES)],
+        "key": [f"{index:05d}" for index in range(IMAGES)],
         "label": [3] * IMAGES,
         "prediction": [3 if is_right else 4 for is_right in correct],
         "correct": correct,
-        "confidence": [1 / (place + 1) for place in range(IMAGES)],
+        "confidence": [1 / (index + 1) for index in range(IMAGES)],
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
@@ -53,13 +53,13 @@ def predictions_of(trial: Trial) -> bytes:
 
 
 def run(sweep: Sweep, trials: Path, events: int = 10**6) -> None:
-    """Trials one after another, each with facts and, once it is scored, its predictions."""
+    """Run trials one after another, each with facts and, when it is scored, its predictions."""
     while events and (trial := sweep.next_trial()) is not None:
         if (failure := fail(trial)) is not None:
             sweep.on_failure(trial.trial_id, failure)
             continue
         for epoch, metrics in enumerate(curve(trial.config), start=1):
-            facts = {"host": "here", "device": "x86_64"}
+            facts = {"host": "node7", "device": "x86_64"}
             if epoch == trial.config.epochs:
                 facts |= {"scored_on": "aaa/test", "correct": pack_correct(correct_of(trial))}
                 (trials / trial.trial_id).mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def run(sweep: Sweep, trials: Path, events: int = 10**6) -> None:
 
 
 def raw(raw_spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A sweep of few and short trials, some of them the same config again, some pruned."""
+    """Return a spec of few short trials; some of them repeat a config, and some are pruned."""
     space = {"prompt_length": raw_spec["space"]["prompt_length"], "prompt_init": raw_spec["space"]["prompt_init"]}
     space["init_images"] = {"type": "choice", "values": [1, 0.5], "when": {"prompt_init": "mean_pool"}}
     pruner = {"type": "asha", "min_epochs": 1, "reduction": 2}
@@ -80,25 +80,25 @@ def raw(raw_spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sweeps_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the trials of the sweep `small`."""
     return tmp_path_factory.mktemp("sweeps")
 
 
 @pytest.fixture(scope="module")
-def studies(place: Path) -> list[Study]:
-    sweep = new_sweep(parse_spec(raw(copy.deepcopy(RAW_SPEC)), "a test"), f"sqlite:///{place / 'studies.db'}")
-    run(sweep, place / "small")
+def studies(sweeps_folder: Path) -> list[Study]:
+    sweep = new_sweep(parse_spec(raw(copy.deepcopy(RAW_SPEC)), "a test"), f"sqlite:///{sweeps_folder / 'studies.db'}")
+    run(sweep, sweeps_folder / "small")
     assert sweep.is_done
     return sweep.studies
 
 
 @pytest.fixture
-def write(studies: list[Study], place: Path, tmp_path: Path) -> Callable[..., dict[str, list[dict[str, Any]]]]:
+def write(studies: list[Study], sweeps_folder: Path, tmp_path: Path) -> Callable[..., dict[str, list[dict[str, Any]]]]:
     """The rows of the three files."""
 
-    def written(own: list[Study] | None = None) -> dict[str, list[dict[str, Any]]]:
-        files, _ = export_studies(own or studies, lambda sweep: str(place / sweep), tmp_path / "out")
+    def written(some_studies: list[Study] | None = None) -> dict[str, list[dict[str, Any]]]:
+        files, _ = export_studies(some_studies or studies, lambda sweep: str(sweeps_folder / sweep), tmp_path / "out")
         assert [file.name for file in files] == [f"{name}.parquet" for name in FILES]
         return {name: pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist() for name in FILES}
 
@@ -109,26 +109,26 @@ def every(studies: list[Study]) -> list[Trial]:
     return [trial for study in studies for trial in (*study.search_table.trials, *study.final_table.trials)]
 
 
-def test_each_column_has_its_description_and_stands_in_the_module(
-    studies: list[Study], place: Path, tmp_path: Path
+def test_each_column_has_a_description_and_is_listed_in_the_module(
+    studies: list[Study], sweeps_folder: Path, tmp_path: Path
 ) -> None:
-    export_studies(studies, lambda sweep: str(place / sweep), tmp_path / "out")
+    export_studies(studies, lambda sweep: str(sweeps_folder / sweep), tmp_path / "out")
     for name, schema in FILES.items():
-        read = pq.read_schema(tmp_path / "out" / f"{name}.parquet")
-        assert read.equals(schema, check_metadata=True)
-        for field in read:
+        stored = pq.read_schema(tmp_path / "out" / f"{name}.parquet")
+        assert stored.equals(schema, check_metadata=True)
+        for field in stored:
             assert field.metadata[b"description"].decode().strip(), field.name
     assert module.__doc__ is not None
     for name, schema in FILES.items():
-        told = re.search(rf"- {name}, (.*?)(?=\n- |\Z)", module.__doc__, re.DOTALL)
-        assert told is not None
-        own = [column for column in schema.names if column not in field_types()]
-        assert [column for column in own if not re.search(rf"\b{column}\b", told[1])] == []
+        documented = re.search(rf"- {name}, (.*?)(?=\n- |\Z)", module.__doc__, re.DOTALL)
+        assert documented is not None
+        columns = [column for column in schema.names if column not in field_types()]
+        assert [column for column in columns if not re.search(rf"\b{column}\b", documented[1])] == []
     assert set(field_types()) <= {*TRIALS.names}, "every field of TrainConfig"
     assert len({*TRIALS.names}) == len(TRIALS.names)
 
 
-def test_trials_are_those_of_the_record(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
+def test_trials_are_those_of_the_study_database(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
     rows, trials = write()["trials"], every(studies)
     assert [(row["study"], row["phase"], row["number"]) for row in rows] == [
         (t.study, t.phase, t.number) for t in trials
@@ -146,7 +146,7 @@ def test_trials_are_those_of_the_record(studies: list[Study], write: Callable[..
     assert any(row["duplicate_of"] is not None for row in rows), "a small space is drawn from twice"
 
 
-def test_a_trials_config_can_be_made_of_its_row(write: Callable[..., dict[str, Any]]) -> None:
+def test_the_config_of_a_trial_can_be_rebuilt_from_its_row(write: Callable[..., dict[str, Any]]) -> None:
     for row in write()["trials"]:
         values = {name: row[name] for name in field_types()}
         for name in ("init_images", "train_size"):  # text, for 1 image is no share of 1.0
@@ -154,21 +154,21 @@ def test_a_trials_config_can_be_made_of_its_row(write: Callable[..., dict[str, A
         assert TrainConfig(**values).fingerprint() == row["trial_id"]
 
 
-def test_chosen_and_tied_are_what_the_study_says(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
+def test_chosen_and_tied_agree_with_the_study(studies: list[Study], write: Callable[..., dict[str, Any]]) -> None:
     rows = write()["trials"]
     for study in studies:
-        own = [row for row in rows if row["study"] == study.plan.key]
+        study_rows = [row for row in rows if row["study"] == study.plan.key]
         assert study.best is not None
-        chosen = {row["trial_id"] for row in own if row["chosen"]}
+        chosen = {row["trial_id"] for row in study_rows if row["chosen"]}
         assert chosen == {study.best.trial_id, *(trial.trial_id for trial in study.requested_final_trials)}
-        assert {row["trial_id"] for row in own if row["tied"]} == {
+        assert {row["trial_id"] for row in study_rows if row["tied"]} == {
             t.trial_id for t in find_tied(study.requested_search_trials)
         }
-        assert not any(row["tied"] for row in own if row["phase"] == "final")
+        assert not any(row["tied"] for row in study_rows if row["phase"] == "final")
 
 
 def test_final_trials_of_an_earlier_choice_are_not_chosen(
-    raw_spec: dict[str, Any], place: Path, tmp_path: Path
+    raw_spec: dict[str, Any], sweeps_folder: Path, tmp_path: Path
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     run(new_sweep(parse_spec(raw(raw_spec, tasks=["demo/digits"]), "before"), url), tmp_path / "trials")
@@ -180,10 +180,10 @@ def test_final_trials_of_an_earlier_choice_are_not_chosen(
     assert {row["measure_peeking"]: row["chosen"] for row in finals} == {False: False, True: True}
 
 
-def test_epochs_are_those_of_the_record_each_trial_once(
+def test_epochs_are_those_of_the_study_database_each_trial_once(
     studies: list[Study], write: Callable[..., dict[str, Any]]
 ) -> None:
-    found = [(row["trial_id"], row["epoch"], row["metric"], row["value"]) for row in write()["epochs"]]
+    exported = [(row["trial_id"], row["epoch"], row["metric"], row["value"]) for row in write()["epochs"]]
     expected = [
         (trial.trial_id, epoch, metric, value)
         for trial in every(studies)
@@ -191,8 +191,8 @@ def test_epochs_are_those_of_the_record_each_trial_once(
         for epoch, metrics in enumerate(trial.epochs, start=1)
         for metric, value in metrics.items()
     ]
-    assert found == expected
-    assert len({row[:3] for row in found}) == len(found), "no value twice"
+    assert exported == expected
+    assert len({row[:3] for row in exported}) == len(exported), "no value twice"
 
 
 def test_predictions_are_those_of_complete_trials_each_once(
@@ -202,29 +202,29 @@ def test_predictions_are_those_of_complete_trials_each_once(
     complete = [t for t in every(studies) if t.state is TrialState.COMPLETE and t.duplicate_of is None]
     assert list(dict.fromkeys(row["trial_id"] for row in rows)) == [trial.trial_id for trial in complete]
     for trial in complete:
-        own = [row for row in rows if row["trial_id"] == trial.trial_id]
+        trial_rows = [row for row in rows if row["trial_id"] == trial.trial_id]
         expected = pq.read_table(io.BytesIO(predictions_of(trial))).to_pylist()
-        assert own == [{"sweep": "small", "trial_id": trial.trial_id} | row for row in expected]
+        assert trial_rows == [{"sweep": "small", "trial_id": trial.trial_id} | row for row in expected]
 
 
-def test_predictions_that_are_gone_are_left_out(
-    studies: list[Study], write: Callable[..., dict[str, Any]], place: Path
+def test_missing_predictions_are_left_out(
+    studies: list[Study], write: Callable[..., dict[str, Any]], sweeps_folder: Path
 ) -> None:
-    gone = studies[0].requested_final_trials[0].trial_id
+    missing_id = studies[0].requested_final_trials[0].trial_id
     whole = write()["predictions"]
-    file = place / f"small/{gone}/predictions.parquet"
-    file.rename(place / "kept")
+    file = sweeps_folder / f"small/{missing_id}/predictions.parquet"
+    file.rename(sweeps_folder / "kept")
     left = write()["predictions"]
-    (place / "kept").rename(file)
-    assert left == [row for row in whole if row["trial_id"] != gone]
+    (sweeps_folder / "kept").rename(file)
+    assert left == [row for row in whole if row["trial_id"] != missing_id]
 
 
-def test_a_sweep_of_which_nothing_ran_has_empty_files_of_the_same_schema(
-    raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], place: Path, tmp_path: Path
+def test_a_sweep_without_trials_has_empty_files_of_the_same_schema(
+    raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], sweeps_folder: Path, tmp_path: Path
 ) -> None:
-    sweep = new_sweep(parse_spec(raw(raw_spec, name="unborn"), "a test"), f"sqlite:///{tmp_path / 'other.db'}")
+    sweep = new_sweep(parse_spec(raw(raw_spec, name="new"), "a test"), f"sqlite:///{tmp_path / 'other.db'}")
     assert write(sweep.studies) == {name: [] for name in FILES}
-    run(sweep, place / "unborn", events=1)
+    run(sweep, sweeps_folder / "new", events=1)
     sweep.close()
     rows = write(sweep.studies)
     assert [row["state"] for row in rows["trials"]] == ["waiting"]
@@ -232,20 +232,24 @@ def test_a_sweep_of_which_nothing_ran_has_empty_files_of_the_same_schema(
 
 
 def test_several_sweeps_go_into_one_file_by_name(
-    raw_spec: dict[str, Any], write: Callable[..., dict[str, Any]], studies: list[Study], place: Path, tmp_path: Path
+    raw_spec: dict[str, Any],
+    write: Callable[..., dict[str, Any]],
+    studies: list[Study],
+    sweeps_folder: Path,
+    tmp_path: Path,
 ) -> None:
-    other = new_sweep(parse_spec(raw(raw_spec, name="other", train_sizes=["5 per class"]), "a test"),
-                      f"sqlite:///{tmp_path / 'other.db'}")  # fmt: skip
-    run(other, place / "other")
+    other_spec = parse_spec(raw(raw_spec, name="other", train_sizes=["5 per class"]), "a test")
+    other_sweep = new_sweep(other_spec, f"sqlite:///{tmp_path / 'other.db'}")
+    run(other_sweep, sweeps_folder / "other")
     alone = write()
-    both = write([*studies, *other.studies])
+    both = write([*studies, *other_sweep.studies])
     for name in FILES:
         assert [row for row in both[name] if row["sweep"] == "small"] == alone[name]
         assert {row["sweep"] for row in both[name]} == {"small", "other"}
     assert {row["train_size"] for row in both["trials"]} == {"1.0", "5 per class"}
 
 
-def test_exported_twice_it_is_the_same_bytes_and_nothing_else_is_left(
+def test_two_exports_are_the_same_bytes_and_leave_no_other_files(
     studies: list[Study], write: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     write()
@@ -280,7 +284,7 @@ def test_the_command_names_the_files_it_wrote(
 
 
 @pytest.mark.parametrize("command", ["export", "figures"])
-def test_a_file_where_the_folder_should_be_is_one_sentence(
+def test_a_file_in_place_of_the_folder_is_refused_in_one_sentence(
     command: str, home: Path, sptune: Sptune, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("mine")
@@ -299,12 +303,12 @@ def test_a_file_that_cannot_be_written_is_named(home: Path, sptune: Sptune, tmp_
     assert f"{tmp_path}/out" in error and "None" not in error
 
 
-def test_a_sweep_that_is_not_there_is_one_sentence(home: Path, sptune: Sptune) -> None:
+def test_an_unknown_sweep_is_refused_in_one_sentence(home: Path, sptune: Sptune) -> None:
     status, _, error = sptune("export", "smal", "--home", home)
     assert status == 2 and "did you mean 'small'?" in error and len(error.splitlines()) == 1
 
 
-def test_text_that_a_config_has_is_text_in_the_file() -> None:
+def test_columns_have_the_types_of_the_config_fields() -> None:
     kinds = {field.name: field.type for field in TRIALS if field.name in field_types()}
     assert kinds["train_size"] == kinds["init_images"] == pa.string()
     assert kinds["image_size"] == kinds["prompt_length"] == kinds["epochs"] == pa.int64()

@@ -1,4 +1,4 @@
-"""The published numbers: under our names, and consistent with themselves."""
+"""Published numbers: their names are in the catalog, and means agree with their tasks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tasks_of(group: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("backbones", "method"), ROWS)
-def test_every_name_is_one_of_ours_and_every_number_a_percentage(backbones: tuple[str, ...], method: str) -> None:
+def test_every_name_is_in_the_catalog_and_every_number_is_a_percentage(backbones: tuple[str, ...], method: str) -> None:
     row = row_of(backbones[0], method)
     assert all(name in BACKBONES for name in backbones)
     assert method in METHODS or method in ELSEWHERE
@@ -47,13 +47,13 @@ def test_every_name_is_one_of_ours_and_every_number_a_percentage(backbones: tupl
 def test_a_group_is_the_mean_of_its_tasks(backbones: tuple[str, ...], method: str) -> None:
     row = row_of(backbones[0], method)
     for group, mean in row.groups.items():
-        known = [row.tasks[task] for task in tasks_of(group) if task in row.tasks]
+        values = [row.tasks[task] for task in tasks_of(group) if task in row.tasks]
         # A source gives all tasks of a group or none.
-        assert len(known) in (0, len(tasks_of(group)))
-        assert not known or fmean(known) == pytest.approx(mean, abs=ROUNDING), group
+        assert len(values) in (0, len(tasks_of(group)))
+        assert not values or fmean(values) == pytest.approx(mean, abs=ROUNDING), group
 
 
-def test_the_two_averages_of_vtab_are_told_apart() -> None:
+def test_the_two_averages_of_vtab_differ() -> None:
     full = row_of("vit_base_patch16_224.mae", "full")
     tasks = [value for task, value in full.tasks.items() if task.startswith("vtab/")]
     assert len(tasks) == 19
@@ -61,7 +61,7 @@ def test_the_two_averages_of_vtab_are_told_apart() -> None:
     assert round(fmean(full.groups[group] for group in VTAB_GROUPS), 2) == 64.27
 
 
-def test_a_group_that_was_not_found_is_absent() -> None:
+def test_an_unknown_group_is_absent() -> None:
     spt = row_of("vit_base_patch16_224.mae", "spt_deep")
     assert spt.groups == {"natural": 67.19, "fgvc": 83.26}
     assert spt.tasks["fgvc/cub_200_2011"] == 80.13 and "vtab/cifar100" not in spt.tasks
@@ -78,19 +78,19 @@ def test_a_group_that_was_not_found_is_absent() -> None:
         ("no_such_network", set()),
     ],
 )
-def test_a_backbone_has_the_rows_that_were_found(backbone: str, methods: set[str]) -> None:
+def test_each_backbone_has_its_rows(backbone: str, methods: set[str]) -> None:
     rows = published_rows(backbone)
     assert {row.method for row in rows} == methods and len(rows) == len(methods)
     assert published_rows(backbone) is rows, "read once"
 
 
-def test_the_file_has_a_word_on_itself_and_no_row_twice() -> None:
+def test_the_file_describes_itself_and_has_no_row_twice() -> None:
     raw = json.loads(Path(orchestrator.report.published.__file__).with_name("published.json").read_text())
     assert raw.keys() == {"about", "rows"}
     assert len(raw["rows"]) == len(ROWS) == 21
 
 
-def test_it_needs_the_standard_library_alone() -> None:
+def test_the_module_needs_the_standard_library_only() -> None:
     code = (
         "import sys, orchestrator.report.published; sys.exit(bool({'torch', 'numpy', 'yaml', 'ray'} & {*sys.modules}))"
     )

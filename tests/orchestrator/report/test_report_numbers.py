@@ -1,4 +1,4 @@
-"""A real small sweep: every number of its report is computed again from each trial's predictions, to the last digit."""
+"""Numbers of the report of a real small sweep, each computed again from the predictions of the trials."""
 
 from __future__ import annotations
 
@@ -68,26 +68,26 @@ def home(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home
 
 @pytest.fixture(scope="module")
 def studies(home: Home) -> list[Study]:
-    found = load_studies(parse_spec(SPEC, "a test"), StudyDatabase(f"sqlite:///{home.database_file}"))
-    assert all(study.is_done for study in found)
-    return found
+    loaded = load_studies(parse_spec(SPEC, "a test"), StudyDatabase(f"sqlite:///{home.database_file}"))
+    assert all(study.is_done for study in loaded)
+    return loaded
 
 
 @pytest.fixture(scope="module")
 def report(home: Home) -> list[Block]:
-    """The report as the command makes it, from a record read without epochs."""
-    record = StudyDatabase(f"sqlite:///{home.database_file}")
-    return build_sections(load_studies(parse_spec(SPEC, "a test"), record, epochs=False))
+    """The report as the command makes it, from a study database read without epochs."""
+    database = StudyDatabase(f"sqlite:///{home.database_file}")
+    return build_sections(load_studies(parse_spec(SPEC, "a test"), database, epochs=False))
 
 
-def grid_of(report: list[Block], title: str) -> list[dict[str, str]]:
-    """The rows of one of its tables, by column."""
-    (grid,) = (block for block in report if isinstance(block, TableBlock) and block.title.startswith(title))
-    return [dict(zip(grid.header, (cell.text for cell in row), strict=True)) for row in grid.rows]
+def table_block(report: list[Block], title: str) -> list[dict[str, str]]:
+    """Return the rows of one of its tables, by column."""
+    (table,) = (block for block in report if isinstance(block, TableBlock) and block.title.startswith(title))
+    return [dict(zip(table.header, (cell.text for cell in row), strict=True)) for row in table.rows]
 
 
 def correct_of(home: Home, trial: Trial) -> list[bool]:
-    """Which images a trial got right, from its labels and predictions."""
+    """Return which images a trial classified correctly, from its labels and predictions."""
     rows = pq.read_table(f"{home.trials_folder('real_1')}/{trial.trial_id}/predictions.parquet").to_pylist()
     assert all(row["correct"] == (row["label"] == row["prediction"]) for row in rows)
     assert len({row["key"] for row in rows}) == len(rows) == (60 if trial.phase == "search" else 90)
@@ -105,17 +105,19 @@ def test_cells_are_computed_from_the_predictions_to_the_last_digit(
     status, out, error = sptune("report", "real_1", "--home", Path(home.root), "--format", "csv")
     assert (status, error) == (0, "")
     lines = {line["method"]: line for line in csv.DictReader(io.StringIO(out))}
-    rows = {row["method"]: row for row in grid_of(report, "test accuracy")}
+    rows = {row["method"]: row for row in table_block(report, "test accuracy")}
     assert {*lines} == {*rows} == {*SPEC["methods"]}
     for study in studies:
-        found = [percent(home, trial) for trial in study.requested_final_trials]
+        scores = [percent(home, trial) for trial in study.requested_final_trials]
         assert [trial.config.seed for trial in study.requested_final_trials] == [42, 44]
         line, method = lines[study.plan.method], study.plan.method
-        assert (float(line["mean"]), float(line["std"])) == (statistics.mean(found), statistics.stdev(found))
-        assert rows[method]["demo/digits"] == f"{statistics.mean(found):.1f} ± {statistics.stdev(found):.1f}"
+        assert (float(line["mean"]), float(line["std"])) == (statistics.mean(scores), statistics.stdev(scores))
+        assert rows[method]["demo/digits"] == f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
 
 
-def test_what_learns_is_counted_in_the_learnt_tensors(home: Home, studies: list[Study], report: list[Block]) -> None:
+def test_the_learnable_share_is_counted_in_the_saved_tensors(
+    home: Home, studies: list[Study], report: list[Block]
+) -> None:
     for study in studies:
         for trial in study.trials:
             learnt = load_file(f"{home.trials_folder('real_1')}/{trial.trial_id}/prompt.safetensors")
@@ -123,48 +125,48 @@ def test_what_learns_is_counted_in_the_learnt_tensors(home: Home, studies: list[
         shares = [100 * trial.last_metrics["learnable/share"] for trial in study.requested_final_trials]
         row = next(row for row in build_results_table(studies).rows if row.names[0] == study.plan.method)
         assert row.tuned == pytest.approx(statistics.mean(shares))
-        shown = next(row for row in grid_of(report, "test accuracy") if row["method"] == study.plan.method)
-        assert shown["tuned %"] == f"{statistics.mean(shares):.3g}"
+        printed = next(row for row in table_block(report, "test accuracy") if row["method"] == study.plan.method)
+        assert printed["tuned %"] == f"{statistics.mean(shares):.3g}"
 
 
 def test_the_chosen_params_are_those_of_the_best_val_accuracy(
     home: Home, studies: list[Study], report: list[Block]
 ) -> None:
-    rows = {row["method"]: row for row in grid_of(report, "chosen on val")}
+    rows = {row["method"]: row for row in table_block(report, "chosen on val")}
     for study in studies:
-        own = [trial for trial in study.requested_search_trials if trial.duplicate_of is None]
-        assert {trial.state for trial in own} == {TrialState.COMPLETE}
-        by_val = {trial.number: percent(home, trial) for trial in own}
-        best = min(own, key=lambda trial: (-by_val[trial.number], trial.number))
+        trials = [trial for trial in study.requested_search_trials if trial.duplicate_of is None]
+        assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+        by_val = {trial.number: percent(home, trial) for trial in trials}
+        best = min(trials, key=lambda trial: (-by_val[trial.number], trial.number))
         row = rows[study.plan.method]
         assert (row["val %"], row["trial"]) == (f"{by_val[best.number]:.1f}", str(best.number))
         assert row["params"] == ", ".join(f"{name} {value}" for name, value in best.params.items())
-        for trial in own:
+        for trial in trials:
             assert 100 * (trial.score or 0.0) == by_val[trial.number], "to the last digit"
 
 
-def test_tied_is_what_the_predictions_say(home: Home, studies: list[Study], report: list[Block]) -> None:
-    rows = {row["method"]: row for row in grid_of(report, "chosen on val")}
+def test_tied_trials_follow_from_the_predictions(home: Home, studies: list[Study], report: list[Block]) -> None:
+    rows = {row["method"]: row for row in table_block(report, "chosen on val")}
     for study in studies:
         assert study.best is not None
         best = study.best
-        own = [t for t in study.requested_search_trials if t.duplicate_of is None and t is not best]
-        own.sort(key=lambda trial: (-percent(home, trial), trial.number))
+        trials = [t for t in study.requested_search_trials if t.duplicate_of is None and t is not best]
+        trials.sort(key=lambda trial: (-percent(home, trial), trial.number))
         best_N = np.array(correct_of(home, best))
         p_values = []
-        for trial in own:
+        for trial in trials:
             other_N = np.array(correct_of(home, trial))
             lost, won = int((best_N & ~other_N).sum()), int((other_N & ~best_N).sum())
             p_values.append(stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0)
-        among = [trial.number for trial, p in zip(own, holm(p_values), strict=True) if p > LEVEL]
-        assert [trial.number for trial in find_tied(study.requested_search_trials)] == [best.number, *among]
-        assert rows[study.plan.method]["tied"] == (", ".join(map(str, among)) or "none")
+        tied = [trial.number for trial, p in zip(trials, holm(p_values), strict=True) if p > LEVEL]
+        assert [trial.number for trial in find_tied(study.requested_search_trials)] == [best.number, *tied]
+        assert rows[study.plan.method]["tied"] == (", ".join(map(str, tied)) or "none")
     assert any(
         len(find_tied(study.requested_search_trials)) < len(study.requested_search_trials) for study in studies
     ), "a rate of 1e-6 learns nothing"
 
 
-def test_what_the_record_knows_of_images_is_what_the_predictions_say(home: Home, studies: list[Study]) -> None:
+def test_facts_about_images_in_the_study_database_agree_with_the_predictions(home: Home, studies: list[Study]) -> None:
     for study in studies:
         for trial in study.trials:
             correct = correct_of(home, trial)
@@ -179,7 +181,7 @@ def test_what_the_record_knows_of_images_is_what_the_predictions_say(home: Home,
 
 
 def test_peeking_is_the_best_epoch_minus_the_last_and_nowhere_else(studies: list[Study], report: list[Block]) -> None:
-    rows = {row["method"]: row for row in grid_of(report, "peeking")}
+    rows = {row["method"]: row for row in table_block(report, "peeking")}
     for study in studies:
         gains = []
         for trial in study.requested_final_trials:
@@ -193,14 +195,14 @@ def test_peeking_is_the_best_epoch_minus_the_last_and_nowhere_else(studies: list
         )
 
 
-def test_the_stamp_names_the_images_the_software_and_the_machine(studies: list[Study], report: list[Block]) -> None:
-    (stamp,) = (block for block in report if isinstance(block, TextBlock) and block.title == "stamp")
+def test_the_reproducibility_lines_name_images_software_and_machine(studies: list[Study], report: list[Block]) -> None:
+    (block,) = (block for block in report if isinstance(block, TextBlock) and block.title == "reproducibility")
     facts = studies[0].requested_final_trials[0].provenance
-    told = "\n".join(stamp.lines)
-    assert f"images: demo/digits {facts['scored_on'].partition('/')[0]} ({facts['protocol']})" in told
+    text = "\n".join(block.lines)
+    assert f"images: demo/digits {facts['scored_on'].partition('/')[0]} ({facts['protocol']})" in text
     for name in ("software", "device"):
-        assert facts[name] in told
-    assert "scored on test at the last of 2 epochs; seeds 42, 44" in told
+        assert facts[name] in text
+    assert "scored on test at the last epoch (epochs: 2); seeds 42, 44" in text
 
 
 # Export
@@ -217,7 +219,7 @@ def exported(home: Home, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return {name: pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("trials", "epochs", "predictions")}
 
 
-def test_the_exported_trials_and_epochs_are_the_records(
+def test_the_exported_trials_and_epochs_are_those_of_the_study_database(
     studies: list[Study], exported: dict[str, list[dict[str, Any]]]
 ) -> None:
     trials = [trial for study in studies for trial in (*study.search_table.trials, *study.final_table.trials)]
@@ -241,7 +243,7 @@ def test_the_exported_predictions_give_each_trials_score(
         assert row["correct"] == (row["label"] == row["prediction"]) and 0.1 <= row["confidence"] <= 1.0
         correct.setdefault(row["trial_id"], []).append(row["correct"])
     trials = {trial.trial_id: trial for study in studies for trial in study.trials}
-    assert {trial_id: sum(own) / len(own) for trial_id, own in correct.items()} == {
+    assert {trial_id: sum(images) / len(images) for trial_id, images in correct.items()} == {
         trial_id: trial.score for trial_id, trial in trials.items()
     }
     assert correct == {trial_id: correct_of(home, trial) for trial_id, trial in trials.items()}
@@ -285,7 +287,7 @@ def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path
 def test_every_format_has_every_number(form: str, home: Home, report: list[Block], sptune: Sptune) -> None:
     status, out, error = sptune("report", "real_1", "--home", Path(home.root), "--format", form)
     assert (status, error) == (0, "")
-    for row in grid_of(report, "test accuracy"):
+    for row in table_block(report, "test accuracy"):
         cell = row["demo/digits"]
         assert (cell.replace("±", r"$\pm$") if form == "latex" else cell) in out
     assert "Trials: 10 complete, 0 pruned, 0 failed, 0 missing." in out

@@ -1,4 +1,4 @@
-"""A study's page in MLflow: what it says, that it can be repeated, that it is written anew and never twice."""
+"""Page of a study in MLflow: its contents, its spec and command, and when it is written again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mlflow import MlflowClient
 
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.loader import find_spec, load_spec, parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
-from orchestrator.study.study import load_studies
+from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
@@ -53,9 +53,9 @@ def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, re
     drive(sweep)
     (study,) = sweep.studies
     spec, command = code_blocks(render_study_page(study))
-    again = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
-    drive(again)
-    assert [t.trial_id for t in again.studies[0].trials] == [t.trial_id for t in study.trials]
+    repeated = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
+    drive(repeated)
+    assert [t.trial_id for t in repeated.studies[0].trials] == [t.trial_id for t in study.trials]
     program, *words = shlex.split(command)
     assert [program, *words[:2]] == ["python", "-m", "trainer"]
     fields, _ = parse(words[2:])
@@ -63,16 +63,16 @@ def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, re
 
 
 @pytest.mark.parametrize("name", ["demo", "demo_data_efficiency", "nmi", "vtab_mae_vpt", "ablation_backbone_size"])
-def test_the_page_of_every_study_holds_a_spec_of_it_alone_under_a_name_of_its_own(name: str, record_url: str) -> None:
+def test_the_page_of_every_study_contains_a_spec_of_it_alone_under_its_own_name(name: str, record_url: str) -> None:
     spec = load_spec(find_spec(name))
     for study in {study.plan.method: study for study in load_studies(spec, StudyDatabase(record_url))}.values():
         (text,) = code_blocks(render_study_page(study))
         alone = parse_spec(yaml.safe_load(text), "the page")
-        assert alone.name == f"{spec.name}-again", "so that the sweep's own record is not touched"
-        assert plan_studies(alone) == [study.plan]
+        assert alone.name == f"{spec.name}-again", "so that the trials of the sweep are not touched"
+        assert plan_sweep(alone).studies == [study.plan]
 
 
-def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(
+def test_the_leaderboard_begins_with_the_best_trial_and_has_the_stored_numbers(
     small: SweepSpec, record_url: str
 ) -> None:
     sweep = new_sweep(small, record_url)
@@ -91,34 +91,35 @@ def test_the_leaderboard_begins_with_the_best_and_every_number_is_the_records(
 
 
 @pytest.mark.parametrize(
-    ("failure", "said"),
+    ("failure", "expected"),
     [
         (Failure(cause=FailureCause.DIVERGED, error="TrainingDiverged: nan"), "4 failed"),
         (Failure(cause=FailureCause.INVALID, error="ValueError: no images"), "stopped: ValueError: no images"),
     ],
 )
-def test_a_study_without_a_result_says_so(small: SweepSpec, record_url: str, failure: Failure, said: str) -> None:
+def test_the_page_of_a_study_without_results_says_so(
+    small: SweepSpec, record_url: str, failure: Failure, expected: str
+) -> None:
     sweep = new_sweep(small, record_url)
     drive(sweep, fail=lambda _: failure)
     page = render_study_page(sweep.studies[0])
-    assert said in page and "test accuracy" not in page
+    assert expected in page and "test accuracy" not in page
     assert study_summary_metrics(sweep.studies[0]) == {}
 
 
-def test_a_tracker_is_shown_a_study_when_its_search_is_done_and_when_it_is_over(
-    small: SweepSpec, record_url: str
-) -> None:
+def test_a_tracker_syncs_a_study_after_its_search_and_at_its_end(small: SweepSpec, record_url: str) -> None:
     class Counting(MemoryTracker):
         def __init__(self) -> None:
             super().__init__()
             self.marks: list[tuple[int, int]] = []
 
-        def sync_study(self, study: Any) -> None:
+        def sync_study(self, study: Study) -> None:
             super().sync_study(study)
-            self.marks.append((len(study.searched), sum(trial.score is not None for trial in study.finals)))
+            num_scored = sum(trial.score is not None for trial in study.requested_final_trials)
+            self.marks.append((len(study.requested_search_trials), num_scored))
 
     tracker = Counting()
-    drive(Sweep(small, StudyDatabase(record_url), tracker))
+    drive(Sweep.resume(small, StudyDatabase(record_url), tracker))
     assert tracker.marks == [(4, 0), (4, 2)]
 
 
@@ -127,7 +128,7 @@ def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
 ) -> None:
     card = open_task(str(tmp_path / "data"), "demo/digits")
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     drive(sweep)
     assert tracker.close() == 0, tracker.problem
     (study,) = sweep.studies
@@ -150,32 +151,32 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(url), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(url), tracker)
     drive(sweep)
     tracker.close()
     run_id = sweep.studies[0].search_table.mlflow_run
     assert run_id is not None
     client = MlflowClient(tracking_uri=mlflow_uri)
 
-    def told() -> int:
+    def num_values() -> int:
         return len(client.get_metric_history(run_id, "final/test/accuracy"))
 
-    before = told()
-    again = tracker_for(small, tmp_path, mlflow_uri)
-    Sweep(small, StudyDatabase(url), again)
-    assert (again.close(), told()) == (0, before)
+    before = num_values()
+    second_tracker = tracker_for(small, tmp_path, mlflow_uri)
+    Sweep.resume(small, StudyDatabase(url), second_tracker)
+    assert (second_tracker.close(), num_values()) == (0, before)
     wider = small.model_copy(update={"final": small.final.model_copy(update={"seeds": [42, 44, 82]})})
     more = tracker_for(wider, tmp_path, mlflow_uri)
-    drive(Sweep(wider, StudyDatabase(url), more))
-    assert (more.close(), told()) == (0, before + 1)
+    drive(Sweep.resume(wider, StudyDatabase(url), more))
+    assert (more.close(), num_values()) == (0, before + 1)
     assert "82:" in client.get_run(run_id).data.tags[DESCRIPTION_TAG]
 
 
-def test_a_run_has_its_best_and_last_values_by_name_and_what_its_worker_told(
+def test_a_run_has_best_and_last_values_and_the_facts_of_its_worker(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker = tracker_for(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     facts = {"host": "node-7", "device": "H200", "commit": "abc", "lock": "def", "correct": "0:"}

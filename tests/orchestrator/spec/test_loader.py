@@ -11,7 +11,7 @@ import pytest
 import search_spaces
 from orchestrator.errors import SpecError
 from orchestrator.spec.loader import find_spec, load_spec, parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.space import Choice
 
 SHIPPED = sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))
@@ -232,7 +232,7 @@ def test_a_shipped_spec_is_valid_and_a_page_of_a_lab_book(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_search_trials_never_touch_the_test_split(path: Path) -> None:
-    for study in plan_studies(load_spec(path)):
+    for study in plan_sweep(load_spec(path)).studies:
         params = {
             name: dimension.values[0] if isinstance(dimension, Choice) else dimension.low
             for name, dimension in study.space.items()
@@ -245,7 +245,7 @@ def test_search_trials_never_touch_the_test_split(path: Path) -> None:
 def test_a_group_stands_for_its_tasks_and_each_study_is_there_once(raw_spec: dict[str, Any]) -> None:
     raw_spec["tasks"] = ["demo", "demo/digits"]
     raw_spec["train_sizes"] = [0.5, 1.0]
-    plans = plan_studies(parse_spec(raw_spec, "a test"))
+    plans = plan_sweep(parse_spec(raw_spec, "a test")).studies
     assert len({plan.key for plan in plans}) == len(plans) == 3 * 2 * 2
     linear = next(plan for plan in plans if plan.method == "linear")
     assert list(linear.space) == ["lr"], "a method searches only what has an effect on it"
@@ -260,7 +260,7 @@ def test_checking_a_spec_is_quick(raw_spec: dict[str, Any]) -> None:
 
 def test_a_train_size_is_a_share_a_number_or_a_number_of_each_class(raw_spec: dict[str, Any]) -> None:
     raw_spec["train_sizes"] = [0.5, 100, {"per_class": 5}, "6 per class", 1.0]
-    sizes = list(dict.fromkeys(plan.train_size for plan in plan_studies(parse_spec(raw_spec, "here"))))
+    sizes = list(dict.fromkeys(plan.train_size for plan in plan_sweep(parse_spec(raw_spec, "here")).studies))
     assert sizes == [0.5, 100, "5 per class", "6 per class", 1.0]
     assert [type(size) for size in sizes] == [float, int, str, str, float]
 

@@ -11,7 +11,7 @@ import pytest
 import search_spaces
 from orchestrator.report.published import published_rows
 from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.space import Choice, IntRange
 from trainer.catalog import METHODS
@@ -78,7 +78,7 @@ def test_a_page_tells_its_true_cost(page: tuple[Path, SweepSpec]) -> None:
     head = head_of(path)
     told = re.search(r"Cost: (\d+) studies x \((\d+) search \+ (\d+) final\) trials = (\d+) \+ (\d+)\. ", head)
     assert told is not None
-    count, search, final = len(plan_studies(spec)), spec.search.trials, len(spec.final.seeds)
+    count, search, final = len(plan_sweep(spec).studies), spec.search.trials, len(spec.final.seeds)
     assert [int(number) for number in told.groups()] == [count, search, final, count * search, count * final]
     # Hours are told where they were measured, and else how to estimate them.
     known = "minutes on two cores" in head
@@ -89,12 +89,12 @@ def test_a_page_tells_its_true_cost(page: tuple[Path, SweepSpec]) -> None:
 def test_a_grid_has_as_many_points_as_trials(page: tuple[Path, SweepSpec]) -> None:
     _, spec = page
     if spec.search.sampler == "grid":
-        assert {num_points(study) for study in plan_studies(spec)} == {spec.search.trials}
+        assert {num_points(study) for study in plan_sweep(spec).studies} == {spec.search.trials}
 
 
 def test_search_never_reads_test_and_a_final_trial_learns_from_all_else(page: tuple[Path, SweepSpec]) -> None:
     _, spec = page
-    for study in plan_studies(spec):
+    for study in plan_sweep(spec).studies:
         search, final = (make(first_params(study), 0) for make in (study.search_config, study.final_config))
         assert (search.train_split, search.eval_split, search.eval_metric) == ("train", "val", "val/accuracy")
         assert (final.train_split, final.eval_split) == ("trainval", "test")
@@ -105,7 +105,7 @@ def test_search_never_reads_test_and_a_final_trial_learns_from_all_else(page: tu
 def test_a_reproduction_follows_its_papers_protocol(stem: str) -> None:
     spec = load_spec(find_spec(stem))
     assert spec.final.seeds == [42, 44, 82, 100, 800] and spec.final.select == "last_val"
-    configs = [study.search_config(first_params(study), 0) for study in plan_studies(spec)]
+    configs = [study.search_config(first_params(study), 0) for study in plan_sweep(spec).studies]
     assert {config.normalize for config in configs} == {"imagenet"}
     assert {config.epochs for config in configs} == {100}
     assert {config.transform for config in configs} == {"spt" if stem.endswith("spt") else "vpt"}
@@ -158,6 +158,6 @@ def test_a_demo_is_its_studys_small_twin(stem: str, twin: int) -> None:
     large, small = load_spec(find_spec(stem)), load_spec(find_spec(f"demo_{stem}"))
     assert set(small.methods) <= set(large.methods) and all(task.startswith("demo/") for task in small.tasks)
     assert small.resources.gpus == 0
-    axis = len(small.train_sizes) if stem == "data_efficiency" else num_points(plan_studies(small)[0])
+    axis = len(small.train_sizes) if stem == "data_efficiency" else num_points(plan_sweep(small).studies[0])
     assert axis == twin
     assert set(small.space) <= set(large.space)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies, suggest_params
+from orchestrator.spec.plan import plan_sweep, suggest_params
 from orchestrator.spec.space import Choice, FloatRange
 from orchestrator.study.trial import Trial, TrialState
 from tests.orchestrator.conftest import drive, new_sweep, outcome
@@ -134,7 +134,7 @@ def test_a_condition_may_be_on_what_is_fixed(small: dict[str, Any], record_url: 
     sweep = new_sweep(spec, record_url)
     drive(sweep)
     assert all("init_images" in trial.params for trial in sweep.studies[0].search_table.trials)
-    (plan,) = plan_studies(spec)
+    (plan,) = plan_sweep(spec).studies
     other = dataclasses.replace(plan, fixed={**plan.fixed, "epochs": 7})
 
     def lowest(_: str, dimension: FloatRange | Any) -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.drivers.replay import Clock, SyntheticCurves, run_sweep
+from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Failure, FailureCause, TrialState
@@ -19,13 +19,13 @@ from tests.orchestrator.conftest import outcome
 
 def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
     clock = Clock()
-    return Sweep(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
+    return Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
 
 
 def run(spec: SweepSpec, url: str, workers: int = 3) -> tuple[Sweep, Clock]:
     """A sweep that was driven as far as its budget goes, an epoch being ten seconds."""
     sweep, clock = opened(spec, url)
-    run_sweep(sweep, SyntheticCurves(plan_studies(spec)), clock, workers)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=workers).run(sweep)
     sweep.close()
     return sweep, clock
 
@@ -61,7 +61,7 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
     assert sweep.gpu_hours == pytest.approx(used)
     # Launched again, it starts nothing; with a larger budget it ends as if there had been none.
     again, clock = opened(spec, record_url)
-    run_sweep(again, SyntheticCurves(plan_studies(spec)), clock, 3)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(again)
     if "max_hours" not in budget:  # its hours are those of drivers that held a lease
         assert len(again.studies[0].trials) == len(trials)
         assert again.halt is not None
@@ -109,7 +109,7 @@ def test_hours_are_those_of_all_drivers(raw_study: dict[str, Any], record_url: s
     assert first._trial_id is not None
     first._storage.set_trial_user_attr(first._trial_id, "seconds", 3600.0)
     clock = Clock()
-    sweep = Sweep(spec, record, MemoryTracker(), lease=first, clock=clock)
+    sweep = Sweep.resume(spec, record, MemoryTracker(), lease=first, clock=clock)
     assert sweep.hours == 1
     clock.now = 3599.0
     assert sweep.next_trial() is not None

@@ -31,7 +31,7 @@ def test_those_stay_that_the_policy_keeps_or_that_may_go_on(
         cause = {1: FailureCause.DIVERGED, 2: FailureCause.ERROR}.get(trial.number) if trial.phase == "search" else None
         return cause and Failure(cause=cause, error=f"{cause.value}: broken")
 
-    sweep = Sweep(
+    sweep = Sweep.resume(
         spec,
         StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"),
         MemoryTracker(),
@@ -57,7 +57,7 @@ def test_those_stay_that_the_policy_keeps_or_that_may_go_on(
 
 def test_a_trial_that_is_interrupted_keeps_its_checkpoint(raw_study: dict[str, Any], tmp_path: Path) -> None:
     spec = parse_spec(raw_study | {"keep": "final"}, "a test")
-    sweep = Sweep(spec, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker())
+    sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), MemoryTracker())
     trial = sweep.next_trial()
     assert trial is not None
     write_bytes(tmp_path / "trials" / trial.trial_id / "checkpoint.pt", b"x")
@@ -73,7 +73,7 @@ def test_one_that_was_still_being_written_when_its_trial_was_given_up_goes_in_th
 ) -> None:
     spec = parse_spec(raw_study | {"keep": "final"}, "a test")
     checkpoints = CheckpointRetention(str(tmp_path / "trials"), spec.keep)
-    sweep = Sweep(
+    sweep = Sweep.resume(
         spec,
         StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"),
         MemoryTracker(),

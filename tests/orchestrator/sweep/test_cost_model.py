@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan, plan_studies
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.resources import TrialResources
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Epoch, Failure, FailureCause
@@ -98,7 +98,7 @@ def test_more_trials_teach_more_and_the_most_memory_counts(spec: SweepSpec, tmp_
 
 def test_a_short_trial_teaches_until_a_whole_one_has(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
     throughput = CostModel.load(str(tmp_path / "throughput.json"))
-    (plan,) = plan_studies(spec)
+    (plan,) = plan_sweep(spec).studies
     throughput.update_from_calibration(
         plan, [Epoch(epoch=1, metrics={}), Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path)
     )
@@ -126,7 +126,7 @@ def test_a_short_trial_teaches_until_a_whole_one_has(spec: SweepSpec, tmp_path: 
 def test_a_trial_learns_from_as_many_images_as_its_size_says(
     spec: SweepSpec, tmp_path: Path, train_size: float | str, search: int, final: int
 ) -> None:
-    (plan,) = plan_studies(spec)
+    (plan,) = plan_sweep(spec).studies
     sized = StudyPlan(
         task=plan.task, backbone=plan.backbone, method=plan.method, train_size=train_size, fixed={}, space={}
     )
@@ -139,7 +139,7 @@ def test_the_short_trial_costs_as_much_as_any(raw_study: dict[str, Any]) -> None
         "batch_size": {"type": "int", "low": 8, "high": 64},
         "init_images": {"type": "choice", "values": [10, 200], "when": {"prompt_init": "mean_pool"}},
     }
-    (plan,) = plan_studies(parse_spec(raw_study, "a test"))
+    (plan,) = plan_sweep(parse_spec(raw_study, "a test")).studies
     config = most_expensive_config(plan, 3)
     assert (config.prompt_length, config.batch_size, config.prompt_init) == (64, 64, "mean_pool")
     assert config.init_images == 200

@@ -104,7 +104,7 @@ def test_what_is_not_wider_is_refused_and_said_once_for_all_studies(
     with pytest.raises(ConflictError) as refused:
         new_sweep(edited, record_url)
     told = str(refused.value).splitlines()
-    assert told[0] == "sweep small already has trials made under other settings:"
+    assert told[0] == "sweep small already has trials that were run under other settings:"
     assert difference in told[1]
     assert len(told) == 3, "one difference, told once, then the way out"
     assert told[2].startswith("Undo the edit, or give the spec another name.")

@@ -217,7 +217,7 @@ def test_only_a_row_of_like_failures_of_several_trials_pauses(
 def test_a_trial_that_is_silent_for_too_long_is_named(raw_study: dict[str, Any], record_url: str) -> None:
     clock = Clock()
     spec = parse_spec(raw_study | {"lost_after_minutes": 2}, "a test")
-    sweep = Sweep(spec, StudyDatabase(record_url), MemoryTracker(), clock=clock)
+    sweep = Sweep.resume(spec, StudyDatabase(record_url), MemoryTracker(), clock=clock)
     silent, heard, late = sweep.next_trial(), sweep.next_trial(), sweep.next_trial()
     assert silent is not None
     assert heard is not None

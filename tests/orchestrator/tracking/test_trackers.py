@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import plan_studies
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
@@ -62,7 +62,7 @@ class TrackerContract:
     ) -> None:
         tracker, seen = self.make(small, tmp_path, mlflow_uri)
         record = StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}")
-        sweep = Sweep(small, record, tracker)
+        sweep = Sweep.resume(small, record, tracker)
         drive(sweep, workers=2, fail=_fail_second)
         assert tracker.close() == 0
         trials = [
@@ -76,7 +76,7 @@ class TrackerContract:
 
     def test_syncing_again_changes_nothing(self, small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
         tracker, seen = self.make(small, tmp_path, mlflow_uri)
-        sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+        sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
         drive(sweep)
         before = (tracker.close(), seen())
         again, _ = self.make(small, tmp_path, mlflow_uri)
@@ -134,13 +134,13 @@ def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     drive(sweep, workers=2, fail=_fail_second)
     best = sweep.studies[0].best
     tracker.close()
     runs = mlflow_runs(mlflow_uri, small.name)
     parents = {run.info.run_id: run for run in runs if run.data.tags["phase"] == "study"}
-    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in plan_studies(small)}
+    assert {run.data.tags["study"] for run in parents.values()} == {plan.key for plan in plan_sweep(small).studies}
     assert {run.info.run_name for run in parents.values()} == {"demo/digits spt_deep", "demo/digits linear"}
     children = [run for run in runs if run.info.run_id not in parents]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
@@ -156,7 +156,7 @@ def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
 
 def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     kept = {"prototypes.safetensors", "prompt.safetensors", "predictions.parquet", "card.json"}
@@ -181,16 +181,16 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     for _ in range(3):
         tracker, _ = contract.make(small, tmp_path, mlflow_uri)
-        drive(Sweep(small, StudyDatabase(url), tracker), workers=2, events=events)
+        drive(Sweep.resume(small, StudyDatabase(url), tracker), workers=2, events=events)
         tracker.close()
     # A driver may die after it made a run and before the record knew: the ledger forgets, MLflow does not.
     record = StudyDatabase(url)
-    for ledger, _ in record.load_tables(small.name, plan_studies(small)):
+    for ledger, _ in record.load_tables(small.name, plan_sweep(small).studies):
         for trial in ledger.trials:
             if ledger.synced_run(trial.number)[0] is not None:
                 ledger._save(f"mlflow/{trial.number}", [None, None])
     tracker, seen = contract.make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(url), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(url), tracker)
     drive(sweep, workers=2)
     assert tracker.close() == 0
     trials = [
@@ -215,14 +215,14 @@ def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_pat
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     away = MlflowRuns("sqlite:////dev/null/mlflow.db", spec.name, str(tmp_path), None, str(tmp_path))
     nowhere = MlflowTracker(away, patience_s=0)
-    sweep = Sweep(spec, StudyDatabase(url), nowhere)
+    sweep = Sweep.resume(spec, StudyDatabase(url), nowhere)
     drive(sweep)
     untold = nowhere.close()
     trials = {t.trial_id for s in sweep.studies for t in (*s.search_table.trials, *s.final_table.trials)}
     assert untold == len(trials) + len(sweep.studies)
     assert nowhere.problem, "and it says why"
     tracker, seen = TestMlflowTracker().make(spec, tmp_path, mlflow_uri)
-    again = Sweep(spec, StudyDatabase(url), tracker)
+    again = Sweep.resume(spec, StudyDatabase(url), tracker)
     assert again.is_done
     assert (tracker.close(), len(seen())) == (0, len(trials))
 
@@ -244,7 +244,7 @@ def test_an_mlflow_that_is_reached_too_early_is_no_thing_untold(small: SweepSpec
 
 
 def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> None:
-    config = plan_studies(spec)[1].search_config({"lr": 0.01}, 0)
+    config = plan_sweep(spec).studies[1].search_config({"lr": 0.01}, 0)
     running = Trial(
         trial_id=config.fingerprint(),
         study="s",
@@ -269,7 +269,7 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_
         mlflow_uri, small.name, str(tmp_path / "trials"), (tmp_path / "artifacts").as_uri(), str(tmp_path)
     )
     tracker = MlflowTracker(runs, patience_s=2)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     first, second = sweep.next_trial(), sweep.next_trial()
     assert first is not None and second is not None
     search = sweep.studies[0].search_table
@@ -287,7 +287,7 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_
 
 def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
     assert trial is not None and isinstance(tracker, MlflowTracker)
     end = time.monotonic() + 30
@@ -312,13 +312,13 @@ def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    sweep = Sweep(small, StudyDatabase(url), tracker)
+    sweep = Sweep.resume(small, StudyDatabase(url), tracker)
     trial = sweep.next_trial()
     assert trial is not None
     tracker.close()
     sweep.studies[0].search_table._save("mlflow/0", [None, None])
     again, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    Sweep(small, StudyDatabase(url), again)
+    Sweep.resume(small, StudyDatabase(url), again)
     assert again.close() == 0
     runs = mlflow_runs(mlflow_uri, small.name)
     assert sum(run.data.tags.get("trial_id") == trial.trial_id for run in runs) == 1

@@ -1,4 +1,4 @@
-"""A task store that several machines share: each decodes a task once, and none harms another by making a demo task."""
+"""A task store that several machines share: each decodes a task once, and making a demo task disturbs nobody."""
 
 from __future__ import annotations
 
@@ -18,37 +18,40 @@ from trainer.data.tasks import open_task
 from trainer.storage.files import file_sizes
 
 TASK = "demo/digits"
-TUNING_IMAGES = 1000
+NUM_TUNING_IMAGES = 1000
 DECODE = """
 import sys, time
-from trainer.data import decoded
-from trainer.data.store import read_card
+from trainer.data import image_cache
+from trainer.data.tasks import open_task
 import torch
 torch.set_num_threads(1)
-root, cache, at = sys.argv[1:]
-count, real = 0, decoded.decode
+root, cache, start_time = sys.argv[1:]
+count, real = 0, image_cache.decode
 def counted(*arguments, **options):
     global count
     count += 1
     return real(*arguments, **options)
-decoded.decode = counted
-time.sleep(max(0.0, float(at) - time.time()))
-card = read_card(root, "demo/digits")
-found = decoded.decoded(root, card, ("train", "val"), 8, "spt", "fixed", cache)
-print(count, int(found.images_N3SS.sum(dtype=torch.int64)))
+image_cache.decode = counted
+time.sleep(max(0.0, float(start_time) - time.time()))
+card = open_task(root, "demo/digits")
+decoded = image_cache.load_decoded(root, card, ("train", "val"), 8, "spt", "fixed", cache)
+print(count, int(decoded.images_N3SS.sum(dtype=torch.int64)))
 """
-RENDER = """
+"""A process that decodes the tuning images, and prints how many it decoded and the sum of all pixels."""
+MAKE = """
 import sys, time
-from trainer.data.rendered import render
-root, until = sys.argv[1], float(sys.argv[2])
-while time.time() < until:
-    render(root, "demo/digits")
+from trainer.data.demo_tasks import make_demo_task
+root, end_time = sys.argv[1], float(sys.argv[2])
+while time.time() < end_time:
+    make_demo_task(root, "demo/digits")
 """
+"""A process that makes a demo task over and over."""
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
-    if reason := S3Server.why_not():
+    reason = S3Server.why_not()
+    if reason:
         pytest.skip(reason)
     with S3Server() as server:
         yield server
@@ -59,24 +62,25 @@ def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     """An empty task store."""
     if request.param == "file":
         return f"file://{tmp_path}/store"
+
     server: S3Server = request.getfixturevalue("server")
     use_aws(monkeypatch, server.env)
     return f"s3://{server.bucket}/{tmp_path.name}"
 
 
-def started(code: str, *arguments: object) -> subprocess.Popen[str]:
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
 
 
-def told(processes: list[subprocess.Popen[str]]) -> list[list[int]]:
-    """The numbers that processes end with."""
-    said = [process.communicate(timeout=200)[0] for process in processes]
+def printed_numbers(processes: list[subprocess.Popen[str]]) -> list[list[int]]:
+    """Wait for the processes, and return the numbers that each printed."""
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes)
-    return [[int(number) for number in text.split()] for text in said]
+    return [[int(number) for number in output.split()] for output in outputs]
 
 
-def content(root: str) -> str:
-    """All that is in a task, as its fingerprint has it."""
+def content_hash(root: str) -> str:
+    """Hash all that a stored task holds, as its fingerprint does."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for example in read_examples(root, TASK, split):
@@ -85,43 +89,52 @@ def content(root: str) -> str:
 
 
 @pytest.mark.slow
-def test_machines_with_folders_of_their_own_decode_once_each(root: str, tmp_path: Path) -> None:
-    at = time.time() + 5
-    (one, same), (two, alike) = told([started(DECODE, root, tmp_path / cache, at) for cache in ("one", "two")])
-    assert (one, two) == (TUNING_IMAGES, TUNING_IMAGES)
-    assert same == alike, "and see the same images"
-    again = told([started(DECODE, root, tmp_path / cache, 0) for cache in ("one", "two")])
-    assert again == [[0, same]] * 2
+def test_machines_with_separate_cache_folders_decode_once_each(root: str, tmp_path: Path) -> None:
+    start_time = time.time() + 5
+    processes = [start(DECODE, root, tmp_path / cache, start_time) for cache in ("one", "two")]
+    (first_count, first_sum), (second_count, second_sum) = printed_numbers(processes)
+
+    assert (first_count, second_count) == (NUM_TUNING_IMAGES, NUM_TUNING_IMAGES)
+    assert first_sum == second_sum, "and see the same images"
+
+    # The arrays are there now, so nothing is decoded a second time.
+    later = printed_numbers([start(DECODE, root, tmp_path / cache, 0) for cache in ("one", "two")])
+    assert later == [[0, first_sum]] * 2
 
 
 @pytest.mark.slow
 def test_processes_of_one_machine_decode_once_together(root: str, tmp_path: Path) -> None:
-    at = time.time() + 5
-    (one, same), (two, alike) = told([started(DECODE, root, tmp_path / "cache", at) for _ in range(2)])
-    assert sorted([one, two]) == [0, TUNING_IMAGES]
-    assert same == alike
+    start_time = time.time() + 5
+    processes = [start(DECODE, root, tmp_path / "cache", start_time) for _ in range(2)]
+    (first_count, first_sum), (second_count, second_sum) = printed_numbers(processes)
+    assert sorted([first_count, second_count]) == [0, NUM_TUNING_IMAGES]
+    assert first_sum == second_sum
 
 
-def test_a_demo_task_that_others_make_at_the_same_time_is_always_there_and_whole(root: str) -> None:
+def test_a_demo_task_stays_present_and_whole_while_other_processes_make_it(root: str) -> None:
     expected = open_task(root, TASK)
-    until = time.time() + 6
-    makers = [started(RENDER, root, until) for _ in range(2)]
-    looks = 0
+    end_time = time.time() + 6
+    makers = [start(MAKE, root, end_time) for _ in range(2)]
+
+    num_reads = 0
     while any(maker.poll() is None for maker in makers):
         assert read_card(root, TASK) == expected
-        if looks % 10 == 0:
-            assert content(root) == expected.fingerprint
-        looks += 1
-    told(makers)
-    assert looks > 50
+        if num_reads % 10 == 0:
+            assert content_hash(root) == expected.fingerprint
+        num_reads += 1
+
+    printed_numbers(makers)
+
+    assert num_reads > 50
     assert sorted(name.rpartition("/")[2] for name in file_sizes(root)) == [
         "card.json", "test.parquet", "train.parquet", "val.parquet",
     ]  # fmt: skip
 
 
-def test_the_same_task_is_the_same_bytes_whoever_makes_it(tmp_path: Path) -> None:
-    for place in ("one", "two"):
-        make_demo_task(str(tmp_path / place), TASK)
+def test_a_demo_task_is_the_same_bytes_in_every_store(tmp_path: Path) -> None:
+    for store in ("one", "two"):
+        make_demo_task(str(tmp_path / store), TASK)
+
     for name in ("card.json", *(f"{split}.parquet" for split in SPLITS)):
-        one, two = (tmp_path / place / TASK / name for place in ("one", "two"))
-        assert one.read_bytes() == two.read_bytes(), "so that who reads one while it becomes the other sees no seam"
+        first, second = (tmp_path / store / TASK / name for store in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes(), "so a process that reads while another writes sees no change"

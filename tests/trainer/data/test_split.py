@@ -1,4 +1,4 @@
-"""Decoded images: once a node, whole or resumable, shared; and the tuning sets cut from them."""
+"""The image cache (once per node, resumed after a crash, shared), and the splits and tuning sets cut from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from trainer.catalog import OWN
-from trainer.data import image_cache as decoding
+from trainer.data import image_cache
 from trainer.data.image_cache import load_decoded
 from trainer.data.split import fits_on_device, load_split
 from trainer.data.task_store import Card, Example, read_examples, write_task
@@ -24,6 +24,7 @@ TASK = f"{OWN}noise"
 
 
 def jpeg(seed: int) -> bytes:
+    """A small picture of noise, of one of twelve sizes."""
     buffer = io.BytesIO()
     size = (40 + 7 * (seed % 3), 30 + 5 * (seed % 4))
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -40,6 +41,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Card]:
         split: [Example(key=f"{split}{i:03}", label=i % 4, image=jpeg(i)) for i in range(count)]
         for split, count in counts.items()
     }
+
     return root, write_task(root, TASK, splits, source="here", class_names=[*"abcd"], protocol="published")
 
 
@@ -47,7 +49,7 @@ def expected(root: str, card: Card, splits: tuple[str, ...], size: int) -> torch
     return torch.stack([decode(e.image, size, "spt") for s in splits for e in read_examples(root, card.task, s)])
 
 
-def fill(root: str, card: Card, cache: str) -> None:
+def fill_cache(root: str, card: Card, cache: str) -> None:
     load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", cache)
 
 
@@ -57,20 +59,23 @@ def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
     stored: tuple[str, Card], splits: tuple[str, ...], size: int, tmp_path: Path
 ) -> None:
     root, card = stored
-    for _ in range(2):  # made, and found
-        found = load_decoded(root, card, splits, size, "spt", "fixed", str(tmp_path))
-        assert torch.equal(found.images_N3SS, expected(root, card, splits, size))
-    aspects = [Image.open(io.BytesIO(e.image)) for s in splits for e in read_examples(root, card.task, s)]
-    assert found.aspect_N.tolist() == [image.width / image.height for image in aspects]
+    # The first call decodes the images, the second maps the files.
+    for _ in range(2):
+        decoded = load_decoded(root, card, splits, size, "spt", "fixed", str(tmp_path))
+        assert torch.equal(decoded.images_N3SS, expected(root, card, splits, size))
+
+    pictures = [Image.open(io.BytesIO(e.image)) for s in splits for e in read_examples(root, card.task, s)]
+
+    assert decoded.aspect_N.tolist() == [picture.width / picture.height for picture in pictures]
 
 
-def test_what_was_decoded_before_a_crash_is_not_decoded_again(
+def test_blocks_decoded_before_a_crash_are_not_decoded_again(
     stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, card = stored
     count = 0
 
-    def dies(image: bytes, *arguments: object, **named: object) -> torch.Tensor:
+    def crash_at_300(image: bytes, *arguments: object, **named: object) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == 300:
@@ -78,75 +83,87 @@ def test_what_was_decoded_before_a_crash_is_not_decoded_again(
         return decode(image, *arguments, **named)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(decoding, "decode", dies)
+        patch.setattr(image_cache, "decode", crash_at_300)
         with pytest.raises(KeyboardInterrupt):
-            fill(root, card, str(tmp_path))
-    assert not list(tmp_path.glob("*.u8")), "a part does not pass for the whole"
-    # Bytes of a block that was begun and not finished lie behind the mark.
+            fill_cache(root, card, str(tmp_path))
+
+    assert not list(tmp_path.glob("*.u8")), "an unfinished array does not have the name of a finished one"
+
+    # Bytes of a block that was not finished lie behind the last one that was.
     (part,) = tmp_path.glob("*-v1.part")
     with part.open("ab") as file:
         file.write(b"\x07" * 1000)
+
+    # From here the count never reaches 300: nothing crashes a second time.
     count = -10_000
-    monkeypatch.setattr(decoding, "decode", dies)
-    found = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
-    assert count == -10_000 + 760 - decoding.BLOCK, "the first block was kept"
-    assert torch.equal(found.images_N3SS, expected(root, card, ("train", "val"), 16))
+    monkeypatch.setattr(image_cache, "decode", crash_at_300)
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+
+    assert count == -10_000 + 760 - image_cache.BLOCK, "the first block was kept"
+    assert torch.equal(decoded.images_N3SS, expected(root, card, ("train", "val"), 16))
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".aspect", ".lock", ".u8"]
 
 
 def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str, Card], tmp_path: Path) -> None:
     root, card = stored
     spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=fill, args=(root, card, str(tmp_path))) for _ in range(2)]
+    workers = [spawn.Process(target=fill_cache, args=(root, card, str(tmp_path))) for _ in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(tmp_path.glob("*.u8"))) == 1
-    found = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
-    assert torch.equal(found.images_N3SS, expected(root, card, ("train", "val"), 16))
+
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+    assert torch.equal(decoded.images_N3SS, expected(root, card, ("train", "val"), 16))
 
 
-def test_another_size_transform_view_or_content_is_another_array(stored: tuple[str, Card], tmp_path: Path) -> None:
+def test_each_size_transform_and_view_has_an_array_of_its_own(stored: tuple[str, Card], tmp_path: Path) -> None:
     root, card = stored
     load_decoded(root, card, ("test",), 16, "spt", "fixed", str(tmp_path))
     load_decoded(root, card, ("test",), 17, "spt", "fixed", str(tmp_path))
     load_decoded(root, card, ("test",), 16, "vpt", "fixed", str(tmp_path))
     load_decoded(root, card, ("test",), 16, "spt", "whole", str(tmp_path))
+
     assert len(list(tmp_path.glob("*.u8"))) == 4
 
 
-def test_a_cache_that_cannot_be_written_is_an_os_error(stored: tuple[str, Card], tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_raises_an_os_error(stored: tuple[str, Card], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         load_decoded(*stored, ("test",), 16, "spt", "fixed", str(tmp_path / "file"))
 
 
-def test_the_environment_names_the_cache(
+def test_the_cache_folder_is_read_from_the_environment(
     stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(os.environ, "SPTUNE_CACHE", str(tmp_path / "here"))
+    monkeypatch.setitem(os.environ, "SPTUNE_CACHE", str(tmp_path / "cache"))
     load_decoded(*stored, ("test",), 8, "spt", "fixed")
-    assert list((tmp_path / "here").glob("*.u8"))
+    assert list((tmp_path / "cache").glob("*.u8"))
 
 
 @pytest.mark.parametrize(("size", "count"), [(1.0, 760), (0.1, 80), (4, 4), (41, 41), ("5 per class", 20)])
-def test_a_tuning_set_takes_its_own_images_in_any_order(
+def test_a_tuning_set_returns_its_images_and_labels_in_any_order(
     stored: tuple[str, Card], size: float | int | str, count: int
 ) -> None:
     split = load_split(stored[0], TASK, "trainval", size, 16)
     assert len(split) == len(split.keys) == len(split.labels_N) == len(split.aspect_N) == count
+
     images = {f"{s}{i:03}": jpeg(i) for s, n in (("train", 700), ("val", 60)) for i in range(n)}
     for rows_B in torch.randperm(count).split(7):
         for row, image in zip(rows_B.tolist(), split.take(rows_B), strict=True):
             assert torch.equal(image, decode(images[split.keys[row]], 16, "spt"))
             assert split.labels_N[row] == int(split.keys[row][-3:]) % 4
+
     assert torch.equal(torch.cat(list(split.in_order(9))), split.all_images())
 
 
 @pytest.mark.parametrize("sizes", [(4, 10, 200, 760), ("1 per class", "2 per class", "50 per class"), (0.01, 0.5, 1.0)])
-def test_smaller_tuning_sets_are_inside_larger_ones(stored: tuple[str, Card], sizes: tuple[float | int | str]) -> None:
+def test_smaller_tuning_sets_are_subsets_of_larger_ones(
+    stored: tuple[str, Card], sizes: tuple[float | int | str]
+) -> None:
     sets = [set(load_split(stored[0], TASK, "trainval", size, 16).keys) for size in sizes]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(sets))
 
@@ -159,14 +176,16 @@ def test_smaller_tuning_sets_are_inside_larger_ones(stored: tuple[str, Card], si
             "191 per class asks for more images than 4 of 4 classes have: class 0 has 190. Use at most 190 per class, "
             "or a number of images.",
         ),
-        (761, "761 images were asked for, and there are 760."),
+        (761, "761 images were asked for, and there are 760. Use at most 760."),
     ],
 )
-def test_more_images_than_there_are_is_a_clear_error(stored: tuple[str, Card], size: int | str, problem: str) -> None:
+def test_a_size_above_the_number_of_images_is_a_clear_error(
+    stored: tuple[str, Card], size: int | str, problem: str
+) -> None:
     with pytest.raises(ValueError, match="images") as caught:
         load_split(stored[0], TASK, "trainval", size, 16)
     assert str(caught.value) == problem
 
 
-def test_images_stay_in_a_gpus_memory_if_they_leave_most_of_what_is_free() -> None:
+def test_images_go_to_a_gpu_only_if_they_leave_most_of_its_free_memory() -> None:
     assert fits_on_device(0, 0) and fits_on_device(4 * 10**9, 10**10) and not fits_on_device(4 * 10**9 + 1, 10**10)

@@ -1,4 +1,4 @@
-"""A network that runs out of memory gives the same result as one that does not, in smaller parts; and bf16."""
+"""Micro-batches give the result of a whole batch when memory runs out; and precision bf16."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.training.loop import train
 
 
 class Tight(nn.Module):
-    """Two layers in float64 that take so many inputs at once and no more; and remember which they took."""
+    """Two layers in float64 that run out of memory above `fits()` inputs, and keep the inputs they accepted."""
 
     def __init__(self, fits: Callable[[], int]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def batch(size: int) -> tuple[Tensor, Tensor]:
 
 
 def undivided(network: Tight, size: int) -> tuple[Tensor, list[Tensor]]:
-    """Loss and gradients of all inputs at once."""
+    """Return loss and gradients of all inputs at once."""
     inputs_B, labels_B = batch(size)
     loss = F.cross_entropy(network.second(network.first(inputs_B).tanh()), labels_B)
     return loss.detach(), list(torch.autograd.grad(loss, list(network.parameters())))
@@ -69,29 +69,29 @@ def assert_gradients(network: Tight, expected: list[Tensor]) -> None:
 
 
 def halves(size: int, fits: int) -> list[int]:
-    """A size and its halves, rounded up, down to the first that fits."""
+    """Return a size and its halves, rounded up, down to the first that fits."""
     return [size] if size <= fits else [size, *halves(-(-size // 2), fits)]
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The warnings of the trainer, which are then forgotten."""
-    found = [
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the logged warnings of `execution`, and clear them."""
+    messages = [
         r.getMessage() for r in caplog.records if (r.name, r.levelno) == ("trainer.model.execution", logging.WARNING)
     ]
     caplog.clear()
-    return found
+    return messages
 
 
-def sentences(doing: str, sizes: list[int]) -> list[str]:
+def sentences(purpose: str, sizes: list[int]) -> list[str]:
     return [
-        f"out of memory in {doing} with {size} images at once: going on with {half}, to the same result"
+        f"out of memory in {purpose} with {size} images at once: retrying with {half}, which gives the same result"
         for size, half in itertools.pairwise(sizes)
     ]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 16, 17, 33])
 @pytest.mark.parametrize("fits", [1, 3, 5, 8, 64])
-def test_a_batch_that_does_not_fit_gives_the_loss_and_gradient_of_one_that_does(
+def test_a_batch_in_micro_batches_has_the_loss_and_gradient_of_the_whole_batch(
     fits: int, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Tight(lambda: fits)
@@ -105,7 +105,7 @@ def test_a_batch_that_does_not_fit_gives_the_loss_and_gradient_of_one_that_does(
     assert not found.requires_grad
     assert_gradients(network, gradients)
     assert part == sizes[-1] <= fits and network.refused == sizes[:-1]
-    assert told(caplog) == sentences("training", sizes)
+    assert warnings(caplog) == sentences("training", sizes)
     # Each input was worked out once, in order, as many at a time as fit.
     assert torch.equal(torch.cat(network.took), batch(size)[0])
     assert {len(taken) for taken in network.took[:-1]} <= {part}
@@ -113,11 +113,11 @@ def test_a_batch_that_does_not_fit_gives_the_loss_and_gradient_of_one_that_does(
     # The next batch begins with what did fit.
     assert backward(network, parameters, *batch(size), micro_batch_size=part)[1] == part
     assert_gradients(network, gradients)
-    assert told(caplog) == [] and network.refused == sizes[:-1]
+    assert warnings(caplog) == [] and network.refused == sizes[:-1]
 
 
 @pytest.mark.parametrize("when", range(1, 6))
-def test_memory_that_runs_out_in_the_middle_of_a_batch_loses_and_repeats_nothing(
+def test_running_out_of_memory_inside_a_batch_loses_and_repeats_no_input(
     when: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Someone else takes memory at the n-th call: eight inputs fit before, two behind.
@@ -127,24 +127,24 @@ def test_memory_that_runs_out_in_the_middle_of_a_batch_loses_and_repeats_nothing
     found, part = backward(network, list(network.parameters()), *batch(37), micro_batch_size=8)
     torch.testing.assert_close(found.double(), loss, rtol=2e-6, atol=0)
     assert_gradients(network, gradients)
-    assert (part, told(caplog)) == (2, sentences("training", [8, 4, 2]))
+    assert (part, warnings(caplog)) == (2, sentences("training", [8, 4, 2]))
     assert [len(taken) for taken in network.took][: when - 1] == [8] * (when - 1)
     assert torch.equal(torch.cat(network.took), batch(37)[0])
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
-def test_an_input_that_does_not_fit_by_itself_is_an_error(size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_input_that_does_not_fit_is_an_error(size: int, caplog: pytest.LogCaptureFixture) -> None:
     network = Tight(lambda: 0)
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 20"):
         backward(network, list(network.parameters()), *batch(size), micro_batch_size=size)
-    assert told(caplog) == sentences("training", halves(size, 1))
+    assert warnings(caplog) == sentences("training", halves(size, 1))
     assert all(parameter.grad is None for parameter in network.parameters())
     with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 20"):
         evaluate_in_batches(network, batch(size)[0], micro_batch_size=size)
-    assert told(caplog) == sentences("evaluation", halves(size, 1))
+    assert warnings(caplog) == sentences("evaluation", halves(size, 1))
 
 
-def test_an_error_of_another_kind_is_no_shortage_of_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(caplog: pytest.LogCaptureFixture) -> None:
     network = Tight(lambda: 8)
     for run in (
         lambda: backward(network, list(network.parameters()), batch(4)[0][:, :4], batch(4)[1], micro_batch_size=4),
@@ -153,11 +153,11 @@ def test_an_error_of_another_kind_is_no_shortage_of_memory(caplog: pytest.LogCap
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
             run()
         assert not isinstance(caught.value, torch.OutOfMemoryError)
-    assert told(caplog) == []
+    assert warnings(caplog) == []
 
 
 class FailsOnTheWayBack(torch.autograd.Function):
-    """Nothing on the way forth; out of memory on the way back, so many times."""
+    """Identity in the forward pass; out of memory in the backward pass as often as `failures` has entries."""
 
     @staticmethod
     def forward(ctx: Any, hidden_B: Tensor, failures: list[int]) -> Tensor:
@@ -172,7 +172,7 @@ class FailsOnTheWayBack(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
-def test_memory_that_runs_out_on_the_way_back_leaves_no_half_gradient(
+def test_running_out_of_memory_in_the_backward_pass_leaves_no_partial_gradient(
     failures: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     left = list(range(failures))
@@ -188,12 +188,14 @@ def test_memory_that_runs_out_on_the_way_back_leaves_no_half_gradient(
     torch.testing.assert_close(found.double(), loss, rtol=2e-6, atol=0)
     assert_gradients(network, gradients)
     sizes = [13, 7, 4, 2][: failures + 1]
-    assert (part, told(caplog)) == (sizes[-1], sentences("training", sizes))
+    assert (part, warnings(caplog)) == (sizes[-1], sentences("training", sizes))
 
 
 @pytest.mark.parametrize("fits", [1, 3, 5, 8, 1000])
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 257])
-def test_outputs_come_in_order_whatever_fits(size: int, fits: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_outputs_are_in_order_for_every_micro_batch_size(
+    size: int, fits: int, caplog: pytest.LogCaptureFixture
+) -> None:
     network = Tight(lambda: fits)
     inputs_N = batch(size)[0]
     with torch.no_grad():
@@ -204,14 +206,14 @@ def test_outputs_come_in_order_whatever_fits(size: int, fits: int, caplog: pytes
         assert not outputs_NK.requires_grad
         assert torch.equal(torch.cat(network.took), inputs_N)
         assert max(map(len, network.took)) <= min(fits, part)
-        assert bool(told(caplog)) == (min(size, part) > fits)
+        assert bool(warnings(caplog)) == (min(size, part) > fits)
         network.took.clear()
     if size <= 256 and size <= fits:
         evaluate_in_batches(network, inputs_N)
         assert len(network.took) == 1, "all at once where they fit"
 
 
-def test_full_precision_is_the_network_as_it_is() -> None:
+def test_fp32_does_not_change_the_network() -> None:
     network = Tight(lambda: 8)
     for exact in (network, copy.deepcopy(network).float()):
         inputs_B = batch(8)[0].to(exact.first.weight.dtype)
@@ -219,14 +221,14 @@ def test_full_precision_is_the_network_as_it_is() -> None:
         assert logits_BK.dtype == inputs_B.dtype and torch.equal(logits_BK, exact(inputs_B))
 
 
-def test_who_asks_a_processor_for_bf16_that_has_none_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_bf16_on_a_processor_without_it_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with_precision(Tight(lambda: 1), "fp32", "cpu")
     assert caplog.text == ""
     with_precision(Tight(lambda: 1), "bf16", "cpu")
     assert ("no arithmetic for bf16" in caplog.text) is not has_bf16("cpu")
 
 
-def test_half_precision_works_in_bf16_and_learns_and_answers_in_fp32() -> None:
+def test_bf16_computes_in_bf16_with_gradients_and_outputs_in_fp32() -> None:
     network = Tight(lambda: 8).float()
     inputs_B, labels_B = batch(8)[0].float(), batch(8)[1]
     half = with_precision(network, "bf16", "cpu")
@@ -244,7 +246,7 @@ def test_half_precision_works_in_bf16_and_learns_and_answers_in_fp32() -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=0.1, atol=0.02)
 
 
-def test_a_network_that_fails_leaves_the_precision_as_it_was() -> None:
+def test_a_failing_network_leaves_autocast_disabled() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         with_precision(Tight(lambda: 1).float(), "bf16", "cpu")(batch(8)[0].float())
     assert not torch.is_autocast_enabled("cpu")
@@ -252,7 +254,7 @@ def test_a_network_that_fails_leaves_the_precision_as_it_was() -> None:
 
 @contextmanager
 def little_memory(config: TrainConfig) -> Iterator[None]:
-    """Within, training's network takes five images at once and no more."""
+    """Let the network of a training run out of memory above five images."""
 
     def refuse(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         if len(given[0]) > 5:
@@ -270,7 +272,7 @@ def little_memory(config: TrainConfig) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("method", ["vpt_shallow", "full", "linear"])
-def test_a_run_on_a_device_with_little_memory_ends_as_one_with_much(
+def test_a_run_has_the_same_result_on_a_device_with_little_memory(
     method: str, data_root: str, tmp_path: Path, tiny: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     load_split(data_root, "demo/digits", "train", 1.0, 32)
@@ -279,19 +281,19 @@ def test_a_run_on_a_device_with_little_memory_ends_as_one_with_much(
     pq.write_table(pq.read_table(val)[:20], val)
     config = tiny(method, epochs=2, lr=1e-3)
     expected = list(train(config, data_root=data_root))
-    assert told(caplog) == []
+    assert warnings(caplog) == []
     learns = method != "linear"  # a linear run's network is evaluated only: its steps never run out
     with little_memory(config):
         run = train(config, data_root=data_root, folder=str(tmp_path / "run"))
         next(run)
         training, evaluation = sentences("training", [16, 8, 4]), sentences("evaluation", halves(256, 5))
-        first = told(caplog)
+        first = warnings(caplog)
         assert [text for text in first if "training" in text] == (training if learns else [])
         assert set(first) - set(training) == set(evaluation)
         # Interrupted, it goes on with what did fit.
         del run
         found = list(train(config, data_root=data_root, folder=str(tmp_path / "run")))
-        assert set(told(caplog)) == (set(evaluation) if learns else set()), "features are known by now"
+        assert set(warnings(caplog)) == (set(evaluation) if learns else set()), "features are known by now"
     for epoch, plain in zip(found, expected, strict=True):
         assert epoch.metrics.pop("train/images_at_once", None) == (4 if learns else None)
         assert epoch.metrics == {name: pytest.approx(value, rel=1e-4) for name, value in plain.metrics.items()} | {

@@ -51,7 +51,7 @@ def prompted(
 
 @contextmanager
 def watched(*modules: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What the modules are given and what they make of it, in the order of their calls."""
+    """Yield the input and output of each call of the modules, in order."""
     seen: list[tuple[Tensor, Tensor]] = []
     hooks = [
         module.register_forward_hook(lambda _, given, made: seen.append((given[0].detach(), made.detach())))
@@ -87,7 +87,7 @@ def plain_block(x: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def plain_tokens(weights: Mapping[str, Tensor], pixels: Tensor, prompts: Tensor | None) -> list[Tensor]:
-    """The tokens that enter each of the five layers, and those that leave the last; patches first without position."""
+    """Return the tokens that enter each of the five layers, and those that leave the last. Layer 0 has no positions."""
     size = len(pixels)
     squares = (pixels.double() / 127.5 - 1).reshape(size, 3, 8, 4, 8, 4).permute(0, 2, 4, 1, 3, 5).reshape(size, 64, 48)
     patches = squares @ weights["patch_embed.proj.weight"].reshape(96, 48).T + weights["patch_embed.proj.bias"]
@@ -152,7 +152,7 @@ def test_patch_tokens_are_those_that_enter_each_layer_of_the_plain_network(exact
 
 
 @pytest.mark.parametrize(("num_layers", "prompt_length", "count"), [(5, 20, 5 * 20 * 96), (1, 100, 100 * 96)])
-def test_exactly_prompt_and_head_learn(exact: Backbone, num_layers: int, prompt_length: int, count: int) -> None:
+def test_only_prompt_and_head_are_trained(exact: Backbone, num_layers: int, prompt_length: int, count: int) -> None:
     model = prompted(exact, num_layers, prompt_length)
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"prompt_LPD": count, "head.weight": 7 * 96, "head.bias": 7}
@@ -164,9 +164,9 @@ def test_exactly_prompt_and_head_learn(exact: Backbone, num_layers: int, prompt_
 
 
 @pytest.mark.parametrize("prompt_length", [0, 1])
-def test_a_network_that_learns_by_mistake_is_refused_by_name(exact: Backbone, prompt_length: int) -> None:
+def test_a_parameter_that_must_not_learn_is_named_in_the_error(exact: Backbone, prompt_length: int) -> None:
     exact.vit.norm.weight.requires_grad_(True)
-    with pytest.raises(ValueError, match="what learns") as caught:
+    with pytest.raises(ValueError, match="the learnable parameters") as caught:
         PromptedViT(
             exact,
             num_classes=7,
@@ -175,13 +175,13 @@ def test_a_network_that_learns_by_mistake_is_refused_by_name(exact: Backbone, pr
             generator=torch.Generator(),
         )
     must = "head.bias, head.weight, prompt" if prompt_length else "head.bias, head.weight"
-    assert str(caught.value) == f"what learns must be {must}; these differ: ['backbone.vit.norm.weight']."
+    assert str(caught.value) == f"the learnable parameters must be {must}; these differ: ['backbone.vit.norm.weight']."
 
 
-def test_a_network_that_should_learn_and_does_not_is_refused_by_name(exact: Backbone) -> None:
+def test_a_parameter_that_must_learn_is_named_in_the_error(exact: Backbone) -> None:
     learns = exact.variant(learns=True, drop_path=0.0)
     learns.get_submodule("vit.blocks.2.attn.qkv").requires_grad_(False)
-    with pytest.raises(ValueError, match="what learns") as caught:
+    with pytest.raises(ValueError, match="the learnable parameters") as caught:
         PromptedViT(
             learns,
             num_classes=7,
@@ -195,7 +195,7 @@ def test_a_network_that_should_learn_and_does_not_is_refused_by_name(exact: Back
 
 
 ROWS, READ = 1 + 64, 7
-"""Tokens of an image, CLS among them; and prompts of a layer."""
+"""Number of tokens of an image, CLS included; number of prompts of a layer."""
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ ROWS, READ = 1 + 64, 7
     ],
     ids=["linear", "shallow", "deep"],
 )
-def test_no_block_works_out_a_token_that_nobody_reads(
+def test_blocks_compute_only_tokens_that_are_read(
     exact: Backbone, num_layers: int, mean: list[int], cls: list[int]
 ) -> None:
     model = prompted(exact, num_layers, READ if num_layers else 0, dropout=0.1)
@@ -217,7 +217,7 @@ def test_no_block_works_out_a_token_that_nobody_reads(
     assert [given.shape[:2] for given, _ in seen] == 2 * [(3, n) for n in (mean if exact.readout == "mean" else cls)]
 
 
-def test_prompts_that_are_the_same_for_all_images_are_projected_once(exact: Backbone) -> None:
+def test_shared_prompts_are_projected_once(exact: Backbone) -> None:
     for num_layers in (1, 5):
         model = prompted(exact, num_layers, READ, dropout=0.1)
         for mode, batch in ((True, 3), (False, 1)):
@@ -229,7 +229,7 @@ def test_prompts_that_are_the_same_for_all_images_are_projected_once(exact: Back
 
 
 @pytest.mark.parametrize("num_layers", [1, 5], ids=["shallow", "deep"])
-def test_no_gradient_is_worked_out_for_the_patches_that_enter_the_first_block(exact: Backbone, num_layers: int) -> None:
+def test_the_patches_of_the_first_block_need_no_gradient(exact: Backbone, num_layers: int) -> None:
     model = prompted(exact, num_layers, READ)
     first = next(iter(model.backbone.layers()))
     need: list[tuple[int, bool]] = []
@@ -239,9 +239,7 @@ def test_no_gradient_is_worked_out_for_the_patches_that_enter_the_first_block(ex
 
 
 @pytest.mark.parametrize("num_layers", [1, 5], ids=["shallow", "deep"])
-def test_prompts_of_several_runs_share_a_pass_and_each_has_the_numbers_of_a_pass_alone(
-    exact: Backbone, num_layers: int
-) -> None:
+def test_prompts_of_several_runs_in_one_pass_equal_separate_passes(exact: Backbone, num_layers: int) -> None:
     generator = torch.Generator().manual_seed(5)
     runs = torch.randn(3, num_layers, READ, 96, generator=generator, dtype=torch.float64, requires_grad=True)
     batches = images(6)
@@ -259,7 +257,7 @@ def test_prompts_of_several_runs_share_a_pass_and_each_has_the_numbers_of_a_pass
 
 
 def random_block(kind: str) -> Block:
-    """A block of width 12 in float64 whose every weight plays a role."""
+    """Return a block of width 12 in float64 with random weights, so that every weight has an effect."""
     scale, normed = (1e-5 if kind == "LayerScale" else None), kind == "normed"
     block = Block(12, 3, qkv_bias=True, init_values=scale, qk_norm=normed, scale_attn_norm=normed).double()
     generator = torch.Generator().manual_seed(3)
@@ -270,20 +268,21 @@ def random_block(kind: str) -> Block:
 
 
 @pytest.mark.parametrize(
-    ("context", "leaves"),
-    [(None, False), *((count, leaves) for count in (1, 2, 6) for leaves in (False, True))],
+    ("context", "has_output"),
+    [(None, False), *((count, has_output) for count in (1, 2, 6) for has_output in (False, True))],
     ids=lambda value: {None: "no context", 1: "shared", 2: "two", 6: "one per image"}.get(value, f"{value}"),
 )
 @pytest.mark.parametrize("kind", ["plain", "LayerScale", "normed"])
-def test_a_block_run_with_a_context_is_the_block_over_both_less_what_nobody_reads(
-    kind: str, context: int | None, leaves: bool
+def test_a_block_run_with_a_context_equals_the_block_over_both_without_the_unread_outputs(
+    kind: str, context: int | None, has_output: bool
 ) -> None:
     block = random_block(kind)
-    cases = [(count, extra, leaving) for count in (1, 2, 17) for extra in (1, 40) for leaving in (None, 1, count)]
-    for tokens, extra, leaving in cases:
+    cases = [(count, extra, outputs) for count in (1, 2, 17) for extra in (1, 40) for outputs in (None, 1, count)]
+    for tokens, extra, num_outputs in cases:
         generator = torch.Generator().manual_seed(tokens)
         tokens_BTD = torch.randn(6, tokens, 12, generator=generator, dtype=torch.float64, requires_grad=True)
-        given, joint_BTD = [tokens_BTD, *block.parameters()], tokens_BTD
+        given = [tokens_BTD, *block.parameters()]
+        joint_BTD = tokens_BTD
         context_AXD = None
         if context is not None:
             context_AXD = torch.randn(context, extra, 12, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -291,18 +290,20 @@ def test_a_block_run_with_a_context_is_the_block_over_both_less_what_nobody_read
             joint_BTD = torch.cat([tokens_BTD, context_AXD.repeat_interleave(6 // context, dim=0)], dim=1)
         out_BTD = block(joint_BTD)
         expected_BTD = torch.cat(
-            [out_BTD[:, :tokens][:, :leaving], out_BTD[:, tokens:] if leaves else out_BTD[:, :0]], 1
+            [out_BTD[:, :tokens][:, :num_outputs], out_BTD[:, tokens:] if has_output else out_BTD[:, :0]], 1
         )
-        left_BTD = run_block(block, tokens_BTD, context_AXD=context_AXD, leaving=leaving, context_leaves=leaves)
-        torch.testing.assert_close(left_BTD, expected_BTD, rtol=1e-11, atol=1e-11)
+        actual_BTD = run_block(
+            block, tokens_BTD, context_AXD=context_AXD, num_outputs=num_outputs, output_context=has_output
+        )
+        torch.testing.assert_close(actual_BTD, expected_BTD, rtol=1e-11, atol=1e-11)
         weights = torch.randn(expected_BTD.shape, generator=generator, dtype=torch.float64)
-        gradients = (torch.autograd.grad((out * weights).sum(), given) for out in (left_BTD, expected_BTD))
+        gradients = (torch.autograd.grad((out * weights).sum(), given) for out in (actual_BTD, expected_BTD))
         for mine, plain in zip(*gradients, strict=True):
             torch.testing.assert_close(mine, plain, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_layers", [1, 5], ids=["shallow", "deep"])
-def test_dropout_hits_the_prompts_of_every_layer_and_image_in_training_mode_only(
+def test_dropout_acts_on_the_prompts_of_every_layer_and_image_in_training_only(
     exact: Backbone, num_layers: int
 ) -> None:
     assert {name: row.prompt_dropout for name, row in METHODS.items() if row.prompt_dropout} == {"vpt_deep": 0.1}
@@ -361,7 +362,7 @@ def test_a_variant_shares_the_weights_unless_it_learns_and_leaves_the_network_as
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 5], ids=["linear", "shallow", "deep"])
-def test_stochastic_depth_leaves_out_an_image_s_branch_at_its_layer_s_rate_in_training_only(
+def test_stochastic_depth_drops_branches_at_the_rate_of_the_layer_in_training_only(
     backbone: Backbone, num_layers: int
 ) -> None:
     model = prompted(backbone, num_layers, 3 if num_layers else 0)
@@ -435,7 +436,7 @@ def test_the_head_starts_normal_with_its_backbone_s_deviation_and_no_bias(backbo
 
 
 @pytest.mark.parametrize("row", BACKBONES.values(), ids=lambda row: row.name)
-def test_a_row_of_the_catalog_says_what_timm_says(row: BackboneRow) -> None:
+def test_a_row_of_the_catalog_agrees_with_timm(row: BackboneRow) -> None:
     with torch.device("meta"):
         vit, wider = build_vit(row), build_vit(row, 2 * row.image_size)
     network = Backbone(vit, readout=row.readout, sha256="", mean_and_std=row.mean_and_std)
@@ -460,9 +461,7 @@ def test_a_row_of_the_catalog_says_what_timm_says(row: BackboneRow) -> None:
     [("spt_deep", 20, 184_320), ("vpt_deep", 20, 184_320), ("spt_shallow", 100, 76_800), ("linear", 0, 0),
      ("full", 0, 85_798_656)],
 )  # fmt: skip
-def test_a_base_network_has_as_many_parameters_to_learn_as_published(
-    method: str, prompt_length: int, count: int
-) -> None:
+def test_the_number_of_learnable_parameters_is_the_published_one(method: str, prompt_length: int, count: int) -> None:
     row, learns = BACKBONES["vit_base_patch16_224.mae"], METHODS[method].backbone_learns
     with torch.device("meta"):
         vit = build_vit(row)

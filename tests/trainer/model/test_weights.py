@@ -1,4 +1,4 @@
-"""Weights: every published format comes in whole, nothing else comes in, and where files are looked for.
+"""Weights: every published format loads completely, everything else is refused, and files are searched in order.
 
 Shapes: D width, N patch tokens.
 """
@@ -42,7 +42,7 @@ State = dict[str, Tensor]
 
 
 def filled(vit: VisionTransformer, seed: int, std: float = 1.0) -> VisionTransformer:
-    """The network with every number random, so that no two of its values are alike."""
+    """Return the network with random numbers, so that no two values are equal."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in vit.parameters():
@@ -51,7 +51,7 @@ def filled(vit: VisionTransformer, seed: int, std: float = 1.0) -> VisionTransfo
 
 
 def nano(seed: int = 0, **changes: Any) -> VisionTransformer:
-    """A network of the bundled one's shape, or with changes."""
+    """Return a network of the bundled one's shape, or with changes."""
     shape = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 5, "num_heads": 3}
     return filled(VisionTransformer(num_classes=0, **(shape | changes)), seed)
 
@@ -65,18 +65,18 @@ def write_safetensors(vit: VisionTransformer, path: Path) -> None:
 
 
 def write_bare(vit: VisionTransformer, path: Path) -> None:
-    """timm, DINO: the network alone."""
+    """Write the format of timm and DINO: the network only."""
     torch.save(vit.state_dict(), path)
 
 
 def write_classifier(vit: VisionTransformer, path: Path) -> None:
-    """A supervised network with its classifiers (DeiT has two) and its representation layer."""
+    """Write a supervised network with its classifiers (DeiT has two) and its representation layer."""
     beside = {"head.weight": noise(21, vit.embed_dim), "head.bias": noise(21), "head_dist.bias": noise(21)}
     torch.save(vit.state_dict() | beside | {"pre_logits.fc.weight": noise(7, vit.embed_dim)}, path)
 
 
 def write_mae(vit: VisionTransformer, path: Path) -> None:
-    """MAE: the network under `model`, with the decoder, beside the arguments and the optimizer."""
+    """Write the format of MAE: network and decoder under `model`, beside the arguments and the optimizer."""
     decoder = {"mask_token": noise(1, 1, 64), "decoder_embed.weight": noise(64, vit.embed_dim)}
     decoder |= {"decoder_pos_embed": noise(1, 65, 64), "decoder_blocks.0.norm1.weight": noise(64)}
     arguments = argparse.Namespace(lr=1.5e-4, model="mae_vit", betas=(0.9, 0.95), resume="", distributed=True)
@@ -85,7 +85,7 @@ def write_mae(vit: VisionTransformer, path: Path) -> None:
 
 
 def moco_state(vit: VisionTransformer) -> State:
-    """MoCo v3: the network, its projector, a slow copy of both, and the predictor."""
+    """Return a state of MoCo v3: the network, its projector, a momentum copy of both, and the predictor."""
     base = dict(vit.state_dict()) | {"head.0.weight": noise(8, vit.embed_dim), "head.1.running_mean": noise(8)}
     base |= {"head.1.num_batches_tracked": torch.tensor(7)}
     state = {f"module.base_encoder.{name}": value for name, value in base.items()}
@@ -98,7 +98,7 @@ def write_moco(vit: VisionTransformer, path: Path) -> None:
 
 
 def write_moco_linear(vit: VisionTransformer, path: Path) -> None:
-    """MoCo v3 after linear probing: the network under `module.`, with a classifier."""
+    """Write MoCo v3 after linear probing: the network under `module.`, with a classifier."""
     state = dict(vit.state_dict()) | {"head.weight": noise(10, vit.embed_dim), "head.bias": noise(10)}
     torch.save({"epoch": 90, "state_dict": {f"module.{name}": value for name, value in state.items()}}, path)
 
@@ -108,12 +108,12 @@ def write_dinov2(vit: VisionTransformer, path: Path) -> None:
 
 
 def write_as_before_2020(vit: VisionTransformer, path: Path) -> None:
-    """torch before 1.6 wrote no zip."""
+    """Write the format of torch before 1.6, which is not a zip file."""
     torch.save({"model": vit.state_dict()}, path, _use_new_zipfile_serialization=False)
 
 
 def jax_arrays(vit: VisionTransformer) -> dict[str, NDArray[np.float32]]:
-    """The arrays of Google's ViT files: kernels as [in, out], attention by head, images as HWIO."""
+    """Return the arrays of Google's ViT files: kernels as [in, out], attention by head, images as HWIO."""
     own = {name: value.numpy() for name, value in vit.state_dict().items()}
     width, heads = vit.embed_dim, 3  # the bundled network and ViT-Ti have three
     arrays = {
@@ -164,11 +164,11 @@ FORMATS: dict[str, tuple[str, str, Callable[[VisionTransformer, Path], None]]] =
     "dinov2_pth": ("any.pth", "dinov2", write_dinov2),
     "jax_npz": ("any.npz", "supervised", write_jax),
 }
-"""Each published format: a file's name, the pre-training it is of, and how it is written."""
+"""Each published format: a file name, its pre-training, and the function that writes it."""
 
 
 def row_of(pretraining: str) -> BackboneRow:
-    """The bundled row as if it had been trained that way."""
+    """Return the bundled row with another pre-training."""
     return dataclasses.replace(NANO, pretraining=pretraining)  # type: ignore[arg-type]
 
 
@@ -179,14 +179,14 @@ def assert_equal(vit: VisionTransformer, expected: State) -> None:
 
 
 def refusal(vit: VisionTransformer, path: Path, row: BackboneRow = NANO) -> str:
-    """What is said about a file that is not taken."""
+    """Return the error message for a file that is refused."""
     with pytest.raises(WeightsError) as caught:
         load_weights(vit, path, row)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("published", FORMATS)
-def test_every_number_of_a_published_file_arrives_in_its_place(published: str, tmp_path: Path) -> None:
+def test_every_number_of_a_published_file_is_loaded(published: str, tmp_path: Path) -> None:
     name, pretraining, write = FORMATS[published]
     changes = {"init_values": 1e-5} if pretraining == "dinov2" else {}  # DINOv2 has LayerScale
     written, vit = nano(1, **changes), nano(2, **changes)
@@ -219,7 +219,7 @@ def test_weights_of_another_precision_become_float32(precision: torch.dtype, suf
 @pytest.mark.parametrize(
     ("name", "write"), [("a.safetensors", write_safetensors), ("a.pth", write_classifier), ("a.npz", write_jax)]
 )
-def test_a_network_of_timm_comes_from_each_of_its_formats(
+def test_a_timm_network_loads_from_each_of_its_formats(
     name: str, write: Callable[[VisionTransformer, Path], None], tmp_path: Path
 ) -> None:
     written = filled(build_vit(TINY), 1)
@@ -234,7 +234,7 @@ def test_a_network_of_timm_comes_from_each_of_its_formats(
 @pytest.mark.parametrize(
     "row", [row for row in BACKBONES.values() if row.size in {"nano", "tiny", "small"}], ids=lambda row: row.name
 )
-def test_a_row_says_what_network_it_is(row: BackboneRow) -> None:
+def test_a_row_describes_its_network(row: BackboneRow) -> None:
     vit = build_vit(row)
     state = vit.state_dict()
     assert (len(vit.blocks), vit.embed_dim, vit.patch_embed.patch_size) == (
@@ -257,7 +257,7 @@ def test_mae_vit_b_loads_from_its_published_form_and_runs(tmp_path: Path) -> Non
     assert all(bool(tokens.isfinite().all()) for tokens in layers)
 
 
-# What is refused.
+# Files that are refused.
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file")
@@ -268,8 +268,8 @@ def test_a_truncated_file_is_refused(published: str, share: float, tmp_path: Pat
     write(nano(1), tmp_path / name)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
-    said = refusal(nano(2), tmp_path / name, row_of(pretraining))
-    assert said.startswith(f"{tmp_path / name} is no whole file of {BUNDLED}: ") and said.endswith(
+    message = refusal(nano(2), tmp_path / name, row_of(pretraining))
+    assert message.startswith(f"{tmp_path / name} is not a complete file of {BUNDLED}: ") and message.endswith(
         ". Download it again."
     )
     gc.collect()  # numpy leaves a truncated archive open
@@ -281,7 +281,7 @@ def test_a_file_of_torch_before_1_6_that_is_truncated_is_refused(tmp_path: Path)
     data = (tmp_path / "old.pth").read_bytes()
     for length in (0, 1, 3, 16, 18, 22, 28, 1000, len(data) // 2, len(data) - 1):
         (tmp_path / "old.pth").write_bytes(data[:length])
-        assert refusal(nano(2), tmp_path / "old.pth").startswith(f"{tmp_path / 'old.pth'} is no whole file of")
+        assert refusal(nano(2), tmp_path / "old.pth").startswith(f"{tmp_path / 'old.pth'} is not a complete file of")
 
 
 @pytest.mark.parametrize("name", ["weights", "model.bin", "model.pt", "model.pth.zip", "model.tar", "safetensors"])
@@ -358,7 +358,7 @@ def test_tensors_of_another_network_are_refused_with_what_was_expected_and_found
 
 
 def broken_array(name: str, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[Path], None]:
-    """Writes a JAX file in which one array is another."""
+    """Return a function that writes a JAX file with one array changed."""
 
     def write(path: Path) -> None:
         arrays = jax_arrays(nano())
@@ -394,8 +394,8 @@ JAX_MISFITS: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_jax_file_of_another_network_is_refused(misfit: str, tmp_path: Path) -> None:
     write, found = JAX_MISFITS[misfit]
     write(tmp_path / "any.npz")
-    said = refusal(nano(2), tmp_path / "any.npz", row_of("supervised"))
-    assert said.startswith(f"{tmp_path / 'any.npz'} ") and found in said
+    message = refusal(nano(2), tmp_path / "any.npz", row_of("supervised"))
+    assert message.startswith(f"{tmp_path / 'any.npz'} ") and found in message
 
 
 @pytest.mark.parametrize("content", [[noise(3)], {"model": {"a": 1.0}}, {"model": noise(3)}, {"epoch": 3}], ids=str)
@@ -407,25 +407,25 @@ def test_a_file_that_holds_no_tensors_by_name_is_refused(content: object, tmp_pa
 
 
 @pytest.mark.parametrize("content", [{0: noise(3)}, {"model": {0: noise(3)}}], ids=["bare", "model"])
-def test_tensors_that_are_numbered_are_refused(content: object, tmp_path: Path) -> None:
+def test_tensors_under_numbers_are_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "any.pth")
     assert "must hold tensors by name" in refusal(nano(), tmp_path / "any.pth")
 
 
-def test_one_array_that_is_named_npz_is_refused(tmp_path: Path) -> None:
+def test_a_single_array_in_an_npz_file_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "any.npz").open("wb") as file:
         np.save(file, np.zeros(3))
     assert "any.npz" in refusal(nano(), tmp_path / "any.npz", row_of("supervised"))
 
 
 class Touch:
-    """What a malicious file holds: reading it as a pickle makes a file."""
+    """Content of a malicious file: unpickling it creates a file."""
 
-    def __init__(self, place: Path) -> None:
-        self.place = place
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __reduce__(self) -> tuple[Callable[[str, int], int], tuple[str, int]]:
-        return os.open, (str(self.place), os.O_CREAT)
+        return os.open, (str(self.path), os.O_CREAT)
 
 
 @pytest.mark.parametrize("place", ["alone", "beside", "within", "raw", "npz"])
@@ -442,11 +442,11 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(place: str, t
     else:
         content = {"alone": bomb, "beside": {"model": state, "args": bomb}, "within": {"model": state | {"norm": bomb}}}
         torch.save(content[place], path)
-    said = refusal(nano(), path, row_of("supervised"))
+    message = refusal(nano(), path, row_of("supervised"))
     reason = "it is damaged, or holds other things than tensors, which could run code and are not loaded"
     if path.suffix == ".npz":
         reason = "Object arrays cannot be loaded when allow_pickle=False"
-    assert said == f"{path} is no whole file of {BUNDLED}: {reason}. Download it again."
+    assert message == f"{path} is not a complete file of {BUNDLED}: {reason}. Download it again."
     assert not marker.exists()
 
 
@@ -463,7 +463,7 @@ def test_a_file_published_for_another_network_is_refused_by_its_name(tmp_path: P
         assert refusal(nano(), tmp_path / name, row) == expected
 
 
-def test_a_file_published_for_the_row_itself_is_taken(tmp_path: Path) -> None:
+def test_a_file_published_for_the_row_is_loaded(tmp_path: Path) -> None:
     row = dataclasses.replace(MAE_B, size="nano")
     write_mae(nano(1), tmp_path / row.published_as)
     vit = nano(2)
@@ -472,7 +472,7 @@ def test_a_file_published_for_the_row_itself_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pretraining", ["mae", "supervised", "dino", "dinov2"])
-def test_a_moco_file_is_taken_for_moco_rows_alone(pretraining: str, tmp_path: Path) -> None:
+def test_a_moco_file_is_refused_for_other_rows(pretraining: str, tmp_path: Path) -> None:
     path = tmp_path / "any.pth.tar"
     write_moco(nano(1), path)
     expected = f"{path} is a MoCo v3 checkpoint; {BUNDLED} was asked for."
@@ -480,7 +480,7 @@ def test_a_moco_file_is_taken_for_moco_rows_alone(pretraining: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pretraining", ["mae", "moco_v3", "dino", "dinov2"])
-def test_a_jax_file_is_taken_for_supervised_rows_alone(pretraining: str, tmp_path: Path) -> None:
+def test_a_jax_file_is_refused_for_rows_that_are_not_supervised(pretraining: str, tmp_path: Path) -> None:
     write_jax(nano(1), tmp_path / "any.npz")
     expected = f"{tmp_path / 'any.npz'} is a JAX file of a supervised ViT; {BUNDLED} was asked for."
     assert refusal(nano(2), tmp_path / "any.npz", row_of(pretraining)) == expected
@@ -491,7 +491,7 @@ def test_a_jax_file_is_taken_for_supervised_rows_alone(pretraining: str, tmp_pat
 
 @pytest.mark.parametrize("side", [4, 20, 28, 36, 64])
 @pytest.mark.parametrize("published", [name for name in FORMATS if name not in {"jax_npz", "dinov2_pth"}])
-def test_positions_are_resampled_as_timm_does_and_all_else_is_as_written(
+def test_positions_are_resampled_as_in_timm_and_the_rest_is_unchanged(
     published: str, side: int, tmp_path: Path
 ) -> None:
     name, pretraining, write = FORMATS[published]
@@ -514,7 +514,7 @@ def test_positions_of_larger_images_are_resampled_too(tmp_path: Path) -> None:
     assert_equal(vit, dict(state) | {"pos_embed": resample_abs_pos_embed(state["pos_embed"], [8, 8])})
 
 
-def test_the_same_weights_have_the_same_positions_whatever_the_format(tmp_path: Path) -> None:
+def test_positions_do_not_depend_on_the_file_format(tmp_path: Path) -> None:
     by_suffix = {}
     for suffix, write in ((".npz", write_jax), (".safetensors", write_safetensors)):
         vit, path = nano(2, img_size=64), tmp_path / f"any{suffix}"
@@ -525,7 +525,7 @@ def test_the_same_weights_have_the_same_positions_whatever_the_format(tmp_path: 
 
 
 @pytest.mark.parametrize("image_size", [None, 4, 32, 64])
-def test_the_bundled_network_runs_at_other_sizes_and_is_untouched_at_its_own(image_size: int | None) -> None:
+def test_the_bundled_network_runs_at_other_image_sizes(image_size: int | None) -> None:
     own = load_backbone.__wrapped__(BUNDLED)
     backbone = load_backbone.__wrapped__(BUNDLED, image_size=image_size)
     side = image_size or 32
@@ -539,7 +539,7 @@ def test_the_bundled_network_runs_at_other_sizes_and_is_untouched_at_its_own(ima
     assert changed == ([] if side == 32 else ["pos_embed"])
 
 
-def test_normalisation_is_the_backbones_own_unless_imagenets_is_asked_for() -> None:
+def test_normalisation_is_that_of_the_backbone_or_of_imagenet() -> None:
     for normalize, mean, std in (
         ("backbone", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -549,9 +549,9 @@ def test_normalisation_is_the_backbones_own_unless_imagenets_is_asked_for() -> N
         torch.testing.assert_close(backbone.std_C11.flatten(), torch.tensor(std))
 
 
-# Where files are looked for.
+# Where files are searched.
 
-PLACES = (
+FILE_NAMES = (
     "mae_pretrain_vit_base.pth",
     "vit_base_patch16_224.mae.safetensors",
     "vit_base_patch16_224.mae.pth",
@@ -559,26 +559,26 @@ PLACES = (
     "vit_base_patch16_224.mae.npz",
     "vit_base_patch16_224.mae/model.safetensors",
 )
-"""Of these names in a folder, the first that is there is MAE ViT-B."""
+"""File names of MAE ViT-B in a folder; the first that exists is used."""
 
 
-def touch(place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.touch()
-    return place
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
 
 
 @pytest.mark.parametrize("name", ["mae_pretrain_vit_base.pth", "any name", "vit-b-300ep.pth.tar"])
-def test_a_file_that_is_named_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
+def test_a_named_file_is_used_whatever_its_name(name: str, tmp_path: Path) -> None:
     path = touch(tmp_path / name)
     source = find_weights(MAE_B, str(path))
     assert (source.kind, source.path, str(source)) == ("file", path, str(path))
     assert fetch_weights(MAE_B, str(path)) == path
 
 
-@pytest.mark.parametrize("first", PLACES)
+@pytest.mark.parametrize("first", FILE_NAMES)
 def test_a_folder_is_searched_for_published_and_timm_names(first: str, tmp_path: Path) -> None:
-    for name in PLACES[PLACES.index(first) :]:
+    for name in FILE_NAMES[FILE_NAMES.index(first) :]:
         touch(tmp_path / name)
     for another in ("mae_pretrain_vit_large.pth", "vit_base_patch16_224.moco_v3.pth", "model.safetensors"):
         touch(tmp_path / another)
@@ -586,22 +586,20 @@ def test_a_folder_is_searched_for_published_and_timm_names(first: str, tmp_path:
     assert (source.kind, source.path) == ("file", tmp_path / first)
 
 
-def test_a_place_may_be_relative_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = touch(tmp_path / "weights" / "mae_pretrain_vit_base.pth")
     assert find_weights(MAE_B, "~/weights").path == find_weights(MAE_B, "~/weights/" + path.name).path == path
 
 
 @pytest.mark.parametrize("row", [NANO, MAE_B, MOCO_B], ids=lambda row: row.name)
-def test_a_place_that_is_not_there_is_refused_even_where_weights_would_be_found(
-    row: BackboneRow, tmp_path: Path
-) -> None:
+def test_a_missing_path_is_refused_even_if_weights_exist_elsewhere(row: BackboneRow, tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         find_weights(row, str(tmp_path / "nowhere"))
     assert str(caught.value) == f"weights {tmp_path / 'nowhere'}: there is no such file or folder."
 
 
-def test_the_bundled_weights_are_in_this_package_unless_a_folder_holds_others(tmp_path: Path) -> None:
+def test_weights_in_a_named_folder_replace_the_bundled_ones(tmp_path: Path) -> None:
     for named in (None, str(tmp_path)):
         source = find_weights(NANO, named)
         assert (source.kind, str(source)) == ("bundled", "in this package")
@@ -611,7 +609,7 @@ def test_the_bundled_weights_are_in_this_package_unless_a_folder_holds_others(tm
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_weights_that_are_not_on_the_hub_and_not_here_are_refused_with_the_way_out(named: bool, tmp_path: Path) -> None:
+def test_missing_weights_that_are_not_on_the_hub_are_refused_with_the_way_out(named: bool, tmp_path: Path) -> None:
     folder = str(tmp_path)
     for row, names in (
         (MOCO_B, "vit-b-300ep.pth.tar or vit_base_patch16_224.moco_v3.safetensors"),
@@ -628,7 +626,7 @@ def test_weights_that_are_not_on_the_hub_and_not_here_are_refused_with_the_way_o
 ASK = """
 import sys
 from trainer.catalog import BACKBONES
-from trainer.weights import WeightsError, fetch_weights, find_weights
+from trainer.model.weights import WeightsError, fetch_weights, find_weights
 assert "torch" not in sys.modules, "finding weights needs no torch"
 row, named = BACKBONES["vit_base_patch16_224.mae"], None if sys.argv[2] == "-" else sys.argv[2]
 try:
@@ -647,7 +645,7 @@ WAY_OUT = (
 
 
 def ask(what: str, named: Path | None = None, **environment: object) -> str:
-    """What a fresh process says of MAE ViT-B: the hub's library reads its environment once."""
+    """Return the answer of a new process about MAE ViT-B: the hub's library reads its environment only once."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
     values = {name: str(value) for name, value in environment.items()}
     return subprocess.run(
@@ -664,35 +662,35 @@ COMMIT = "0123456789" * 4
 
 
 def cache_with_weights(cache: Path) -> Path:
-    """The Hugging Face cache as its library lays it out, with MAE ViT-B in it."""
+    """Create a Hugging Face cache with MAE ViT-B in it, and return the file."""
     repository = cache / "models--timm--vit_base_patch16_224.mae"
     touch(repository / "refs" / "main").write_text(COMMIT)
     return touch(repository / "snapshots" / COMMIT / "model.safetensors")
 
 
-def test_the_hugging_face_cache_is_looked_in_after_the_place_that_is_named(tmp_path: Path) -> None:
+def test_the_hugging_face_cache_is_searched_after_the_named_folder(tmp_path: Path) -> None:
     cached, named = cache_with_weights(tmp_path / "cache"), tmp_path / "named"
     named.mkdir()
-    for where, offline in ((None, 0), (None, 1), (named, 1)):  # the folder that is named is still empty
-        found = ask("find", where, HF_HUB_CACHE=tmp_path / "cache", HF_HUB_OFFLINE=offline)
+    for folder, offline in ((None, 0), (None, 1), (named, 1)):  # the named folder is still empty
+        found = ask("find", folder, HF_HUB_CACHE=tmp_path / "cache", HF_HUB_OFFLINE=offline)
         assert found == f"cache|{cached}|Hugging Face cache"
     assert ask("fetch", None, HF_HUB_CACHE=tmp_path / "cache", HF_HUB_OFFLINE=1) == str(cached)
     file = touch(named / "mae_pretrain_vit_base.pth")
     assert ask("find", named, HF_HUB_CACHE=tmp_path / "cache") == f"file|{file}|{file}"
 
 
-def test_what_is_nowhere_here_is_on_the_hub_unless_the_hub_is_forbidden(tmp_path: Path) -> None:
+def test_missing_weights_come_from_the_hub_unless_it_is_offline(tmp_path: Path) -> None:
     assert ask("find", tmp_path, HF_HUB_CACHE=tmp_path / "cache") == "hub|None|timm's hub"
     for named, among in ((None, ""), (tmp_path, f", nor in {tmp_path}")):
         assert ask("fetch", named, HF_HUB_CACHE=tmp_path / "cache", HF_HUB_OFFLINE=1) == (
             f"vit_base_patch16_224.mae is not in the Hugging Face cache ({tmp_path / 'cache'}){among}, "
-            f"and HF_HUB_OFFLINE forbids to download it. Name a file, or {WAY_OUT}"
+            f"and HF_HUB_OFFLINE forbids downloads. Name a file, or {WAY_OUT}"
         )
 
 
 @contextlib.contextmanager
 def hub(content: bytes | None) -> Iterator[str]:
-    """A hub on this machine: it has that file and no other, or nothing. Gives its address."""
+    """Yield the address of a local hub that has only this file, or nothing."""
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -710,7 +708,7 @@ def hub(content: bytes | None) -> Iterator[str]:
             self.wfile.write(content or b"")
 
         def log_message(self, *_: object) -> None:
-            """Nothing goes to the terminal."""
+            """Keep the terminal quiet."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=server.serve_forever).start()
@@ -726,24 +724,24 @@ def test_weights_are_downloaded_once(tmp_path: Path) -> None:
     with hub(b"weights") as endpoint:
         path = Path(ask("fetch", HF_HUB_CACHE=cache, HF_ENDPOINT=endpoint))
     assert path.name == "model.safetensors" and path.read_bytes() == b"weights"
-    # The hub is gone, and nobody misses it.
+    # The hub is gone, and it is not needed any more.
     assert ask("fetch", HF_HUB_CACHE=cache, HF_ENDPOINT=endpoint) == str(path)
     assert ask("find", HF_HUB_CACHE=cache) == f"cache|{path}|Hugging Face cache"
 
 
-def assert_not_downloaded(said: str) -> None:
+def assert_not_downloaded(message: str) -> None:
     start = "vit_base_patch16_224.mae could not be downloaded from timm's hub: "
-    assert said.startswith(start) and "\n" not in said
-    assert said.endswith(f" Download it where there is a network and name the file, or {WAY_OUT}")
-    reason = said.removeprefix(start).partition(" Download it")[0]
+    assert message.startswith(start) and "\n" not in message
+    assert message.endswith(f" Download it where there is a network and name the file, or {WAY_OUT}")
+    reason = message.removeprefix(start).partition(" Download it")[0]
     assert len(reason) > 10 and reason.endswith(".")
 
 
 def test_a_hub_without_the_weights_is_reported_with_the_way_out(tmp_path: Path) -> None:
     with hub(None) as endpoint:
-        said = ask("fetch", HF_HUB_CACHE=tmp_path, HF_ENDPOINT=endpoint)
-    assert_not_downloaded(said)
-    assert "404" in said
+        message = ask("fetch", HF_HUB_CACHE=tmp_path, HF_ENDPOINT=endpoint)
+    assert_not_downloaded(message)
+    assert "404" in message
 
 
 @pytest.mark.slow  # the hub's library tries six times, for 23 s
@@ -751,17 +749,17 @@ def test_no_network_is_reported_with_the_way_out(tmp_path: Path) -> None:
     assert_not_downloaded(ask("fetch", HF_HUB_CACHE=tmp_path, HF_ENDPOINT="http://127.0.0.1:9"))
 
 
-def test_a_name_says_of_one_row_only_where_it_is_from() -> None:
+def test_a_published_file_name_belongs_to_one_row() -> None:
     published = [row.published_as for row in BACKBONES.values() if row.published_as]
     assert len(published) == len(set(published))
     for row, other in itertools.permutations(BACKBONES.values(), 2):
         assert row.published_as not in {f"{other.name}{suffix}" for suffix in (".safetensors", ".pth", ".npz")}
 
 
-def test_an_mae_file_is_not_taken_for_another_pre_training_whatever_its_name(tmp_path: Path) -> None:
+def test_an_mae_file_is_refused_for_other_pre_trainings_under_any_name(tmp_path: Path) -> None:
     decoder = {"decoder_pos_embed": noise(1, 65, 64)}
     torch.save({"model": dict(nano(1).state_dict()) | decoder}, tmp_path / "renamed.pth")
     load_weights(nano(2), tmp_path / "renamed.pth", row_of("mae"))
     for pretraining in ("moco_v3", "supervised", "dino", "dinov2"):
-        said = refusal(nano(2), tmp_path / "renamed.pth", row_of(pretraining))
-        assert said == f"{tmp_path / 'renamed.pth'} is an MAE checkpoint, decoder included; {BUNDLED} was asked for."
+        message = refusal(nano(2), tmp_path / "renamed.pth", row_of(pretraining))
+        assert message == f"{tmp_path / 'renamed.pth'} is an MAE checkpoint, decoder included; {BUNDLED} was asked for."

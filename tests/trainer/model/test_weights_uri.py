@@ -1,4 +1,4 @@
-"""Weights that a URI names: found there without a fetch, brought to each machine once, whole, anew when replaced."""
+"""Weights at a URI: found without a download, downloaded once per machine, completely, and again when replaced."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from trainer.storage.files import StorageError, write_bytes
 NANO, MAE_B = BACKBONES[BUNDLED], BACKBONES["vit_base_patch16_224.mae"]
 PUBLISHED = "mae_pretrain_vit_base.pth"
 NAMES = [PUBLISHED, *(f"{MAE_B.name}{suffix}" for suffix in (".safetensors", ".pth", ".npz"))]
-PLACES = [*NAMES, f"{MAE_B.name}/model.safetensors"]
+FILE_NAMES = [*NAMES, f"{MAE_B.name}/model.safetensors"]
 FETCH = """
 import sys
 from trainer.catalog import BACKBONES
-from trainer.weights import fetch_weights, find_weights
+from trainer.model.weights import fetch_weights, find_weights
 path = fetch_weights(BACKBONES["vit_base_patch16_224.mae"], sys.argv[1])
 assert "torch" not in sys.modules, "fetching weights needs no torch"
 print(path, path.stat().st_ino, path.read_bytes()[:3].decode())
@@ -31,7 +31,7 @@ print(path, path.stat().st_ino, path.read_bytes()[:3].decode())
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This machine's own copies."""
+    """Return the folder of this machine's copies."""
     monkeypatch.setenv("SPTUNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -45,8 +45,8 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(params=["file", pytest.param("bucket", marks=pytest.mark.slow)])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URI at which nothing is yet."""
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a URI where nothing exists yet."""
     if request.param == "file":
         return f"file://{tmp_path}/weights"
     server: S3Server = request.getfixturevalue("server")
@@ -55,93 +55,93 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def copies(cache: Path) -> list[str]:
-    """All files in the cache but locks, by name."""
+    """Return the names of all files in the cache except locks."""
     return sorted(path.name for path in cache.rglob("*") if path.is_file() and path.name != "lock")
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_a_file_is_found_without_a_fetch_and_brought_once(place: str, cache: Path, as_file: bool) -> None:
-    write_bytes(f"{place}/{PUBLISHED}", b"one")
-    named = f"{place}/{PUBLISHED}" if as_file else f"{place}/"
+def test_a_file_is_found_without_a_download_and_downloaded_once(uri: str, cache: Path, as_file: bool) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one")
+    named = f"{uri}/{PUBLISHED}" if as_file else f"{uri}/"
     source = find_weights(MAE_B, named)
-    assert (source.kind, source.path, str(source)) == ("uri", None, f"{place}/{PUBLISHED}")
+    assert (source.kind, source.path, str(source)) == ("uri", None, f"{uri}/{PUBLISHED}")
     assert not cache.exists()
     path = fetch_weights(MAE_B, named)
     assert path.read_bytes() == b"one"
-    assert path.name == PUBLISHED, "which tells its format and what it is published as"
+    assert path.name == PUBLISHED, "the name tells the format and the pre-training"
     before = path.stat()
     assert fetch_weights(MAE_B, named) == path
     assert path.stat() == before
     assert copies(cache) == [PUBLISHED]
 
 
-@pytest.mark.parametrize("first", PLACES)
-def test_a_folder_is_searched_for_published_and_timm_names(place: str, first: str) -> None:
-    for name in PLACES[PLACES.index(first) :]:
-        write_bytes(f"{place}/{name}", name.encode())
-    write_bytes(f"{place}/mae_pretrain_vit_large.pth", b"another")
-    write_bytes(f"{place}/model.safetensors", b"another")
-    assert fetch_weights(MAE_B, place).read_bytes() == first.encode()
+@pytest.mark.parametrize("first", FILE_NAMES)
+def test_a_folder_is_searched_for_published_and_timm_names(uri: str, first: str) -> None:
+    for name in FILE_NAMES[FILE_NAMES.index(first) :]:
+        write_bytes(f"{uri}/{name}", name.encode())
+    write_bytes(f"{uri}/mae_pretrain_vit_large.pth", b"another")
+    write_bytes(f"{uri}/model.safetensors", b"another")
+    assert fetch_weights(MAE_B, uri).read_bytes() == first.encode()
 
 
-def test_a_file_that_is_replaced_is_brought_anew(place: str) -> None:
-    write_bytes(f"{place}/{PUBLISHED}", b"one")
-    old = fetch_weights(MAE_B, place)
-    write_bytes(f"{place}/{PUBLISHED}", b"another")
-    assert fetch_weights(MAE_B, place).read_bytes() == b"another"
-    assert old.read_bytes() == b"one", "who reads it goes on"
+def test_a_replaced_file_is_downloaded_again(uri: str) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one")
+    old = fetch_weights(MAE_B, uri)
+    write_bytes(f"{uri}/{PUBLISHED}", b"another")
+    assert fetch_weights(MAE_B, uri).read_bytes() == b"another"
+    assert old.read_bytes() == b"one", "a process that reads it is not disturbed"
 
 
-def test_a_copy_that_was_cut_off_is_none(place: str, cache: Path) -> None:
-    write_bytes(f"{place}/{PUBLISHED}", b"one")
-    path = fetch_weights(MAE_B, place)
+def test_an_incomplete_copy_is_not_used(uri: str, cache: Path) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one")
+    path = fetch_weights(MAE_B, uri)
     path.rename(path.with_name(f"{path.name}.part"))
     path.with_name(f"{path.name}.part").write_bytes(b"one and what is too much")
-    assert fetch_weights(MAE_B, place).read_bytes() == b"one"
+    assert fetch_weights(MAE_B, uri).read_bytes() == b"one"
     assert copies(cache) == [PUBLISHED]
 
 
-def test_processes_that_start_at_once_bring_one_copy(place: str, cache: Path) -> None:
-    write_bytes(f"{place}/{PUBLISHED}", b"one" * 5_000_000)
+def test_processes_that_start_together_make_one_copy(uri: str, cache: Path) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one" * 5_000_000)
     started = [
-        subprocess.Popen([sys.executable, "-c", FETCH, place], stdout=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", FETCH, uri], stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
-    told = {process.communicate(timeout=120)[0] for process in started}
-    assert len(told) == 1, "one path, one file"
-    assert next(iter(told)).endswith(" one\n")
+    outputs = {process.communicate(timeout=120)[0] for process in started}
+    assert len(outputs) == 1, "one path, one file"
+    assert next(iter(outputs)).endswith(" one\n")
     assert copies(cache) == [PUBLISHED]
 
 
-def test_a_copy_that_cannot_be_written_says_why(place: str, cache: Path) -> None:
-    write_bytes(f"{place}/{PUBLISHED}", b"one")
+def test_a_copy_that_cannot_be_written_is_an_error_of_the_disk(uri: str, cache: Path) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one")
     cache.write_bytes(b"a file where the folder should be")
     with pytest.raises(OSError) as caught:
-        fetch_weights(MAE_B, place)
+        fetch_weights(MAE_B, uri)
     assert caught.value.errno is not None and not isinstance(caught.value, StorageError)
 
 
-def test_a_uri_at_which_nothing_is_is_refused(place: str) -> None:
+def test_a_uri_without_a_file_or_folder_is_refused(uri: str) -> None:
     for row in (NANO, MAE_B):
         with pytest.raises(WeightsError) as caught:
-            find_weights(row, place)
-        assert str(caught.value) == f"weights {place}: there is no such file or folder."
+            find_weights(row, uri)
+        assert str(caught.value) == f"weights {uri}: there is no such file or folder."
 
 
-def test_the_bundled_weights_are_taken_unless_the_folder_holds_others(place: str) -> None:
-    write_bytes(f"{place}/readme.txt", b"other files")
-    assert find_weights(NANO, place).kind == "bundled"
+def test_weights_in_the_folder_replace_the_bundled_ones(uri: str) -> None:
+    write_bytes(f"{uri}/readme.txt", b"other files")
+    assert find_weights(NANO, uri).kind == "bundled"
     bundled = find_weights(NANO, None).path
     assert bundled is not None
-    write_bytes(f"{place}/{BUNDLED}.safetensors", bundled.read_bytes())
-    assert find_weights(NANO, place).kind == "uri"
-    assert load_backbone(BUNDLED, weights=place).sha256 == load_backbone(BUNDLED).sha256
+    write_bytes(f"{uri}/{BUNDLED}.safetensors", bundled.read_bytes())
+    assert find_weights(NANO, uri).kind == "uri"
+    assert load_backbone(BUNDLED, weights=uri).sha256 == load_backbone(BUNDLED).sha256
 
 
 @pytest.mark.slow
-def test_a_bucket_that_refuses_is_told_and_no_reason_to_look_elsewhere(
+def test_a_bucket_that_refuses_is_an_error_and_no_other_source_is_tried(
     server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_aws(monkeypatch, server.env | {"AWS_SECRET_ACCESS_KEY": "wrong"})
     for use in (find_weights, fetch_weights):
-        with pytest.raises(StorageError, match=r"cannot be read: the secret key is not the one of this key id\."):
+        with pytest.raises(StorageError, match=r"cannot be read: the secret key does not belong to this key id\."):
             use(NANO, f"s3://{server.bucket}/weights")

@@ -27,20 +27,20 @@ Drawn = Callable[..., dict[str, bytes]]
 
 @pytest.fixture
 def drawn(data_root: str, tmp_path: Path) -> Drawn:
-    """The pictures of a config that is trained first, by name; the bank is `tmp_path/bank`."""
+    """The pictures of a config that is trained first, by name; the prototype cache is `tmp_path/cache`."""
 
     def drawn(config: TrainConfig, folder: str = "") -> dict[str, bytes]:
         folder = folder or str(tmp_path / config.fingerprint())
-        bank = str(tmp_path / "bank")
-        epochs = [epoch.metrics for epoch in train(config, data_root=data_root, folder=folder, prototype_cache=bank)]
-        draw_run_plots(config, epochs, folder, data_root=data_root, prototype_cache=bank)
+        cache = str(tmp_path / "cache")
+        epochs = [epoch.metrics for epoch in train(config, data_root=data_root, folder=folder, prototype_cache=cache)]
+        draw_run_plots(config, epochs, folder, data_root=data_root, prototype_cache=cache)
         return {path.name: path.read_bytes() for path in Path(folder.removeprefix("file://")).glob("*.png")}
 
     return drawn
 
 
 def sheets(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "bank").glob("*.png"))
+    return sorted((tmp_path / "cache").glob("*.png"))
 
 
 def pixels(png: bytes) -> Image.Image:
@@ -108,9 +108,9 @@ def test_the_same_run_has_the_same_pictures(tiny: Configs, drawn: Drawn, tmp_pat
 
 
 def test_a_run_that_is_not_complete_has_no_pictures(tiny: Configs, data_root: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="complete") as caught:
+    with pytest.raises(FileNotFoundError, match="finished runs") as caught:
         draw_run_plots(tiny(), [{"train/loss": 1.0}], str(tmp_path), data_root=data_root)
-    assert str(caught.value) == f"{tmp_path} holds no predictions.parquet: pictures are of complete runs."
+    assert str(caught.value) == f"{tmp_path} has no predictions.parquet: only finished runs can be plotted."
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The bank of prototypes: what makes two sets the same, whose images they are of, and that each is built once.
+"""The prototype cache: when two sets are the same, which images they are made of, and that each is built once.
 
 Shapes: M images, B batch, L prompted layers, N patch tokens, P prompt_length, D width.
 """
@@ -32,35 +32,37 @@ Configs = Callable[..., TrainConfig]
 
 @pytest.fixture
 def digits(data_root: str) -> Split:
-    """The 40 digits that the small configs learn from."""
+    """Return the 40 digits that the small configs learn from."""
     return load_split(data_root, "demo/digits", "train", 0.05, 32)
 
 
 @pytest.fixture
 def build(backbone: Backbone, digits: Split, data_root: str, tmp_path: Path) -> Callable[..., InitialPrompt]:
-    """The first prompt of a config from the bank in `tmp_path/bank`, with the bundled network, of 40 digits."""
+    """Return the initial prompt of a config: bundled network, 40 digits, cache in `tmp_path/prototypes`."""
 
     def build(config: TrainConfig, network: Backbone = backbone, images: Split = digits) -> InitialPrompt:
-        return initial_prompt(config, network, images, data_root=data_root, prototype_cache=str(tmp_path / "bank"))
+        return initial_prompt(
+            config, network, images, data_root=data_root, prototype_cache=str(tmp_path / "prototypes")
+        )
 
     return build
 
 
 def files_of(tmp_path: Path) -> list[Path]:
-    return sorted((tmp_path / "bank").rglob("*"))
+    return sorted((tmp_path / "prototypes").rglob("*"))
 
 
 def mean_tokens(backbone: Backbone, images_MCHW: Tensor) -> Tensor:
-    """The mean of all patch tokens of the images, layer by layer ``[L, D]``: k-means with one centre."""
+    """Return the mean patch token of the images at each layer ``[L, D]``, which is k-means with one centre."""
     return torch.stack([tokens_MND.flatten(0, 1).mean(dim=0) for tokens_MND in backbone.patch_tokens(images_MCHW)])
 
 
 MARK, SECONDS = 7.0, 123.456
-"""What the tests put into a built set, to know it again."""
+"""Values that the tests write into a built set, to recognise it."""
 
 
 def mark(file: Path) -> None:
-    """Give a built set other values and another duration; the rest of what is noted in it stays."""
+    """Replace the values and the duration of a built set. Its other metadata stays."""
     with safe_open(file, "pt") as opened:
         notes = opened.metadata()
     marked = torch.full_like(load_file(file)["prompt"], MARK)
@@ -77,17 +79,17 @@ def test_a_set_is_built_once_and_then_read(
     content = file.read_bytes()
     read = build(config)
     assert torch.equal(read.prompt_LPD, built.prompt_LPD) and read.prompt_LPD.shape == (5, 3, 96)
-    # The seconds are those of the build, to the last bit, whoever reads them.
+    # The seconds are those of the build, to the last bit, also when they are read.
     assert read.seconds == built.seconds > 0
     assert (files_of(tmp_path), file.read_bytes()) == ([file], content)
-    # Whoever asks again gets what the file holds: nothing is computed.
+    # Another call returns the content of the file: nothing is computed.
     mark(file)
-    again = build(config)
-    assert again.prompt_LPD.eq(MARK).all() and again.seconds == SECONDS
+    marked = build(config)
+    assert marked.prompt_LPD.eq(MARK).all() and marked.seconds == SECONDS
 
 
 @pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
-def test_without_a_bank_the_values_are_the_same(
+def test_without_a_cache_the_values_are_the_same(
     prompt_init: str,
     tiny: Configs,
     build: Callable[..., InitialPrompt],
@@ -102,7 +104,7 @@ def test_without_a_bank_the_values_are_the_same(
     assert torch.equal(alone.prompt_LPD, build(config).prompt_LPD)
 
 
-def test_configs_that_differ_in_what_prototypes_are_not_made_of_share_a_set(
+def test_configs_that_differ_only_in_training_share_a_set(
     tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     plain = tiny()
@@ -117,7 +119,7 @@ def test_configs_that_differ_in_what_prototypes_are_not_made_of_share_a_set(
     assert len(files_of(tmp_path)) == 1 and not bool(first.prompt_LPD.eq(MARK).any())
 
 
-def test_any_change_of_the_content_is_another_set(
+def test_any_change_of_the_content_builds_another_set(
     tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, data_root: str, tmp_path: Path
 ) -> None:
     plain = tiny()
@@ -149,7 +151,7 @@ def test_any_change_of_the_content_is_another_set(
         assert len(files_of(tmp_path)) == number, what
 
 
-def test_methods_that_have_no_prototypes_leave_the_bank_alone(
+def test_methods_that_have_no_prototypes_do_not_touch_the_cache(
     tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     for method, shape in (
@@ -160,7 +162,7 @@ def test_methods_that_have_no_prototypes_leave_the_bank_alone(
     ):
         first = build(tiny(method))
         assert (first.prompt_LPD.shape, first.seconds) == (shape, 0.0)
-    assert not (tmp_path / "bank").exists()
+    assert not (tmp_path / "prototypes").exists()
 
 
 @pytest.mark.parametrize(("method", "num_layers"), [("spt_deep", 5), ("spt_shallow", 1)])
@@ -173,7 +175,7 @@ def test_prototypes_are_made_for_the_layers_that_have_prompts(
 
 
 @pytest.mark.parametrize("init_images", [1.0, 0.5, 0.01, 1, 7, 10, 39, 40, 10_000], ids=repr)
-def test_prototypes_are_made_of_just_the_nested_subset_that_is_asked_for(
+def test_prototypes_are_made_of_the_requested_nested_subset(
     init_images: float | int, tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, digits: Split
 ) -> None:
     most = min(init_images, 40) if isinstance(init_images, int) else init_images
@@ -187,7 +189,7 @@ def test_prototypes_are_made_of_just_the_nested_subset_that_is_asked_for(
 
 @pytest.mark.parametrize(("eval_split", "split"), [("val", "train"), ("test", "trainval")])
 @pytest.mark.parametrize("init_images", [1.0, 20])
-def test_an_init_task_lends_all_its_training_images_whatever_the_train_size(
+def test_an_init_task_provides_all_its_training_images_at_any_train_size(
     init_images: float | int,
     eval_split: str,
     split: str,
@@ -210,7 +212,7 @@ def test_an_init_task_lends_all_its_training_images_whatever_the_train_size(
     assert len(files_of(tmp_path)) == 1
 
 
-def test_prototypes_of_an_init_task_are_of_its_images_and_not_of_the_tasks_own(
+def test_prototypes_of_an_init_task_are_made_of_its_images(
     tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, digits: Split, data_root: str
 ) -> None:
     other = load_split(data_root, "demo/shapes_loc", "train", 1.0, 32)
@@ -221,7 +223,7 @@ def test_prototypes_of_an_init_task_are_of_its_images_and_not_of_the_tasks_own(
     assert float((first.prompt_LPD[:, 0] - mean_tokens(backbone, digits.all_images())).abs().max()) > 0.1
 
 
-def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_seed(
+def test_prototypes_of_an_augmented_task_are_made_of_seeded_random_crops(
     tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, data_root: str
 ) -> None:
     whole = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "whole")
@@ -237,21 +239,21 @@ def test_prototypes_of_an_augmented_task_are_of_random_crops_that_follow_the_see
 
 
 @pytest.mark.parametrize("view", ["fixed", "whole"])
-def test_prototypes_are_the_same_where_memory_is_short(
+def test_prototypes_are_the_same_when_memory_runs_out(
     view: View, tiny: Configs, backbone: Backbone, data_root: str
 ) -> None:
     config = tiny()
     images = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", view)
 
     def prototypes(at_once: int) -> Tensor:
-        """Those of a machine that has room for so many images."""
+        """Return the prototypes of a machine with memory for `at_once` images."""
         stream = token_stream(config, backbone, images, 5, 1.0)
 
         def images_of(rows_B: Tensor) -> Tensor:
-            found_BCHW = stream.images_of(rows_B)
+            images_BCHW = stream.images_of(rows_B)
             if len(rows_B) > at_once:
                 raise torch.OutOfMemoryError("no room")
-            return found_BCHW
+            return images_BCHW
 
         with_less = dataclasses.replace(stream, images_of=images_of)
         return build_prototypes(with_less, prompt_init="mean_pool", prompt_length=3, seed=0)
@@ -259,7 +261,7 @@ def test_prototypes_are_the_same_where_memory_is_short(
     torch.testing.assert_close(prototypes(5), prototypes(64), rtol=1e-5, atol=1e-5)
 
 
-def test_more_prompts_than_the_images_have_tokens_are_refused_and_nothing_is_kept(
+def test_more_prompts_than_tokens_are_refused_and_not_cached(
     tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     for prompt_init, said in (
@@ -272,26 +274,26 @@ def test_more_prompts_than_the_images_have_tokens_are_refused_and_nothing_is_kep
     assert files_of(tmp_path) == []
 
 
-def test_a_bank_that_cannot_be_written_is_an_error(
+def test_a_cache_that_cannot_be_written_is_an_error(
     tiny: Configs, backbone: Backbone, digits: Split, data_root: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "bank").write_text("a file where a folder should be")
-    with pytest.raises(OSError, match="bank"):
-        initial_prompt(tiny(), backbone, digits, data_root=data_root, prototype_cache=str(tmp_path / "bank"))
-    assert (tmp_path / "bank").read_text() == "a file where a folder should be"
+    (tmp_path / "prototypes").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="prototypes"):
+        initial_prompt(tiny(), backbone, digits, data_root=data_root, prototype_cache=str(tmp_path / "prototypes"))
+    assert (tmp_path / "prototypes").read_text() == "a file where a folder should be"
 
 
 RACE = """
 import hashlib, sys, time
 from pathlib import Path
 import torch
-from trainer.backbone import load_backbone
-from trainer.bank import first_prompt
 from trainer.config import TrainConfig
-from trainer.data.load import load_split
+from trainer.data.split import load_split
+from trainer.model.backbone import load_backbone
+from trainer.prompt_init.initial_prompt import initial_prompt
 
 torch.set_num_threads(1)
-data_root, bank, meeting, name = sys.argv[1:]
+data_root, cache, meeting, name = sys.argv[1:]
 backbone, images = load_backbone("vit_nano_patch4_32.mae"), load_split(data_root, "demo/digits", "train", 0.05, 32)
 # All tokens of the 40 images at the first layer: quick to build, a megabyte to write.
 values = {"task": "demo/digits", "method": "spt_shallow", "prompt_length": 2560, "prompt_init": "random"}
@@ -300,16 +302,16 @@ while len(list(Path(meeting).iterdir())) < 2:
     time.sleep(0.001)
 for seed in range(60):
     config = TrainConfig.from_params(values | {"seed": seed})
-    first = first_prompt(config, backbone, images, data_root=data_root, bank=bank)
+    first = initial_prompt(config, backbone, images, data_root=data_root, prototype_cache=cache)
     print(hashlib.sha256(first.prompt_LPD.numpy().tobytes()).hexdigest())
 """
 
 
-def test_two_processes_that_build_the_same_sets_at_once_leave_each_whole(data_root: str, tmp_path: Path) -> None:
+def test_two_processes_that_build_the_same_sets_leave_complete_files(data_root: str, tmp_path: Path) -> None:
     load_split(data_root, "demo/digits", "train", 0.05, 32)  # the task is there before they start
     meeting = tmp_path / "meeting"
     meeting.mkdir()
-    command = [sys.executable, "-c", RACE, data_root, str(tmp_path / "bank"), str(meeting)]
+    command = [sys.executable, "-c", RACE, data_root, str(tmp_path / "prototypes"), str(meeting)]
     processes = [subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in ("one", "two")]
     said = [process.communicate(timeout=120)[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

@@ -23,12 +23,12 @@ POOLS = ("mean_pool", "max_pool")
 
 
 def noise_images(count: int) -> Tensor:
-    """Images without two equal patches."""
+    """Return images without two equal patches."""
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
 
 
 def stream_of(backbone: Backbone, images: int | Tensor, **options: Any) -> TokenStream:
-    """The tokens of the first noise images, or of those given, at all five layers."""
+    """Return the tokens of the first noise images, or of the given ones, at all five layers."""
     images_MCHW = noise_images(images) if isinstance(images, int) else images
     return TokenStream(
         backbone=backbone,
@@ -39,7 +39,7 @@ def stream_of(backbone: Backbone, images: int | Tensor, **options: Any) -> Token
 
 
 def counting(stream: TokenStream) -> tuple[TokenStream, list[int]]:
-    """The stream, and the images that it has been asked for so far."""
+    """Return the stream, and a list of the images that it has read so far."""
     seen: list[int] = []
 
     def images_of(rows_B: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def counting(stream: TokenStream) -> tuple[TokenStream, list[int]]:
 
 
 def rows_of(prototypes_PD: Tensor, candidates_RD: Tensor) -> list[int]:
-    """Which candidate each prototype is; fails if it is none."""
+    """Return the index of each prototype among the candidates. Fail if it is none of them."""
     distance_PR = (prototypes_PD[:, None] - candidates_RD).abs().amax(dim=2)
     assert float(distance_PR.min(dim=1).values.max()) < 1e-5, "a prototype is none of the candidates"
     return [int(row) for row in distance_PR.argmin(dim=1)]
@@ -58,7 +58,7 @@ def rows_of(prototypes_PD: Tensor, candidates_RD: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("prompt_length", LENGTHS)
 @pytest.mark.parametrize("prompt_init", PROMPT_INITS)
-def test_prototypes_have_their_shape_are_finite_and_follow_the_seed(
+def test_prototypes_have_the_right_shape_are_finite_and_depend_on_the_seed(
     backbone: Backbone, prompt_init: str, prompt_length: int
 ) -> None:
     stream = stream_of(backbone, 6)
@@ -77,7 +77,7 @@ def test_prototypes_have_their_shape_are_finite_and_follow_the_seed(
     assert torch.allclose(one, other, atol=1e-5) == ((prompt_init, prompt_length) == ("kmeans", 1))
 
 
-def test_the_catalog_knows_the_number_of_patch_tokens(backbone: Backbone) -> None:
+def test_the_catalog_has_the_number_of_patch_tokens(backbone: Backbone) -> None:
     assert backbone.num_patches == BACKBONES["vit_nano_patch4_32.mae"].num_patches()
     assert [tokens.shape for tokens in backbone.patch_tokens(noise_images(2))] == [(2, 64, 96)] * 5
 
@@ -103,7 +103,7 @@ def test_more_windows_than_tokens_are_refused(num_tokens: int) -> None:
 
 @pytest.mark.parametrize("prompt_length", [1, 4, 16, 64])
 @pytest.mark.parametrize("prompt_init", POOLS)
-def test_pooled_prototypes_are_pooled_windows_of_the_images_none_twice(
+def test_pooled_prototypes_are_different_pooled_windows_of_the_images(
     backbone: Backbone, prompt_init: str, prompt_length: int
 ) -> None:
     prototypes_LPD = build_prototypes(
@@ -161,9 +161,7 @@ def test_more_prompts_than_tokens_are_refused(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("prompt_init", PROMPT_INITS)
-def test_each_image_goes_through_the_network_once_and_only_those_that_are_drawn_from(
-    backbone: Backbone, prompt_init: str
-) -> None:
+def test_only_images_that_are_drawn_from_pass_through_the_network_once(backbone: Backbone, prompt_init: str) -> None:
     whole = stream_of(backbone, 30, batch_size=4)
     for prompt_length in (1, 2, 8, 64):
         stream, seen = counting(whole)
@@ -184,7 +182,7 @@ def test_each_image_goes_through_the_network_once_and_only_those_that_are_drawn_
 
 
 @pytest.mark.parametrize(("num_layers", "num_blocks"), [(1, 0), (2, 1), (5, 4)])
-def test_layers_that_nobody_looks_at_are_not_computed(backbone: Backbone, num_layers: int, num_blocks: int) -> None:
+def test_layers_that_are_not_needed_are_not_computed(backbone: Backbone, num_layers: int, num_blocks: int) -> None:
     run: list[int] = []
     hooks = [
         block.register_forward_hook(lambda *_, layer=layer: run.append(layer))
@@ -199,7 +197,7 @@ def test_layers_that_nobody_looks_at_are_not_computed(backbone: Backbone, num_la
 
 
 @pytest.mark.parametrize(("num_layers", "fit"), [(1, 1), (1, 20), (5, 20), (5, 127), (5, 1000)])
-def test_kmeans_holds_no_more_tokens_than_its_memory_is_for(backbone: Backbone, num_layers: int, fit: int) -> None:
+def test_kmeans_holds_no_more_tokens_than_fit_in_its_memory(backbone: Backbone, num_layers: int, fit: int) -> None:
     held = min(fit, 2 * 64)
     layers = zip(range(num_layers), backbone.patch_tokens(noise_images(2)), strict=False)
     candidates = [tokens_BND.flatten(0, 1) for _, tokens_BND in layers]
@@ -218,7 +216,7 @@ def digit_images(data_root: str, number: int) -> Tensor:
     return load_split(data_root, "demo/digits", "train", number, 32).all_images()
 
 
-def test_kmeans_of_a_tenth_of_the_tokens_is_nearly_as_good_as_of_all(backbone: Backbone, data_root: str) -> None:
+def test_kmeans_on_a_tenth_of_the_tokens_is_nearly_as_good_as_on_all(backbone: Backbone, data_root: str) -> None:
     # Measured over 8 seeds: 1.013 to 1.055 times the inertia of all 6,400 tokens, 1.030 in the mean.
     images = digit_images(data_root, 100)
     full_LPD, sampled_LPD = (
@@ -246,9 +244,7 @@ def test_kmeans_is_as_good_as_scikit_learn_on_real_tokens(backbone: Backbone, da
     assert sum(ratios.values()) / len(ratios) < 1.005
 
 
-def test_inertia_is_scikit_learns_and_the_last_iterations_are_over_all_points(
-    backbone: Backbone, data_root: str
-) -> None:
+def test_inertia_is_exact_and_the_last_iterations_use_all_points(backbone: Backbone, data_root: str) -> None:
     # More tokens than the starts compete on: 150 images have 9,600.
     *_, tokens_BND = backbone.patch_tokens(digit_images(data_root, 150))
     tokens_RD = tokens_BND.flatten(0, 1)
@@ -263,7 +259,7 @@ def test_inertia_is_scikit_learns_and_the_last_iterations_are_over_all_points(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_kmeans_finds_the_means_of_clusters_that_lie_apart(seed: int) -> None:
+def test_kmeans_finds_the_means_of_separate_clusters(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     points_KND = 100 * torch.eye(25)[:, None] + torch.randn(25, 8, 25, generator=generator)
     centres_KD = kmeans(points_KND.flatten(0, 1), 25, generator)
@@ -279,6 +275,6 @@ def test_repeated_points_leave_no_cluster_without_a_point(clusters: int) -> None
     assert set(rows_of(centres_KD, places_RD)) == set(range(20))
 
 
-def test_kmeans_of_one_place_is_that_place() -> None:
+def test_kmeans_of_equal_points_is_that_point() -> None:
     centres_KD = kmeans(torch.full((8, 3), 2.5), 4, torch.Generator().manual_seed(0))
     assert torch.equal(centres_KD, torch.full((4, 3), 2.5))

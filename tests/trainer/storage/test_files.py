@@ -1,4 +1,4 @@
-"""Files are whole or absent: the same laws for a folder, a file:// URI and a bucket."""
+"""Files are complete or absent: the same laws for a folder, a file:// URI and a bucket."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from trainer.storage.files import (
 
 BUCKET = pytest.param("bucket", marks=pytest.mark.slow)
 OPTIONS = pytest.param("bucket with options", marks=pytest.mark.slow)
-every_kind = pytest.mark.parametrize("place", ["folder", "file", BUCKET, OPTIONS], indirect=True)
-by_name = pytest.mark.parametrize("place", ["folder", BUCKET, OPTIONS], indirect=True)
+every_kind = pytest.mark.parametrize("location", ["folder", "file", BUCKET, OPTIONS], indirect=True)
+by_name = pytest.mark.parametrize("location", ["folder", BUCKET, OPTIONS], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A place of its own in the bucket, with the keys to it."""
+    """Return an empty folder in the bucket, with the keys set."""
     use_aws(monkeypatch, server.env)
     return f"s3://{server.bucket}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     match request.param:
         case "folder":
             return str(tmp_path / "home")
@@ -64,111 +64,111 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @every_kind
 @pytest.mark.parametrize("size", [0, 1, 3_000_000, 12_000_000])
-def test_what_is_written_is_read_and_replaced_as_a_whole(place: str, size: int) -> None:
+def test_a_file_is_written_read_and_replaced(location: str, size: int) -> None:
     for data in (os.urandom(size), b"short", os.urandom(size)):
-        write_bytes(f"{place}/a/b", data)
-        assert read_bytes(f"{place}/a/b") == data
-        assert list(file_sizes(place).values()) == [len(data)], "and nothing lies beside it"
+        write_bytes(f"{location}/a/b", data)
+        assert read_bytes(f"{location}/a/b") == data
+        assert list(file_sizes(location).values()) == [len(data)], "nothing else is written"
 
 
 @every_kind
-def test_where_nothing_is_there_is_nothing(place: str) -> None:
+def test_a_missing_file_or_folder_is_empty(location: str) -> None:
     for name in ("file", "no/such/folder/file"):
-        assert read_bytes(f"{place}/{name}") is None
-        assert list_folders(f"{place}/{name}") == []
-        assert file_sizes(f"{place}/{name}") == {}
-        delete_file(f"{place}/{name}")
-        delete_folder(f"{place}/{name}")
-    write_bytes(f"{place}/file", b"1")
-    assert read_bytes(f"{place}/file/below") is None
-    assert read_bytes(f"{place}/fil") is None
+        assert read_bytes(f"{location}/{name}") is None
+        assert list_folders(f"{location}/{name}") == []
+        assert file_sizes(f"{location}/{name}") == {}
+        delete_file(f"{location}/{name}")
+        delete_folder(f"{location}/{name}")
+    write_bytes(f"{location}/file", b"1")
+    assert read_bytes(f"{location}/file/below") is None
+    assert read_bytes(f"{location}/fil") is None
 
 
 @every_kind
-def test_folders_are_listed_and_deleted_alone(place: str) -> None:
+def test_folders_are_listed_and_deleted_without_their_neighbours(location: str) -> None:
     for name in ("one/deep/file", "one/file", "ones/file", "two/file", "file"):
-        write_bytes(f"{place}/{name}", name.encode())
-    assert list_folders(place) == ["one", "ones", "two"]
-    assert list_folders(f"{place}/one") == ["deep"]
-    sizes = {name.partition("/one/")[2]: size for name, size in file_sizes(f"{place}/one").items()}
+        write_bytes(f"{location}/{name}", name.encode())
+    assert list_folders(location) == ["one", "ones", "two"]
+    assert list_folders(f"{location}/one") == ["deep"]
+    sizes = {name.partition("/one/")[2]: size for name, size in file_sizes(f"{location}/one").items()}
     assert sizes == {"deep/file": 13, "file": 8}
-    delete_folder(f"{place}/one")
-    assert list_folders(place) == ["ones", "two"]
-    delete_file(f"{place}/two/file")
-    assert read_bytes(f"{place}/two/file") is None
-    assert read_bytes(f"{place}/ones/file") == b"ones/file"
-    assert read_bytes(f"{place}/file") == b"file"
+    delete_folder(f"{location}/one")
+    assert list_folders(location) == ["ones", "two"]
+    delete_file(f"{location}/two/file")
+    assert read_bytes(f"{location}/two/file") is None
+    assert read_bytes(f"{location}/ones/file") == b"ones/file"
+    assert read_bytes(f"{location}/file") == b"file"
 
 
 @by_name
 @pytest.mark.parametrize("name", ["with space", "50%", "a%20b", "ä+=&#", "demo/task"])
-def test_names_are_taken_as_they_are(place: str, name: str) -> None:
-    write_bytes(f"{place}/{name}/file", b"1")
-    assert read_bytes(f"{place}/{name}/file") == b"1"
-    assert list_folders(place) == [name.partition("/")[0]]
+def test_names_are_taken_as_they_are(location: str, name: str) -> None:
+    write_bytes(f"{location}/{name}/file", b"1")
+    assert read_bytes(f"{location}/{name}/file") == b"1"
+    assert list_folders(location) == [name.partition("/")[0]]
 
 
 @every_kind
-def test_who_reads_while_a_file_is_replaced_sees_the_old_or_the_new(place: str) -> None:
+def test_a_reader_sees_the_old_or_the_new_file_while_it_is_replaced(location: str) -> None:
     contents = [bytes([byte]) * 300_000 for byte in range(4)]
-    write_bytes(f"{place}/file", contents[0])
+    write_bytes(f"{location}/file", contents[0])
     with ThreadPoolExecutor(4) as pool:
-        writers = [pool.submit(write_bytes, f"{place}/file", data) for data in contents * 4]
+        writers = [pool.submit(write_bytes, f"{location}/file", data) for data in contents * 4]
         while not all(writer.done() for writer in writers):
-            assert read_bytes(f"{place}/file") in contents
+            assert read_bytes(f"{location}/file") in contents
         for writer in writers:
             writer.result()
-    assert list(file_sizes(place).values()) == [300_000]
+    assert list(file_sizes(location).values()) == [300_000]
 
 
 def split_of(name: str, count: int) -> Iterator[Example]:
-    """A split, made as it is taken."""
+    """Yield the examples of a split."""
     return (Example(key=f"{name}{i}", label=i % 2, image=b"image") for i in range(count))
 
 
 def examples(count: int) -> dict[str, Iterator[Example]]:
-    """A task's splits."""
+    """Return the splits of a task."""
     return {name: split_of(name, count) for name in SPLITS}
 
 
 def breaking() -> Iterator[Example]:
-    """Examples of which the last cannot be made."""
+    """Yield examples, and fail after the last."""
     yield from split_of("test", 3000)
     raise ValueError("damaged archive")
 
 
 @every_kind
-def test_a_task_is_stored_whole_or_not_at_all(place: str) -> None:
+def test_a_task_is_stored_completely_or_not_at_all(location: str) -> None:
     task = "vtab/dtd"
 
     def write(splits: dict[str, Iterator[Example]]) -> Card:
-        return write_task(place, task, splits, source="here", class_names=["a", "b"], protocol="drawn")
+        return write_task(location, task, splits, source="here", class_names=["a", "b"], protocol="drawn")
 
     for left in (set(), {"card.json", *(f"{split}.parquet" for split in SPLITS)}):
         with pytest.raises(ValueError, match="damaged archive"):
             write(examples(10) | {"test": breaking()})
-        assert {name.rpartition("/")[2] for name in file_sizes(place)} == left
+        assert {name.rpartition("/")[2] for name in file_sizes(location)} == left
         if not left:
-            assert read_card(place, task) is None
+            assert read_card(location, task) is None
             old = write(examples(5000))
-    assert open_task(place, task) == old, "the task that was there stays"
-    assert count_examples(place, task, "val") == 5000
-    assert [example.key for example in read_examples(place, task, "val", start=4990)] == [
+    assert open_task(location, task) == old, "the old task is kept"
+    assert count_examples(location, task, "val") == 5000
+    assert [example.key for example in read_examples(location, task, "val", start=4990)] == [
         f"val{i}" for i in range(4990, 5000)
     ]
     new = write(examples(7))
-    assert open_task(place, task) == new != old
-    assert count_examples(place, task, "val") == 7
+    assert open_task(location, task) == new != old
+    assert count_examples(location, task, "val") == 7
 
 
 @every_kind
-def test_a_damaged_card_does_not_keep_its_task_from_being_stored_again(place: str) -> None:
-    write_bytes(f"{place}/vtab/dtd/card.json", b"{")
-    card = write_task(place, "vtab/dtd", examples(7), source="here", class_names=["a", "b"], protocol="drawn")
-    assert read_card(place, "vtab/dtd") == card
+def test_a_task_with_a_damaged_card_can_be_stored_again(location: str) -> None:
+    write_bytes(f"{location}/vtab/dtd/card.json", b"{")
+    card = write_task(location, "vtab/dtd", examples(7), source="here", class_names=["a", "b"], protocol="drawn")
+    assert read_card(location, "vtab/dtd") == card
 
 
-def test_an_error_of_this_machine_keeps_its_number(tmp_path: Path) -> None:
+def test_an_error_of_the_local_disk_keeps_its_errno(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OSError) as caught:
         write_bytes(tmp_path / "file" / "below", b"1")
@@ -177,11 +177,11 @@ def test_an_error_of_this_machine_keeps_its_number(tmp_path: Path) -> None:
         filesystem, _ = open_filesystem("/dev/full")
         with pytest.raises(OSError) as caught, filesystem.open_append_stream("/dev/full") as stream:
             stream.write(b"1")
-        assert caught.value.errno == errno.ENOSPC, "a trial waits for space by this number"
+        assert caught.value.errno == errno.ENOSPC, "a trial that waits for space recognises this errno"
 
 
 def requests(server: S3Server) -> list[str]:
-    """The methods of all requests so far."""
+    """Return the methods of all requests so far."""
     return re.findall(r'"(?:\x1b\[\d+m)*(GET|HEAD|PUT|POST|DELETE) /', server.log)
 
 
@@ -198,14 +198,14 @@ def test_a_checkpoint_is_one_request_to_write_and_two_to_read(server: S3Server, 
 FORK = """
 import os, sys, warnings
 warnings.simplefilter("ignore")
-from trainer.storage import read_bytes, write_bytes
-place = sys.argv[1]
-write_bytes(f"{place}/file", b"1")
+from trainer.storage.files import read_bytes, write_bytes
+location = sys.argv[1]
+write_bytes(f"{location}/file", b"1")
 children = []
 for i in range(3):
     if (child := os.fork()) == 0:
-        write_bytes(f"{place}/{i}", b"1")
-        os._exit(0 if read_bytes(f"{place}/file") == b"1" else 1)
+        write_bytes(f"{location}/{i}", b"1")
+        os._exit(0 if read_bytes(f"{location}/file") == b"1" else 1)
     children.append(child)
 for child in children:
     assert os.waitpid(child, 0)[1] == 0
@@ -213,7 +213,7 @@ for child in children:
 
 
 @pytest.mark.slow
-def test_a_bucket_that_is_open_is_opened_anew_in_a_process_that_was_forked(bucket: str) -> None:
+def test_a_forked_process_opens_the_bucket_again(bucket: str) -> None:
     subprocess.run([sys.executable, "-c", FORK, bucket], check=True, timeout=60)
     assert len(file_sizes(bucket)) == 4
 

@@ -26,7 +26,7 @@ from trainer.data.split import load_split
 from trainer.model.backbone import Backbone, load_backbone
 from trainer.model.weights import find_weights
 from trainer.prompt_init.initial_prompt import initial_prompt
-from trainer.training.checkpoint import load_state
+from trainer.training.checkpoint import load_state, save_state
 from trainer.training.feature_cache import frozen_features
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 
@@ -45,6 +45,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "other views": ("spt_deep", {"transform": "vpt", "normalize": "imagenet", "image_size": 24, "init_images": 7}),
 }
 """Runs of every method, and of every option that adds something to what is kept between epochs."""
+
+KEYS_OF_VERSION_1 = ("config", "backbone", "learnable", "average", "optimizer", "part", "epochs", "under_way")
+KEYS_WITHIN_AN_EPOCH = {"done", "loss", "seconds", "crops", "dropout"}
 
 CLOCKS = {"train/images_per_s", "prototypes/seconds"}
 
@@ -504,6 +507,49 @@ def test_a_folder_of_another_config_is_refused(
         list(train(tiny(seed=43), data_root=data_root, folder=str(tmp_path)))
     assert str(caught.value) == (
         f"{tmp_path} holds a checkpoint of another config; choose another folder or remove it."
+    )
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before, "refused means untouched"
+
+
+def test_a_checkpoint_without_schema_version_resumes_to_the_same_bits(
+    store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    # Dropout, a moving average and AdamW: something under each key.
+    config, folder = tiny("vpt_deep", ema_decay=0.9), tmp_path / "whole"
+    epochs = list(train(config, data_root=store, folder=str(folder)))
+    # After an epoch, and within one: both states of a checkpoint.
+    between, within = tmp_path / "between", tmp_path / "within"
+    run = train(config, data_root=store, folder=str(between))
+    next(run)
+    del run  # a generator without an owner is closed
+    checks = itertools.count(1)
+    with pytest.raises(TrainingInterrupted, match=r"after [1-9] of"):
+        list(train(config, data_root=store, folder=str(within), stop=lambda: next(checks) == 5))
+    for unversioned in (between, within):
+        state = load_state(unversioned / "checkpoint.pt")
+        assert state is not None and state.keys() == {"schema_version", *KEYS_OF_VERSION_1}
+        assert (state["under_way"] is not None) == (unversioned == within)
+        assert state["under_way"] is None or state["under_way"].keys() == KEYS_WITHIN_AN_EPOCH
+        del state["schema_version"]
+        save_state(unversioned / "checkpoint.pt", state)
+        assert without_clocks(list(train(config, data_root=store, folder=str(unversioned)))) == without_clocks(epochs)
+        assert results_in(unversioned) == results_in(folder)
+        assert card_without_clocks(unversioned) == card_without_clocks(folder)
+
+
+def test_a_checkpoint_of_a_newer_schema_is_refused(
+    data_root: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    next(train(tiny("linear"), data_root=data_root, folder=str(tmp_path)))
+    state = checkpoint_after(1, tmp_path)
+    # Other keys may have changed too, so none is read before the version.
+    save_state(tmp_path / "checkpoint.pt", {"schema_version": state["schema_version"] + 1})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="schema_version") as caught:
+        list(train(tiny("linear"), data_root=data_root, folder=str(tmp_path)))
+    assert str(caught.value) == (
+        f"{tmp_path} holds a checkpoint of schema_version 2, and this version of sptune reads up to 1; "
+        "upgrade sptune, choose another folder or remove it."
     )
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before, "refused means untouched"
 

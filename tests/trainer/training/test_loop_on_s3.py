@@ -30,7 +30,9 @@ def server() -> Iterator[S3Server]:
 
 def trial(config: TrainConfig, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """A trial of which everything is at one place: each epoch, as far as it is the same in every run."""
-    for epoch in train(config, data_root=f"{place}/data", folder=f"{place}/trial", prototype_cache=f"{place}/bank"):
+    for epoch in train(
+        config, data_root=f"{place}/data", folder=f"{place}/trial", prototype_cache=f"{place}/prototypes"
+    ):
         yield epoch.epoch, {name: value for name, value in epoch.metrics.items() if name not in CLOCKS}
 
 

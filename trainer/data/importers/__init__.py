@@ -1,1 +1,1 @@
-"""From every source that researchers hold to the task store: one file a family of sources."""
+"""Imports of tasks into the task store, from every form in which researchers hold the data sets."""

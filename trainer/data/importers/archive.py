@@ -1,4 +1,4 @@
-"""The files of a source, wherever they are: a folder, a zip or tar archive, or a folder with archives in it."""
+"""The files of a source, in any form: a folder, a zip or tar archive, or a folder with archives in it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from typing import IO, Self
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAGIC = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\x00": "r:xz"}
-# RuntimeError: zipfile's word for a password, and (as NotImplementedError) for a compression that it lacks.
+"""tarfile's mode for a compressed tar, by the first bytes of the file."""
+# zipfile raises RuntimeError for a password, and NotImplementedError (one of its kind) for a compression that it lacks.
 UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError)
+"""Errors that mean an archive is damaged or cannot be read."""
 
 
 class ImportRefused(ValueError):
-    """A source that cannot be imported: the rule, the value, the way out."""
+    """A source that cannot be imported. The message gives the rule, the value and the way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,156 +41,202 @@ class _Member:
     name: str
     size: int
     position: int
-    """Its turn among the archive's members."""
+    """Index among the members of the archive."""
     offset: int | None = None
-    """Where in a tar its bytes start; None in a compressed one, which has no way to go there."""
+    """First byte of the file in a plain tar. None in a zip or a compressed tar, which cannot be read from there."""
 
 
 class SourceFiles:
-    """Files by their names, with `/` between folders and without the archive they are in.
+    """The files of a source by name, whether they lie in a folder or in an archive.
 
-    Names are relative to the source's folder; members of archives are named as if they were unpacked beside it, and
-    what lies unpacked there goes before them. What macOS adds (`__MACOSX`, `._name`) is not seen. The names of
-    compressed tars are read in one pass, and the files asked of them in another: ask for many at once.
+    Names are relative to the source's folder, with `/` between folders. Members of an archive are named as if they were
+    unpacked beside it. A file that lies there unpacked comes before a member of the same name. Files that macOS adds
+    (`__MACOSX`, `._name`) are left out.
+
+    A compressed tar is read in one pass for its names, and in one more pass at each request for files: request many at
+    once.
 
     Args:
         path: a folder (its subfolders included, linked ones too) or an archive.
 
     Raises:
-        ImportRefused: if there is no such path, an archive is damaged, or a member's path climbs out of it.
+        ImportRefused: if there is no such path, an archive is damaged, or a member's path climbs out of its archive.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._files: set[str] = set()
         self._members: dict[str, _Member] = {}
-        self._twice: dict[str, Path] = {}
+        # The other archive that holds a name. Refused when the name is requested, because many archives share a README.
+        self._duplicates: dict[str, Path] = {}
+
         if not path.exists():
             raise ImportRefused(f"{path}: there is no such file or folder.")
         self._folder = path if path.is_dir() else path.parent
-        for name in _walk(path) if path.is_dir() else [path.name]:
-            if not name.endswith(ZIP_SUFFIXES + TAR_SUFFIXES):
-                self._files.add(name)
+
+        for file_name in _walk(path) if path.is_dir() else [path.name]:
+            if not file_name.endswith(ZIP_SUFFIXES + TAR_SUFFIXES):
+                self._files.add(file_name)
                 continue
-            for member, found in _members(self._folder / name).items():
-                beside = posixpath.join(posixpath.dirname(name), member)
-                if beside in self._members:
-                    self._twice[beside] = self._members[beside].archive
-                self._members[beside] = found
-        self.names = sorted(name for name in self._files | self._members.keys() if not _of_macos(name))
+            for member_name, member in _list_members(self._folder / file_name).items():
+                name = posixpath.join(posixpath.dirname(file_name), member_name)
+                if name in self._members:
+                    self._duplicates[name] = self._members[name].archive
+                self._members[name] = member
+
+        self.names = sorted(name for name in self._files | self._members.keys() if not _is_from_macos(name))
 
     def find(self, pattern: str) -> list[str]:
-        """The names that a shell pattern fits, as a whole or behind a `/`: `images/*.jpg`. A `*` fits a `/` too."""
-        fits = re.compile(fnmatch.translate(f"*/{pattern.removeprefix('*/')}")).match
-        return [name for name in self.names if fits(f"/{name}")]
+        """Return the names that match a shell pattern such as `images/*.jpg`.
+
+        The pattern matches a whole name, or its end behind a `/`. A `*` matches a `/` too.
+        """
+        matches = re.compile(fnmatch.translate(f"*/{pattern.removeprefix('*/')}")).match
+        return [name for name in self.names if matches(f"/{name}")]
 
     def one(self, pattern: str) -> str:
-        """The one name that a pattern fits.
+        """Return the only name that matches a pattern.
 
         Raises:
-            ImportRefused: if none or several do.
+            ImportRefused: if none or several match.
         """
-        found = self.find(pattern)
-        if len(found) != 1:
-            shown = f"there are {len(found)}: {', '.join(found[:3])}" if found else "there is none"
-            raise ImportRefused(f"{self.path} must hold one file {pattern}; {shown}.")
-        return found[0]
+        matches = self.find(pattern)
+        if len(matches) != 1:
+            count = f"there are {len(matches)}: {', '.join(matches[:3])}" if matches else "there is none"
+            raise ImportRefused(f"{self.path} must hold one file {pattern}; {count}.")
+        return matches[0]
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file."""
+        """Return the bytes of one file.
+
+        Raises:
+            ImportRefused: if the name is missing or in two archives, or its archive is damaged.
+        """
         return next(self.read_all([name]))
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """The bytes of many files, in the order of `names`, one in memory at a time.
+        """Yield the bytes of many files, in the order of `names`, with one file in memory at a time.
 
         Raises:
-            ImportRefused: if a name is not there or in two archives, or an archive is damaged.
+            ImportRefused: if a name is missing or in two archives, or an archive is damaged.
         """
         self._check(names)
+
+        # Each archive is opened once and stays open until the last file.
         with ExitStack() as stack:
             spool = stack.enter_context(tempfile.TemporaryFile())
-            places = self._spool(names, spool)
+            spooled = self._spool(names, spool)
             zips: dict[Path, zipfile.ZipFile] = {}
             tars: dict[Path, IO[bytes]] = {}
+
             for name in names:
                 if name in self._files:
-                    data = (self._folder / name).read_bytes()
-                elif name in places:
-                    offset, size = places[name]
+                    yield (self._folder / name).read_bytes()
+                    continue
+
+                if name in spooled:
+                    offset, size = spooled[name]
                     spool.seek(offset)
-                    data = spool.read(size)
-                else:
-                    member = self._members[name]
-                    archive = member.archive
-                    with _refusing(archive):
-                        if member.offset is None:
-                            if archive not in zips:
-                                zips[archive] = stack.enter_context(zipfile.ZipFile(archive))
-                            data = zips[archive].read(member.name)
-                        else:
-                            if archive not in tars:
-                                tars[archive] = stack.enter_context(archive.open("rb"))
-                            tars[archive].seek(member.offset)
-                            data = tars[archive].read(member.size)
-                            if len(data) < member.size:
-                                raise EOFError(f"it ends in {name}")
+                    yield spool.read(size)
+                    continue
+
+                member = self._members[name]
+                archive = member.archive
+                with _refuse_damaged(archive):
+                    if member.offset is None:
+                        if archive not in zips:
+                            zips[archive] = stack.enter_context(zipfile.ZipFile(archive))
+                        data = zips[archive].read(member.name)
+                    else:
+                        if archive not in tars:
+                            tars[archive] = stack.enter_context(archive.open("rb"))
+                        tars[archive].seek(member.offset)
+                        data = tars[archive].read(member.size)
+                        if len(data) < member.size:
+                            raise EOFError(f"it ends in {name}")
+                # Outside the block above, which would blame the archive for an error of the caller.
                 yield data
 
     def local(self, name: str, folder: Path) -> Path:
-        """A file on disk with the bytes of `name`, for libraries that need one; unpacked to `folder` if it must be."""
+        """Return a file on disk with the bytes of `name`, for libraries that need one.
+
+        A member of an archive is unpacked into `folder`.
+
+        Raises:
+            ImportRefused: if the name is missing or in two archives, or its archive is damaged.
+        """
         self._check([name])
         if name in self._files:
             return self._folder / name
+
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         member = self._members[name]
-        with _refusing(member.archive), _opened(member) as file, target.open("wb") as unpacked:
+        with _refuse_damaged(member.archive), _open_member(member) as file, target.open("wb") as unpacked:
             shutil.copyfileobj(file, unpacked)
         return target
 
     def _check(self, names: Sequence[str]) -> None:
-        if missing := [name for name in names if name not in self._files and name not in self._members]:
+        """Raise ImportRefused if a name is missing or in two archives."""
+        missing = [name for name in names if name not in self._files and name not in self._members]
+        if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            raise ImportRefused(f"{self.path} lacks {', '.join(missing[:3])}{more}. Put them there or get it again.")
-        if twice := [name for name in names if name in self._twice and name not in self._files]:
-            both = f"{self._twice[twice[0]]} and in {self._members[twice[0]].archive}"
-            raise ImportRefused(f"{twice[0]} is in {both}. Unpack each in a folder of its own, or take one away.")
+            raise ImportRefused(
+                f"{self.path} lacks {', '.join(missing[:3])}{more}. Add what is missing, or download the source again."
+            )
+
+        # An unpacked file comes before any archive, so there is nothing to choose.
+        duplicates = [name for name in names if name in self._duplicates and name not in self._files]
+        if duplicates:
+            name = duplicates[0]
+            archives = f"{self._duplicates[name]} and in {self._members[name].archive}"
+            raise ImportRefused(
+                f"{name} is in {archives}. Unpack each archive in a folder of its own, or remove one of them."
+            )
 
     def _spool(self, names: Sequence[str], spool: IO[bytes]) -> dict[str, tuple[int, int]]:
-        """Copy what compressed tars hold of the names into one file, each tar in one pass; where each name then is."""
+        """Copy the files of compressed tars to one temporary file, each tar in one pass.
+
+        Return offset and size in that file, by name.
+        """
+        # Hard links give several names to one position.
         wanted: dict[Path, dict[int, list[str]]] = {}
         for name in dict.fromkeys(names):
             member = self._members.get(name)
             if name not in self._files and member is not None and not _is_zip(member.archive) and member.offset is None:
                 wanted.setdefault(member.archive, {}).setdefault(member.position, []).append(name)
-        places: dict[str, tuple[int, int]] = {}
-        for archive, turns in wanted.items():
-            with _refusing(archive), _open_tar(archive) as tar:
-                for position, entry in zip(range(max(turns) + 1), tar, strict=False):
-                    if position in turns:
-                        places |= dict.fromkeys(turns[position], (spool.tell(), entry.size))
+
+        spooled: dict[str, tuple[int, int]] = {}
+        for archive, names_at in wanted.items():
+            with _refuse_damaged(archive), _open_tar(archive) as tar:
+                for position, entry in zip(range(max(names_at) + 1), tar, strict=False):
+                    if position in names_at:
+                        spooled |= dict.fromkeys(names_at[position], (spool.tell(), entry.size))
                         file = tar.extractfile(entry)
                         assert file is not None, f"{entry.name} was a file when the tar was listed"
                         shutil.copyfileobj(file, spool)
-        return places
+        return spooled
 
 
 def _walk(folder: Path, above: str = "") -> Iterator[str]:
-    """The names of all files below a folder; a link to a folder that it is in is not followed."""
-    here = folder / above
+    """Yield the names of all files below a folder. A link to one of the folders that contain it is not followed."""
+    current = folder / above
     try:
-        with os.scandir(here) as scanned:
+        with os.scandir(current) as scanned:
             entries = list(scanned)
     except OSError as error:
-        raise ImportRefused(f"{here} cannot be read: {error}.") from error
+        raise ImportRefused(f"{current} cannot be read: {error}.") from error
+
     for entry in entries:
         if entry.is_file():
             yield above + entry.name
-        elif entry.is_dir() and not (entry.is_symlink() and here.resolve().is_relative_to(Path(entry).resolve())):
-            yield from _walk(folder, f"{above}{entry.name}/")
+        elif entry.is_dir():
+            is_circle = entry.is_symlink() and current.resolve().is_relative_to(Path(entry).resolve())
+            if not is_circle:
+                yield from _walk(folder, f"{above}{entry.name}/")
 
 
-def _of_macos(name: str) -> bool:
+def _is_from_macos(name: str) -> bool:
     return "/__MACOSX/" in f"/{name}" or name[name.rfind("/") + 1 :].startswith("._")
 
 
@@ -197,39 +245,46 @@ def _is_zip(archive: Path) -> bool:
 
 
 class _Header(tarfile.TarInfo):
-    """Where tarfile takes a damaged or cut header for a tar's end, and what follows is lost, this raises an error."""
+    """A tar header that raises an error where it is damaged or cut.
+
+    tarfile itself takes such a header for the end of the tar, so the members behind it would be lost without a word.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.HeaderError as error:
-            is_marked = isinstance(error, tarfile.EOFHeaderError)  # type: ignore[attr-defined]  # typeshed lacks it
+            # typeshed lacks both of these errors.
+            is_marked = isinstance(error, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
             is_cut = isinstance(error, tarfile.EmptyHeaderError)  # type: ignore[attr-defined]
-            # A compressed stream vouches for its own end; some writers leave out the tar's.
+            # Some writers leave out the end marker. In a compressed tar that is safe: the stream has an end of its own.
             if is_marked or (is_cut and not _is_plain(tarfile_)):
                 raise
             raise tarfile.ReadError(f"{error} before its end marker") from error
 
 
 def _is_plain(tar: tarfile.TarFile) -> bool:
+    """Return whether a tar is not compressed."""
     return isinstance(tar.fileobj, io.BufferedReader)
 
 
 def _open_tar(archive: Path) -> tarfile.TarFile:
     with archive.open("rb") as file:
         start = file.read(6)
-    # By its first bytes: tars with the wrong suffix are about.
+
+    # The first bytes decide, because some published tars have the suffix of another compression.
     mode = next((mode for magic, mode in MAGIC.items() if start.startswith(magic)), "r:")
     return tarfile.open(archive, mode, tarinfo=_Header)  # type: ignore[call-overload,no-any-return]
 
 
 @contextmanager
-def _opened(member: _Member) -> Iterator[IO[bytes]]:
+def _open_member(member: _Member) -> Iterator[IO[bytes]]:
     if _is_zip(member.archive):
         with zipfile.ZipFile(member.archive) as opened, opened.open(member.name) as file:
             yield file
         return
+
     with _open_tar(member.archive) as tar:
         entry = next(itertools.islice(tar, member.position, None))
         extracted = tar.extractfile(entry)
@@ -238,26 +293,33 @@ def _opened(member: _Member) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _refusing(archive: Path) -> Iterator[None]:
+def _refuse_damaged(archive: Path) -> Iterator[None]:
+    """Raise ImportRefused instead of the errors by which libraries say that an archive is damaged or unreadable."""
     try:
         yield
     except UNREADABLE as error:
+        # An error number is the system's: no permission, or a full disk while unpacking.
         if isinstance(error, OSError) and error.errno is not None:
             raise ImportRefused(f"{archive} cannot be read or unpacked: {error}.") from error
         raise ImportRefused(f"{archive} is damaged: {error}. Download it again.") from error
 
 
-def _members(archive: Path) -> dict[str, _Member]:
-    """An archive's files by their names; a path that climbs out is refused."""
-    with _refusing(archive):
-        members = _of_zip(archive) if _is_zip(archive) else _of_tar(archive)
+def _list_members(archive: Path) -> dict[str, _Member]:
+    """Return the files of an archive by name.
+
+    Raises:
+        ImportRefused: if the archive is damaged, or a member's path climbs out of it.
+    """
+    with _refuse_damaged(archive):
+        members = _list_zip(archive) if _is_zip(archive) else _list_tar(archive)
+
     for name in members:
         if name.startswith("/") or ".." in PurePosixPath(name).parts:
             raise ImportRefused(f"{archive} has a member {name!r}, which climbs out of the archive; it is not opened.")
     return members
 
 
-def _of_zip(archive: Path) -> dict[str, _Member]:
+def _list_zip(archive: Path) -> dict[str, _Member]:
     with zipfile.ZipFile(archive) as opened:
         return {
             info.filename: _Member(archive, info.filename, info.file_size, position)
@@ -266,19 +328,24 @@ def _of_zip(archive: Path) -> dict[str, _Member]:
         }
 
 
-def _of_tar(archive: Path) -> dict[str, _Member]:
+def _list_tar(archive: Path) -> dict[str, _Member]:
     members: dict[str, _Member] = {}
     with _open_tar(archive) as tar:
-        plain = _is_plain(tar)
+        is_plain = _is_plain(tar)
         for position, entry in enumerate(tar):
             name = entry.name.removeprefix("./")
             if entry.isfile():
-                offset = entry.offset_data if plain and not entry.issparse() else None
+                # The bytes of a sparse file are not contiguous in the tar.
+                offset = entry.offset_data if is_plain and not entry.issparse() else None
                 members[name] = _Member(archive, name, entry.size, position, offset)
-            elif entry.islnk() and (target := members.get(entry.linkname.removeprefix("./"))) is not None:
-                members[name] = target
-        if not plain and tar.fileobj is not None:
-            # To the end of the stream, where its check sum is.
+            elif entry.islnk():
+                # A hard link stands for the file of an earlier member.
+                target = members.get(entry.linkname.removeprefix("./"))
+                if target is not None:
+                    members[name] = target
+
+        # Read to the end of the stream, where its checksum is.
+        if not is_plain and tar.fileobj is not None:
             while tar.fileobj.read(1 << 20):
                 pass
     return members

@@ -1,4 +1,4 @@
-"""An import from start to end: which source a path is, and its images into the task store."""
+"""Imports: which source lies at a path, and the writing of its images to the task store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from trainer.catalog import OWN, TASKS, is_own
-from trainer.data.images import check
+from trainer.data.images import check_image
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.source import Source, SourceRecord, split_records
 from trainer.data.importers.sources.folders import own_row
@@ -26,10 +26,10 @@ FAMILIES = (
     "fgvc",
     "parquet_tables",
 )
-"""The files of `sources/` that have sources; of two that recognise a path, the earlier is asked first."""
+"""Modules of `sources/` that have a table SOURCES. Candidates and messages list their sources in this order."""
 
 Progress = Callable[[int, int], None]
-"""Told how many images are written, and how many there are."""
+"""Called after each image with the number of images written and their total."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,113 +42,144 @@ class Candidate:
 
 
 def sources() -> list[Source]:
-    """Every form that can be imported."""
+    """Return every form that can be imported."""
     families = [importlib.import_module(f"trainer.data.importers.sources.{family}") for family in FAMILIES]
     return [source for family in families for source in family.SOURCES]
 
 
 def find_candidates(path: Path, task: str | None = None, form: str | None = None) -> list[Candidate]:
-    """What a path holds: itself one source, or a folder of them.
+    """Return the tasks that a path can become, one candidate per task. The path is a source, or a folder of sources.
 
     Args:
-        task: the task that is wanted; None for all that the path can become.
-        form: the form that it is, where a path could be several.
+        task: the task to import; None for all that the path can become.
+        form: the form of the source, needed if the path matches several.
 
     Raises:
-        ImportRefused: if nothing recognises it, or several forms do, with the choices.
+        ImportRefused: if no source recognises the path, or several recognise it as the same task. The message names the
+            choices.
     """
     if task is not None and task not in TASKS and not is_own(task):
         raise ImportRefused(
             f"{task!r} is not a task; see `sptune data list`, or name one of your own {OWN}NAME, "
             "in letters, digits and ._- alone."
         )
-    known = [source for source in sources() if form in (None, source.form)]
-    if not known:
-        raise ImportRefused(f"{form!r} is no form; there are {', '.join(sorted({s.form for s in sources()}))}.")
+
+    allowed = [source for source in sources() if form in (None, source.form)]
+    if not allowed:
+        forms = sorted({source.form for source in sources()})
+        raise ImportRefused(f"{form!r} is no form; there are {', '.join(forms)}.")
+
+    # The path itself, or else each folder in it.
     tree = SourceFiles(path)
-    found = _recognised(known, tree, task)
-    if not found and path.is_dir():
+    candidates = _match(allowed, tree, task)
+    if not candidates and path.is_dir():
         for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
-            found += _recognised(known, SourceFiles(folder), task)
-    if not found:
-        raise ImportRefused(_unknown(path, tree, known, task))
-    for name in {one.task for one in found}:
-        forms = sorted({one.source.form for one in found if one.task == name})
+            candidates += _match(allowed, SourceFiles(folder), task)
+    if not candidates:
+        raise ImportRefused(_no_match_message(path, tree, allowed, task))
+
+    _check_unambiguous(path, candidates)
+    return candidates
+
+
+def _match(allowed: list[Source], tree: SourceFiles, task: str | None) -> list[Candidate]:
+    """Return a candidate for each source that recognises the files, and for each task that it can become."""
+    candidates = []
+    for source in allowed:
+        # Any folder of images could be a user's own task, so that is a candidate only if its name is given.
+        own = (task,) if task is not None and is_own(task) else ()
+        names = [name for name in source.tasks or own if task in (None, name)]
+        if names and source.recognise(tree):
+            candidates += [Candidate(source=source, tree=tree, task=name) for name in names]
+    return candidates
+
+
+def _check_unambiguous(path: Path, candidates: list[Candidate]) -> None:
+    """Raise ImportRefused if two candidates are for the same task."""
+    for task in dict.fromkeys(candidate.task for candidate in candidates):
+        of_task = [candidate for candidate in candidates if candidate.task == task]
+        forms = sorted({candidate.source.form for candidate in of_task})
         if len(forms) > 1:
-            raise ImportRefused(f"{path} could be {name} as {' or '.join(forms)}; say which with --form.")
-        if sum(one.task == name for one in found) > 1:
-            places = ", ".join(str(one.tree.path) for one in found if one.task == name)
-            raise ImportRefused(f"{name} is there several times: {places}; give one of them.")
-    return found
+            raise ImportRefused(f"{path} could be {task} as {' or '.join(forms)}; choose one of them with --form.")
+        if len(of_task) > 1:
+            paths = ", ".join(str(candidate.tree.path) for candidate in of_task)
+            raise ImportRefused(f"{path} holds {task} several times: {paths}. Import one of these paths.")
 
 
-def _recognised(known: list[Source], tree: SourceFiles, task: str | None) -> list[Candidate]:
-    """Official forms first: a user's own task is taken only where its name is given."""
-    found = []
-    for source in known:
-        names = source.tasks or ((task,) if task is not None and is_own(task) else ())
-        wanted = [name for name in names if task in (None, name)]
-        if wanted and source.recognise(tree):
-            found += [Candidate(source=source, tree=tree, task=name) for name in wanted]
-    return found
-
-
-def _unknown(path: Path, tree: SourceFiles, known: list[Source], task: str | None) -> str:
-    recognised = [source for source in known if source.recognise(tree)]
-    if tasks := [name for source in recognised for name in source.tasks]:
+def _no_match_message(path: Path, tree: SourceFiles, allowed: list[Source], task: str | None) -> str:
+    """Return the message for a path that is not a source of the task: what it is instead, or what it should be."""
+    recognising = [source for source in allowed if source.recognise(tree)]
+    tasks = [name for source in recognising for name in source.tasks]
+    if tasks:
         return f"{path} is {' or '.join(tasks)}, not {task}."
-    if recognised:
+    if recognising:
         return f"{path} looks like images of your own: give them a name, such as --task {OWN}{path.stem.lower()}."
-    shown = ", ".join(tree.names[:3]) or "nothing"
-    wanted = f" of {task}" if task else ""
-    where = "\n".join(f"  {source.form}: {source.where}" for source in known if task in source.tasks and source.where)
-    cure = f"It can come from\n{where}" if where else "`sptune data list` says what is needed."
-    return f"{path} is no source{wanted} that is known; it begins with {shown}. {cure}"
+
+    names = ", ".join(tree.names[:3]) or "nothing"
+    of_task = f" of {task}" if task else ""
+    forms = [f"  {source.form}: {source.where}" for source in allowed if task in source.tasks and source.where]
+    way_out = "It can come from\n" + "\n".join(forms) if forms else "`sptune data list` says what is needed."
+    return f"{path} is no known source{of_task}; it begins with {names}. {way_out}"
 
 
-def import_task(root: str, found: Candidate, progress: Progress) -> Card:
-    """Write a source's images to the task store.
+def import_task(root: str, candidate: Candidate, progress: Progress) -> Card:
+    """Write the images of a source to the task store and return the card.
 
     Raises:
-        ImportRefused: if an image cannot be decoded, a label is out of range or a split would be empty; the store is
-            as before.
-        OSError: if the store cannot be written; the store is as before.
+        ImportRefused: if an image cannot be decoded, a label is out of range or a split would be empty. The store is
+            unchanged.
+        OSError: if the store cannot be written. The store is unchanged.
     """
-    listing = found.source.listing(found.tree, found.task)
-    row = TASKS.get(found.task) or own_row(listing, found.task)
+    source = candidate.source
+    task = candidate.task
+
+    # The list of images, checked before the first is read.
+    listing = source.listing(candidate.tree, task)
+    row = TASKS.get(task) or own_row(listing, task)
     if len(listing.class_names) != row.num_classes:
-        raise ImportRefused(f"{found.task} has {row.num_classes} classes, the source {len(listing.class_names)}.")
-    if wrong := [one for one in listing.records if not 0 <= one.label < row.num_classes]:
-        one = wrong[0]
+        raise ImportRefused(f"{task} has {row.num_classes} classes, the source {len(listing.class_names)}.")
+
+    outside = [record for record in listing.records if not 0 <= record.label < row.num_classes]
+    if outside:
         raise ImportRefused(
-            f"{len(wrong)} labels are outside 0..{row.num_classes - 1}, the first {one.label} of {one.key}."
+            f"{len(outside)} labels are outside 0..{row.num_classes - 1}, the first {outside[0].label} of "
+            f"{outside[0].key}."
         )
     splits, protocol = split_records(listing, row)
-    total, written = sum(map(len, splits.values())), 0
+
+    # The images are read one by one while `write_task` writes them.
+    total = sum(map(len, splits.values()))
+    num_written = 0
     repairs = list(listing.repairs)
 
-    def examples(split: str, records: list[SourceRecord]) -> Iterator[Example]:
-        nonlocal written
+    def read_examples(split: str, records: list[SourceRecord]) -> Iterator[Example]:
+        nonlocal num_written
         repaired = Counter[str]()
         for record, image in zip(records, listing.read(records), strict=True):
             try:
-                repair = check(image)
+                repair = check_image(image)
             except ValueError as error:
-                raise ImportRefused(f"{record.key} {error}. Get the source again; nothing was imported.") from error
-            repaired.update([repair] if repair else [])
+                raise ImportRefused(
+                    f"{record.key} {error}. Download the source again; nothing was imported."
+                ) from error
+
+            if repair is not None:
+                repaired[repair] += 1
             yield Example(key=record.key, label=record.label, image=image)
-            written += 1
-            progress(written, total)
+            num_written += 1
+            progress(num_written, total)
+
+        # `write_task` reads `repairs` after the last image.
         repairs.extend(f"{count} images of {split}: {repair}" for repair, count in repaired.items())
 
     return write_task(
         root,
-        found.task,
-        {split: examples(split, records) for split, records in splits.items()},
-        source=f"{found.source.form}: {found.tree.path.name}",
+        task,
+        {split: read_examples(split, records) for split, records in splits.items()},
+        source=f"{source.form}: {candidate.tree.path.name}",
         class_names=listing.class_names,
         protocol=protocol,
-        importer=f"sptune {metadata.version('sptune')} {found.source.form}",
-        licence=found.source.licence,
+        importer=f"sptune {metadata.version('sptune')} {source.form}",
+        licence=source.licence,
         repairs=repairs,
     )

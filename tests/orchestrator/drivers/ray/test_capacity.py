@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from orchestrator.drivers.context import TrialContext
-from orchestrator.drivers.ray.driver import run_sweep
+from orchestrator.drivers.ray.driver import RayDriver
 from orchestrator.drivers.ray.worker import RunTrial
 from orchestrator.errors import ClusterError
 from orchestrator.spec.loader import parse_spec
@@ -72,11 +72,11 @@ def thirty_percent(config: TrainConfig, workplace: TrialContext, stop: Callable[
 def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep:
     """A sweep of trials of an epoch, after its end."""
     raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
-    sweep = Sweep(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
+    sweep = Sweep.resume(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
     place = TrialContext(
         data_root=str(folder), trials_folder=str(folder), prototype_cache=str(folder), weights=None, cpus=1, gpus=0
     )
-    run_sweep(sweep, place, lambda: None, run_trial)
+    RayDriver(place, run_trial).run(sweep)
     return sweep
 
 
@@ -151,7 +151,7 @@ def test_a_sweep_that_stops_at_once_gives_up_what_is_ahead_and_begins_no_trial_t
 ) -> None:
     raw = raw_study | {"fixed": {"epochs": 3, "warmup_epochs": 0}, "resources": {"gpus": 1}}
     raw |= {"search": {"trials": 8, "max_concurrent": 8, "pruner": {"type": "none"}}}
-    sweep = Sweep(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
+    sweep = Sweep.resume(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
     place = TrialContext(
         data_root=str(tmp_path),
         trials_folder=str(tmp_path),
@@ -168,7 +168,7 @@ def test_a_sweep_that_stops_at_once_gives_up_what_is_ahead_and_begins_no_trial_t
         if any(trial.epochs for trial in trials):
             sweep.stop("enough")
 
-    run_sweep(sweep, place, stop_at_the_first_epoch, one_waits_for_the_other)
+    RayDriver(place, one_waits_for_the_other).run(sweep, stop_at_the_first_epoch)
     sweep.close()
     assert max(handed) == 3, "one waits for the two GPUs"
     assert len(list(tmp_path.glob("*.begun"))) == 2
@@ -205,7 +205,8 @@ def test_workers_that_wait_give_way_to_trials_that_need_more(
     raw = raw_study | {"backbones": [*raw_study["backbones"], large], "final": {"seeds": [1]}}
     raw |= {"resources": {"cpus": 2, "backbones": {large: {"cpus": 8}}}}
     raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
-    monkeypatch.setattr("orchestrator.drivers.ray.capacity.REST_S", 1e9)  # or else they go by themselves in the end
+    # Otherwise the idle workers end by themselves after a minute.
+    monkeypatch.setattr("orchestrator.drivers.ray.warm_workers.IDLE_TIMEOUT_S", 1e9)
     assert len(processes(raw, tmp_path, 1)["test"]) == 2
 
 

@@ -19,8 +19,8 @@ from orchestrator.errors import UserError
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.bulk_read import STUDIES_PER_QUERY, StoredTrial, load_trials
-from orchestrator.study.storage.conversion import HISTORY
 from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.storage.schema import HISTORY
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from tests.orchestrator.conftest import drive, new_sweep
@@ -221,7 +221,7 @@ def test_without_epochs_all_else_of_a_trial_is_the_same(conditional: SweepSpec, 
     for full, brief in zip(trials_of(whole), trials_of(short), strict=True):
         assert brief.epochs == ()
         for name in Trial.__dataclass_fields__:
-            if name not in ("epochs", "notes"):
+            if name not in ("epochs", "sampler_attrs"):
                 assert getattr(brief, name) == getattr(full, name), name
         if full.state is TrialState.COMPLETE:
             assert brief.last_metrics["train/loss"] == full.epochs[-1]["train/loss"]

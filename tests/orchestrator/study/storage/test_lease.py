@@ -49,7 +49,7 @@ def held(record: StudyDatabase) -> Iterator[Lease]:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead driver is noticed after three seconds."""
-    for name, seconds in (("BEAT_S", 1), ("GRACE_S", 3)):
+    for name, seconds in (("HEARTBEAT_S", 1), ("GRACE_PERIOD_S", 3)):
         monkeypatch.setattr(lease_module, name, seconds)
         monkeypatch.setattr(record_module, name, seconds)
 
@@ -78,7 +78,7 @@ def test_a_second_driver_is_refused_with_who_drives_and_since_when(record_url: s
         StudyDatabase(record_url).lease("small").acquire("small")
     who = f"small is driven by process {os.getpid()} on {socket.gethostname()} since {holder['since']}."
     assert str(refused.value).startswith(who)
-    assert "`sptune stop small` ends it" in str(refused.value)
+    assert "`sptune stop small` stops it" in str(refused.value)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", holder["since"])
     assert len(held.holders()) == 1, "and leaves no trace"
 
@@ -133,8 +133,8 @@ def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: 
 def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: StudyDatabase) -> None:
     code = f"""
 import time
-from orchestrator.record import Record
-Record({record_url!r}).lease("small").take("small")
+from orchestrator.study.storage.database import StudyDatabase
+StudyDatabase({record_url!r}).lease("small").acquire("small")
 print("taken", flush=True)
 time.sleep(60)
 """
@@ -192,25 +192,26 @@ def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(
 def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
     record_url: str, record: StudyDatabase, spec: SweepSpec, held: Lease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sweep = Sweep(spec, record, MemoryTracker(), lease=held)
+    sweep = Sweep.resume(spec, record, MemoryTracker(), lease=held)
     trial = sweep.next_trial()
     assert trial is not None
     _pretend(held, host="elsewhere")
     _silent_for(held, 60)
     successor = StudyDatabase(record_url).lease("small")
     successor.acquire("small")
-    monkeypatch.setattr(held, "_beat", held._beat - 60)  # it slept, and its heart has not beaten since
+    # The process slept, and sent no heartbeat since.
+    monkeypatch.setattr(held, "_last_heartbeat", held._last_heartbeat - 60)
     for write in (
         lambda: sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}),
         sweep.next_trial,
         sweep.tick,
         sweep.close,
     ):
-        with pytest.raises(LeaseError, match="this driver was silent for more than 30 s and was taken for dead"):
+        with pytest.raises(LeaseError, match="this driver lost its lease: it sent no heartbeat for 30 s"):
             write()
     held.release()
     assert len(successor.holders()) == 1, "nor does it give back what is not its own"
-    again = Sweep(spec, StudyDatabase(record_url), MemoryTracker(), lease=successor)
+    again = Sweep.resume(spec, StudyDatabase(record_url), MemoryTracker(), lease=successor)
     assert again.studies[0].search_table.trials[0].epochs == ()
     assert again.studies[0].search_table.trials[0].state is TrialState.WAITING
     successor.release()
@@ -220,14 +221,14 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
 def test_a_driver_notices_that_it_is_asked_to_stop(record_url: str, record: StudyDatabase, spec: SweepSpec) -> None:
     lease = record.lease("small")
     lease.acquire("small")
-    sweep = Sweep(spec, record, MemoryTracker(), lease=lease)
+    sweep = Sweep.resume(spec, record, MemoryTracker(), lease=lease)
     assert StudyDatabase(record_url).lease("small").request_stop(), "there is a driver to ask"
     deadline = time.monotonic() + 10
     while sweep.halt is None and time.monotonic() < deadline:
         sweep.tick()
         time.sleep(0.05)
     assert sweep.halt is not None
-    assert (sweep.halt.reason, sweep.halt.interrupt_running) == ("stopped, as `sptune stop` asked", True)
+    assert (sweep.halt.reason, sweep.halt.interrupt_running) == ("stopped, as `sptune stop` requested", True)
     lease.release()
     assert not StudyDatabase(record_url).lease("small").request_stop(), "now there is none"
     assert lease.holders() == []

@@ -158,7 +158,7 @@ def test_a_rewrite_that_is_interrupted_anywhere_leaves_the_old_or_the_new(
     home = tmp_path / "home"
     home.mkdir()
     record = StudyDatabase(f"sqlite:///{home / 'studies.db'}")
-    sweep = Sweep(spec, record, MemoryTracker())
+    sweep = Sweep.resume(spec, record, MemoryTracker())
     drive(sweep, fail=_failing(1, FailureCause.INVALID if change == "retry" else FailureCause.ERROR))
     sweep.studies[0].search_table.save_synced_run(1, "its-run", TrialState.FAILED)
     if change == "wider":

@@ -139,7 +139,7 @@ def test_cars_whose_test_list_has_no_classes_are_refused_with_the_file_that_has(
     path = lay(tmp_path, changed(CARS, {"cars_test_annos_withlabels.mat": None}))
     with pytest.raises(ImportRefused) as refused:
         listed("stanford_cars", path)
-    assert "cars_test_annos.mat has no classes. Put cars_test_annos_withlabels.mat" in str(refused.value)
+    assert "cars_test_annos.mat has no classes. Put cars_test_annos_withlabels.mat next to it" in str(refused.value)
     # Some copies have the classes under the first name.
     lay(path, {"devkit/cars_test_annos.mat": CARS["cars_test_annos_withlabels.mat"]})
     assert labels(listed("stanford_cars", path))["cars_test/00002.jpg"] == 1
@@ -163,28 +163,48 @@ SPANIEL = "n02085782-Japanese_spaniel/n02085782_2.jpg"
     [
         ("cub_200_2011", {LABEL: "1 1\n2 1\n3 9\n4 3\n"}, ["image_class_labels.txt, line 3", "got 9"]),
         ("cub_200_2011", {LABEL: "1 1\n2 1\n\n3 two\n4 3\n"}, ["image_class_labels.txt, line 4", "got 'two'"]),
-        ("cub_200_2011", {LABEL: "1 1\n2 1\n3 2\n3 2\n4 3\n"}, ["line 4 names 3 again"]),
-        ("cub_200_2011", {LABEL: "1 1\n2 1\n4 3\n"}, ["image_class_labels.txt and images.txt", "3 is in one only"]),
+        (
+            "cub_200_2011",
+            {LABEL: "1 1\n2 1\n3 2\n3 2\n4 3\n"},
+            ["line 4 names 3 a second time, after image_class_labels.txt, line 3"],
+        ),
+        (
+            "cub_200_2011",
+            {LABEL: "1 1\n2 1\n4 3\n"},
+            ["image_class_labels.txt and images.txt", "3 is in only one of them"],
+        ),
         ("cub_200_2011", {LABEL: "1 1\n2\n3 2\n4 3\n"}, ["line 2 must have two columns, got '2'"]),
         ("cub_200_2011", {SPLIT: "1 1\n2 0\n3 2\n4 0\n"}, ["train_test_split.txt, line 3", "got '2'"]),
-        ("cub_200_2011", {SPLIT: ""}, ["train_test_split.txt must list images, and is empty"]),
+        ("cub_200_2011", {SPLIT: ""}, ["train_test_split.txt must list images, but it is empty"]),
         ("cub_200_2011", {CLASS: b"1 \xff\xfe\n"}, ["classes.txt must be UTF-8 text"]),
-        ("cub_200_2011", {WREN: None}, [f"lacks {WREN}, which images.txt names"]),
+        ("cub_200_2011", {WREN: None}, [f"does not contain {WREN}, which images.txt names"]),
         ("cub_200_2011", {"copy/image_class_labels.txt": "1 1"}, ["one file image_class_labels.txt; there are 2"]),
-        ("nabirds", {"nabirds/images/0009/b2.jpg": None}, ["lacks nabirds/images/0009/b2.jpg, which images.txt names"]),
-        ("oxford_flowers", {"imagelabels.mat": b"no mat"}, ["imagelabels.mat is no whole .mat file"]),
-        ("oxford_flowers", {"imagelabels.mat": mat(label=[1])}, ["imagelabels.mat must hold the variable 'labels'"]),
+        (
+            "nabirds",
+            {"nabirds/images/0009/b2.jpg": None},
+            ["does not contain nabirds/images/0009/b2.jpg, which images.txt names"],
+        ),
+        ("oxford_flowers", {"imagelabels.mat": b"no mat"}, ["imagelabels.mat is not a complete .mat file"]),
+        ("oxford_flowers", {"imagelabels.mat": mat(label=[1])}, ["imagelabels.mat must contain the variable 'labels'"]),
         ("oxford_flowers", {"imagelabels.mat": mat(labels=[[0, 1, 1, 1, 1, 1]])}, ["image_00001.jpg", "1 to 1, got 0"]),
         ("oxford_flowers", {"imagelabels.mat": mat(labels=[[1, 1.5, 1, 1, 1, 1]])}, ["image_00002.jpg", "got 1.5"]),
         ("oxford_flowers", {"imagelabels.mat": mat(labels=[[1, 2]])}, ["train in setid.mat must be 1 to 2, got 4"]),
-        ("oxford_flowers", {"jpg/image_00005.jpg": None}, ["lacks jpg/image_00005.jpg, which setid.mat names"]),
-        ("stanford_dogs", {f"Images/{SPANIEL}": None}, [f"lacks Images/{SPANIEL}"]),
+        (
+            "oxford_flowers",
+            {"jpg/image_00005.jpg": None},
+            ["does not contain jpg/image_00005.jpg, which setid.mat names"],
+        ),
+        ("stanford_dogs", {f"Images/{SPANIEL}": None}, [f"does not contain Images/{SPANIEL}"]),
         ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[1]])}, ["a folder of its own"]),
         ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[0]])}, ["n02085782_2.jpg", "1 to 1, got 0"]),
         ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[1, 2]])}, ["got 1 images and 2 labels"]),
-        ("stanford_dogs", {TRAIN: mat(file_list=cells(), labels=[[]])}, ["train_list.mat is empty"]),
-        ("stanford_dogs", {"old/Images/n0/x.jpg": b""}, ["must have one folder Images/ of images, and has 2"]),
-        ("stanford_cars", {"cars_test/00002.jpg": None}, ["lacks cars_test/00002.jpg"]),
+        (
+            "stanford_dogs",
+            {TRAIN: mat(file_list=cells(), labels=[[]])},
+            ["train_list.mat must have rows, but it is empty"],
+        ),
+        ("stanford_dogs", {"old/Images/n0/x.jpg": b""}, ["must have one folder Images/ of images, it has 2"]),
+        ("stanford_cars", {"cars_test/00002.jpg": None}, ["does not contain cars_test/00002.jpg"]),
         (
             "stanford_cars",
             {"devkit/cars_meta.mat": mat(class_names=cells("Acura RL", "Audi S4").T)},
@@ -193,7 +213,7 @@ SPANIEL = "n02085782-Japanese_spaniel/n02085782_2.jpg"
         (
             "stanford_cars",
             {"devkit/cars_train_annos.mat": CARS["devkit/cars_test_annos.mat"]},
-            ["the annotations of devkit/cars_train_annos.mat lack class"],
+            ["the annotations of devkit/cars_train_annos.mat must have the fields fname, class; class is missing"],
         ),
     ],
 )

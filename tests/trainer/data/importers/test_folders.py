@@ -88,12 +88,12 @@ def test_a_lone_folder_is_taken_for_any_task_unless_it_has_anothers_name(tmp_pat
     ("changes", "words"),
     [
         ({"val200.txt": None}, ["lacks val200.txt"]),
-        ({"val200.txt": "\n \n"}, ["val200.txt must list images, and is empty"]),
+        ({"val200.txt": "\n \n"}, ["val200.txt must list images, but it is empty"]),
         ({"val200.txt": "images/train/000800.jpg 3\nimages/train/000001.jpg\n"}, ["val200.txt, line 2", "two columns"]),
         ({"val200.txt": "\nimages/train/000800.jpg 3.0\n"}, ["val200.txt, line 2", "whole number from 0, got '3.0'"]),
         ({"val200.txt": "images/train/000800.jpg -3\n"}, ["val200.txt, line 1", "got '-3'"]),
-        ({"test.txt": "images/test/1.jpg 1\n"}, ["lacks images/test/1.jpg"]),
-        ({"images/test/000000.jpg": None}, ["lacks images/test/000000.jpg"]),
+        ({"test.txt": "images/test/1.jpg 1\n"}, ["does not contain images/test/1.jpg"]),
+        ({"images/test/000000.jpg": None}, ["does not contain images/test/000000.jpg"]),
     ],
 )
 def test_a_wrong_list_of_vtab_1k_is_refused_with_its_line(changes: Changes, words: list[str], tmp_path: Path) -> None:
@@ -209,19 +209,28 @@ def test_too_few_own_images_for_three_splits_are_refused(count: int) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["notes.txt"], ["must hold images in a folder a class"]),
-        (["1.jpg", "2.jpg"], ["1.jpg must be where the others are: class/image.jpg"]),
+        (["notes.txt"], ["must contain one folder of images per class, and has no image"]),
+        (["1.jpg", "2.jpg"], ["1.jpg must be at the same depth as the other images: class/image.jpg"]),
         (["a/1.jpg", "a/2.jpg"], ["two classes or more, got a"]),
-        (["a/1.jpg", "b/1.jpg", "1.jpg"], ["1.jpg must be where the others are: class/image.jpg"]),
+        (["a/1.jpg", "b/1.jpg", "1.jpg"], ["1.jpg must be at the same depth as the other images: class/image.jpg"]),
         # A class of classes: which of the two is meant, nobody can tell.
-        (["a/abbey/1.jpg", "b/1.jpg"], ["a/abbey/1.jpg must be where the others are"]),
+        (["a/abbey/1.jpg", "b/1.jpg"], ["a/abbey/1.jpg must be at the same depth as the other images"]),
         (["val/a/1.jpg", "val/b/2.jpg"], ["train and test", "got val."]),
-        (["train/a/1.jpg", "train/b/2.jpg", "val/a/1.jpg"], ["got train and val.", "to be tested on test"]),
+        (
+            ["train/a/1.jpg", "train/b/2.jpg", "val/a/1.jpg"],
+            ["got train and val.", "Give the part to be tested on the name test"],
+        ),
         (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], ["test/1.jpg must be", "train/class/image.jpg"]),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "extra/a/1.jpg"], ["extra/a/1.jpg is in none of"]),
-        (["train/a/1.jpg", "train/b/1.jpg", "test/B/1.jpg"], ["test/B/1.jpg", "train has, got 'B'. Is it spelt"]),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "extra/a/1.jpg"],
+            ["extra/a/1.jpg must be in one of the folders test, train"],
+        ),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg", "test/B/1.jpg"],
+            ["test/B/1.jpg", "train has, got 'B'. Check the spelling"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_own_folders_that_say_too_little_are_refused(files: list[str], words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ImportRefused) as refused:
         own_folder(SourceFiles(lay(tmp_path, dict.fromkeys(files, jpeg(1)))), "own/x")

@@ -165,7 +165,9 @@ def test_images_may_lie_beside_the_table(kind: str, tmp_path: Path) -> None:
     assert list(images(listed(lay(tmp_path / "beside", {**beside, "data/all.parquet": table}))).values()) == [
         jpeg(1), jpeg(0), jpeg(2)
     ]  # fmt: skip
-    with pytest.raises(ImportRefused, match=r"lacks data/images/b\.jpg, data/images/a\.jpg, data/images/c\.jpg"):
+    with pytest.raises(
+        ImportRefused, match=r"does not contain data/images/b\.jpg, data/images/a\.jpg, data/images/c\.jpg"
+    ):
         listed(lay(tmp_path / "none", {"data/all.parquet": table}))
 
 
@@ -182,29 +184,29 @@ NAMED = {"train.parquet": hugging_face([1, 2], [0, 1], ["a", "b"])}
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"a.parquet": b"PAR1 no table PAR1"}, ["a.parquet is no whole Parquet file"]),
-        ({"a.parquet": plain(list(range(9)), [0] * 9)[:-9]}, ["a.parquet is no whole Parquet file"]),
-        ({"a.parquet": plain([], [])}, ["a.parquet must have rows, and is empty"]),
+        ({"a.parquet": b"PAR1 no table PAR1"}, ["a.parquet is not a complete Parquet file"]),
+        ({"a.parquet": plain(list(range(9)), [0] * 9)[:-9]}, ["a.parquet is not a complete Parquet file"]),
+        ({"a.parquet": plain([], [])}, ["a.parquet must have rows, but it is empty"]),
         ({"a.parquet": parquet(pa.table({"label": [1]}))}, ["bytes or path, called image, img", "columns are label"]),
         ({"a.parquet": parquet(pa.table({"image": [b""], "y": [1]}))}, ["class, called label", "columns are image, y"]),
         ({"a.parquet": parquet(pa.table({"image": [1.5], "label": [1]}))}, ["image must hold bytes", "not double"]),
-        ({"a.parquet": plain([1, 2], [0, -1])}, ["a.parquet, row 1: -1 is no label", "has no labels (-1)"]),
+        ({"a.parquet": plain([1, 2], [0, -1])}, ["a.parquet, row 1: -1 is not a label", "has no labels (-1)"]),
         ({"a.parquet": plain([1, 2], [0, 1.5])}, ["a.parquet, row 1: a label must be a whole number", "got 1.5"]),
         ({"a.parquet": plain([1, 2], [0.0, float("nan")])}, ["a.parquet, row 1", "got nan"]),
         ({"a.parquet": plain([1, 2, 3], ["a", "b", None])}, ["a.parquet, row 2", "text in all rows, got None"]),
         ({"a.parquet": plain([1, 2, 3], [0, None, 1])}, ["a.parquet, row 1", "got None"]),
-        ({"a.parquet": hugging_face([1, 2], [0, 2], ["a", "b"])}, ["row 1: 2 is no label; 2 classes are named"]),
+        ({"a.parquet": hugging_face([1, 2], [0, 2], ["a", "b"])}, ["row 1: 2 is not a label; 2 classes are named"]),
         ({"a.parquet": plain([1, 2], [5, 5])}, ["two classes or more, got 5"]),
         ({"a.parquet": nulls(1, 3)}, ["a.parquet: image must hold an image in each row; 1 rows have none"]),
         ({"a.parquet": nulls(3, 3)}, ["a.parquet, row 0: image must hold an image or its path"]),
         ({"val.parquet": plain([1, 2], [0, 1])}, ["got val."]),
-        ({**TRAIN, "validation.parquet": plain([3], [0])}, ["got train and val.", "tested on test"]),
+        ({**TRAIN, "validation.parquet": plain([3], [0])}, ["got train and val.", "tested on the name test"]),
         ({**TRAIN, "test.parquet": plain([3], [7])}, ["test/00000000", "a class that train has, got '7'"]),
-        ({**TRAIN, "test.parquet": plain([3], ["a"])}, ["must be numbers, or text in all"]),
+        ({**TRAIN, "test.parquet": plain([3], ["a"])}, ["must be numbers in all files, or text in all files"]),
         ({**NAMED, "test.parquet": hugging_face([3], [0], ["b", "a"])}, ["the same classes in the same order"]),
         ({"training.parquet": plain([1], [0]), "testing.parquet": plain([1], [1])}, ["begin with train, val or test"]),
         ({"a/train.parquet": plain([1], [0]), "b/train.parquet": plain([1], [1])}, ["one data set", "['a', 'b']"]),
-        ({"train-00001-of-00003.parquet": plain([1], [0])}, ["train must be 3 files; number 0 is missing"]),
+        ({"train-00001-of-00003.parquet": plain([1], [0])}, ["train must consist of 3 files; number 0 is missing"]),
     ],
 )
 def test_wrong_tables_are_refused_with_their_row(files: Files, words: list[str], tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_wrong_tables_are_refused_with_their_row(files: Files, words: list[str],
 def test_an_image_that_is_missing_where_no_statistics_tell_is_refused_when_read(tmp_path: Path) -> None:
     table = pa.table({"image": [jpeg(0), None, jpeg(2)], "label": [0, 1, 0]})
     listing = listed(lay(tmp_path, {"a.parquet": parquet(table, write_statistics=False)}))
-    with pytest.raises(ImportRefused, match=r"a\.parquet, row 1: image must hold an image, and is empty"):
+    with pytest.raises(ImportRefused, match=r"a\.parquet, row 1: image must hold an image, but it is empty"):
         list(listing.read(listing.records))
 
 

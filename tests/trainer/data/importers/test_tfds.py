@@ -30,7 +30,7 @@ from tests.trainer.data.importers.tfrecord_writer import crc32c as byte_by_byte
 from trainer.catalog import TASKS, Task
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.crc32c import crc32c
-from trainer.data.importers.formats.tfrecord import offsets, parse_example, record_at
+from trainer.data.importers.formats.tfrecord import parse_example, read_record, record_offsets
 from trainer.data.importers.source import Listing, split_records
 from trainer.data.importers.sources.tfds import PREPARED, SOURCES, Prepared, list_prepared
 
@@ -294,7 +294,7 @@ def test_another_version_is_refused_with_both_named(tmp_path: Path) -> None:
     source = next(source for source in SOURCES if "vtab/kitti" in source.tasks)
     with pytest.raises(ImportRefused) as refused:
         source.listing(SourceFiles(tmp_path), "vtab/kitti")
-    assert "must hold kitti:3.2.0 once" in str(refused.value) and "it holds kitti:3.3.0" in str(refused.value)
+    assert "must contain kitti:3.2.0 once" in str(refused.value) and "it contains kitti:3.3.0" in str(refused.value)
     assert "tfds.load('kitti:3.2.0')" in str(refused.value)
 
 
@@ -364,9 +364,9 @@ def test_a_label_out_of_range_is_refused_with_its_image(tmp_path: Path) -> None:
 def test_a_slice_beyond_the_split_is_refused(tmp_path: Path) -> None:
     folder, prepared = four(tmp_path)
     text = refusal(folder, dataclasses.replace(prepared, test="train[3:5]"))
-    assert text == "four must have the records train[3:5]; its split train has 4."
+    assert text == "four must have the records train[3:5]; its split train has 4. Prepare it again."
     text = refusal(folder, dataclasses.replace(prepared, test="test"))
-    assert text == "four must have a split test; it has train."
+    assert text == "four must have a split test; it has train. Prepare it again."
 
 
 def test_a_directory_that_is_not_whole_is_refused(tmp_path: Path) -> None:
@@ -382,11 +382,13 @@ def test_a_directory_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         folder, prepared
     )
     shard.unlink()
-    assert "lacks four-train.tfrecord-00001-of-00002: 1 of 2 such files." in refusal(folder, prepared)
+    text = refusal(folder, prepared)
+    assert "must contain all 2 shards of four-train.tfrecord; missing shards: 1, the first is " in text
+    assert "the first is four-train.tfrecord-00001-of-00002." in text
     (folder / "dataset_info.json").write_text('{"version": "1.0.0"}')
-    assert "dataset_info.json is not what TFDS writes: KeyError('splits')" in refusal(folder, prepared)
+    assert "dataset_info.json was not written by TFDS: KeyError('splits')" in refusal(folder, prepared)
     (folder / "dataset_info.json").write_text('{"version": ')
-    assert "dataset_info.json is not what TFDS writes: JSONDecodeError" in refusal(folder, prepared)
+    assert "dataset_info.json was not written by TFDS: JSONDecodeError" in refusal(folder, prepared)
 
 
 def test_another_file_format_is_refused_with_the_way_to_this_one(tmp_path: Path) -> None:
@@ -394,14 +396,14 @@ def test_another_file_format_is_refused_with_the_way_to_this_one(tmp_path: Path)
     for shard in folder.glob("*.tfrecord-*"):
         shard.rename(folder / shard.name.replace("tfrecord", "array_record"))
     text = refusal(folder, prepared)
-    assert "four-train.array_record-... is no TFRecord." in text
+    assert "four-train.array_record-... is not a TFRecord file." in text
     assert "tfds.builder('four:1.0.0').download_and_prepare(file_format='tfrecord')" in text
 
 
 def test_a_data_set_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     folder, prepared = four(tmp_path / "a")
     shutil.copytree(folder, tmp_path / "b")
-    assert "it holds four:1.0.0, four:1.0.0." in refusal(tmp_path, prepared)
+    assert "it contains four:1.0.0, four:1.0.0." in refusal(tmp_path, prepared)
 
 
 def test_a_kitti_record_without_all_coordinates_is_refused(tmp_path: Path) -> None:
@@ -422,7 +424,7 @@ def test_a_sprite_that_is_no_picture_of_zeros_and_ones_is_refused(tmp_path: Path
     ]
     write_prepared(tmp_path, "dsprites", "2.0.0", {"train": [records]})
     listing = list_prepared(SourceFiles(tmp_path), "vtab/dsprites_loc", prepared)
-    with pytest.raises(ImportRefused, match="train-000000 of dsprites is no image"):
+    with pytest.raises(ImportRefused, match="train-000000 of dsprites is not an image"):
         list(listing.read(listing.records[:1]))
     with pytest.raises(ImportRefused, match="train-000001 of dsprites must have pixels of 0 and 1, got 255"):
         list(listing.read(listing.records[1:2]))
@@ -473,7 +475,8 @@ def test_the_checksum_of_many_bytes_is_that_of_byte_by_byte(size: int) -> None:
 
 def records_of(data: bytes) -> list[bytes]:
     file = io.BytesIO(data)
-    return [record_at(file, "some.tfrecord", offset).one_bytes("image") for offset in offsets(file, "some.tfrecord")]
+    offsets = record_offsets(file, "some.tfrecord")
+    return [read_record(file, "some.tfrecord", offset).one_bytes("image") for offset in offsets]
 
 
 def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_place() -> None:
@@ -488,9 +491,9 @@ def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_pl
         text = f"some.tfrecord is truncated: it ends within the record at byte {start}."
         with pytest.raises(ImportRefused, match=re.escape(text)):
             # Of records that no slice has, the places alone show it.
-            list(offsets(io.BytesIO(data[:size]), "some.tfrecord"))
+            list(record_offsets(io.BytesIO(data[:size]), "some.tfrecord"))
         with pytest.raises(ImportRefused, match=re.escape(text)):
-            record_at(io.BytesIO(data[:size]), "some.tfrecord", start)
+            read_record(io.BytesIO(data[:size]), "some.tfrecord", start)
 
 
 def test_a_byte_changed_anywhere_is_refused() -> None:
@@ -502,7 +505,7 @@ def test_a_byte_changed_anywhere_is_refused() -> None:
 
 
 def test_a_file_that_is_no_tfrecord_is_refused() -> None:
-    with pytest.raises(ImportRefused, match="is damaged, or no TFRecord: the length at byte 0"):
+    with pytest.raises(ImportRefused, match="is damaged or is not a TFRecord file: the length at byte 0"):
         records_of(b"a text that is longer than a head")
 
 
@@ -527,7 +530,7 @@ def test_what_a_task_does_not_need_is_passed_over() -> None:
 def test_a_feature_that_is_not_as_needed_is_refused() -> None:
     parsed = parse_example(example({"label": [1, 2], "image": b"", "empty": []}), "x.tfrecord at byte 9")
     with pytest.raises(
-        ImportRefused, match=r"x\.tfrecord at byte 9 has no feature 'size'; it has empty, image, label\."
+        ImportRefused, match=r"x\.tfrecord at byte 9 must have the feature 'size'; it has empty, image, label\."
     ):
         parsed.ints("size")
     with pytest.raises(ImportRefused, match=r"must have one value of the feature 'label', got 2\."):
@@ -543,5 +546,5 @@ def test_a_feature_that_is_not_as_needed_is_refused() -> None:
     [b"\x0a\x05ab", b"\x0b", b"\x80", b"\xff" * 11, field(1, field(1, field(1, b"\xff\xfe") + field(2, b"")))],
 )
 def test_data_that_is_no_example_is_refused(data: bytes) -> None:
-    with pytest.raises(ImportRefused, match=r"here is no tf\.train\.Example"):
+    with pytest.raises(ImportRefused, match=r"here is not a tf\.train\.Example"):
         parse_example(data, "here")

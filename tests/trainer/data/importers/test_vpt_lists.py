@@ -102,16 +102,28 @@ def test_flowers_take_vpts_lists_only_where_the_official_ones_are_missing(tmp_pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"val.json": None}, ["some of VPT's lists", "lacks val.json"]),
-        ({"val.json": "{}"}, ["val.json must map file names to classes, and name an image"]),
+        ({"val.json": None}, ["must contain all three of VPT's lists or none; val.json is missing"]),
+        ({"val.json": "{}"}, ["val.json must map file names to classes, with at least one image"]),
         ({"val.json": "[1, 2]"}, ["val.json must map file names to classes"]),
         ({"val.json": '{"001.Auk/a_1.jpg": '}, ["val.json must be JSON"]),
         ({"val.json": '{"001.Auk/a_1.jpg": 1.5}'}, ["val.json: 001.Auk/a_1.jpg", "whole number from 0, got '1.5'"]),
         ({"val.json": '{"001.Auk/a_1.jpg": -1}'}, ["whole number from 0, got '-1'"]),
-        ({"val.json": '{"001.Auk/a_2.jpg": 1}'}, ["val.json names 001.Auk/a_2.jpg again; train.json has it already"]),
-        ({"val.json": '{"001.Auk/a_1.jpg": 1, "001.Auk/a_1.jpg": 1}'}, ["again; val.json has it already"]),
-        ({"val.json": '{"001.Auk/none.jpg": 1}'}, ["lacks CUB_200_2011/images/001.Auk/none.jpg", "val.json"]),
-        ({"val.json": '{"001.Auk/a_1.jpg": 3}'}, ["each class must have a folder of its own; 001.Auk/a_1.jpg"]),
+        (
+            {"val.json": '{"001.Auk/a_2.jpg": 1}'},
+            ["val.json must not name 001.Auk/a_2.jpg, which is already in train.json"],
+        ),
+        (
+            {"val.json": '{"001.Auk/a_1.jpg": 1, "001.Auk/a_1.jpg": 1}'},
+            ["must not name 001.Auk/a_1.jpg, which is already in val.json"],
+        ),
+        (
+            {"val.json": '{"001.Auk/none.jpg": 1}'},
+            ["does not contain CUB_200_2011/images/001.Auk/none.jpg", "val.json"],
+        ),
+        (
+            {"val.json": '{"001.Auk/a_1.jpg": 3}'},
+            ["each class must have a folder of its own; the lists give 001.Auk/a_1.jpg"],
+        ),
     ],
 )
 def test_a_wrong_list_of_vpt_is_refused(changes: Changes, words: list[str], tmp_path: Path) -> None:

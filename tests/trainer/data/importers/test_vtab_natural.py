@@ -343,15 +343,35 @@ BINARY, PICKLED = cifar100_binary().files, cifar100_python().files
 @pytest.mark.parametrize(
     ("make", "name", "data", "words"),
     [
-        (cifar100_binary, CIFAR_TRAIN, BINARY[CIFAR_TRAIN][:-1], ["train.bin must be records of 3074", "got 12295"]),
+        (
+            cifar100_binary,
+            CIFAR_TRAIN,
+            BINARY[CIFAR_TRAIN][:-1],
+            ["train.bin must consist of records of 3074 bytes", "got 12295"],
+        ),
         (cifar100_binary, CIFAR_TRAIN, b"", ["records of 3074 bytes, got 0"]),
         (cifar100_binary, CIFAR_TRAIN, b"\0\3" + bytes(3072), ["label of train/000000 must be 0 to 2, got 3"]),
-        (cifar100_python, PICKLE_TRAIN, PICKLED[PICKLE_TRAIN][:-700], ["train is no whole pickle", "again"]),
+        (cifar100_python, PICKLE_TRAIN, PICKLED[PICKLE_TRAIN][:-700], ["train is not a complete pickle", "again"]),
         (cifar100_python, PICKLE_TRAIN, python2_table([3], noise(1, 3072)), ["train/000000 must be 0 to 2, got 3"]),
-        (cifar100_python, PICKLE_TRAIN, python2_table([1, 2], noise(1, 3072)), ["fine_labels, and data of 3072"]),
-        (cifar100_python, "cifar-100-python/meta", pickle.dumps({}, 2), ["meta must hold the list fine_label_names"]),
-        (cifar100_python, "cifar-100-python/meta", pickle.dumps([], 2), ["meta is no whole pickle"]),
-        (dtd, "dtd/images/woven/woven_0001.jpg", None, ["lacks dtd/images/woven/woven_0001.jpg, which dtd/labels"]),
+        (
+            cifar100_python,
+            PICKLE_TRAIN,
+            python2_table([1, 2], noise(1, 3072)),
+            ["fine_labels, and data with 3072 bytes"],
+        ),
+        (
+            cifar100_python,
+            "cifar-100-python/meta",
+            pickle.dumps({}, 2),
+            ["meta must contain the list fine_label_names"],
+        ),
+        (cifar100_python, "cifar-100-python/meta", pickle.dumps([], 2), ["meta is not a complete pickle"]),
+        (
+            dtd,
+            "dtd/images/woven/woven_0001.jpg",
+            None,
+            ["does not contain dtd/images/woven/woven_0001.jpg, which dtd/labels"],
+        ),
         (dtd, "dtd/labels/val1.txt", b"\xff\xfe", ["dtd/labels/val1.txt must be UTF-8"]),
         (
             oxford_flowers102,
@@ -366,10 +386,25 @@ BINARY, PICKLED = cifar100_binary().files, cifar100_python().files
             ["label of image_00003.jpg must be 1 to 102, got 0"],
         ),
         (oxford_flowers102, "imagelabels.mat", mat(labels=[[7] * 5]), ["a label for image_00006.jpg", "has 5 labels"]),
-        (oxford_flowers102, "imagelabels.mat", mat(other=[[1]]), ["imagelabels.mat must hold the variable 'labels'"]),
-        (oxford_flowers102, "setid.mat", b"MATLAB 5.0", ["setid.mat is no whole .mat file"]),
-        (oxford_flowers102, "jpg/image_00002.jpg", None, ["lacks jpg/image_00002.jpg, which setid.mat names"]),
-        (oxford_iiit_pet, "images/Bengal_7.jpg", None, ["lacks images/Bengal_7.jpg, which annotations names"]),
+        (
+            oxford_flowers102,
+            "imagelabels.mat",
+            mat(other=[[1]]),
+            ["imagelabels.mat must contain the variable 'labels'"],
+        ),
+        (oxford_flowers102, "setid.mat", b"MATLAB 5.0", ["setid.mat is not a complete .mat file"]),
+        (
+            oxford_flowers102,
+            "jpg/image_00002.jpg",
+            None,
+            ["does not contain jpg/image_00002.jpg, which setid.mat names"],
+        ),
+        (
+            oxford_iiit_pet,
+            "images/Bengal_7.jpg",
+            None,
+            ["does not contain images/Bengal_7.jpg, which annotations names"],
+        ),
         (oxford_iiit_pet, "annotations/test.txt", b"Bengal_7 0 1 1", ["label of Bengal_7 must be 1 to 37, got 0"]),
         (oxford_iiit_pet, "annotations/test.txt", b"Bengal_7 38 1 1", ["label of Bengal_7 must be 1 to 37, got 38"]),
         (oxford_iiit_pet, "annotations/test.txt", b"Bengal_7", ["label of Bengal_7 must be 1 to 37, got nothing"]),
@@ -379,7 +414,7 @@ BINARY, PICKLED = cifar100_binary().files, cifar100_python().files
             svhn,
             "train_32x32.mat",
             svhn().files["train_32x32.mat"][:-300],
-            ["train_32x32.mat must hold the variable 'y'", "cut short"],
+            ["train_32x32.mat must contain the variable 'y'", "it is truncated"],
         ),
         (svhn, "train_32x32.mat", mat(X=noise(32, 32, 3, 1), y=[[11]]), ["train/000000 must be 1 to 10, got 11"]),
         (svhn, "train_32x32.mat", mat(X=noise(32, 32, 3, 1), y=[[0]]), ["train/000000 must be 1 to 10, got 0"]),
@@ -389,15 +424,15 @@ BINARY, PICKLED = cifar100_binary().files, cifar100_python().files
             mat(X=noise(32, 32, 3, 4), y=[[1]] * 3),
             ["32 x 32 x 3 x 3", "it is 32 x 32 x 3 x 4"],
         ),
-        (svhn, "train_32x32.mat", mat(y=[[1]]), ["train_32x32.mat must hold the variable 'X'"]),
+        (svhn, "train_32x32.mat", mat(y=[[1]]), ["train_32x32.mat must contain the variable 'X'"]),
         (sun397, "sun397_tfds_va.txt", None, ["must hold one file sun397_tfds_va.txt; there is none"]),
         (
             sun397,
             "sun397_tfds_va.txt",
             b"/b/bar/sun_x.jpg",
-            ["lacks b/bar/sun_x.jpg, which sun397_tfds_{tr,va,te}.txt"],
+            ["does not contain b/bar/sun_x.jpg, which sun397_tfds_{tr,va,te}.txt"],
         ),
-        (sun397, "sun397_tfds_va.txt", b"/a/abbey/sun_aa.jpg", ["sun_aa.jpg, which is in sun397_tfds_tr.txt already"]),
+        (sun397, "sun397_tfds_va.txt", b"/a/abbey/sun_aa.jpg", ["sun_aa.jpg, which is already in sun397_tfds_tr.txt"]),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(
@@ -419,7 +454,9 @@ def test_a_pickle_that_would_run_code_is_not_opened(tmp_path: Path, monkeypatch:
     assert (tmp_path / "harmed").exists()
     (tmp_path / "harmed").rmdir()
     path = place(changed(cifar100_python, PICKLE_TRAIN, harmful), tmp_path / "source")
-    with pytest.raises(ImportRefused, match=r"train may hold numbers, text and arrays only, and asks for .*not opened"):
+    with pytest.raises(
+        ImportRefused, match=r"train may contain only numbers, text and arrays, but it asks for .*not opened"
+    ):
         listed(SOURCES, "vtab/cifar100", path)
     assert not (tmp_path / "harmed").exists()
 
@@ -435,7 +472,7 @@ def test_caltech101_within_a_zip_is_to_be_unpacked_first(tmp_path: Path) -> None
 
 def test_flowers_without_their_photographs_say_which_archive_has_them(tmp_path: Path) -> None:
     files = {name: data for name, data in oxford_flowers102().files.items() if name.endswith(".mat")}
-    with pytest.raises(ImportRefused, match=r"must hold one folder jpg, it has 0. Put 102flowers.tgz there"):
+    with pytest.raises(ImportRefused, match=r"must contain one folder jpg, it has 0. Put 102flowers.tgz there"):
         listed(SOURCES, "vtab/oxford_flowers102", place(files, tmp_path))
 
 

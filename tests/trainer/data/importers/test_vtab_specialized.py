@@ -235,13 +235,13 @@ PATCHES, PACKED = patch_camelyon().files, patch_camelyon_gz().files
             patch_camelyon,
             f"{CAMELYON}test_y.h5",
             hdf5("z", np.array([0, 1])),
-            ["test_y.h5 is no whole HDF5 file with y"],
+            ["test_y.h5 is not a complete HDF5 file with y"],
         ),
         (
             patch_camelyon,
             f"{CAMELYON}test_x.h5",
             PATCHES[f"{CAMELYON}test_x.h5"][:-9],
-            ["test_x.h5 is no whole HDF5 file with x", "Download it again"],
+            ["test_x.h5 is not a complete HDF5 file with x", "Download it again"],
         ),
         (
             patch_camelyon,
@@ -253,7 +253,7 @@ PATCHES, PACKED = patch_camelyon().files, patch_camelyon_gz().files
             patch_camelyon_gz,
             f"{CAMELYON}train_y.h5.gz",
             PACKED[f"{CAMELYON}train_y.h5.gz"][:-9],
-            ["train_y.h5.gz is no whole HDF5 file"],
+            ["train_y.h5.gz is not a complete HDF5 file"],
         ),
         (
             patch_camelyon_gz,
@@ -265,9 +265,14 @@ PATCHES, PACKED = patch_camelyon().files, patch_camelyon_gz().files
             patch_camelyon_gz,
             f"{CAMELYON}train_x.h5.gz",
             PACKED[f"{CAMELYON}train_x.h5.gz"][:-9],
-            ["train_x.h5.gz is no whole HDF5 file"],
+            ["train_x.h5.gz is not a complete HDF5 file"],
         ),
-        (diabetic_retinopathy, "train/10_right.jpeg", None, ["lacks train/10_right.jpeg, which trainLabels.csv or"]),
+        (
+            diabetic_retinopathy,
+            "train/10_right.jpeg",
+            None,
+            ["does not contain train/10_right.jpeg, which trainLabels.csv or"],
+        ),
         (diabetic_retinopathy, "retinopathy_solution.csv", None, ["must hold one file retinopathy_solution.csv"]),
         (diabetic_retinopathy, "trainLabels.csv", b"image,level\n10_left,5\n", ["10_left must be 0 to 4, got 5"]),
         (diabetic_retinopathy, "trainLabels.csv", b"image,level\n10_left,bad\n", ["10_left must be 0 to 4, got bad"]),
@@ -282,7 +287,7 @@ PATCHES, PACKED = patch_camelyon().files, patch_camelyon_gz().files
             diabetic_retinopathy,
             "train/10_left.jpeg",
             jpeg(200, (60, 40))[:-200],
-            ["train/10_left.jpeg is no whole photograph"],
+            ["train/10_left.jpeg is not a complete photograph"],
         ),
     ],
 )
@@ -301,7 +306,7 @@ def test_a_wrong_file_is_refused_by_name(
 def test_the_bands_of_eurosat_are_no_images(tmp_path: Path) -> None:
     files = {name: data for name, data in eurosat().files.items() if name.endswith(".tif")}
     path = place(files, tmp_path)
-    with pytest.raises(ImportRefused, match=r"13 bands are no images; get EuroSAT.zip"):
+    with pytest.raises(ImportRefused, match=r"13 bands and are not images; download EuroSAT.zip"):
         listed(SOURCES, "vtab/eurosat", path)
 
 

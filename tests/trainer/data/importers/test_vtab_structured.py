@@ -190,10 +190,12 @@ def test_dmlab_is_refused_with_what_is_missing_or_wrong(tmp_path: Path) -> None:
     shard.write_bytes(frame("train", 0, 6))
     assert refusal(tmp_path, "vtab/dmlab").startswith("train-000002: the label must be in 0..5, got 6;")
     shard.unlink()
-    assert "lacks dmlab-train.tfrecord-00001-of-00002: 1 of 2 such files." in refusal(tmp_path, "vtab/dmlab")
+    text = refusal(tmp_path, "vtab/dmlab")
+    assert "must contain all 2 shards of dmlab-train.tfrecord; missing shards: 1, the first is " in text
+    assert "the first is dmlab-train.tfrecord-00001-of-00002." in text
     shard.write_bytes(data)
     (tmp_path / "dmlab-validation.tfrecord-00000-of-00001").unlink()
-    assert "must hold dmlab-validation.tfrecord-00000-of-0000n; there is none." in refusal(tmp_path, "vtab/dmlab")
+    assert "must contain dmlab-validation.tfrecord-00000-of-0000n; there is none." in refusal(tmp_path, "vtab/dmlab")
 
 
 def test_what_tfds_made_of_dmlab_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_clevr_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     write_clevr(tmp_path, CLEVR)
     (tmp_path / "images/train/CLEVR_train_000002.png").rename(tmp_path / "images/train/CLEVR_train_000009.png")
     text = refusal(tmp_path, "vtab/clevr_count")
-    assert "lacks images/train/CLEVR_train_000002.png, which scenes/CLEVR_train_scenes.json names." in text
+    assert "does not contain images/train/CLEVR_train_000002.png, which scenes/CLEVR_train_scenes.json names." in text
     scenes = tmp_path / "scenes/CLEVR_train_scenes.json"
     for broken in (
         '{"scenes": [{"objects": []}]}',
@@ -289,9 +291,9 @@ def test_clevr_is_refused_with_what_is_missing(tmp_path: Path) -> None:
         '{"scenes": [{"image_filename": 1}]}',
     ):
         scenes.write_text(broken)
-        assert "CLEVR_train_scenes.json is no list of CLEVR's scenes: " in refusal(tmp_path, "vtab/clevr_count")
+        assert "CLEVR_train_scenes.json is not a list of CLEVR's scenes: " in refusal(tmp_path, "vtab/clevr_count")
     scenes.write_text('{"scenes": [{"image_filename": "a.png", "objects": [{"pixel_coords": [1, 2]}]}]}')
-    assert "is no list of CLEVR's scenes: IndexError" in refusal(tmp_path, "vtab/clevr_count")
+    assert "is not a list of CLEVR's scenes: IndexError" in refusal(tmp_path, "vtab/clevr_count")
     (tmp_path / "scenes/CLEVR_val_scenes.json").unlink()
     scenes.write_text('{"scenes": []}')
     assert "must hold one file scenes/CLEVR_val_scenes.json; there is none." in refusal(tmp_path, "vtab/clevr_count")
@@ -358,7 +360,10 @@ def test_kitti_bins_the_nearest_vehicle(form: str, tmp_path: Path) -> None:
 def test_kitti_is_refused_with_what_is_missing_or_wrong(tmp_path: Path) -> None:
     write_kitti(tmp_path / "a", images=("000000", "000009"))
     text = refusal(tmp_path / "a", "vtab/kitti")
-    assert "lacks the images of 5 labels, training/label_2/000001.txt first." in text
+    assert (
+        "must contain an image for each label; missing images: 5, the first is that of training/label_2/000001.txt."
+        in text
+    )
     write_kitti(tmp_path / "b")
     (tmp_path / "b/training/label_2/000002.txt").write_text("Car 0.00 0")
     text = refusal(tmp_path / "b", "vtab/kitti")

@@ -1,1 +1,1 @@
-"""File formats that data sets are published in."""
+"""Readers of the file formats that data sets are published in."""

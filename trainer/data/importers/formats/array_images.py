@@ -1,4 +1,4 @@
-"""Sources whose images are the rows of an array, a file a part."""
+"""Sources that store the images of a part as the rows of one array."""
 
 from __future__ import annotations
 
@@ -10,38 +10,48 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.importers.formats.split_lists import label_of
+from trainer.data.importers.formats.split_lists import parse_label
 from trainer.data.importers.source import SourceRecord, encode_png
 
 Row = Callable[[int], NDArray[np.uint8]]
-"""One image ``[H, W, 3]`` by its number."""
+"""Returns one image ``[H, W, 3]`` by its row number."""
 
 
 def numbered_records(part: str, labels: Iterable[int], num_classes: int, first: int = 0) -> list[SourceRecord]:
-    """The rows of a part, named by their numbers.
+    """Return the records of a part, with their row numbers as keys.
+
+    Args:
+        first: the number that the source gives its first class.
 
     Raises:
         ImportRefused: if a label is out of range.
     """
-    keys = ((i, f"{part}/{i:06d}", int(label)) for i, label in enumerate(labels))
-    return [SourceRecord(key, label_of(key, label, first, num_classes), part, i) for i, key, label in keys]
+    records = []
+    for row, label in enumerate(labels):
+        key = f"{part}/{row:06d}"
+        records.append(SourceRecord(key, parse_label(key, int(label), first, num_classes), part, row))
+
+    return records
 
 
 def png_rows(
     open_part: Callable[[str, Path], AbstractContextManager[Row]],
 ) -> Callable[[Sequence[SourceRecord]], Iterator[bytes]]:
-    """Reads records whose place is a row of their part, as PNG.
+    """Return a function that reads records as PNG images. Each record gives its row in the array of its part.
 
     Args:
-        open_part: opens a part by its name, with a folder for what it must unpack.
+        open_part: opens a part by its name. It also gets a temporary folder for files that it unpacks.
     """
 
     def read(records: Sequence[SourceRecord]) -> Iterator[bytes]:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            parts: dict[str, Row] = {}
+            rows: dict[str, Row] = {}
+
             for record in records:
-                if record.part not in parts:
-                    parts[record.part] = stack.enter_context(open_part(record.part, Path(folder)))
-                yield encode_png(parts[record.part](int(record.place)))
+                # Opened when first needed: a part may have to be unpacked, and the caller may want one part only.
+                if record.part not in rows:
+                    rows[record.part] = stack.enter_context(open_part(record.part, Path(folder)))
+
+                yield encode_png(rows[record.part](int(record.place)))
 
     return read

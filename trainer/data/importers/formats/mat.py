@@ -15,41 +15,50 @@ from trainer.data.importers.archive import ImportRefused, SourceFiles
 
 
 def mat_arrays(tree: SourceFiles, name: str, *variables: str) -> list[NDArray[Any]]:
-    """Variables of a .mat file, by their names; the file's others stay unread.
+    """Read the named variables of a .mat file. The other variables stay unread.
 
     Raises:
-        ImportRefused: if the file is damaged or lacks one.
+        ImportRefused: if the file is damaged or a variable is missing.
     """
     with tempfile.TemporaryDirectory() as folder, _reading(tree, name, Path(folder)) as path:
         from scipy.io import loadmat
 
-        found = loadmat(path, variable_names=variables)
-        return [np.asarray(found[variable]) for variable in variables]
+        arrays = loadmat(path, variable_names=variables)
+        return [np.asarray(arrays[variable]) for variable in variables]
 
 
 def mat_shape(tree: SourceFiles, name: str, variable: str) -> tuple[int, ...]:
-    """The shape of a variable, without reading it.
+    """Return the shape of a variable without reading it.
 
     Raises:
-        ImportRefused: if the file is damaged or lacks it.
+        ImportRefused: if the file is damaged or the variable is missing.
     """
     with tempfile.TemporaryDirectory() as folder, _reading(tree, name, Path(folder)) as path:
         from scipy.io import whosmat
 
-        return tuple({found: shape for found, shape, _ in whosmat(path)}[variable])
+        shapes = {stored: shape for stored, shape, _ in whosmat(path)}
+        return tuple(shapes[variable])
 
 
 @contextmanager
 def _reading(tree: SourceFiles, name: str, folder: Path) -> Iterator[str]:
+    """Yield the path of a file on disk, and turn the errors of reading it into ImportRefused."""
     try:
         yield str(tree.local(name, folder))
+
     except KeyError as error:
         raise ImportRefused(
-            f"{tree.path}: {name} must hold the variable {error}; it is cut short or another file. Download it again."
+            f"{tree.path}: {name} must contain the variable {error}; it is truncated or a different file. "
+            "Download it again."
         ) from error
+
     except ImportRefused:
         raise
-    except Exception as error:  # SciPy does not say which errors a damaged file raises
+
+    # SciPy does not document which errors a damaged file raises.
+    except Exception as error:
+        # An error number comes from the system: the disk is full, for example, and the file is not damaged.
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk is full, not the file damaged
-        raise ImportRefused(f"{tree.path}: {name} is no whole .mat file: {error}. Download it again.") from error
+            raise
+
+        raise ImportRefused(f"{tree.path}: {name} is not a complete .mat file: {error}. Download it again.") from error

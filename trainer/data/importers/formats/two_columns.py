@@ -1,4 +1,4 @@
-"""Text lists of two columns, with the number of each line to name it by when it is wrong."""
+"""Text lists with two columns. Each row keeps its line number for error messages."""
 
 from __future__ import annotations
 
@@ -14,64 +14,76 @@ class TwoColumnRow:
     first: str
     second: str
     where: str
-    """The list's name and the line's number."""
+    """Name of the list and number of the line."""
 
     def number(self) -> int:
-        """The second column as a whole number from 0.
+        """Return the second column as a whole number, 0 or more.
 
         Raises:
-            ImportRefused: if it is none.
+            ImportRefused: if it is not such a number.
         """
-        return whole(self.second, self.where)
+        return parse_whole_number(self.second, self.where)
 
 
 def read_two_columns(data: bytes, name: str, *, split_at: str = "first") -> list[TwoColumnRow]:
-    """The lines of a list that are not blank.
+    """Read the rows of a list, without its blank lines.
 
     Args:
-        split_at: which run of blanks parts the columns, the `first` or the `last`: the other column may hold more.
+        split_at: the blanks that separate the two columns, the `first` of a line or the `last`. The column on the
+            other side may contain blanks.
 
     Raises:
-        ImportRefused: if the list is empty or not text, or a line has one column.
+        ImportRefused: if the list is empty or not text, or a line has only one column.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ImportRefused(f"{name} must be UTF-8 text: {error}. Get it again.") from error
-    found = []
+        raise ImportRefused(f"{name} must be UTF-8 text: {error}. Download it again.") from error
+
+    rows = []
+    # Not splitlines: it also splits at characters that a file name may contain.
     for number, line in enumerate(text.split("\n"), start=1):
         columns = line.split(maxsplit=1) if split_at == "first" else line.rsplit(maxsplit=1)
         if not columns:
             continue
+
         where = f"{name}, line {number}"
         if len(columns) < 2:
-            raise ImportRefused(f"{where} must have two columns, got {line.strip()!r}. Get the list again.")
-        found.append(TwoColumnRow(columns[0].strip(), columns[1].strip(), where))
-    if not found:
-        raise ImportRefused(f"{name} must list images, and is empty. Get it again.")
-    return found
+            raise ImportRefused(f"{where} must have two columns, got {line.strip()!r}. Download the list again.")
+
+        rows.append(TwoColumnRow(columns[0].strip(), columns[1].strip(), where))
+
+    if not rows:
+        raise ImportRefused(f"{name} must list images, but it is empty. Download it again.")
+    return rows
 
 
-def index_by_first(found: list[TwoColumnRow]) -> dict[str, TwoColumnRow]:
-    """Lines by their first column.
-
-    Raises:
-        ImportRefused: if two lines have the same.
-    """
-    lines: dict[str, TwoColumnRow] = {}
-    for pair in found:
-        if pair.first in lines:
-            raise ImportRefused(f"{pair.where} names {pair.first} again, as {lines[pair.first].where} does.")
-        lines[pair.first] = pair
-    return lines
-
-
-def whole(text: str, where: str) -> int:
-    """A whole number from 0.
+def index_by_first(rows: list[TwoColumnRow]) -> dict[str, TwoColumnRow]:
+    """Return rows by their first column.
 
     Raises:
-        ImportRefused: if the text is none.
+        ImportRefused: if two rows have the same first column.
     """
+    index: dict[str, TwoColumnRow] = {}
+    for row in rows:
+        if row.first in index:
+            raise ImportRefused(
+                f"{row.where} names {row.first} a second time, after {index[row.first].where}. "
+                "Each name may be listed once. Download the list again."
+            )
+        index[row.first] = row
+
+    return index
+
+
+def parse_whole_number(text: str, where: str) -> int:
+    """Return a text as a whole number, 0 or more.
+
+    Raises:
+        ImportRefused: if it is not such a number.
+    """
+    # isdigit alone is also true for digits of other scripts and for superscripts.
     if not (text.isascii() and text.isdigit()):
-        raise ImportRefused(f"{where} must give a whole number from 0, got {text!r}.")
+        raise ImportRefused(f"{where} must give a whole number from 0, got {text!r}. Correct it or download it again.")
+
     return int(text)

@@ -1,1 +1,1 @@
-"""Importers, one file a family of data sets."""
+"""Importers, one file per family of data sets."""

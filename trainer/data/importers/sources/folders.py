@@ -1,4 +1,4 @@
-"""Sources that are folders of images: the widely used vtab-1k layout, and a user's own."""
+"""Sources that are folders of images: the widely used vtab-1k layout, and the user's own images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VTAB_1K_TASKS = {
     "sun397": "vtab/sun397",
     "svhn": "vtab/svhn",
 }
-"""Tasks by their folders in the vtab-1k layout."""
+"""Tasks by the names of their folders in the vtab-1k layout."""
 
 LICENCES = {
     "clevr_count": "CC BY 4.0",
@@ -45,51 +45,67 @@ LICENCES = {
     "kitti": "CC BY-NC-SA 3.0",
     "patch_camelyon": "CC0",
 }
-"""Those that are known."""
+"""Licences by folder, where known."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What users call the parts."""
+"""Parts by the names that users give their folders."""
 ONE_IN = 10
-"""One image in so many is drawn for val, and for test, where a user's own data has none."""
+"""If a user's own data has no val or no test part, one image in this many is drawn for it."""
 
 
 def vtab_1k(tree: SourceFiles, task: str) -> Listing:
-    """Lists a task's folder of the vtab-1k layout, given alone or with the others beside it.
+    """List a task's folder of the vtab-1k layout. The source is that folder or contains several such folders.
 
     Raises:
-        ImportRefused: if the folder is not there, a list is damaged or empty, or names an image that is not there.
+        ImportRefused: if the folder is missing, or a list is damaged or empty, or names a missing image.
     """
     folders = _vtab_1k_folders(tree, task)
     if len(folders) != 1 or not _is_vtab_1k(tree, task):
-        shown = ", ".join(sorted(folders.values())) or "none"
+        folder_name = next(name for name, folder_task in VTAB_1K_TASKS.items() if folder_task == task)
+        present = ", ".join(sorted(folders.values())) or "none"
         raise ImportRefused(
-            f"{tree.path} must hold one folder with train800.txt, val200.txt and test.txt for {task}, called "
-            f"{next(name for name, other in VTAB_1K_TASKS.items() if other == task)}; it has {shown}."
+            f"{tree.path} must contain one folder with train800.txt, val200.txt and test.txt for {task}, called "
+            f"{folder_name}; it has {present}. Rename the folder, or give the path of the right one."
         )
+
     (root,) = folders
-    row = TASKS.get(task)
+    task_row = TASKS.get(task)
+
     records = []
     texts = tree.read_all([root + name for name in VTAB_1K_LISTS.values()])
     for (part, name), text in zip(VTAB_1K_LISTS.items(), texts, strict=True):
         for line in read_two_columns(text, root + name, split_at="last"):
             label = line.number()
-            if row is not None and label >= row.num_classes:
-                raise ImportRefused(f"{line.where} must give a class from 0 to {row.num_classes - 1}, got {label}.")
+            if task_row is not None and label >= task_row.num_classes:
+                raise ImportRefused(
+                    f"{line.where} must give a class from 0 to {task_row.num_classes - 1}, got {label}. "
+                    f"Check that the lists are those of {task}."
+                )
             records.append(SourceRecord(line.first, label, part, root + line.first))
+
     check_present(tree, records, f"{root}{', '.join(VTAB_1K_LISTS.values())}")
-    num_classes = max(row.num_classes if row else 0, 1 + max(record.label for record in records))
+
+    num_classes = 1 + max(record.label for record in records)
+    if task_row is not None:
+        num_classes = max(num_classes, task_row.num_classes)
     return Listing(records=records, class_names=[str(i) for i in range(num_classes)], read=source_files(tree))
 
 
 def _vtab_1k_folders(tree: SourceFiles, task: str) -> dict[str, str]:
-    """The folders, with their `/`, that hold such lists, and their names: the task's own, or all if there is none.
+    """Return the folders, with their `/`, that contain such lists, and their names.
 
-    A lone folder whose name is no other task's is taken for the task's own.
+    If a folder has the name of the task, only such folders are returned. Otherwise all are: a single folder with a
+    name that is no other task's is accepted.
     """
     roots = [name.removesuffix(VTAB_1K_LISTS["train"]) for name in tree.find(VTAB_1K_LISTS["train"])]
-    called = {root: posixpath.basename(root[:-1]) if root else tree.path.resolve().name.split(".")[0] for root in roots}
-    return {root: name for root, name in called.items() if VTAB_1K_TASKS.get(name) == task} or called
+
+    # The lists at the top of the source have no folder in their names, so the source itself names it.
+    source_name = tree.path.resolve().name.split(".")[0]
+    name_of = {root: posixpath.basename(root[:-1]) if root else source_name for root in roots}
+
+    of_task = {root: name for root, name in name_of.items() if VTAB_1K_TASKS.get(name) == task}
+    return of_task or name_of
 
 
 def _is_vtab_1k(tree: SourceFiles, task: str) -> bool:
@@ -97,51 +113,59 @@ def _is_vtab_1k(tree: SourceFiles, task: str) -> bool:
 
 
 def own_folder(tree: SourceFiles, task: str) -> Listing:
-    """Lists a user's own images, `train/cat/1.jpg` or `cat/1.jpg`; folders around all of them do not matter.
+    """List a user's own images, `train/cat/1.jpg` or `cat/1.jpg`. Folders around all images are ignored.
 
     Raises:
-        ImportRefused: if there are no images in class folders, or the parts are not train, val and test, or train and
-            test, or none.
+        ImportRefused: if no images are in class folders, or the parts are not train, val and test, or train and test,
+            or train, or none.
     """
-    images = [name for name in tree.names if name.lower().endswith(IMAGE_SUFFIXES) and not _hidden(name)]
+    images = [name for name in tree.names if name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)]
     if not images:
-        raise ImportRefused(f"{tree.path} must hold images in a folder a class ({', '.join(IMAGE_SUFFIXES)}).")
-    around = _around(images)
-    paths = {name: name[len(around) :].split("/") for name in images}
-    named = {name: PART_OF.get(path[0].lower()) if len(path) > 1 else None for name, path in paths.items()}
-    parts = {part for part in named.values() if part is not None}
-    if parts and (odd := [name for name, part in named.items() if part is None]):
         raise ImportRefused(
-            f"{odd[0]} is in none of the folders {', '.join(sorted(parts))} beside it. Move it or them."
+            f"{tree.path} must contain one folder of images per class, and has no image "
+            f"({', '.join(IMAGE_SUFFIXES)}). Give the folder above the class folders."
         )
-    above = 1 if parts else 0
-    if misplaced := [name for name, path in paths.items() if len(path) != above + 2]:
-        form = "train/class/image.jpg" if parts else "class/image.jpg"
-        raise ImportRefused(f"{misplaced[0]} must be where the others are: {form}. Move it.")
-    classes = sorted({path[above] for path in paths.values()})
-    label = {name: i for i, name in enumerate(classes)}
+
+    # Which part each image is in, if it is in one.
+    prefix = _common_prefix(images)
+    paths = {name: name[len(prefix) :].split("/") for name in images}
+    part_of = {name: PART_OF.get(path[0].lower()) if len(path) > 1 else None for name, path in paths.items()}
+    parts = {part for part in part_of.values() if part is not None}
+
+    outside = [name for name, part in part_of.items() if part is None]
+    if parts and outside:
+        raise ImportRefused(
+            f"{outside[0]} must be in one of the folders {', '.join(sorted(parts))}, as other images are. "
+            "Move it there, or move all images out of these folders."
+        )
+
+    # All images must be at the same depth: a deeper one leaves its class open.
+    class_depth = 1 if parts else 0
+    misplaced = [name for name, path in paths.items() if len(path) != class_depth + 2]
+    if misplaced:
+        layout = "train/class/image.jpg" if parts else "class/image.jpg"
+        raise ImportRefused(f"{misplaced[0]} must be at the same depth as the other images: {layout}. Move it.")
+
+    class_names = sorted({path[class_depth] for path in paths.values()})
+    label_of = {name: label for label, name in enumerate(class_names)}
     records = [
-        SourceRecord(name[len(around) :], label[path[above]], named[name] or "all", name)
+        SourceRecord(name[len(prefix) :], label_of[path[class_depth]], part_of[name] or "all", name)
         for name, path in paths.items()
     ]
+
     draw = own_draw({record.part for record in records})
-    check_classes(records, classes)
-    others = [name for name in tree.names if name not in paths]
-    left_out = (f"left out {len(others)} files that are no images: {', '.join(others[:3])}",) if others else ()
-    return Listing(
-        records=records,
-        class_names=classes,
-        read=source_files(tree),
-        draw=draw,
-        repairs=left_out,
-    )
+    check_classes(records, class_names)
+
+    ignored = [name for name in tree.names if name not in paths]
+    repairs = (f"left out {len(ignored)} files that are no images: {', '.join(ignored[:3])}",) if ignored else ()
+    return Listing(records=records, class_names=class_names, read=source_files(tree), draw=draw, repairs=repairs)
 
 
 def own_draw(parts: Collection[str]) -> Mapping[str, str] | None:
-    """From which part of a user's own data each split is drawn; None if the user made all three.
+    """Return the part of a user's own data that each split is drawn from, or None if the user made all three parts.
 
     Raises:
-        ImportRefused: if no rule fits the parts.
+        ImportRefused: if there is no rule for these parts.
     """
     rules: dict[tuple[str, ...], Mapping[str, str] | None] = {
         ("test", "train", "val"): None,
@@ -149,40 +173,52 @@ def own_draw(parts: Collection[str]) -> Mapping[str, str] | None:
         ("train",): dict.fromkeys(ONE_PART, "train"),
         ("all",): ONE_PART,
     }
-    made = tuple(sorted(parts))
-    if made not in rules:
+
+    present = tuple(sorted(parts))
+    if present not in rules:
         raise ImportRefused(
-            "the parts must be train, val and test; or train and test, val then being drawn from train; or train alone "
-            f"or none, all three then being drawn; got {' and '.join(made)}. Name the part to be tested on test."
+            "the parts must be train, val and test; or train and test (val is drawn from train); or train or no parts "
+            f"(all three are drawn); got {' and '.join(present)}. Give the part to be tested on the name test."
         )
-    return rules[made]
+    return rules[present]
 
 
 def check_classes(records: Collection[SourceRecord], class_names: Collection[str]) -> None:
-    """See that a user's own task can be learnt.
-
-    Raises:
-        ImportRefused: if it has one class, or a class is tested that no training image shows.
-    """
+    """Raise ImportRefused if a user's own task has only one class, or a class that no training image has."""
     if len(class_names) < 2:
-        raise ImportRefused(f"a task must have two classes or more, got {', '.join(class_names) or 'none'}.")
-    tuned = {record.label for record in records if record.part in ("train", "all")}
-    if unseen := [record for record in records if record.label not in tuned]:
-        name = list(class_names)[unseen[0].label]
-        raise ImportRefused(f"{unseen[0].key} must be of a class that train has, got {name!r}. Is it spelt the same?")
+        raise ImportRefused(
+            f"a task must have two classes or more, got {', '.join(class_names) or 'none'}. "
+            "Give the folder or table that contains all classes."
+        )
+
+    trained = {record.label for record in records if record.part in ("train", "all")}
+    untrained = [record for record in records if record.label not in trained]
+    if untrained:
+        name = list(class_names)[untrained[0].label]
+        raise ImportRefused(
+            f"{untrained[0].key} must be of a class that train has, got {name!r}. Check the spelling of the class, or "
+            "add training images of it."
+        )
 
 
 def own_row(listing: Listing, name: str) -> Task:
-    """The catalog's row of a user's own task `own/...`: its parts' sizes, or a tenth for each split that has none."""
+    """Return the catalog's row of a user's own task `own/...`.
+
+    A split has the size of its part, or a tenth of the tuning images if the user made no such part.
+    """
     counts = Counter(record.part for record in listing.records)
+
     if listing.draw is None:
-        train, val, test = counts["train"], counts["val"], counts["test"]
+        train = counts["train"]
+        val = counts["val"]
+        test = counts["test"]
     else:
-        tuning = counts[listing.draw["train"]]
-        val = max(1, tuning // ONE_IN)
-        is_made = listing.draw["test"] != listing.draw["train"]
-        test = counts[listing.draw["test"]] if is_made else val
-        train = max(0, tuning - val - (0 if is_made else test))
+        num_tuning = counts[listing.draw["train"]]
+        val = max(1, num_tuning // ONE_IN)
+        has_test_part = listing.draw["test"] != listing.draw["train"]
+        test = counts[listing.draw["test"]] if has_test_part else val
+        train = max(0, num_tuning - val - (0 if has_test_part else test))
+
     return Task(
         name=name,
         group="own",
@@ -193,18 +229,19 @@ def own_row(listing: Listing, name: str) -> Task:
     )
 
 
-def _around(images: Collection[str]) -> str:
-    """The folders around all images that are neither parts nor classes, with their `/`."""
-    around = ""
+def _common_prefix(images: Collection[str]) -> str:
+    """Return the folders around all images that are neither parts nor classes, with their `/`."""
+    prefix = ""
     while True:
-        folders = {image[len(around) :].partition("/")[0] for image in images}
-        inner = min(image.count("/", len(around)) for image in images)
-        if len(folders) > 1 or inner < 2 or {folder.lower() for folder in folders} <= PART_OF.keys():
-            return around
-        around += f"{folders.pop()}/"
+        folders = {image[len(prefix) :].partition("/")[0] for image in images}
+        depth = min(image.count("/", len(prefix)) for image in images)
+        are_parts = {folder.lower() for folder in folders} <= PART_OF.keys()
+        if len(folders) > 1 or depth < 2 or are_parts:
+            return prefix
+        prefix += f"{folders.pop()}/"
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
@@ -225,7 +262,7 @@ SOURCES: tuple[Source, ...] = (
         tasks=(),
         recognise=lambda tree: any("/" in name and name.lower().endswith(IMAGE_SUFFIXES) for name in tree.names),
         listing=own_folder,
-        where="your own images in a folder a class, below train, val and test, or train and test, or neither",
+        where="your own images, one folder per class, below train, val and test, or train and test, or neither",
     ),
 )
-"""The forms that are folders."""
+"""The forms that are folders of images."""

@@ -1,4 +1,4 @@
-"""A user's own images in Parquet files, as Hugging Face's `datasets` writes them or with columns of their own."""
+"""The user's own images in Parquet files, as Hugging Face's `datasets` writes them or with other columns."""
 
 from __future__ import annotations
 
@@ -28,115 +28,151 @@ LABEL_COLUMNS = ("label", "labels", "class", "target")
 PART = re.compile(r"(train|validation|valid|val|test)(?![a-z])")
 SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
 BATCH_ROWS = 32
+"""Rows in memory at a time."""
 BUFFER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One Parquet file, by what its head and its labels say."""
+    """What the header and the labels of one Parquet file say."""
 
     name: str
     part: str
     num_rows: int
     labels: list[int | str]
     class_names: tuple[str, ...]
-    """Empty if the file does not name them."""
+    """Empty if the file does not name its classes."""
     image_column: str
     paths: list[str] | None
-    """Where the images are, if not in the file itself."""
+    """Paths of the images; None if the file itself contains them."""
 
 
 def own_tables(tree: SourceFiles, task: str) -> Listing:
-    """Lists Parquet files whose names, or folders, begin with train, val and test; or train and test; or one table.
+    """List Parquet files of train, val and test; or train and test; or one table.
+
+    The name of a file, or of its folder, begins with the part.
 
     Raises:
-        ImportRefused: if the files are no whole tables of images and labels, contradict one another, or miss a shard.
+        ImportRefused: if a file is damaged or has no images and labels, files contradict one another, or a shard is
+            missing.
     """
-    tables = [_table(tree, name, part) for name, part in _parts(tree).items()]
-    classes, labels = _classes(tables)
-    starts = list(accumulate((table.num_rows for table in tables), initial=0))
+    tables = [_read_table(tree, name, part) for name, part in _find_parts(tree).items()]
+    class_names, label_of = _rank_classes(tables)
+
+    # Rows are numbered through all tables: row r of table t is row first_rows[t] + r.
+    first_rows = list(accumulate((table.num_rows for table in tables), initial=0))
     names = set(tree.names)
+
     records: list[SourceRecord] = []
-    counted: dict[str, int] = {}
-    for start, table in zip(starts, tables, strict=False):
+    last_of_part: dict[str, int] = {}
+    for first_row, table in zip(first_rows, tables, strict=False):
         for row, value in enumerate(table.labels):
             if table.paths is None:
-                # By its row in the part, so that other shards give the same keys.
-                counted[table.part] = counted.get(table.part, -1) + 1
-                key, place = f"{table.part}/{counted[table.part]:08d}", start + row
-                records.append(SourceRecord(key, labels[value], table.part, place))
+                # The key is the row within the part, so that it does not depend on the division into shards.
+                last_of_part[table.part] = last_of_part.get(table.part, -1) + 1
+                key = f"{table.part}/{last_of_part[table.part]:08d}"
+                records.append(SourceRecord(key, label_of[value], table.part, first_row + row))
             else:
-                file = _file(table.paths[row], table.name, names)
-                records.append(SourceRecord(file, labels[value], table.part, file))
+                name = _resolve(table.paths[row], table.name, names)
+                records.append(SourceRecord(name, label_of[value], table.part, name))
+
     draw = own_draw({table.part for table in tables})
-    check_classes(records, classes)
+    check_classes(records, class_names)
     check_present(tree, [record for record in records if isinstance(record.place, str)], "its Parquet file")
 
-    def read(asked: Sequence[SourceRecord]) -> Iterator[bytes]:
-        for in_files, group in groupby(asked, key=lambda record: isinstance(record.place, str)):
-            if in_files:
+    def read(requested: Sequence[SourceRecord]) -> Iterator[bytes]:
+        for is_in_files, group in groupby(requested, key=lambda record: isinstance(record.place, str)):
+            if is_in_files:
                 yield from tree.read_all([str(record.place) for record in group])
                 continue
+
             rows = (int(record.place) for record in group)
-            for number, of_table in groupby(rows, key=lambda row: bisect_right(starts, row) - 1):
-                table = tables[number]
-                yield from _images(tree, table, [row - starts[number] for row in of_table])
+            for index, rows_of_table in groupby(rows, key=lambda row: bisect_right(first_rows, row) - 1):
+                yield from _read_images(tree, tables[index], [row - first_rows[index] for row in rows_of_table])
 
-    return Listing(records=records, class_names=classes, read=read, draw=draw)
+    return Listing(records=records, class_names=class_names, read=read, draw=draw)
 
 
-def _parts(tree: SourceFiles) -> dict[str, str]:
-    """The Parquet files and the part that each is of, the shards of a part in order."""
-    found = tree.find("*.parquet")
+def _find_parts(tree: SourceFiles) -> dict[str, str]:
+    """Return the Parquet files with the part that each belongs to, the shards of a part in order."""
+    names = tree.find("*.parquet")
+
     parts: dict[str, str] = {}
     folders: set[str] = set()
-    for name in found:
+    for name in names:
         folder, stem = posixpath.split(name)
         parent = posixpath.basename(folder).lower()
         match = PART.match(stem.lower())
         parts[name] = PART_OF[match[1]] if match else PART_OF.get(parent, "all")
+        # The folder of a part is not the folder of the data set.
         folders.add(posixpath.dirname(folder) if not match and parent in PART_OF else folder)
-    if not found or len(folders) > 1:
-        raise ImportRefused(f"{tree.path} must hold the Parquet files of one data set; they are in {sorted(folders)}.")
-    shards: dict[tuple[str, int], set[int]] = {}
-    for match in filter(None, map(SHARD.fullmatch, found)):
-        shards.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-    for (first, count), there in shards.items():
-        if lacking := sorted(set(range(count)) - there):
-            raise ImportRefused(f"{first} must be {count} files; number {lacking[0]} is missing. Download it too.")
-    unnamed = {match[1] if (match := SHARD.fullmatch(name)) else name for name in found if parts[name] == "all"}
+
+    if not names or len(folders) > 1:
+        raise ImportRefused(
+            f"{tree.path} must contain the Parquet files of one data set; they are in {sorted(folders)}. "
+            "Give the path of one of these folders."
+        )
+    _check_shards(names)
+
+    # Only one table may have no part in its name, in one file or in shards.
+    unnamed = set()
+    for name in names:
+        if parts[name] == "all":
+            shard = SHARD.fullmatch(name)
+            unnamed.add(shard[1] if shard else name)
     if len(unnamed) > 1:
-        raise ImportRefused(f"the names of {', '.join(sorted(unnamed)[:3])} must begin with train, val or test.")
+        raise ImportRefused(
+            f"the names of {', '.join(sorted(unnamed)[:3])} must begin with train, val or test. Rename the files."
+        )
+
     return parts
 
 
+def _check_shards(names: Sequence[str]) -> None:
+    """Raise ImportRefused if a shard `NAME-00000-of-0000n` is missing."""
+    present: dict[tuple[str, int], set[int]] = {}
+    for match in filter(None, map(SHARD.fullmatch, names)):
+        present.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
+
+    for (prefix, count), numbers in present.items():
+        missing = sorted(set(range(count)) - numbers)
+        if missing:
+            raise ImportRefused(
+                f"{prefix} must consist of {count} files; number {missing[0]} is missing. Download it too."
+            )
+
+
 @contextmanager
-def _opened(tree: SourceFiles, name: str) -> Iterator[Any]:
+def _open(tree: SourceFiles, name: str) -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = tree.local(name, Path(folder))
         try:
-            # In small pieces: a row group may be as large as the file, and is otherwise read whole.
+            # Read in small pieces: a row group can be as large as the file, and would otherwise be read at once.
             with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
-            raise ImportRefused(f"{name} is no whole Parquet file: {error}. Get it again.") from error
+            raise ImportRefused(f"{name} is not a complete Parquet file: {error}. Get it again.") from error
 
 
-def _table(tree: SourceFiles, name: str, part: str) -> _Table:
-    with _opened(tree, name) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
-        if rows == 0:
-            raise ImportRefused(f"{name} must have rows, and is empty.")
+def _read_table(tree: SourceFiles, name: str, part: str) -> _Table:
+    with _open(tree, name) as file:
+        schema = file.schema_arrow
+        num_rows = file.metadata.num_rows
+        if num_rows == 0:
+            raise ImportRefused(f"{name} must have rows, but it is empty. Get it again, or remove it.")
+
         features = _features(schema)
-        image = _column(name, schema, features, "Image", IMAGE_COLUMNS)
-        label = _column(name, schema, features, "ClassLabel", LABEL_COLUMNS)
-        class_names = tuple(features.get(label, {}).get("names") or ())
-        labels = _labels(file.read(columns=[label]).column(0), name, len(class_names))
-        return _Table(name, part, rows, labels, class_names, image, _paths(file, name, image))
+        image_column = _find_column(name, schema, features, "Image", IMAGE_COLUMNS)
+        label_column = _find_column(name, schema, features, "ClassLabel", LABEL_COLUMNS)
+
+        class_names = tuple(features.get(label_column, {}).get("names") or ())
+        labels = _parse_labels(file.read(columns=[label_column]).column(0), name, len(class_names))
+        paths = _read_paths(file, name, image_column)
+        return _Table(name, part, num_rows, labels, class_names, image_column, paths)
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What `datasets` says of the columns that are images or classes; nothing if another library wrote the file."""
+    """Return what `datasets` stores about its columns. Nothing if another library wrote the file."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -144,114 +180,163 @@ def _features(schema: Any) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _column(name: str, schema: Any, features: dict[str, dict[str, Any]], kind: str, usual: Sequence[str]) -> str:
-    told = [column for column, feature in features.items() if feature.get("_type") == kind and column in schema.names]
-    if len(told) == 1:
-        return told[0]
+def _find_column(name: str, schema: Any, features: dict[str, dict[str, Any]], kind: str, usual: Sequence[str]) -> str:
+    """Return the column that `datasets` stores as this kind, or else the first with one of the usual names."""
+    declared = [column for column, feature in features.items() if feature.get("_type") == kind]
+    declared = [column for column in declared if column in schema.names]
+    if len(declared) == 1:
+        return declared[0]
+
     for column in usual:
         if column in schema.names:
             return column
+
+    content = "class" if kind == "ClassLabel" else "bytes or path"
     raise ImportRefused(
-        f"{name} must have a column of each image's {'class' if kind == 'ClassLabel' else 'bytes or path'}, called "
-        f"{', '.join(usual)}; its columns are {', '.join(schema.names)}. Rename one."
+        f"{name} must have a column with each image's {content}, called {', '.join(usual)}; "
+        f"its columns are {', '.join(schema.names)}. Rename one."
     )
 
 
-def _labels(column: Any, name: str, num_classes: int) -> list[int | str]:
-    """The labels of a file: whole numbers from 0, or text.
+def _parse_labels(column: Any, name: str, num_classes: int) -> list[int | str]:
+    """Return the labels of a file: whole numbers from 0, or text.
 
     Args:
-        num_classes: how many classes the file names; 0 if it does not.
+        num_classes: number of classes that the file names; 0 if it names none.
+
+    Raises:
+        ImportRefused: if a row has another value.
     """
+    # pandas writes categories as dictionaries.
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+
     labels: list[Any] = column.to_pylist()
     is_text = any(isinstance(label, str) for label in labels)
     last = num_classes - 1 if num_classes else sys.maxsize
+
     for row, label in enumerate(labels):
-        if not isinstance(label, str) if is_text else not (isinstance(label, int | float) and label % 1 == 0):
-            raise ImportRefused(f"{name}, row {row}: a label must be a whole number, or text in all rows, got {label}.")
-        if not is_text and not 0 <= label <= last:
-            known = f"{num_classes} classes are named" if num_classes else "it counts from 0"
+        # pandas writes whole numbers as floats where a column once had a gap. NaN % 1 is NaN, so NaN is refused.
+        is_valid = isinstance(label, str) if is_text else isinstance(label, int | float) and label % 1 == 0
+        if not is_valid:
             raise ImportRefused(
-                f"{name}, row {row}: {label} is no label; {known}. If the part has no labels (-1), take its files away."
+                f"{name}, row {row}: a label must be a whole number, or text in all rows, got {label}. "
+                "Correct the row, or remove it."
             )
+        if not is_text and not 0 <= label <= last:
+            rule = f"{num_classes} classes are named" if num_classes else "labels count from 0"
+            raise ImportRefused(
+                f"{name}, row {row}: {label} is not a label; {rule}. If the part has no labels (-1), remove its files."
+            )
+
     return labels if is_text else [int(label) for label in labels]
 
 
-def _classes(tables: Sequence[_Table]) -> tuple[list[str], dict[int | str, int]]:
-    """The classes' names, and the label of each value that the files give: its rank, where they name no classes."""
+def _rank_classes(tables: Sequence[_Table]) -> tuple[list[str], dict[int | str, int]]:
+    """Return the names of the classes, and the label of each value in the files.
+
+    If the files do not name the classes, the label of a value is its rank.
+    """
     named = {table.class_names for table in tables}
     if len(named) > 1:
-        raise ImportRefused("all files must name the same classes in the same order, or none.")
+        raise ImportRefused(
+            "all files must name the same classes in the same order, or none. Write them with the same features."
+        )
     (class_names,) = named
+
     values = {label for table in tables for label in table.labels}
     if len({type(value) for value in values}) > 1:
-        raise ImportRefused("the labels of all files must be numbers, or text in all of them.")
+        raise ImportRefused("the labels must be numbers in all files, or text in all files. Convert one of them.")
+
     if class_names and all(isinstance(value, int) for value in values):
-        return list(class_names), {i: i for i in range(len(class_names))}
+        return list(class_names), {label: label for label in range(len(class_names))}
+
+    # Numbers in the order of numbers: 7 before 10.
     ordered = sorted(values, key=lambda value: (value if isinstance(value, int) else 0, str(value)))
-    return [str(value) for value in ordered], {value: i for i, value in enumerate(ordered)}
+    return [str(value) for value in ordered], {value: label for label, value in enumerate(ordered)}
 
 
-def _paths(file: Any, name: str, column: str) -> list[str] | None:
-    """The paths of the images, if the column holds no bytes."""
+def _read_paths(file: Any, name: str, column: str) -> list[str] | None:
+    """Return the paths of the images, or None if the column contains their bytes."""
+    # How many rows have no bytes: all rows if the column has only paths.
     kind = file.schema_arrow.field(column).type
     fields = {kind.field(i).name for i in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
-    leaf = f"{column}.bytes" if "bytes" in fields else column
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or fields == {"path"}:
-        nulls = file.metadata.num_rows
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or "bytes" in fields:
-        nulls = _num_nulls(file, leaf)
+        num_nulls = file.metadata.num_rows
+    elif is_binary or "bytes" in fields:
+        num_nulls = _count_nulls(file, f"{column}.bytes" if "bytes" in fields else column)
     else:
-        raise ImportRefused(f"{name}: {column} must hold bytes, paths, or a struct of both, not {kind}.")
-    if nulls == 0:
+        raise ImportRefused(f"{name}: {column} must hold bytes, paths, or a struct of both, not {kind}. Convert it.")
+
+    if num_nulls == 0:
         return None
-    if nulls < file.metadata.num_rows or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        raise ImportRefused(f"{name}: {column} must hold an image in each row; {nulls} rows have none.")
+    if num_nulls < file.metadata.num_rows or is_binary:
+        raise ImportRefused(
+            f"{name}: {column} must hold an image in each row; {num_nulls} rows have none. Fill or remove these rows."
+        )
+
     values = file.read(columns=[f"{column}.path" if fields else column]).column(0).to_pylist()
     paths = [value["path"] if isinstance(value, dict) else value for value in values]
     if None in paths:
-        raise ImportRefused(f"{name}, row {paths.index(None)}: {column} must hold an image or its path.")
+        raise ImportRefused(
+            f"{name}, row {paths.index(None)}: {column} must hold an image or its path. Fill or remove this row."
+        )
     return paths
 
 
-def _num_nulls(file: Any, leaf: str) -> int:
-    """Rows without a value, by the statistics; 0 where the file has none, and reading will tell."""
-    metadata, nulls = file.metadata, 0
+def _count_nulls(file: Any, column: str) -> int:
+    """Return the number of rows without a value by the file's statistics.
+
+    It is 0 for a file without statistics. Reading such a row raises an error later.
+    """
+    metadata = file.metadata
+
+    num_nulls = 0
     for group in range(metadata.num_row_groups):
         chunks = [metadata.row_group(group).column(i) for i in range(metadata.num_columns)]
-        statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf), None)
-        nulls += statistics.null_count if statistics is not None and statistics.has_null_count else 0
-    return nulls
+        statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == column), None)
+        if statistics is not None and statistics.has_null_count:
+            num_nulls += statistics.null_count
+
+    return num_nulls
 
 
-def _file(path: str, table: str, names: set[str]) -> str:
-    """A file of the tree, by its path beside the table or, if it is not there, from the top."""
+def _resolve(path: str, table: str, names: set[str]) -> str:
+    """Return the name of a file in the source, given its path relative to the table or to the top of the source."""
     beside = posixpath.normpath(posixpath.join(posixpath.dirname(table), path))
     top = posixpath.normpath(path)
     return top if top in names and beside not in names else beside
 
 
-def _images(tree: SourceFiles, table: _Table, rows: Sequence[int]) -> Iterator[bytes]:
-    """Rows of one file, a few in memory at a time; in one pass if they ascend."""
-    with _opened(tree, table.name) as file:
+def _read_images(tree: SourceFiles, table: _Table, rows: Sequence[int]) -> Iterator[bytes]:
+    """Yield the images of some rows of one file, with few rows in memory. Ascending rows are read in one pass."""
+    with _open(tree, table.name) as file:
         sizes = (file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
-        groups = list(accumulate(sizes, initial=0))
+        first_rows = list(accumulate(sizes, initial=0))
+
+        # The batch in memory has the rows from start to end.
         batch: Any = None
         start = end = 0
         for row in rows:
-            group = bisect_right(groups, row) - 1
-            if batch is None or row < start or groups[group] > end:
-                batches = file.iter_batches(BATCH_ROWS, list(range(group, len(groups) - 1)), [table.image_column])
-                start = end = groups[group]
+            # Start again at the row's group if the row is behind, or if its group is still ahead.
+            group = bisect_right(first_rows, row) - 1
+            if batch is None or row < start or first_rows[group] > end:
+                batches = file.iter_batches(BATCH_ROWS, list(range(group, len(first_rows) - 1)), [table.image_column])
+                start = end = first_rows[group]
+
             while row >= end:
                 batch = next(batches)
-                start, end = end, end + batch.num_rows
+                start = end
+                end = end + batch.num_rows
+
             value = batch.column(0)[row - start].as_py()
             image = value["bytes"] if isinstance(value, dict) else value
             if image is None:
-                raise ImportRefused(f"{table.name}, row {row}: {table.image_column} must hold an image, and is empty.")
+                raise ImportRefused(
+                    f"{table.name}, row {row}: {table.image_column} must hold an image, but it is empty. "
+                    "Fill or remove this row."
+                )
             yield image
 
 
@@ -264,4 +349,4 @@ SOURCES: tuple[Source, ...] = (
         where="your own Parquet files or those of a Hugging Face data set: train*.parquet, val*.parquet, test*.parquet",
     ),
 )
-"""The form that is tables."""
+"""The form that is Parquet tables."""

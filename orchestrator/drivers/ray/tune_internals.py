@@ -1,0 +1,68 @@
+"""Private parts of Ray Tune that this driver uses.
+
+Each is looked up here and nowhere else. If a version of Ray has renamed one, a warning says so once and the driver
+works without it: idle workers are restarted for each trial, or a silent worker is not killed. A contract test
+(`tests/orchestrator/drivers/ray/test_tune_internals.py`) fails first.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any, Protocol
+
+from ray.tune import PlacementGroupFactory
+from ray.tune.experiment import Trial
+
+log = logging.getLogger(__name__)
+
+
+class ActorCache(Protocol):
+    """Tune's cache of idle workers (`ray.tune.utils.object_cache`)."""
+
+    @property
+    def num_cached_objects(self) -> int:
+        """Number of workers that have no trial at present."""
+
+    def increase_max(self, key: PlacementGroupFactory, by: int = 1) -> None:
+        """Allow so many more idle workers of a kind; fewer if the number is negative."""
+
+
+def actor_cache(tune_controller: Any) -> ActorCache | None:
+    """Return the cache of idle workers, given what a scheduler is given; None if this version of Ray hides it."""
+    controller = getattr(tune_controller, "_tune_controller", None)
+    actors = getattr(controller, "_actor_cache", None)
+    if actors is None or not hasattr(actors, "increase_max") or not hasattr(actors, "num_cached_objects"):
+        _warn("its cache of idle workers; each trial starts a new worker")
+        return None
+
+    # mypy cannot see that an object of unknown type meets the protocol.
+    typed: ActorCache = actors
+    return typed
+
+
+def worker_of(trial: Trial) -> Any | None:
+    """Return the Ray actor that runs one of Tune's trials; None if it has none, or this version of Ray hides it."""
+    state = getattr(trial, "temporary_state", None)
+    if state is None or not hasattr(state, "ray_actor"):
+        _warn("the worker of a trial; a silent worker is not killed")
+        return None
+
+    # None as well for a trial that is not started, which is no reason to warn.
+    return state.ray_actor
+
+
+def error_of(trial: Trial) -> Exception | None:
+    """Return why one of Tune's trials lost its worker, if Ray says so."""
+    if not hasattr(trial, "get_pickled_error"):
+        _warn("the error of a trial; a lost worker is reported without its reason")
+        return None
+
+    error: Exception | None = trial.get_pickled_error()
+    return error
+
+
+@cache
+def _warn(consequence: str) -> None:
+    """Warn once a process: the parts are used many times a second."""
+    log.warning("this version of Ray Tune hides %s", consequence)

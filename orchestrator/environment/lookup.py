@@ -1,0 +1,95 @@
+"""Find a sweep by its name: its home, its study database, and the spec recorded there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.environment.connections import open_database
+from orchestrator.environment.home import Home, home_at
+from orchestrator.errors import UserError
+from orchestrator.redaction import redact
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_recorded_spec, parse_spec
+from orchestrator.spec.schema import SweepSpec
+from trainer.validation import unknown_name
+
+if TYPE_CHECKING:
+    from orchestrator.study.storage.database import StudyDatabase
+    from orchestrator.study.study import Study
+
+
+def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[Home, StudyDatabase, SweepSpec]:
+    """Return a sweep's home, its study database, and the spec recorded there.
+
+    Args:
+        sweep: its name, or its spec's file. The file's `cluster` then says where to look.
+        strict: check the recorded spec as `launch` checks one. Without it, keys that this version does not know are
+            ignored, so that a sweep of another version can be read and removed.
+
+    Raises:
+        UserError: if there is no such sweep, with the names of those there are.
+    """
+    if sweep.endswith((".yaml", ".yml")):
+        path = find_spec(sweep)
+        place = home_at(home, load_cluster(path))
+        name = load_spec(path).name
+    else:
+        place = home_at(home)
+        name = sweep
+
+    database, raw = _load_recorded_spec(place, name)
+    parse = parse_spec if strict else parse_recorded_spec
+    spec = parse(raw, f"the recorded spec of {name}")
+    return home_at(home, spec.cluster), database, spec
+
+
+def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str, object]]:
+    where = home.root if home.database_file else f"the study database {redact(home.database_url)}"
+    if home.database_file is not None and not home.database_file.exists():
+        raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or name another with --home.")
+    if not home.database_url:
+        raise UserError("\n".join(home.problems()))
+
+    database = open_database(home)
+    specs = database.sweeps()
+    if not specs:
+        raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
+    if name not in specs:
+        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
+    database.check_version(name)
+    return database, specs[name]
+
+
+def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """Return the studies of several sweeps.
+
+    Args:
+        epochs: whether to read the metrics of every epoch, which are most of what there is to read.
+
+    Raises:
+        UserError: if there is no such sweep.
+    """
+    from orchestrator.study.study import load_studies
+
+    studies = []
+    for name in dict.fromkeys(sweeps):
+        _, database, spec = find_sweep(home, name)
+        studies += load_studies(spec, database, epochs=epochs)
+    return studies
+
+
+def load_combinable_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
+    """Return the studies of several sweeps that share a table or a figure.
+
+    Raises:
+        UserError: if there is no such sweep, or if two of them have the same study.
+    """
+    studies = load_sweeps(home, sweeps, epochs=epochs)
+    counts = Counter(study.plan.key for study in studies)
+    shared = [key for key, count in counts.items() if count > 1]
+    if shared:
+        raise UserError(
+            f"{shared[0]} is in several of these sweeps, and a table has one cell for it: report the sweeps one by one."
+        )
+    return studies

@@ -1,0 +1,314 @@
+"""Reference of the spec's keys, generated from the schema for `search_spaces/README.md`.
+
+Types, defaults and limits come from pydantic, meanings from the docstrings below the fields. `make docs` refreshes
+the page; a test compares it with `render_reference`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import search_spaces
+from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.validation import SWEEP_FIELDS
+from trainer.catalog import METHODS
+from trainer.config import TrainConfig, field_types, unused_fields
+
+BEGIN = "<!-- Generated from the schema by `make docs`. Do not edit below this line. -->"
+
+EXAMPLES: dict[str, Any] = {
+    "name": "digits",
+    "tasks": ["vtab", "fgvc/cub_200_2011"],
+    "backbones": ["vit_base_patch16_224.mae"],
+    "methods": ["linear", "full"],
+    "train_sizes": [0.1, 200, {"per_class": 5}],
+    "fixed": {"epochs": 100},
+    "space": {"lr": {"type": "float", "low": 0.001, "high": 0.5, "log": True}},
+    "search": {"trials": 24},
+    "search.trials": 24,
+    "search.sampler": "grid",
+    "search.startup_trials": 6,
+    "search.transfer": 2,
+    "search.max_concurrent": 8,
+    "search.seed": 1,
+    "search.pruner": {"type": "asha", "min_epochs": 10},
+    "search.pruner, type asha.type": "asha",
+    "search.pruner, type asha.min_epochs": 10,
+    "search.pruner, type asha.reduction": 2,
+    "search.pruner, type hyperband.type": "hyperband",
+    "search.pruner, type hyperband.min_epochs": 10,
+    "search.pruner, type hyperband.reduction": 4,
+    "search.pruner, type median.type": "median",
+    "search.pruner, type median.min_epochs": 10,
+    "search.pruner, type none.type": "none",
+    "final": {"seeds": [42, 44]},
+    "final.seeds": [42, 44, 82],
+    "final.select": "simplest_tied",
+    "final.measure_peeking": True,
+    "budget": {"max_hours": 12},
+    "budget.max_trials": 500,
+    "budget.max_hours": 12,
+    "budget.max_gpu_hours": 200,
+    "resources": {"cpus": 4, "gpus": 1},
+    "resources.cpus": 4,
+    "resources.gpus": 0.25,
+    "resources.accelerator_type": "A100",
+    "resources.backbones": {"vit_large_patch16_224.mae": {"gpus": 1}},
+    "resources.backbones.NAME.cpus": 8,
+    "resources.backbones.NAME.gpus": 1,
+    "resources.backbones.NAME.accelerator_type": "H100",
+    "cluster": {"address": "auto"},
+    "cluster.home": "s3://bucket/sptune",
+    "cluster.studies": "postgresql+psycopg://sptune@db.example.org/sptune",
+    "cluster.mlflow": "http://mlflow.example.org:5000",
+    "cluster.data": "s3://bucket/tasks",
+    "cluster.weights": "/mnt/weights",
+    "cluster.address": "head.example.org:6379",
+    "cluster.workers": 8,
+    "retries": 1,
+    "pause_after": 10,
+    "lost_after_minutes": 120,
+    "keep": "final",
+    "space.NAME, type float.type": "float",
+    "space.NAME, type float.low": 0.001,
+    "space.NAME, type float.high": 0.5,
+    "space.NAME, type float.log": True,
+    "space.NAME, type float.when": {"optimizer": "sgd"},
+    "space.NAME, type int.type": "int",
+    "space.NAME, type int.low": 1,
+    "space.NAME, type int.high": 50,
+    "space.NAME, type int.log": True,
+    "space.NAME, type int.when": {"optimizer": "sgd"},
+    "space.NAME, type choice.type": "choice",
+    "space.NAME, type choice.values": [0.01, 0.1],
+    "space.NAME, type choice.when": {"optimizer": ["sgd", "adamw"]},
+}
+"""An example value for each key, by its path in the YAML file."""
+
+FIELD_EXAMPLES: dict[str, Any] = {
+    "image_size": 384,
+    "drop_path": 0.1,
+    "ema_decay": 0.9999,
+    "precision": "bf16",
+}
+"""Examples of TrainConfig fields that no shipped spec uses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Keys of one mapping of the spec."""
+
+    path: str
+    """Path of the mapping, empty for the top level. NAME stands for a name that the user chooses."""
+    model: type[BaseModel]
+
+    def key(self, field: str) -> str:
+        """Return the path of one key."""
+        return f"{self.path}.{field}" if self.path else field
+
+
+def sections(model: type[BaseModel] = SweepSpec, path: str = "") -> Iterator[Section]:
+    """Yield the mappings of a spec in the order of the schema, depth first."""
+    yield Section(path, model)
+
+    for name, field in model.model_fields.items():
+        key = f"{path}.{name}" if path else name
+        if typing.get_origin(_plain(field.annotation)) is dict:
+            key += ".NAME"
+
+        models = [*_models(field.annotation)]
+        for child in models:
+            # The alternatives of a union are told apart by their `type`.
+            tag = f", type {_tag(child)}" if len(models) > 1 else ""
+            yield from sections(child, key + tag)
+
+
+def render_reference() -> str:
+    """Return the reference of all keys as Markdown."""
+    lines: list[str] = []
+
+    for section in sections():
+        title = f"`{section.path}`".replace(", type ", "`, type `") if section.path else "Top level"
+        lines += [f"### {title}", "", _paragraph(inspect.getdoc(section.model) or ""), ""]
+        rows = [_spec_row(section, name, field) for name, field in section.model.model_fields.items()]
+        lines += [*_table(rows), ""]
+
+    # The values of these two mappings are checked by the trainer, not by the schema.
+    lines += [
+        "### Fields of `fixed` and `space`",
+        "",
+        "`fixed` gives a value to a field of the training configuration, `space` searches it. "
+        "A field without effect on a method is left out of that method's studies.",
+        "",
+        *_table([_config_row(field) for field in dataclasses.fields(TrainConfig) if field.name not in SWEEP_FIELDS]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def refresh(page: Path) -> None:
+    """Replace the generated part of the page."""
+    written_by_hand = page.read_text().partition(BEGIN)[0]
+    page.write_text(f"{written_by_hand}{BEGIN}\n\n{render_reference()}")
+
+
+@functools.cache
+def field_docs(owner: type) -> dict[str, str]:
+    """Return the docstring below each field of a class and of its bases."""
+    docs: dict[str, str] = {}
+
+    # Fields of a base come first, as in pydantic's own order, and a subclass may document them anew.
+    for base in reversed(owner.__mro__):
+        module = sys.modules[base.__module__]
+        if not base.__module__.startswith(("orchestrator.", "trainer.")):
+            continue
+        # Python does not keep docstrings of fields, so read them from the source.
+        tree = ast.parse(inspect.getsource(module))
+        body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == base.__name__)
+        for field, follower in itertools.pairwise(body):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            if isinstance(follower, ast.Expr) and isinstance(follower.value, ast.Constant):
+                docs[field.target.id] = _paragraph(str(follower.value.value))
+    return docs
+
+
+def describe_type(annotation: Any) -> str:
+    """Return a type in words: `whole number or text`."""
+    annotation = _plain(annotation)
+    origin = typing.get_origin(annotation)
+
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    if origin in (Union, types.UnionType):
+        models = [*_models(annotation)]
+        if len(models) > 1:
+            return "mapping with a `type`"
+        parts = [describe_type(part) for part in typing.get_args(annotation) if part is not type(None)]
+        return " or ".join(dict.fromkeys(parts))
+    if origin is list:
+        return f"list of {describe_type(typing.get_args(annotation)[0])}"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "mapping"
+    return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}.get(annotation, "any value")
+
+
+def _spec_row(section: Section, name: str, field: FieldInfo) -> list[str]:
+    models = [*_models(field.annotation)]
+    meaning = field_docs(section.model).get(name, "")
+
+    # A key that holds a mapping may leave its explanation to the class of that mapping.
+    if not meaning and len(models) == 1:
+        meaning = _paragraph(inspect.getdoc(models[0]) or "")
+
+    example = EXAMPLES.get(section.key(name))
+    limits = "".join(f", {limit}" for limit in _limits(field))
+    default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+    return [f"`{name}`", describe_type(field.annotation) + limits, default, meaning, _code({name: example})]
+
+
+def _config_row(field: dataclasses.Field[Any]) -> list[str]:
+    name = field.name
+    default = "required" if field.default is dataclasses.MISSING else _default(field.default)
+
+    meaning = field_docs(TrainConfig).get(name, "")
+    if ignoring := [method for method in METHODS if name in unused_fields(method)]:
+        meaning += f" No effect on {', '.join(f'`{method}`' for method in ignoring)}."
+
+    example = FIELD_EXAMPLES.get(name, _shipped_examples().get(name, field.default))
+    return [f"`{name}`", describe_type(field_types()[name]), default, meaning, _code({name: example})]
+
+
+@functools.cache
+def _shipped_examples() -> dict[str, Any]:
+    """Return a value or a dimension for each field that a shipped spec fixes or searches, the first one found."""
+    examples: dict[str, Any] = {}
+
+    # Shipped specs are valid and realistic, and name fields that this package must not know.
+    for page in sorted(Path(search_spaces.__path__[0]).glob("*.yaml")):
+        spec = yaml.safe_load(page.read_text())
+        for name, value in {**spec["space"], **spec["fixed"]}.items():
+            examples.setdefault(name, value)
+    return examples
+
+
+def _limits(field: FieldInfo) -> Iterator[str]:
+    # Validators of our own are in the metadata too, and have none of these attributes.
+    for rule in field.metadata:
+        if (least := getattr(rule, "ge", None)) is not None:
+            yield f"at least {least}"
+        if (bound := getattr(rule, "gt", None)) is not None:
+            yield f"above {bound}"
+        if (length := getattr(rule, "min_length", None)) is not None:
+            yield f"at least {length} of them"
+
+
+def _default(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_defaults=True)
+        value = value or None
+    return "all defaults" if value is None else f"`{_flow(value)}`"
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the parts of a spec that a type holds."""
+    annotation = _plain(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _models(part)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return a type without its validators."""
+    while typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
+
+
+def _tag(model: type[BaseModel]) -> str:
+    return str(typing.get_args(model.model_fields["type"].annotation)[0])
+
+
+def _paragraph(text: str) -> str:
+    """Return the first paragraph of a docstring on one line."""
+    return " ".join(text.split("\n\n", maxsplit=1)[0].split())
+
+
+def _code(entry: dict[str, Any]) -> str:
+    return f"`{_flow(entry)[1:-1]}`"
+
+
+def _flow(value: object) -> str:
+    """Return a value as YAML on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    # PyYAML marks the end of a document that is a plain value.
+    return text.removesuffix("\n...\n").rstrip("\n")
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    header = ["Key", "Type", "Default", "Meaning", "Example"]
+    # A bar would end the cell.
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *escaped]]
+
+
+if __name__ == "__main__":
+    refresh(Path(search_spaces.__path__[0]) / "README.md")

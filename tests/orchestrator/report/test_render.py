@@ -1,0 +1,137 @@
+"""Every format contains the same tables and lines, with all special characters escaped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from orchestrator.report.blocks import Block, TextBlock
+from orchestrator.report.render import to_csv, to_html, to_latex, to_markdown
+from orchestrator.report.results_table import build_results_table
+from orchestrator.report.sections import build_sections
+from orchestrator.study.study import Study
+from tests.orchestrator.report.formats import AWKWARD, Page, awkward, expected, of_latex, of_markdown
+from tests.orchestrator.report.reports import (
+    FGVC,
+    VTAB,
+    cells_of,
+    lines_of,
+    printed,
+    run,
+    small,
+    table_block,
+    table_blocks,
+)
+
+
+@pytest.mark.parametrize("source", ["report", "awkward"])
+def test_markdown_contains_every_cell(source: str, blocks: list[Block]) -> None:
+    report = blocks if source == "report" else awkward()
+    assert of_markdown(to_markdown(report)) == [expected(table) for table in table_blocks(report)]
+
+
+def test_markdown_reads_a_line_as_plain_text() -> None:
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(to_markdown(awkward()[1:]))
+    inline = [token for token in tokens if token.type == "inline"]
+    assert [token.type for token in inline[0].children or ()][1:2] == ["strong_open"], "the title"
+    assert ["".join(child.content for child in token.children or ()) for token in inline[1:]] == lines_of(awkward())
+
+
+@pytest.mark.parametrize("source", ["report", "awkward"])
+def test_latex_contains_every_cell_and_escapes_special_characters(source: str, blocks: list[Block]) -> None:
+    report = blocks if source == "report" else awkward()
+    text = to_latex(report)
+    tables = of_latex(text)
+    assert [[[bold for _, bold in row] for row in rows] for rows in tables] == [
+        [[bold for _, bold in row] for row in expected(table)] for table in table_blocks(report)
+    ]
+    if source == "report":
+        words_of_rows = [[[re.sub(r"\s+", "", words) for words, _ in row] for row in rows] for rows in tables]
+        assert words_of_rows == [
+            [[re.sub(r"\s+", "", words.replace("−", "-")) for words, _ in row] for row in expected(table)]
+            for table in table_blocks(report)
+        ]
+    body = text.partition("\n")[2].replace("{!}{%\n", "{!}{\n")
+    assert not re.search(r"(?<!\\)[_%#]", body)
+    assert not {*"±−—<>^~"} & {*re.sub(r"\$[<>]\$|\\text\w+\{\}", "", body)}
+
+
+@pytest.mark.parametrize("engine", ["pdflatex", "lualatex", "xelatex"])
+def test_latex_compiles(engine: str, blocks: list[Block], tmp_path: Path) -> None:
+    if shutil.which(engine) is None:
+        pytest.skip(f"{engine} is not installed")
+    text = to_latex(blocks)
+    if engine == "pdflatex":
+        # Its fonts have no Chinese letters, as the first line of the file says. The other engines compile all.
+        assert "字" in text
+        text = text.replace("字", "")
+    preamble = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "report.tex").write_text(f"{preamble}\n{text}\n\\end{{document}}\n", encoding="utf-8")
+    command = [engine, "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("source", ["report", "awkward"])
+def test_html_contains_every_cell_and_loads_no_other_file(source: str, blocks: list[Block]) -> None:
+    report = blocks if source == "report" else awkward()
+    text = to_html(report)
+    page = Page(text)
+    assert [[[(words.strip(), bold) for words, bold in row] for row in rows] for rows in page.tables] == [
+        expected(table) for table in table_blocks(report)
+    ]
+    sentences = [line for paragraph in page.paragraphs for line in paragraph.split("\n")]
+    for line in lines_of(report):
+        assert line in sentences, "escaped once"
+    assert not page.tags & {"script", "link", "img", "i"}
+    assert "src=" not in text and "href=" not in text
+
+
+def test_csv_contains_the_numbers_to_the_last_digit(record_url: str) -> None:
+    studies = run(small(), record_url, metrics=lambda _: {"learnable/share": 1 / 3})
+    board = build_results_table(studies)
+    lines_read = [*csv.DictReader(io.StringIO(to_csv(board)))]
+    assert len(lines_read) == sum(len(row.scores) for row in board.rows)
+    lines = iter(lines_read)
+    for row in board.rows:
+        for column, score in row.scores.items():
+            line = next(lines)
+            assert (line["kind"], line["method"], line["backbone"], line["train_size"]) == (row.kind, *row.names)
+            assert (line["column"], line["source"]) == (column, row.source)
+            assert float(line["mean"]) == score.mean
+            assert (float(line["std"]) if line["std"] else None) == score.std
+            assert (float(line["tuned"]) if line["tuned"] else None) == row.tuned
+            assert tuple(map(int, line["seeds"].split())) == score.seeds
+            assert int(line["missing"]) == score.missing
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 132, 200])
+def test_a_narrow_terminal_splits_tables_and_cuts_off_no_text(width: int, wide: list[Block]) -> None:
+    text = printed(wide, width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for title in ("test accuracy", "peeking"):
+        table = cells_of(table_block(wide, title))
+        for column in (*VTAB, *FGVC):
+            assert re.search(rf"┃ +{re.escape(column)} ┃", text), "in one piece"
+        for (name, column), cell in table.items():
+            if column not in ("method", "backbone", "train_size"):
+                assert re.search(rf"│ +{re.escape(cell.text)} │", text), (name, column)
+
+
+def test_a_table_that_fits_is_not_split(natural: list[Study]) -> None:
+    assert printed(build_sections(natural), 1000).count("spt_deep, published") == 1
+    parts = printed(build_sections(natural), 120).count("spt_deep, published")
+    assert 1 < parts < printed(build_sections(natural), 60).count("spt_deep, published")
+
+
+def test_a_terminal_prints_an_error_without_reading_it_as_markup() -> None:
+    assert AWKWARD[0] in printed(awkward())
+    assert "[red]" in printed([TextBlock(lines=("failed: [red]x[/red]",), is_warning=True)]), "brackets are no markup"
