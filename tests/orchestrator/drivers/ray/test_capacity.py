@@ -210,6 +210,11 @@ def test_workers_that_wait_give_way_to_trials_that_need_more(
     assert len(processes(raw, tmp_path, 1)["test"]) == 2
 
 
+def num_alive(files: list[Path]) -> int:
+    """How many of the processes that these files name are there."""
+    return sum(psutil.pid_exists(int(file.read_text())) for file in files)
+
+
 def three_of_four_go(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """A trial whose process is told to go, or killed, once it rests; the last one sees that they are gone."""
     folder, judged = Path(workplace.trials_folder), config.eval_split
@@ -221,8 +226,10 @@ def three_of_four_go(config: TrainConfig, workplace: TrialContext, stop: Callabl
             how = signal.SIGKILL if place == 1 else signal.SIGTERM
             threading.Timer(1.5, os.kill, (os.getpid(), how)).start()
         else:
-            time.sleep(6)
-            (folder / "left").write_text(str(sum(psutil.pid_exists(int(file.read_text())) for file in files)))
+            deadline = time.monotonic() + 30
+            while (left := num_alive(files)) > 1 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            (folder / "left").write_text(str(left))
     yield Epoch(epoch=1, metrics={f"{judged}/accuracy": config.lr, "epoch/seconds": 1.0})
 
 
