@@ -211,8 +211,13 @@ def test_idle_workers_end_if_a_trial_needs_their_resources(
     assert len(processes(raw, tmp_path, 1)["test"]) == 2
 
 
+def num_alive(files: list[Path]) -> int:
+    """How many of the processes that these files name are there."""
+    return sum(psutil.pid_exists(int(file.read_text())) for file in files)
+
+
 def three_of_four_go(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
-    """A trial whose process is terminated or killed once it is idle; the last one counts those that are left."""
+    """A trial whose process is terminated or killed once it is idle; the last one sees that they are gone."""
     folder, judged = Path(context.trials_folder), config.eval_split
     begin(config, context, together=4 if judged == "val" else 1)
     files = sorted(folder.glob("val *"))
@@ -222,8 +227,10 @@ def three_of_four_go(config: TrainConfig, context: TrialContext, stop: Callable[
             how = signal.SIGKILL if index == 1 else signal.SIGTERM
             threading.Timer(1.5, os.kill, (os.getpid(), how)).start()
         else:
-            time.sleep(6)
-            (folder / "left").write_text(str(sum(psutil.pid_exists(int(file.read_text())) for file in files)))
+            deadline = time.monotonic() + 30
+            while (left := num_alive(files)) > 1 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            (folder / "left").write_text(str(left))
     yield Epoch(epoch=1, metrics={f"{judged}/accuracy": config.lr, "epoch/seconds": 1.0})
 
 
