@@ -128,8 +128,9 @@ class Search(SpecPart):
     transfer: int = Field(default=0, ge=0)
     """Number of first trials that repeat the best params of other tasks' studies."""
     max_concurrent: int = Field(default=4, ge=1)
-    """Number of trials of one study that may run at once. Results do not depend on the number or speed of workers:
-    the sampler sees only trials 0 to k - max_concurrent when it proposes trial k."""
+    """Number of trials of one study that may run at once. When the sampler proposes trial k, it knows the outcomes of
+    trials 0 to k - max_concurrent of the same study. Of later ones it knows only the params. So results do not depend
+    on the number or speed of workers."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampler and of all search trials."""
     pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")

@@ -1,8 +1,9 @@
 """Suggestions of new trials and pruning decisions for one study, from Optuna's samplers and pruners.
 
-Results do not depend on the number or speed of workers: the sampler sees only trials 0 to k - max_concurrent when it
-proposes trial k. For each question, the trials that it may depend on are put into an in-memory Optuna study. So the
-same spec and seed give the same trials, no matter how often the sweep was interrupted.
+Results do not depend on the number or speed of workers. For trial k, the advisor knows the outcomes of trials 0 to
+k - max_concurrent of the same study. Of later ones it knows only the params. For each question, it puts exactly these
+trials into a new in-memory Optuna study. So the same spec and seed give the same trials, no matter how often the sweep
+was interrupted.
 """
 
 from __future__ import annotations
