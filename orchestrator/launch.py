@@ -6,7 +6,8 @@
     if outcome.is_done:
         print(open_sweep("demo", home="my-home").trials())
 
-Nothing here prints. Slow libraries are imported by the functions that need them.
+Results and progress are returned, not printed; only Ctrl-C is answered on standard error. Slow libraries are imported
+by the functions that need them.
 """
 
 from __future__ import annotations
@@ -75,11 +76,12 @@ class SweepOutcome:
     studies: list[Study]
     """The studies of the sweep with all their trials."""
     halt: Halt | None
-    """Why the sweep stopped before it was done; None if it is done, or if Ctrl-C came twice."""
+    """Why the sweep stopped before it was done; None if it is done, or if it was interrupted before it stopped."""
     was_finished: bool
     """Whether the sweep was finished before, so that nothing was run."""
     is_interrupted: bool
-    """Whether Ctrl-C came twice. Running trials resume from their last checkpoints."""
+    """Whether running trials were cut off, by a second Ctrl-C or while Ray was starting. They resume from their last
+    checkpoints."""
     num_rerun: int
     """Finished trials that were run again."""
     num_unlogged: int
@@ -276,6 +278,8 @@ def _run(
 
     # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
     with contextlib.ExitStack() as stack:
+        # The lease writes, and the format of a newer version is not ours to write.
+        database.check_version(spec.name)
         lease = database.lease(spec.name)
         lease.acquire(spec.name)
         stack.callback(lease.release)

@@ -32,6 +32,7 @@ def task_names(name: str) -> list[str]:
 
     A user's own task stands for itself. The result is empty if there is no such task.
     """
+    # Not in the catalog: only the home knows which own tasks there are.
     if is_own(name):
         return [name]
 
@@ -55,6 +56,7 @@ def _check_name(value: object) -> object:
 
 def _parse_train_size(value: object) -> object:
     """Return a train size as TrainConfig has it: `{per_class: 5}` becomes the text `5 per class`."""
+    # Text, because TrainConfig has only plain values.
     if isinstance(value, Mapping):
         # The mapping form exists for YAML only; everywhere else a train size is a number or a text.
         if [*value] != ["per_class"]:
@@ -170,6 +172,7 @@ class Budget(SpecPart):
 
     def exhausted(self, hours: float, gpu_hours: float) -> str | None:
         """Return which limit of hours is reached, or None."""
+        # `max_trials` is not checked here: the sweep compares it before it starts a trial.
         if self.max_hours is not None and hours >= self.max_hours:
             return f"budget: max_hours {self.max_hours:g} are over"
 

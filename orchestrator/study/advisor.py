@@ -104,12 +104,15 @@ class Advisor:
                 pruner=_pruner(self._search, self._plan),
             )
 
+        # Trials that this one may not depend on are still added, as running: constant_liar needs their params, and
+        # the number of the new trial must be right.
         num_visible = self.num_required(number)
         for earlier in self._trials[:number]:
             is_visible = earlier.number < num_visible and earlier.state.is_finished
             visible = earlier if is_visible else _as_running(earlier)
             study.add_trial(to_optuna_trial(visible, self._distributions, metrics=False))
 
+        # A trial with given params, or a trial of an earlier process: Optuna takes the values from its queue.
         if params is not None:
             study.enqueue_trial(dict(params))
 
@@ -121,6 +124,7 @@ class Advisor:
 
 def _as_running(trial: Trial) -> Trial:
     """Return a trial as if it had just begun: its params are known, its outcome is not."""
+    # What a pruner stored at a rung is part of the outcome.
     attrs = {name: value for name, value in trial.sampler_attrs.items() if not name.startswith(RUNG)}
     return dataclasses.replace(
         trial,

@@ -6,7 +6,6 @@ import hashlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,24 +47,15 @@ while time.time() < end_time:
 """A process that makes a demo task over and over."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    reason = S3Server.why_not()
-    if reason:
-        pytest.skip(reason)
-    with S3Server() as server:
-        yield server
-
-
 @pytest.fixture(params=["file", pytest.param("bucket", marks=pytest.mark.slow)])
 def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty task store."""
     if request.param == "file":
         return f"file://{tmp_path}/store"
 
-    server: S3Server = request.getfixturevalue("server")
-    use_aws(monkeypatch, server.env)
-    return f"s3://{server.bucket}/{tmp_path.name}"
+    s3: S3Server = request.getfixturevalue("s3")
+    use_aws(monkeypatch, s3.env)
+    return f"s3://{s3.bucket}/{tmp_path.name}"
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:

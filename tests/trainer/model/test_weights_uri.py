@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,22 +35,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    if reason := S3Server.why_not():
-        pytest.skip(reason)
-    with S3Server() as server:
-        yield server
-
-
 @pytest.fixture(params=["file", pytest.param("bucket", marks=pytest.mark.slow)])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a URI where nothing exists yet."""
     if request.param == "file":
         return f"file://{tmp_path}/weights"
-    server: S3Server = request.getfixturevalue("server")
-    use_aws(monkeypatch, server.env)
-    return f"s3://{server.bucket}/{tmp_path.name}?region=eu-west-1"
+    s3: S3Server = request.getfixturevalue("s3")
+    use_aws(monkeypatch, s3.env)
+    return f"s3://{s3.bucket}/{tmp_path.name}?region=eu-west-1"
 
 
 def copies(cache: Path) -> list[str]:
@@ -139,9 +130,9 @@ def test_weights_in_the_folder_replace_the_bundled_ones(uri: str) -> None:
 
 @pytest.mark.slow
 def test_a_bucket_that_refuses_is_an_error_and_no_other_source_is_tried(
-    server: S3Server, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_aws(monkeypatch, server.env | {"AWS_SECRET_ACCESS_KEY": "wrong"})
+    use_aws(monkeypatch, s3.env | {"AWS_SECRET_ACCESS_KEY": "wrong"})
     for use in (find_weights, fetch_weights):
         with pytest.raises(StorageError, match=r"cannot be read: the secret key does not belong to this key id\."):
-            use(NANO, f"s3://{server.bucket}/weights")
+            use(NANO, f"s3://{s3.bucket}/weights")

@@ -19,19 +19,11 @@ from tests.services import S3Server, use_aws
 from trainer.storage.files import StorageError, delete_file, list_folders, read_bytes, write_bytes
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    if reason := S3Server.why_not():
-        pytest.skip(reason)
-    with S3Server() as server:
-        yield server
-
-
 @pytest.fixture
-def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     """The bucket, with the keys to it."""
-    use_aws(monkeypatch, server.env)
-    return f"s3://{server.bucket}"
+    use_aws(monkeypatch, s3.env)
+    return f"s3://{s3.bucket}"
 
 
 REFUSALS = [
@@ -48,10 +40,10 @@ REFUSALS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "number", "reason"), REFUSALS, ids=["secret", "key", "token"])
 def test_a_refused_key_is_explained_in_a_sentence(
-    server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], number: int, reason: str
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], number: int, reason: str
 ) -> None:
-    use_aws(monkeypatch, server.env | change)
-    assert_explained(f"{bucket}/file", number, reason.format(endpoint=server.url))
+    use_aws(monkeypatch, s3.env | change)
+    assert_explained(f"{bucket}/file", number, reason.format(endpoint=s3.url))
 
 
 def assert_explained(location: str, number: int, reason: str, *but: str) -> None:
@@ -72,18 +64,18 @@ def assert_explained(location: str, number: int, reason: str, *but: str) -> None
 
 
 @pytest.mark.slow
-def test_a_missing_bucket_is_an_error_and_not_an_empty_folder(server: S3Server, bucket: str) -> None:
-    reason = f"there is no such bucket. Create it, or check its name and AWS_ENDPOINT_URL ({server.url})."
+def test_a_missing_bucket_is_an_error_and_not_an_empty_folder(s3: S3Server, bucket: str) -> None:
+    reason = f"there is no such bucket. Create it, or check its name and AWS_ENDPOINT_URL ({s3.url})."
     assert_explained("s3://nowhere/file", errno.ENOENT, reason, "deleted")
 
 
 @pytest.mark.slow
 def test_a_read_only_key_reads_and_its_writes_are_explained(
-    server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_bytes(f"{bucket}/file", b"1")
-    reader = server.user(uuid.uuid4().hex, "s3:GetObject", "s3:ListBucket")
-    use_aws(monkeypatch, server.env | reader)
+    reader = s3.user(uuid.uuid4().hex, "s3:GetObject", "s3:ListBucket")
+    use_aws(monkeypatch, s3.env | reader)
     assert read_bytes(f"{bucket}/file") == b"1"
     assert read_bytes(f"{bucket}/nothing") is None
     reason = "this key has no permission. It needs s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject."

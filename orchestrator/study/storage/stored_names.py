@@ -89,7 +89,7 @@ def check_version(sweep: str, attributes: Mapping[str, Any]) -> None:
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{sweep} was written by a newer version of sptune: its schema_version is {version}, and this version "
-            f"reads at most {SCHEMA_VERSION}. Upgrade sptune: pip install --upgrade sptune."
+            f"reads at most {SCHEMA_VERSION}. Upgrade sptune on this machine to the version that wrote it."
         )
 
 
