@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -79,7 +80,12 @@ class Noted:
                 inside += reported_at - resumed
                 if isinstance(event, Failure) or event.epoch == config.epochs:
                     self._note(
-                        trial=config, called=called, begun=begun, reported_at=reported_at, inside=inside, waits=waits
+                        trial=dataclasses.asdict(config),
+                        called=called,
+                        begun=begun,
+                        reported_at=reported_at,
+                        inside=inside,
+                        waits=waits,
                     )
                 yield event
                 resumed = time.time()
