@@ -116,7 +116,7 @@ def test_an_automatic_share_begins_with_whole_gpus_and_goes_on_as_measured(
 def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ClusterError) as refused:
         run(raw_study, {"gpus": 1, "accelerator_type": "H100"}, tmp_path)
-    assert "asks for 1 CPUs and 1 GPUs of type H100" in str(refused.value)
+    assert "a trial of vit_nano_patch4_32.mae asks for 1 CPUs and 1 GPUs of type H100" in str(refused.value)
     assert "8 CPUs and 2 GPUs (A100)" in str(refused.value)
     assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
 
