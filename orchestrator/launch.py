@@ -6,7 +6,8 @@
     if outcome.is_done:
         print(open_sweep("demo", home="my-home").trials())
 
-Nothing here prints. Slow libraries are imported by the functions that need them.
+Results and progress are returned, not printed; only Ctrl-C is answered on standard error. Slow libraries are imported
+by the functions that need them.
 """
 
 from __future__ import annotations
@@ -75,11 +76,12 @@ class SweepOutcome:
     studies: list[Study]
     """The studies of the sweep with all their trials."""
     halt: Halt | None
-    """Why the sweep stopped before it was done; None if it is done, or if Ctrl-C came twice."""
+    """Why the sweep stopped before it was done; None if it is done, or if it was interrupted before it stopped."""
     was_finished: bool
     """Whether the sweep was finished before, so that nothing was run."""
     is_interrupted: bool
-    """Whether Ctrl-C came twice. Running trials resume from their last checkpoints."""
+    """Whether running trials were cut off, by a second Ctrl-C or while Ray was starting. They resume from their last
+    checkpoints."""
     num_rerun: int
     """Finished trials that were run again."""
     num_unlogged: int
@@ -121,13 +123,17 @@ def launch(
         SpecError: with every problem of the spec and of the home. Nothing has been written.
         UserError: if the sweep cannot be started, with the reason and the way out.
     """
+    # The addresses come first: the spec's tasks and weights are looked for in the home that they name.
     cluster = _cluster_of(spec)
     place = home_at(home, cluster)
     weights = weights or cluster.weights
     parsed = _load(spec, place, weights)
 
+    # Here and below, slow libraries are imported after the spec is known to be right: its mistakes are printed in a
+    # fraction of a second.
     from orchestrator.environment.connections import open_database
 
+    # Nothing is written before this line.
     place.create()
     return _run(
         parsed,
@@ -160,6 +166,7 @@ def resume(
     """
     place, database, spec = find_sweep(home, name, strict=True)
     weights = weights or spec.cluster.weights
+    # The spec was checked when it was recorded, but data and weights may have moved since.
     problems = [*place.problems(), *find_missing(spec, place, weights)]
     if problems:
         raise SpecError(f"the recorded spec of {spec.name}", problems)
@@ -233,11 +240,13 @@ def _load(spec: str | Path | SweepSpec | Mapping[str, Any], home: Home, weights:
     problems = [*home.problems()]
     try:
         if isinstance(spec, SweepSpec | Mapping):
+            # A parsed spec goes through the same checks: its tasks and weights may be missing here.
             raw = spec.model_dump(mode="json") if isinstance(spec, SweepSpec) else dict(spec)
             parsed = parse_spec(raw, source, missing)
         else:
             parsed = load_spec(Path(source), missing)
     except SpecError as error:
+        # One error with everything that is wrong, so that nobody repairs and launches in turns.
         raise SpecError(source, [*error.problems, *problems]) from None
     if problems:
         raise SpecError(source, problems)
@@ -263,20 +272,25 @@ def _run(
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     notes = _check_servers(home, address if driver == "ray" else None, on_progress)
+    # A home can be moved, so folders of trials follow from it and are never read from the database.
     trials_folder = home.trials_folder(spec.name)
     checkpoints = CheckpointRetention(trials_folder, spec.keep)
 
     # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
     with contextlib.ExitStack() as stack:
+        # The lease writes, and the format of a newer version is not ours to write.
+        database.check_version(spec.name)
         lease = database.lease(spec.name)
         lease.acquire(spec.name)
         stack.callback(lease.release)
 
+        # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
         num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
         runs = MlflowRuns(
             home.mlflow_uri, spec.name, trials_folder, home.mlflow_artifacts, home.data_root, [*spec.space]
         )
         tracker = MlflowTracker(runs)
+        # The tracker is closed when the stack unwinds, so its answer is collected in a list.
         unlogged: list[int] = []
         stack.callback(lambda: unlogged.append(_close_tracker(tracker, on_progress, notes)))
 
@@ -291,8 +305,10 @@ def _run(
             try:
                 _drive(sweep, context, home, driver, address, on_progress)
             except KeyboardInterrupt:
+                # The stack below still saves states and logs to MLflow; only the trials themselves were cut off.
                 is_interrupted = True
             else:
+                # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
 
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
@@ -322,6 +338,7 @@ def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> 
     if address is not None:
         from orchestrator.doctor.checks import check_services, raise_on_errors
 
+        # Workers of other machines fail one by one if a server is away, so all of them are checked first.
         raise_on_errors(check_services(home))
     elif home.mlflow_file is None:
         from orchestrator.tracking.mlflow_server import check_reachable
@@ -356,6 +373,7 @@ def _drive(
     if driver == "inline":
         from orchestrator.drivers.inline import InlineDriver
 
+        # The annotation has mypy check that the driver meets the protocol.
         inline: Driver = InlineDriver(context)
         on_change()
         inline.run(sweep, on_change)
@@ -364,6 +382,7 @@ def _drive(
     from orchestrator.drivers.ray import cluster
     from orchestrator.drivers.ray.driver import RayDriver
 
+    # The nodes are checked over the same connection that the driver uses.
     with cluster.connected(address):
         if address is not None:
             from orchestrator.doctor.checks import check_nodes, raise_on_errors

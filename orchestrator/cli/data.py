@@ -66,6 +66,7 @@ def import_(
 
     root = _root(data)
     try:
+        # One folder may hold several tasks, as `vtab-1k` does.
         for candidate in find_candidates(path.expanduser(), task, form):
             with _bar() as progress:
                 bar = progress.add_task(candidate.task, total=None)
@@ -109,6 +110,7 @@ def _list_row(task: str, card: Card | None) -> list[str]:
     if card is not None:
         num_classes = row.num_classes if row is not None else len(card.class_names)
         sizes = [num_classes, *(card.counts[split] for split in SPLITS)]
+        # The first word is enough here; `verify` prints the whole protocol.
         stored = "partly" if card.differs else card.protocol.partition(" ")[0]
     return [task, row.group if row is not None else "own", *(f"{size:,}" for size in sizes), stored]
 
@@ -147,6 +149,7 @@ def verify(
         except (TaskMissing, OSError, ValueError) as error:
             raise UserError(str(error)) from None
         _print_verdict(name, verdict)
+        # All tasks are verified before the exit status says that one is wrong.
         num_wrong += bool(verdict.problems)
     if num_wrong:
         raise typer.Exit(1)

@@ -90,6 +90,7 @@ def resume(
 
 def _rerun(failed: bool, trial: list[str] | None, where: str | None) -> api.Rerun | None:
     """Return which failed trials to run again; None if the user asked for none."""
+    # Parsed first, so that a mistake in --where is found even if nothing else asks for a rerun.
     is_selected = parse_trial_filter(where, trial or [])
     if not (failed or trial or where):
         return None
@@ -107,6 +108,7 @@ def _finish(outcome: api.SweepOutcome) -> None:
     if outcome.is_interrupted:
         way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
         console.print(f"stopped. {way_out}", highlight=False)
+        # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
         raise typer.Exit(INTERRUPTED)
 
     if outcome.was_finished:
@@ -117,6 +119,7 @@ def _finish(outcome: api.SweepOutcome) -> None:
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
         console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+        # Scripts tell a stop by a person from one by a budget.
         raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
     if outcome.studies_without_result:
         raise typer.Exit(NO_RESULT)
@@ -126,6 +129,7 @@ def _mlflow_address(home: Home) -> str:
     """Return the command or the address that opens MLflow."""
     if home.mlflow_file is None:
         return redact(home.mlflow_uri)
+    # A relative path is shorter to type, and people mostly stay in the folder where they launched.
     folder = Path(home.root)
     shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
     return f"sptune ui --home {shortest}"
@@ -139,6 +143,7 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     if not lease.request_stop():
         raise UserError(f"no driver is running {name}: there is nothing to stop.")
 
+    # The holder disappears when the driver has saved and released its lease.
     with console.status(f"waiting for the running trials of {name} to save"):
         while lease.holders():
             time.sleep(0.5)
@@ -172,6 +177,7 @@ def rm(
         keys = ", ".join(candidate.plan.key for candidate in every_study)
         raise UserError(f"no study of {name} matches {study!r}; there are: {keys}.")
 
+    # Without --trial and --where every trial matches.
     matches = parse_trial_filter(where, trial or [])
     num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
     is_whole = not (trial or where)
@@ -183,6 +189,7 @@ def rm(
         typer.confirm(f"Delete {what} of {name}? This cannot be undone.", abort=True)
 
     lease = database.lease(name)
+    # A driver at work would write the deleted trials again.
     lease.acquire(name)
     try:
         _delete(spec, place, studies, matches, with_studies=is_whole)
@@ -214,6 +221,7 @@ def _delete(
     ]
     if with_studies:
         run_ids += [study.search_table.mlflow_run for study in studies]
+    # MLflow first: if its server is away, nothing has been deleted yet.
     delete_runs(home.mlflow_uri, [run_id for run_id in run_ids if run_id is not None])
 
     for study in studies:

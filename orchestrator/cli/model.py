@@ -43,6 +43,7 @@ def predict(
     """Classify images with the prompt and head of a finished trial."""
     import trainer
 
+    # Before the classifier is loaded, which takes seconds.
     missing = [str(image) for image in images if not image.is_file()]
     if missing:
         raise UserError(f"there is no file {', '.join(missing)}.")

@@ -101,6 +101,7 @@ def register(
         final = [t for t in study.requested_final_trials if t.state is TrialState.COMPLETE and matches(t)]
         if final:
             seeds = study.spec.final.seeds
+            # By the order of the spec, never by test accuracy.
             selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
 
     if not selected:
@@ -110,6 +111,7 @@ def register(
         raise UserError(f"--name is for one study, and {len(selected)} match: {keys}. Select one with --where.")
 
     for study, trial in selected:
+        # The registry needs the run's artifacts, which are logged when the trial has ended.
         run_id, synced_state = study.final_table.synced_run(trial.number)
         if run_id is None or synced_state is None:
             raise UserError(f"{trial.trial_id} is not in MLflow yet; `sptune resume {sweep}` logs it.")
@@ -121,6 +123,7 @@ def register(
 
 def _model_name(study: Study) -> str:
     plan = study.plan
+    # MLflow refuses slashes and spaces in names of models.
     text = f"{study.spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}"
     return re.sub(r"[^\w.-]+", "-", text)
 

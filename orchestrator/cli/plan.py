@@ -63,6 +63,7 @@ def plan(
     plans = plan_sweep(sweep).studies
     if calibrate:
         _calibrate(sweep, plans, place, weights)
+    # After the calibration, whose measurements the estimate uses.
     progress = _load_progress(sweep, place)
 
     console.print(_plan_table(sweep, plans, progress))
@@ -102,6 +103,7 @@ def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -
             str(sweep.search.trials),
             str(len(sweep.final.seeds)),
             str(progress.num_finished.get(study.key, 0)),
+            # A question mark, not zero: nothing like this study was ever run here.
             "?" if seconds is None else format_duration(seconds),
         )
     return table
@@ -113,6 +115,7 @@ def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progres
     gpus = {study.key: sweep.resources.for_backbone(study.backbone).initial_gpus for study in plans}
     gpu_hours = sum(estimate * gpus[key] for key, estimate in estimates.items()) / 3600
 
+    # "At most", because pruning is not predicted.
     text = f"at most {format_duration(seconds)} of work, {format_duration(seconds / num_slots)} on {num_slots} workers"
     if gpu_hours:
         text += f", {gpu_hours:.1f} GPU-hours"
@@ -150,15 +153,18 @@ def replay(
     clock = Clock()
     num_slots = workers or _num_slots(sweep_spec)
     with tempfile.TemporaryDirectory() as folder:
+        # A database of its own: a simulation must not touch the sweep of the same name.
         scratch = StudyDatabase(f"sqlite:///{folder}/studies.db")
         sweep = Sweep.resume(sweep_spec, scratch, MemoryTracker(), clock=clock)
         driver = ReplayDriver(curves, clock, workers=num_slots)
         try:
             driver.run(sweep)
         except ValueError as error:
+            # A recorded sweep has no curve for a trial with more epochs than it ran.
             raise UserError(f"--like {like}: {error}") from None
 
     console.print(progress_table(sweep.summaries()))
+    # The comparison is with a sweep that prunes nothing.
     max_epochs = max(study.plan.epochs for study in sweep.studies)
     num_trained = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
     busy_share = driver.busy_seconds / (clock.now * num_slots)
@@ -183,6 +189,7 @@ def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
 
     cost_model = CostModel.load(home.cost_model_file)
     studies = load_studies(sweep, open_database(home))
+    # A plan that counts trials of other settings would be wrong without saying so.
     check_spec_matches_trials(sweep, studies)
     return _Progress(
         num_finished={study.plan.key: study.summary().num_finished for study in studies},
@@ -201,6 +208,7 @@ def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slot
         if rate is None:
             continue
 
+        # Trials share a device: what counts is the sum of those that run beside each other.
         share = memory_share(resources, rate, num_slots)
         verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
         console.print(
@@ -236,6 +244,7 @@ def _first_of_each_kind(plans: list[StudyPlan]) -> list[StudyPlan]:
     """Return the first study of each method and backbone."""
     first: dict[tuple[str, str], StudyPlan] = {}
     for study in plans:
+        # Cost depends on method and backbone; tasks differ only in their number of images.
         first.setdefault((study.method, study.backbone), study)
     return list(first.values())
 
@@ -256,5 +265,6 @@ def _resources_per_trial(sweep: SweepSpec) -> str:
 
 def _num_slots(sweep: SweepSpec) -> int:
     """Return how many trials fit the cores of this machine at once."""
+    # The largest trial decides, so that the estimate holds for every study.
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)
     return max(1, (os.cpu_count() or 1) // cpus)

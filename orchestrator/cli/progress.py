@@ -27,6 +27,7 @@ def progress_table(summaries: list[StudySummary], max_rows: int | None = None) -
     Args:
         max_rows: studies that fit on the screen. Studies with running trials come first, finished ones last.
     """
+    # A column in which all rows are equal becomes part of the title.
     columns, common = varying_fields([summary.plan for summary in summaries], ("backbone", "train_size"))
     columns = ["task", "method", *columns]
     table = Table(box=None, pad_edge=False, title=common, title_justify="left")
@@ -37,6 +38,7 @@ def progress_table(summaries: list[StudySummary], max_rows: int | None = None) -
 
     rows = [*zip(summaries, work_left(summaries), strict=True)]
     if max_rows is not None and len(rows) > max_rows:
+        # Only if there are too many rows: otherwise the order of the spec is easier to follow.
         rows = sorted(rows, key=lambda row: _display_rank(row[0]))
         table.caption = f"and {len(rows) - max_rows} more studies: sptune status"
     for summary, seconds in rows[:max_rows]:
@@ -83,6 +85,7 @@ def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
 
     estimates: list[float | None] = []
     for summary in summaries:
+        # A stopped study starts no more trials.
         num_open = 0 if summary.stop_reason else summary.num_planned - summary.num_finished
         paces = [seconds / trials for seconds, trials in map(totals.__getitem__, _pace_keys(summary)) if trials]
         estimates.append(num_open * paces[0] if paces and num_open else None)
@@ -139,6 +142,7 @@ class LiveView:
         """Show what the launch does now."""
         if progress.note:
             self._console.print(progress.note, highlight=False, soft_wrap=True)
+        # A new step replaces the display of the step before.
         if progress.step != self._step:
             self._start_step(progress)
         if self._sweep is not None and progress.sweep is not None and not self._console.is_terminal:

@@ -52,6 +52,7 @@ def status(
 
     place, database, spec = find_sweep(home, sweep)
     name = spec.name
+    # Epochs are read too: the time that is left is computed from them.
     summaries = [study.summary() for study in load_studies(spec, database)]
     drivers = database.lease(name).holders()
     halt = database.halt_reason(name)
@@ -66,6 +67,7 @@ def status(
             "trial_bytes": trial_bytes,
             "studies": [_json_row(summary) for summary in summaries],
         }
+        # Plain print: rich would wrap and colour what a script parses.
         print(json.dumps(facts, indent=2))
         return
 
@@ -89,9 +91,11 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     failed = [trial for study in studies for trial in study.trials if trial.state is TrialState.FAILED]
 
     for group in group_failures(failed):
+        # The newest trial, because an older one may have failed under code that was repaired since.
         latest = group.trials[-1]
         console.print(f"[red]{len(group.trials)} × {group.cause.value}[/red]: {latest.error_summary}", highlight=False)
         for line in group.trace:
+            # A trace may contain square brackets, which rich would take for markup.
             console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
 
         for trial in group.trials[:MAX_TRIALS_SHOWN]:
@@ -124,6 +128,7 @@ def report(
     from orchestrator.report.results_table import build_results_table
     from orchestrator.report.sections import build_sections
 
+    # Reports need last values only; reading every epoch takes ten times as long.
     studies = load_combinable_sweeps(home, sweeps, epochs=False)
     match form:
         case Form.terminal:
@@ -148,13 +153,16 @@ def ui(
         raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
     if not place.mlflow_file.exists():
         raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
+    # Otherwise MLflow would start, fail, and leave its own trace on the screen.
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
     console.print(f"MLflow at http://127.0.0.1:{port} for {place.root}; Ctrl-C stops it.", highlight=False)
     for name, path in view_paths(place.mlflow_uri).items():
         console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
+    # One worker process: SQLite allows one writer at a time.
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
+    # Ctrl-C and the exit status then belong to MLflow's server, and no process of ours waits beside it.
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 

@@ -27,6 +27,7 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
         UserError: for a word that is not a condition, with the nearest name.
     """
     try:
+        # shlex, so that a pattern with a space can be quoted as in a shell.
         conditions = [word.partition("=") for word in shlex.split(where or "")]
     except ValueError as error:
         raise UserError(f"--where {where!r}: {error}.") from None
@@ -42,6 +43,7 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
 
     def matches(trial: Trial) -> bool:
         values = _values_of(trial)
+        # Users copy the first letters of an id from a table.
         has_id = not ids or any(trial.trial_id.startswith(prefix) for prefix in ids)
         return has_id and all(fnmatch.fnmatchcase(values[name], pattern) for name, _, pattern in conditions)
 
@@ -49,6 +51,7 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
 
 
 def _values_of(trial: Trial) -> dict[str, str]:
+    # Fields of the config come first: `seed` and the like keep their plain names.
     config = dataclasses.asdict(trial.config)
     return {
         **{name: "" if value is None else str(value) for name, value in config.items()},

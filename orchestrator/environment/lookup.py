@@ -32,6 +32,7 @@ def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[H
     """
     if sweep.endswith((".yaml", ".yml")):
         path = find_spec(sweep)
+        # The spec may say where its home is; the environment and --home still come first.
         place = home_at(home, load_cluster(path))
         name = load_spec(path).name
     else:
@@ -39,13 +40,16 @@ def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[H
         name = sweep
 
     database, raw = _load_recorded_spec(place, name)
+    # Reading must not fail because a rule was added since.
     parse = parse_spec if strict else parse_recorded_spec
     spec = parse(raw, f"the recorded spec of {name}")
+    # Again, with the recorded cluster: a name alone did not say where MLflow and the tasks are.
     return home_at(home, spec.cluster), database, spec
 
 
 def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str, object]]:
     where = home.root if home.database_file else f"the study database {redact(home.database_url)}"
+    # SQLite would create an empty file, and reading must not write.
     if home.database_file is not None and not home.database_file.exists():
         raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or name another with --home.")
     if not home.database_url:
@@ -57,6 +61,7 @@ def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str,
         raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
     if name not in specs:
         raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
+    # Before the spec is parsed, whose keys a newer version may use differently.
     database.check_version(name)
     return database, specs[name]
 
@@ -73,6 +78,7 @@ def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> lis
     from orchestrator.study.study import load_studies
 
     studies = []
+    # A sweep that is named twice counts once.
     for name in dict.fromkeys(sweeps):
         _, database, spec = find_sweep(home, name)
         studies += load_studies(spec, database, epochs=epochs)

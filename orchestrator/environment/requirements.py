@@ -17,6 +17,7 @@ def find_missing(spec: StudyMatrix, home: Home, weights: str | None) -> list[str
         # Demo tasks are made at their first use.
         absent = [task for task in names if not task.startswith("demo/") and read_card(home.data_root, task) is None]
     except OSError as error:
+        # A store that does not answer is one problem, not one for each task.
         problems.append(f"data: {error}")
     else:
         if absent:
@@ -28,4 +29,5 @@ def find_missing(spec: StudyMatrix, home: Home, weights: str | None) -> list[str
             find_weights(BACKBONES[name], weights)
         except (WeightsError, OSError) as error:
             problems.append(f"backbones: {error}")
+    # Backbones in one folder of weights have the same problem.
     return list(dict.fromkeys(problems))

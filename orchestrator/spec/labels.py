@@ -13,6 +13,7 @@ def varying_fields(plans: Sequence[StudyPlan], names: tuple[str, ...]) -> tuple[
 
     A table needs a column for the fields that differ, and names the others in its title.
     """
+    # A dict instead of a set, to keep the order of the spec.
     values = {name: dict.fromkeys(f"{getattr(plan, name)}" for plan in plans) for name in names}
     common = [f"{name} {next(iter(distinct))}" for name, distinct in values.items() if len(distinct) == 1]
 

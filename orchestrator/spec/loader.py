@@ -39,6 +39,7 @@ def find_spec(spec: str) -> Path:
     Raises:
         SpecError: if there is no such file.
     """
+    # The name comes first: a file `demo` in the working directory must not hide the spec that ships.
     shipped = {path.stem: path for path in sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))}
     if spec in shipped:
         return shipped[spec]
@@ -142,6 +143,7 @@ def parse_recorded_spec(raw: dict[str, Any], source: str) -> SweepSpec:
     """
     values = copy.deepcopy(raw)
 
+    # Delete the keys that pydantic reports as unknown until none is left. One round is usually enough.
     while True:
         try:
             return SweepSpec.model_validate(values, context=RECORDED)
@@ -157,11 +159,13 @@ def parse_recorded_spec(raw: dict[str, Any], source: str) -> SweepSpec:
 def _delete_key(values: Any, location: Location) -> None:
     """Delete a value of a spec in place."""
     *parents, key = location
+    tagged: Any = None
 
     for parent in parents:
-        # A tag such as `float` is part of the location but no key.
-        is_tag = isinstance(values, dict) and parent not in values
-        if not is_tag:
+        # The location of a value in a part with a `type` has the type in it, once, before the key.
+        if isinstance(values, dict) and values.get("type") == parent and values is not tagged:
+            tagged = values
+        else:
             values = values[parent]
 
     del values[key]
@@ -207,15 +211,22 @@ def _explain(detail: Any, location: Location) -> str:
 
     if kind == "extra_forbidden":
         return unknown_name(str(location[-1]), _part_at(location[:-1]).model_fields, "a key here")
+
     if kind == "missing":
         return "is missing."
+
     if kind in ("union_tag_not_found", "model_attributes_type"):
         example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
         return f"must be a mapping with a `type`, such as {{type: {example}}}; got {value!r}."
+
     if kind == "union_tag_invalid":
         return unknown_name(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
+
+    # The sentence of one of our own validators.
     if kind == "value_error":
         return str(detail["ctx"]["error"])
+
+    # YAML reads 1e-4 as text: say how to write it.
     if isinstance(value, str) and (kind.startswith(("int", "float"))):
         return str(number_problem(value))
 

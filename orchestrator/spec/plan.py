@@ -39,6 +39,7 @@ class StudyPlan:
     @property
     def epochs(self) -> int:
         """Number of epochs of the study's longest trial."""
+        # The number of epochs may be searched too.
         searched = self.space.get("epochs")
 
         if searched is None:
@@ -110,6 +111,7 @@ def suggest_params(plan: StudyPlan, suggest: Callable[[str, Dimension], Any]) ->
 
     Conditional params are drawn after the params that they depend on, and only where they are active.
     """
+    # A condition may name a fixed param or a drawn one, so both are needed to decide.
     params = dict(plan.fixed)
     drawn = {}
 

@@ -13,6 +13,7 @@ from trainer.validation import number_problem, unknown_name
 
 
 def _check_address(value: str, info: ValidationInfo) -> str:
+    # The redaction decides, so that what is refused here is exactly what would be hidden in messages.
     if redact(value) != value:
         raise ValueError(
             f"{redact(value)} holds a secret, and the study database keeps the spec where everyone can read it. "
@@ -73,6 +74,7 @@ class Resources(TrialResources):
     def for_backbone(self, backbone: str) -> TrialResources:
         """Return what a trial on this backbone occupies."""
         override = self.backbones.get(backbone, ResourceOverride())
+        # Not a copy of self, which also has the overrides.
         common = {name: getattr(self, name) for name in TrialResources.model_fields}
 
         return TrialResources(**(common | override.model_dump(exclude_none=True)))

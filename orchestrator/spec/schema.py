@@ -18,6 +18,7 @@ from trainer.validation import number_problem, unknown_name
 
 def _one_of(table: Mapping[str, object], what: str) -> BeforeValidator:
     def check(value: object, info: ValidationInfo) -> object:
+        # A recorded spec may name what the catalog has no longer: it must stay readable.
         if value not in table and not is_recorded(info):
             raise ValueError(unknown_name(str(value), table, what))
 
@@ -31,6 +32,7 @@ def task_names(name: str) -> list[str]:
 
     A user's own task stands for itself. The result is empty if there is no such task.
     """
+    # Not in the catalog: only the home knows which own tasks there are.
     if is_own(name):
         return [name]
 
@@ -54,7 +56,9 @@ def _check_name(value: object) -> object:
 
 def _parse_train_size(value: object) -> object:
     """Return a train size as TrainConfig has it: `{per_class: 5}` becomes the text `5 per class`."""
+    # Text, because TrainConfig has only plain values.
     if isinstance(value, Mapping):
+        # The mapping form exists for YAML only; everywhere else a train size is a number or a text.
         if [*value] != ["per_class"]:
             raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {dict(value)!r}.")
         return f"{value['per_class']} per class"
@@ -124,8 +128,9 @@ class Search(SpecPart):
     transfer: int = Field(default=0, ge=0)
     """Number of first trials that repeat the best params of other tasks' studies."""
     max_concurrent: int = Field(default=4, ge=1)
-    """Number of trials of one study that may run at once. Results do not depend on the number or speed of workers:
-    the sampler sees only trials 0 to k - max_concurrent when it proposes trial k."""
+    """Number of trials of one study that may run at once. When the sampler proposes trial k, it knows the outcomes of
+    trials 0 to k - max_concurrent of the same study. Of later ones it knows only the params. So results do not depend
+    on the number or speed of workers."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampler and of all search trials."""
     pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
@@ -146,6 +151,7 @@ class Final(SpecPart):
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Final:
+        # Two equal seeds would be one trial, and the standard deviation would be too small.
         if len({*self.seeds}) < len(self.seeds):
             raise ValueError(
                 f"seeds must differ, got {', '.join(map(str, self.seeds))}: the same seed is the same trial."
@@ -166,6 +172,7 @@ class Budget(SpecPart):
 
     def exhausted(self, hours: float, gpu_hours: float) -> str | None:
         """Return which limit of hours is reached, or None."""
+        # `max_trials` is not checked here: the sweep compares it before it starts a trial.
         if self.max_hours is not None and hours >= self.max_hours:
             return f"budget: max_hours {self.max_hours:g} are over"
 

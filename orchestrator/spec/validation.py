@@ -90,6 +90,7 @@ def _key_of(field: str, searched: dict[str, Dimension]) -> str:
 
 def _when_problems(spec: StudyMatrix, name: str, condition: str, values: list[Any]) -> Iterator[str]:
     """Yield why a parameter cannot be searched only where another one, `condition`, has these values."""
+    # A fixed parameter has one value: the condition is always true, or never.
     if condition in spec.fixed:
         fixed = spec.fixed[condition]
         if fixed not in values:
@@ -97,6 +98,7 @@ def _when_problems(spec: StudyMatrix, name: str, condition: str, values: list[An
             yield f"{condition} is fixed at {fixed!r} and never {wanted}: leave {name} out."
         return
 
+    # A searched parameter must be able to take the values.
     dimension = spec.space.get(condition)
     if dimension is None or condition == name:
         names = [param for param in (*spec.space, *spec.fixed) if param != name]
@@ -165,6 +167,7 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
             f"space.{name}: sampler grid tries every value, and a float range has no end of them; "
             "list some: {type: choice, values: [...]}."
         )
+    # The number of points of an infinite grid says nothing.
     if float_ranges:
         return
 

@@ -1,8 +1,9 @@
 """Suggestions of new trials and pruning decisions for one study, from Optuna's samplers and pruners.
 
-Results do not depend on the number or speed of workers: the sampler sees only trials 0 to k - max_concurrent when it
-proposes trial k. For each question, the trials that it may depend on are put into an in-memory Optuna study. So the
-same spec and seed give the same trials, no matter how often the sweep was interrupted.
+Results do not depend on the number or speed of workers. For trial k, the advisor knows the outcomes of trials 0 to
+k - max_concurrent of the same study. Of later ones it knows only the params. For each question, it puts exactly these
+trials into a new in-memory Optuna study. So the same spec and seed give the same trials, no matter how often the sweep
+was interrupted.
 """
 
 from __future__ import annotations
@@ -103,12 +104,15 @@ class Advisor:
                 pruner=_pruner(self._search, self._plan),
             )
 
+        # Trials that this one may not depend on are still added, as running: constant_liar needs their params, and
+        # the number of the new trial must be right.
         num_visible = self.num_required(number)
         for earlier in self._trials[:number]:
             is_visible = earlier.number < num_visible and earlier.state.is_finished
             visible = earlier if is_visible else _as_running(earlier)
             study.add_trial(to_optuna_trial(visible, self._distributions, metrics=False))
 
+        # A trial with given params, or a trial of an earlier process: Optuna takes the values from its queue.
         if params is not None:
             study.enqueue_trial(dict(params))
 
@@ -120,6 +124,7 @@ class Advisor:
 
 def _as_running(trial: Trial) -> Trial:
     """Return a trial as if it had just begun: its params are known, its outcome is not."""
+    # What a pruner stored at a rung is part of the outcome.
     attrs = {name: value for name, value in trial.sampler_attrs.items() if not name.startswith(RUNG)}
     return dataclasses.replace(
         trial,

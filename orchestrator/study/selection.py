@@ -23,6 +23,7 @@ CORRECT = "correct"
 
 def pack_correct(correct_N: Sequence[bool] | NDArray[np.bool_]) -> str:
     """Return as text which images were classified right: their number, then one bit for each image."""
+    # Text, because MLflow tags and JSON hold no bytes; 200 images take 38 characters.
     bits = np.packbits(np.asarray(correct_N, dtype=bool)).tobytes()
     return f"{len(correct_N)}:{base64.b64encode(bits).decode()}"
 
@@ -45,6 +46,7 @@ def find_tied(trials: Sequence[Trial], level: float = LEVEL) -> list[Trial]:
     if not by_val or CORRECT not in by_val[0].provenance:
         return by_val[:1]
 
+    # Accuracies on other images cannot be paired image by image.
     best, *others = [
         trial for trial in by_val if CORRECT in trial.provenance and _scored_images(trial) == _scored_images(by_val[0])
     ]

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestrator.spec.labels import format_setting
 from orchestrator.spec.plan import StudyPlan, SweepPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.spec.space import widens
 from orchestrator.study.advisor import Advisor
 from orchestrator.study.selection import select_best
+from orchestrator.study.settings import setting_conflicts, study_settings
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.trial_table import TrialTable
 from orchestrator.study.summary import StudySummary
@@ -66,21 +65,7 @@ class Study:
         if old is None or not self.search_table.trials:
             return []
 
-        changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-        return [
-            f"{name} was {format_setting(old.get(name))}, is {format_setting(new.get(name))}"
-            for name in changed
-            if not self._is_widened(name, old)
-        ]
-
-    def _is_widened(self, setting: str, old: dict[str, Any]) -> bool:
-        dimension = self.plan.space.get(setting.removeprefix("space."))
-        return (
-            setting.startswith("space.")
-            and dimension is not None
-            and setting in old
-            and widens(old[setting], dimension)
-        )
+        return setting_conflicts(old, new, self.plan)
 
     def save_settings(self) -> None:
         """Save the settings before the first trial, or after ranges became wider."""
@@ -96,13 +81,7 @@ class Study:
         self.search_table.save_settings(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        """Return all that a trial depends on beside its number. A change would mix two experiments."""
-        search = self.spec.search.model_dump(exclude={"trials"})
-        return (
-            {f"search.{name}": value for name, value in search.items()}
-            | {f"space.{name}": dimension.model_dump() for name, dimension in self.plan.space.items()}
-            | {f"fixed.{name}": value for name, value in self.plan.fixed.items()}
-        )
+        return study_settings(self.spec.search, self.plan)
 
     # Progress: what the spec asks for, and what is done.
 
@@ -218,6 +197,7 @@ class Study:
 
             self._add_duplicate(original, number, params, attrs)
 
+        # Final trials repeat the best params, which are known once the whole search is done.
         if not self.is_search_done:
             return None
 
@@ -235,6 +215,7 @@ class Study:
         if not all(trial.state.is_finished for trial in required):
             return False
 
+        # The first trial also waits for the studies that the search takes params from.
         return number > 0 or all(source.is_search_done or source.is_closed for source in self._sources)
 
     def _transferred_params(self, number: int) -> dict[str, Any] | None:
@@ -271,6 +252,7 @@ class Study:
 
     def _add_duplicate(self, original: Trial, number: int, params: dict[str, Any], attrs: dict[str, Any]) -> None:
         """Save a trial with the config of an earlier one. It is not trained and gets the earlier one's outcome."""
+        # While the original is running, its duplicate waits for the outcome (`resolve_duplicates`).
         outcome = original if original.state.is_finished else original.reset(discard_progress=True)
         self.search_table.add(
             dataclasses.replace(

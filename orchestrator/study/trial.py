@@ -122,6 +122,7 @@ class Trial:
     """System attributes that Optuna's sampler and pruner store with the trial."""
 
     def __post_init__(self) -> None:
+        # Checked here, because a NaN that counts as a score would win or lose silently.
         if self.state is TrialState.COMPLETE and (self.score is None or not math.isfinite(self.score)):
             raise ValueError(f"trial {self.trial_id} is complete and must have a finite score, got {self.score}.")
         if self.state is TrialState.FAILED and not (self.error and self.cause):
@@ -146,6 +147,7 @@ class Trial:
             epochs=(*self.epochs, epoch),
             last_metrics=self.last_metrics | epoch,
             provenance={**self.provenance, **facts},
+            # An epoch that finishes shows that the trial itself does not kill its workers.
             losses=0,
         )
 

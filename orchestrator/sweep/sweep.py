@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from orchestrator.sweep.conflicts import check_spec_matches_trials
 from orchestrator.sweep.gpu_sharing import GpuAllocator
 from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
+from orchestrator.sweep.summary_cache import SummaryCache
 from orchestrator.sweep.tracker import Tracker
 from trainer.metric_names import EPOCH_SECONDS, accuracy_of
 
@@ -89,8 +90,7 @@ class Sweep:
         self._failure_streak = FailureStreak()
         # Studies that cannot start a trial until one of theirs finishes: not to be asked in vain ten times a second.
         self._blocked: set[str] = set()
-        self._changes: Counter[str] = Counter()
-        self._summaries: dict[str, tuple[int, StudySummary]] = {}
+        self._summary_cache = SummaryCache(self.studies)
 
     @classmethod
     def resume(
@@ -112,6 +112,7 @@ class Sweep:
         """
         studies = load_studies(spec, database)
         check_spec_matches_trials(spec, studies)
+        # Saved once it is known to fit the trials: the recorded spec is what `resume` and `status` read.
         database.save_sweep(spec.name, spec.model_dump(mode="json"))
 
         sweep = cls(spec, studies, database, tracker, lease=lease, on_finish=on_finish, clock=clock)
@@ -122,6 +123,7 @@ class Sweep:
         return sweep
 
     def _resume_study(self, study: Study) -> None:
+        # Settings may have become wider. A study without trials stays out of the database until its first one.
         if study.search_table.trials:
             study.save_settings()
         study.resolve_duplicates()
@@ -173,17 +175,7 @@ class Sweep:
 
     def summaries(self) -> list[StudySummary]:
         """Return the progress of each study. Any thread may call it."""
-        summaries = []
-        for study in self.studies:
-            # The live view asks from another thread. The counter says whether a cached summary is still true.
-            changes = self._changes[study.plan.key]
-            cached = self._summaries.get(study.plan.key)
-
-            if cached is None or cached[0] != changes:
-                cached = (changes, study.summary())
-                self._summaries[study.plan.key] = cached
-            summaries.append(cached[1])
-        return summaries
+        return self._summary_cache.summaries()
 
     def stop(self, reason: str) -> None:
         """Start no more trials, and interrupt the running ones at their next epoch."""
@@ -239,6 +231,7 @@ class Sweep:
                     self.halt = Halt(f"budget: max_trials {max_trials} are started")
                 return None
 
+            # None means that the study waits for one of its running trials, or that it has no more.
             candidate = study.next_trial()
             if candidate is not None:
                 table, trial = candidate
@@ -275,6 +268,7 @@ class Sweep:
 
         trial = stored
         if epoch > len(stored.epochs):
+            # A finished epoch shows that machine, data and code work.
             self._failure_streak.reset()
             trial = stored.with_epoch(metrics, provenance or {})
             self.gpu_allocator.update(trial.config, metrics)
@@ -346,7 +340,7 @@ class Sweep:
             self._lease.ensure_held()
 
     def _assign(self, study: Study, table: TrialTable, trial: Trial) -> Trial:
-        self._changes[study.plan.key] += 1
+        self._summary_cache.invalidate(study)
         self._assigned[trial.trial_id] = _Assignment(study, table, trial.number, self._clock())
         self._tracker.sync(trial, table)
         return trial
@@ -360,7 +354,7 @@ class Sweep:
     def _update(self, study: Study, table: TrialTable, trial: Trial) -> None:
         """Write a trial, then do what follows from its new state."""
         table.replace(trial)
-        self._changes[study.plan.key] += 1
+        self._summary_cache.invalidate(study)
         if trial.state is not TrialState.RUNNING:
             self._assigned.pop(trial.trial_id, None)
         self._tracker.sync(trial, table)

@@ -57,6 +57,7 @@ class MemoryTracker:
     """Keeps studies and trials in memory: for tests, and for sweeps that nobody watches."""
 
     def __init__(self) -> None:
+        # Public, because tests compare them with what was asked for.
         self.studies: list[Study] = []
         self.runs: dict[str, Trial] = {}
         """The last state of each trial, by its id."""

@@ -13,7 +13,7 @@ trial    a trial of the size of VTAB's (demo/digits: 800 + 200 images) from star
          moving average, which the recipe never evaluates.
 sweep    (`sweeps.py`) 24 trials, the last of a study final: by `sptune launch` without a pruner, by `launch` with
          one, and the params of the first sweep by the published recipe, one process per trial, one after another.
-busy     (`sweeps.py`) the fraction of its time that a Ray worker is busy, with 200 short trials in a sweep.
+busy     (`busy_workers.py`) the fraction of its time that a Ray worker is busy, with 200 short trials in a sweep.
 memory   the memory of a process after each of 200 warm trials.
 
 Weights that are not on this machine are replaced by random ones. They cost the same, but learn less.
@@ -239,9 +239,9 @@ def sweep(options: argparse.Namespace, folder: Path) -> Found:
 
 def busy(options: argparse.Namespace, folder: Path) -> Found:
     """Measure how busy the workers of a sweep are."""
-    from tests.benchmarks import sweeps
+    from tests.benchmarks import busy_workers
 
-    return sweeps.busy(options, folder)
+    return busy_workers.busy(options, folder)
 
 
 # All.

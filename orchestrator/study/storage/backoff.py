@@ -30,6 +30,7 @@ def retry_while_locked(write: Callable[..., Answer], *arguments: Any) -> Answer:
         try:
             return write(*arguments)
         except StorageInternalError as error:
+            # Optuna raises one error for everything; the cause tells a locked database from a bug.
             if not isinstance(error.__cause__, OperationalError) or time.monotonic() > deadline:
                 raise
             reason = str(error.__cause__).splitlines()[0]

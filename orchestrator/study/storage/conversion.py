@@ -14,7 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Dimension, FloatRange, IntRange
 from orchestrator.study.storage.bulk_read import StoredTrial
-from orchestrator.study.storage.schema import (
+from orchestrator.study.storage.stored_names import (
     CONFIG,
     HISTORY,
     HISTORY_KEYS,
@@ -52,6 +52,7 @@ def optuna_distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistrib
 
 def to_optuna_trial(trial: Trial, space: Mapping[str, BaseDistribution], *, metrics: bool = True) -> FrozenTrial:
     """Return a trial as a trial of Optuna; without `metrics`, only what Optuna's samplers and pruners read."""
+    # The attributes are large, and samplers and pruners do not read them.
     attributes: dict[str, Any] = {}
     if metrics:
         attributes = trial_attrs(trial)
@@ -77,6 +78,7 @@ def trial_attrs(trial: Trial) -> dict[str, Any]:
     if trial.cause is not None:
         progress[TRIAL_ATTRS["cause"]] = trial.cause.value
 
+    # Defaults are not written: most trials have none but these, and each attribute is a row.
     changed = {stored: value for stored, value in progress.items() if value != DEFAULTS[stored]}
 
     return {TRIAL_ID: trial.trial_id, CONFIG: dataclasses.asdict(trial.config)} | changed
@@ -108,15 +110,19 @@ def from_stored_trial(stored: StoredTrial, study: str, phase: Phase) -> Trial:
     Raises:
         UserError: if the trial's id is not a plain folder name. Paths are built from it.
     """
+    # Whoever can write to the database must not be able to name a folder outside the home.
     trial_id = str(stored.user[TRIAL_ID])
+    # Whoever can write the database could otherwise name a folder outside the home.
     if not trial_id.isalnum():
         raise UserError(f"the study database has been tampered with: {trial_id!r} in {study} is not a trial id.")
 
+    # States are unique both ways, so the map is read backwards.
     state = next(state for state, optuna_state in STATES.items() if optuna_state is stored.state)
     progress = {name: stored.user.get(attr, DEFAULTS[attr]) for name, attr in TRIAL_ATTRS.items()}
     if progress["cause"] is not None:
         progress["cause"] = FailureCause(progress["cause"])
 
+    # A trial without a finished epoch has neither of the two.
     history = stored.user.get(HISTORY, {})
     last_values = stored.user.get(LAST_VALUES, {})
 

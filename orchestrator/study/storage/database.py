@@ -20,7 +20,7 @@ from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.storage.bulk_read import load_trials
 from orchestrator.study.storage.lease import GRACE_PERIOD_S, HEARTBEAT_S, Lease
 from orchestrator.study.storage.optuna_ids import study_id
-from orchestrator.study.storage.schema import (
+from orchestrator.study.storage.stored_names import (
     HISTORY,
     SCHEMA_VERSION,
     STUDY_ATTRS,

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from orchestrator.errors import LeaseError
 from orchestrator.study.storage.backoff import retry_while_locked
 from orchestrator.study.storage.optuna_ids import trial_id
-from orchestrator.study.storage.schema import DRIVER_ATTRS
+from orchestrator.study.storage.stored_names import DRIVER_ATTRS
 
 HEARTBEAT_S = 3
 """Seconds between two heartbeats."""

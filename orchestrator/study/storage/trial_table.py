@@ -24,7 +24,7 @@ from orchestrator.study.storage.conversion import (
     trial_attrs,
 )
 from orchestrator.study.storage.optuna_ids import study_id
-from orchestrator.study.storage.schema import STUDY_ATTRS, SYNCED_RUN_PREFIX, copy_name, split_copy_name
+from orchestrator.study.storage.stored_names import STUDY_ATTRS, SYNCED_RUN_PREFIX, copy_name, split_copy_name
 from orchestrator.study.trial import Phase, Trial, TrialState
 from trainer.metric_names import VAL_ACCURACY
 

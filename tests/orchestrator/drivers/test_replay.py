@@ -25,7 +25,7 @@ def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
     return Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock), clock
 
 
-def told(curves: SyntheticCurves | RecordedCurves, trial: Trial) -> list[Epoch]:
+def epochs_of(curves: SyntheticCurves | RecordedCurves, trial: Trial) -> list[Epoch]:
     return [event for event, _ in curves(trial) if isinstance(event, Epoch)]
 
 
@@ -60,7 +60,7 @@ def test_drivers_that_die_at_any_time_leave_the_same_outcome(
     clock = Clock()
     for life in range(100):
         sweep = Sweep.resume(spec, StudyDatabase(url), MemoryTracker(), clock=clock)
-        until = clock.now + 95 + 7 * life  # longer than a trial: one that has no checkpoint begins again
+        until = clock.now + 95 + 7 * life  # longer than a trial: one without a checkpoint starts from the beginning
         ReplayDriver(curves, clock, workers=workers, until=until).run(sweep)
         if sweep.is_done:
             break
@@ -75,13 +75,13 @@ def test_synthetic_curves_rise_to_a_height_that_depends_on_the_config_alone(raw_
     curves = SyntheticCurves(plans, seconds_per_epoch=3.0)
     config = plans[0].search_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 0)
     trial = _trial(plans[0].key, config)
-    first, second = told(curves, trial), told(SyntheticCurves(plans, seconds_per_epoch=3.0), trial)
+    first, second = epochs_of(curves, trial), epochs_of(SyntheticCurves(plans, seconds_per_epoch=3.0), trial)
     assert first == second
     assert [epoch.epoch for epoch in first] == [*range(1, 10)]
     assert first[-1].metrics["val/accuracy"] > first[0].metrics["val/accuracy"]
     assert {epoch.metrics["epoch/seconds"] for epoch in first} == {3.0}
     assert 0.3 <= curves.limit(trial) <= 0.9
-    final = told(
+    final = epochs_of(
         curves,
         _trial(plans[0].key, plans[0].final_config({"lr": 0.01, "prompt_length": 5, "prompt_init": "random"}, 42)),
     )
@@ -102,7 +102,7 @@ def _trial(study: str, config: Any) -> Trial:
 
 
 @pytest.fixture
-def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
+def earlier(raw_study: dict[str, Any], record_url: str) -> Sweep:
     """A finished sweep to learn curves from."""
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
@@ -111,20 +111,20 @@ def known(raw_study: dict[str, Any], record_url: str) -> Sweep:
     return sweep
 
 
-def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(known: Sweep) -> None:
-    curves = RecordedCurves(known.studies)
-    (study,) = known.studies
+def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(earlier: Sweep) -> None:
+    curves = RecordedCurves(earlier.studies)
+    (study,) = earlier.studies
     for trial in [*study.search_table.trials, *study.final_table.trials]:
-        assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
+        assert [epoch.metrics for epoch in epochs_of(curves, trial)] == list(trial.epochs)
     near = study.search_table.trials[3]
     beside = study.plan.search_config({**near.params, "lr": near.params["lr"] * 1.0001}, 0)
-    assert [epoch.metrics for epoch in told(curves, _trial(study.plan.key, beside))] == list(near.epochs)
+    assert [epoch.metrics for epoch in epochs_of(curves, _trial(study.plan.key, beside))] == list(near.epochs)
 
 
-def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep, tmp_path: Path) -> None:
-    again, clock = opened(known.spec, f"sqlite:///{tmp_path / 'again.db'}")
-    ReplayDriver(RecordedCurves(known.studies), clock, workers=2).run(again)
-    assert outcome(again) == outcome(known)
+def test_a_replay_of_the_same_spec_on_recorded_curves_equals_the_sweep(earlier: Sweep, tmp_path: Path) -> None:
+    repeated, clock = opened(earlier.spec, f"sqlite:///{tmp_path / 'repeated.db'}")
+    ReplayDriver(RecordedCurves(earlier.studies), clock, workers=2).run(repeated)
+    assert outcome(repeated) == outcome(earlier)
 
 
 @pytest.mark.parametrize(
@@ -138,17 +138,17 @@ def test_a_replay_of_the_same_spec_on_recorded_curves_is_that_sweep(known: Sweep
         ({"fixed": {"epochs": 5, "warmup_epochs": 1}}, "that ran to its end of 5 epochs"),
     ],
 )
-def test_what_was_never_recorded_is_not_made_up(
-    known: Sweep, raw_study: dict[str, Any], tmp_path: Path, edit: dict[str, Any], problem: str
+def test_a_trial_without_a_recorded_curve_is_refused(
+    earlier: Sweep, raw_study: dict[str, Any], tmp_path: Path, edit: dict[str, Any], problem: str
 ) -> None:
     spec = parse_spec(raw_study | edit, "edited")
     sweep, clock = opened(spec, f"sqlite:///{tmp_path / 'edited.db'}")
     with pytest.raises(ValueError) as refused:
-        ReplayDriver(RecordedCurves(known.studies), clock, workers=2).run(sweep)
+        ReplayDriver(RecordedCurves(earlier.studies), clock, workers=2).run(sweep)
     assert problem in str(refused.value)
 
 
-def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dict[str, Any], record_url: str) -> None:
+def test_a_conditional_parameter_may_have_no_value(raw_study: dict[str, Any], record_url: str) -> None:
     raw_study["space"]["ema_decay"] = {"type": "float", "low": 0.9, "high": 0.99, "when": {"prompt_init": "mean_pool"}}
     raw_study["search"]["pruner"] = {"type": "none"}
     spec = parse_spec(raw_study, "a test")
@@ -156,10 +156,10 @@ def test_a_conditional_parameter_that_has_no_value_is_no_obstacle(raw_study: dic
     ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(sweep)
     curves = RecordedCurves(sweep.studies)
     for trial in sweep.studies[0].search_table.trials:
-        assert [epoch.metrics for epoch in told(curves, trial)] == list(trial.epochs)
+        assert [epoch.metrics for epoch in epochs_of(curves, trial)] == list(trial.epochs)
 
 
-def test_the_command_says_what_a_spec_would_do(raw_study: dict[str, Any], tmp_path: Path, sptune: Sptune) -> None:
+def test_the_command_prints_what_a_spec_would_do(raw_study: dict[str, Any], tmp_path: Path, sptune: Sptune) -> None:
     raw_study["search"]["pruner"] = {"type": "none"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw_study))
     home = tmp_path / "home"

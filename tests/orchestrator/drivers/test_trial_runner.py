@@ -1,4 +1,4 @@
-"""`run_trial`: a config and a workplace go in, epochs or one failure come out."""
+"""`run_trial` takes a config and yields epochs, or a failure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def workplace(data_root: str, tmp_path: Path) -> TrialContext:
+def context(data_root: str, tmp_path: Path) -> TrialContext:
     home = home_at(str(tmp_path))
     return TrialContext(
         data_root=data_root,
@@ -51,9 +51,9 @@ def config_of(**changes: Any) -> TrainConfig:
     return TrainConfig.from_params(params | {"epochs": 2, "warmup_epochs": 0, "train_size": 0.1} | changes)
 
 
-def run(config: TrainConfig, workplace: TrialContext) -> tuple[list[int], Failure | None]:
+def run(config: TrainConfig, context: TrialContext) -> tuple[list[int], Failure | None]:
     """The epochs of a trial, and its failure if it had one."""
-    events = list(run_trial(config, workplace))
+    events = list(run_trial(config, context))
     last = events[-1]
     epochs = [event.epoch for event in events if isinstance(event, Epoch)]
     failure = last if isinstance(last, Failure) else None
@@ -61,39 +61,35 @@ def run(config: TrainConfig, workplace: TrialContext) -> tuple[list[int], Failur
     return epochs, failure
 
 
-def test_a_trial_leaves_its_files_in_a_folder_of_its_own_and_its_prototypes_in_the_bank(
-    workplace: TrialContext,
+def test_a_trial_has_a_folder_of_its_own_and_shares_its_prototypes(
+    context: TrialContext,
 ) -> None:
     first, second = config_of(lr=0.01), config_of(lr=0.02)
     for config in (first, second):
-        assert run(config, workplace) == ([1, 2], None)
-    folders = {path.name: path for path in Path(workplace.trials_folder).iterdir()}
+        assert run(config, context) == ([1, 2], None)
+    folders = {path.name: path for path in Path(context.trials_folder).iterdir()}
     assert folders.keys() == {first.fingerprint(), second.fingerprint()}
-    (kept,) = Path(workplace.prototype_cache).glob("*.safetensors")
-    assert len([*Path(workplace.prototype_cache).glob("*.png")]) == 1, (
-        "and what they are is shown in one picture for both"
-    )
+    (kept,) = Path(context.prototype_cache).glob("*.safetensors")
+    assert len([*Path(context.prototype_cache).glob("*.png")]) == 1, "both trials share one picture of their prototypes"
     for folder in folders.values():
         assert (folder / "card.json").exists() and (folder / "checkpoint.pt").exists()
         assert all((folder / f"{name}.png").exists() for name in ("learning_curve", "confusion", "prototypes"))
         assert load_file(folder / "prototypes.safetensors")["prompt"].equal(load_file(kept)["prompt"])
 
 
-def test_a_picture_that_cannot_be_drawn_costs_no_result(
-    workplace: TrialContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plot_that_cannot_be_drawn_costs_no_result(context: TrialContext, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ValueError("no font")
 
     monkeypatch.setattr("orchestrator.drivers.trial_runner.draw_run_plots", broken)
-    *_, last = run_trial(config_of(), workplace)
+    *_, last = run_trial(config_of(), context)
     assert isinstance(last, Epoch) and last.epoch == 2
     assert last.provenance["pictures"] == "not drawn: ValueError: no font"
 
 
-def test_a_worker_tells_where_it_ran_and_which_images_were_right(workplace: TrialContext) -> None:
+def test_provenance_names_the_machine_and_the_correct_images(context: TrialContext) -> None:
     config = config_of()
-    first, last = run_trial(config, workplace)
+    first, last = run_trial(config, context)
     assert isinstance(first, Epoch) and isinstance(last, Epoch)
     assert first.provenance.keys() >= {"host", "device", "software"}
     assert "correct" not in first.provenance, "it is known at the end"
@@ -104,65 +100,65 @@ def test_a_worker_tells_where_it_ran_and_which_images_were_right(workplace: Tria
     )
 
 
-def test_a_trial_goes_on_from_its_checkpoint_unless_its_weights_have_changed(
-    workplace: TrialContext, tmp_path: Path
+def test_a_trial_resumes_from_its_checkpoint_unless_its_weights_have_changed(
+    context: TrialContext, tmp_path: Path
 ) -> None:
     config = config_of()
-    before = next(run_trial(config, workplace))
+    before = next(run_trial(config, context))
     bundled = find_weights(BACKBONES[BUNDLED], None).path
     assert bundled is not None
     weights = load_file(bundled)
     save_file(weights | {"norm.bias": weights["norm.bias"] + 0.1}, tmp_path / f"{BUNDLED}.safetensors")
-    epochs, failure = run(config, dataclasses.replace(workplace, weights=str(tmp_path)))
+    epochs, failure = run(config, dataclasses.replace(context, weights=str(tmp_path)))
     assert epochs == [] and failure is not None and failure.cause is FailureCause.INVALID
     assert failure.error.splitlines()[0] == (
-        f"ValueError: {workplace.trials_folder}/{config.fingerprint()} holds a checkpoint of another backbone's "
+        f"ValueError: {context.trials_folder}/{config.fingerprint()} holds a checkpoint of another backbone's "
         "weights; "
         "choose another folder or remove it."
     )
-    after = next(run_trial(config, workplace))
+    after = next(run_trial(config, context))
     assert isinstance(before, Epoch) and isinstance(after, Epoch)
     measured = {"epoch/seconds", "memory/peak_gb"}
     assert measured <= before.metrics.keys()
     assert after.metrics == {name: value for name, value in before.metrics.items() if name not in measured}
 
 
-def test_a_failure_says_what_kind_it_is(workplace: TrialContext, tmp_path: Path) -> None:
+def test_a_failure_has_a_cause_and_a_message(context: TrialContext, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     no, file = str(tmp_path / "no"), str(tmp_path / "file")
-    for place, config, cause, told in (
+    for broken, config, cause, message in (
         (
-            dataclasses.replace(workplace, weights=no),
+            dataclasses.replace(context, weights=no),
             config_of(),
             FailureCause.INVALID,
             rf"WeightsError: weights {no}: there is no such file or folder\.",
         ),
         (
-            workplace,
+            context,
             config_of(lr=1e30, epochs=3),
             FailureCause.DIVERGED,
             r"TrainingDiverged: loss or weights .* A smaller lr .*\.",
         ),
-        (dataclasses.replace(workplace, trials_folder=file), config_of(), FailureCause.ERROR, rf"\w+: .*{file}.*"),
-        (dataclasses.replace(workplace, prototype_cache=file), config_of(), FailureCause.ERROR, rf"\w+: .*{file}.*"),
+        (dataclasses.replace(context, trials_folder=file), config_of(), FailureCause.ERROR, rf"\w+: .*{file}.*"),
+        (dataclasses.replace(context, prototype_cache=file), config_of(), FailureCause.ERROR, rf"\w+: .*{file}.*"),
     ):
-        epochs, failure = run(config, place)
+        epochs, failure = run(config, broken)
         assert failure is not None and len(epochs) < config.epochs
         assert failure.cause is cause
-        assert re.fullmatch(told, failure.error.splitlines()[0]), failure.error
-        assert "Traceback" in failure.error, "the record keeps where it happened"
+        assert re.fullmatch(message, failure.error.splitlines()[0]), failure.error
+        assert "Traceback" in failure.error, "the study database stores the trace"
 
 
-def test_a_trial_that_is_asked_to_stop_saves_is_lost_and_goes_on_with_the_same_numbers(workplace: TrialContext) -> None:
+def test_a_trial_that_is_asked_to_stop_resumes_with_the_same_numbers(context: TrialContext) -> None:
     config = config_of(seed=1)
-    undisturbed = [event.metrics["train/loss"] for event in run_trial(config, workplace)
+    undisturbed = [event.metrics["train/loss"] for event in run_trial(config, context)
                    if isinstance(event, Epoch)]  # fmt: skip
-    shutil.rmtree(f"{workplace.trials_folder}/{config.fingerprint()}")
+    shutil.rmtree(f"{context.trials_folder}/{config.fingerprint()}")
     questions = itertools.count()
-    *told, lost = run_trial(config, workplace, lambda: next(questions) == 1)
+    *epochs, lost = run_trial(config, context, lambda: next(questions) == 1)
     assert isinstance(lost, Failure)
-    assert (told, lost.cause) == ([], FailureCause.LOST)
-    log = Path(workplace.trials_folder, config.fingerprint(), "log.txt").read_text()
+    assert (epochs, lost.cause) == ([], FailureCause.LOST)
+    log = Path(context.trials_folder, config.fingerprint(), "log.txt").read_text()
     assert re.search(r"asked to stop in epoch 1, after 1 of \d+ steps", log)
-    again = [*run_trial(config, workplace)]
-    assert [event.metrics["train/loss"] for event in again if isinstance(event, Epoch)] == undisturbed
+    resumed = [*run_trial(config, context)]
+    assert [event.metrics["train/loss"] for event in resumed if isinstance(event, Epoch)] == undisturbed

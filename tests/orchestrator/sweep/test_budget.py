@@ -1,4 +1,4 @@
-"""A budget ends a sweep early and in order: what runs is finished, nothing more starts, and more budget goes on."""
+"""A used-up budget ends a sweep in order: running trials finish, no more start, and a larger budget resumes it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
     sweep, clock = run(spec, record_url)
     assert sweep.halt is not None
     assert (sweep.halt.reason, sweep.halt.interrupt_running) == (reason, False)
-    assert StudyDatabase(record_url).halt_reason("small") == reason, "whoever asks later is told too"
+    assert StudyDatabase(record_url).halt_reason("small") == reason, "the reason is stored"
     trials = sweep.studies[0].trials
     assert all(trial.state.is_finished for trial in trials), "none is left half-way"
     assert len(trials) < 10
@@ -60,11 +60,11 @@ def test_at_the_limit_running_trials_finish_and_no_more_start(
     used = sum(trial.seconds for trial in trials) * 0.5 / 3600
     assert sweep.gpu_hours == pytest.approx(used)
     # Launched again, it starts nothing; with a larger budget it ends as if there had been none.
-    again, clock = opened(spec, record_url)
-    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(again)
+    relaunched, clock = opened(spec, record_url)
+    ReplayDriver(SyntheticCurves(plan_sweep(spec).studies), clock, workers=3).run(relaunched)
     if "max_hours" not in budget:  # its hours are those of drivers that held a lease
-        assert len(again.studies[0].trials) == len(trials)
-        assert again.halt is not None
+        assert len(relaunched.studies[0].trials) == len(trials)
+        assert relaunched.halt is not None
     richer, _ = run(parse_spec(raw_study, "a test"), record_url)
     plain, _ = run(parse_spec(raw_study, "a test"), f"sqlite:///{tmp_path / 'plain.db'}")
     assert outcome(richer) == outcome(plain)
@@ -79,7 +79,7 @@ def test_a_budget_that_is_just_enough_is_no_halt(raw_study: dict[str, Any], reco
     assert StudyDatabase(record_url).halt_reason("small") is None
 
 
-def test_trials_tried_again_and_answered_from_the_record_count_once(raw_study: dict[str, Any], record_url: str) -> None:
+def test_retried_trials_and_duplicates_count_once(raw_study: dict[str, Any], record_url: str) -> None:
     raw_study |= {"budget": {"max_trials": 4}, "pause_after": 99}
     raw_study["space"] = {"prompt_length": {"type": "choice", "values": [1, 5]}}
     raw_study["fixed"] |= {"prompt_init": "random"}
@@ -102,14 +102,14 @@ def test_trials_tried_again_and_answered_from_the_record_count_once(raw_study: d
 
 def test_hours_are_those_of_all_drivers(raw_study: dict[str, Any], record_url: str) -> None:
     spec = parse_spec(raw_study | {"budget": {"max_hours": 2}}, "a test")
-    record = StudyDatabase(record_url)
-    record.save_sweep("small", spec.model_dump(mode="json"))
-    first = record.lease("small")
+    database = StudyDatabase(record_url)
+    database.save_sweep("small", spec.model_dump(mode="json"))
+    first = database.lease("small")
     first.acquire("small")
     assert first._trial_id is not None
     first._storage.set_trial_user_attr(first._trial_id, "seconds", 3600.0)
     clock = Clock()
-    sweep = Sweep.resume(spec, record, MemoryTracker(), lease=first, clock=clock)
+    sweep = Sweep.resume(spec, database, MemoryTracker(), lease=first, clock=clock)
     assert sweep.hours == 1
     clock.now = 3599.0
     assert sweep.next_trial() is not None

@@ -1,4 +1,4 @@
-"""Checkpoints go when nothing needs them any more; what may go on, and what was learnt, stays."""
+"""Checkpoints are deleted when nothing needs them any more; those of trials that may resume, and all prompts, stay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.storage.files import write_bytes
 
 
 @pytest.mark.parametrize("keep", ["best", "final", "all"])
-def test_those_stay_that_the_policy_keeps_or_that_may_go_on(
+def test_checkpoints_stay_if_the_policy_keeps_them_or_the_trial_may_resume(
     raw_study: dict[str, Any], tmp_path: Path, keep: Any
 ) -> None:
     spec = parse_spec(raw_study | {"keep": keep, "retries": 0, "pause_after": 99}, "a test")
@@ -68,9 +68,7 @@ def test_a_trial_that_is_interrupted_keeps_its_checkpoint(raw_study: dict[str, A
     assert checkpoints.size() == (1, 1, 1)
 
 
-def test_one_that_was_still_being_written_when_its_trial_was_given_up_goes_in_the_end(
-    raw_study: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_checkpoint_that_was_written_late_is_deleted_at_the_end(raw_study: dict[str, Any], tmp_path: Path) -> None:
     spec = parse_spec(raw_study | {"keep": "final"}, "a test")
     checkpoints = CheckpointRetention(str(tmp_path / "trials"), spec.keep)
     sweep = Sweep.resume(
@@ -89,5 +87,5 @@ def test_one_that_was_still_being_written_when_its_trial_was_given_up_goes_in_th
     assert checkpoints.size() == (1, 4, 4), "the final trial's stays"
 
 
-def test_where_nothing_was_trained_there_is_nothing(tmp_path: Path) -> None:
+def test_without_trials_there_are_no_checkpoints(tmp_path: Path) -> None:
     assert CheckpointRetention(str(tmp_path / "nowhere"), "best").size() == (0, 0, 0)

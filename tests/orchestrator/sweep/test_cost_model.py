@@ -1,4 +1,4 @@
-"""What trials took, and what a sweep will therefore take."""
+"""Costs learnt from trials, and the estimate for a sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.sweep.cost_model import CostModel, Estimate, Rate, memory_shar
 from orchestrator.sweep.sweep import Sweep
 from tests.orchestrator.conftest import new_sweep
 
-TOLD = {"train/loss": 1.0, "epoch/seconds": 16.0, "memory/peak_gb": 1.5, "memory/device_gb": 6.0}
+METRICS = {"train/loss": 1.0, "epoch/seconds": 16.0, "memory/peak_gb": 1.5, "memory/device_gb": 6.0}
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def spec(raw_study: dict[str, Any]) -> SweepSpec:
     return parse_spec(raw_study, "a test")
 
 
-def _run(sweep: Sweep, trials: int, *, epochs: int = 9, told: dict[str, float] | None = None) -> None:
+def _run(sweep: Sweep, trials: int, *, epochs: int = 9, changes: dict[str, float] | None = None) -> None:
     """Trials on the 800 training images of the task, and 200 more for final ones, at 0.02 s an image."""
     for _ in range(trials):
         trial = sweep.next_trial()
@@ -34,10 +34,10 @@ def _run(sweep: Sweep, trials: int, *, epochs: int = 9, told: dict[str, float] |
         seconds = 16.0 if trial.phase == "search" else 20.0
         metric = f"{trial.config.eval_split}/accuracy"
         for epoch in range(1, epochs + 1):
-            sweep.on_epoch(trial.trial_id, epoch, TOLD | {"epoch/seconds": seconds, metric: 0.5} | (told or {}))
+            sweep.on_epoch(trial.trial_id, epoch, METRICS | {"epoch/seconds": seconds, metric: 0.5} | (changes or {}))
 
 
-def test_where_nothing_was_measured_nothing_is_claimed(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
+def test_without_a_measurement_there_is_no_estimate(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
     throughput = CostModel.load(str(tmp_path / "throughput.json"))
     study = new_sweep(spec, record_url).studies[0]
     assert throughput.rate(study.plan, 0) is None
@@ -53,7 +53,7 @@ def test_an_estimate_is_all_that_is_left_of_every_trial(spec: SweepSpec, tmp_pat
     (study,) = sweep.studies
     _run(sweep, 1)
     throughput.update(sweep.studies, str(tmp_path))
-    assert CostModel.load(file).rates == throughput.rates, "it is remembered"
+    assert CostModel.load(file).rates == throughput.rates, "the file has them"
     rate = throughput.rate(study.plan, 0)
     assert rate == Rate(seconds_per_image=pytest.approx(0.02), trials=1, peak_gb=1.5, device_gb=6.0)  # type: ignore[arg-type]
     search, final = 9 * 16.0, 9 * 20.0
@@ -81,16 +81,16 @@ def test_more_trials_teach_more_and_the_most_memory_counts(spec: SweepSpec, tmp_
     throughput = CostModel.load(str(tmp_path / "throughput.json"))
     sweep = new_sweep(spec, record_url)
     (study,) = sweep.studies
-    _run(sweep, 2, told={"epoch/seconds": 32.0, "memory/peak_gb": 2.5})
+    _run(sweep, 2, changes={"epoch/seconds": 32.0, "memory/peak_gb": 2.5})
     throughput.update(sweep.studies, str(tmp_path))
-    _run(sweep, 2, told={"epoch/seconds": 16.0})
+    _run(sweep, 2, changes={"epoch/seconds": 16.0})
     throughput.update(sweep.studies, str(tmp_path))
     rate = throughput.rate(study.plan, 0)
     assert rate is not None
     assert rate.seconds_per_image == pytest.approx(0.03)
     assert (rate.trials, rate.peak_gb) == (4, 2.5)
     fresh = new_sweep(parse_spec(spec.model_dump() | {"name": "other"}, "a test"), record_url)
-    _run(fresh, 1, told={"epoch/seconds": 99.0})
+    _run(fresh, 1, changes={"epoch/seconds": 99.0})
     throughput.update(fresh.studies, str(tmp_path))
     assert throughput.rate(study.plan, 0) == rate, "one trial does not undo what four have taught"
     assert throughput.rate(study.plan, 0.5) is None, "a GPU is another kind of device"
@@ -100,15 +100,15 @@ def test_a_short_trial_teaches_until_a_whole_one_has(spec: SweepSpec, tmp_path: 
     throughput = CostModel.load(str(tmp_path / "throughput.json"))
     (plan,) = plan_sweep(spec).studies
     throughput.update_from_calibration(
-        plan, [Epoch(epoch=1, metrics={}), Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path)
+        plan, [Epoch(epoch=1, metrics={}), Epoch(epoch=2, metrics=METRICS)], 0, str(tmp_path)
     )
     assert throughput.rates == {
         "spt_deep vit_nano_patch4_32.mae cpu": Rate(seconds_per_image=0.02, trials=1, peak_gb=1.5, device_gb=6.0)
     }
     sweep = new_sweep(spec, record_url)
-    _run(sweep, 2, told={"epoch/seconds": 32.0})
+    _run(sweep, 2, changes={"epoch/seconds": 32.0})
     throughput.update(sweep.studies, str(tmp_path))
-    throughput.update_from_calibration(plan, [Epoch(epoch=2, metrics=TOLD)], 0, str(tmp_path))
+    throughput.update_from_calibration(plan, [Epoch(epoch=2, metrics=METRICS)], 0, str(tmp_path))
     rate = throughput.rate(plan, 0)
     assert rate is not None
     assert rate.seconds_per_image == pytest.approx(0.04)

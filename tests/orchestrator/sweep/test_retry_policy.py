@@ -103,8 +103,8 @@ def test_workers_lost_with_an_epoch_between_them_are_not_held_against_the_trial(
 def test_bad_data_stops_its_study_at_once_and_no_other(raw_spec: dict[str, Any], record_url: str) -> None:
     raw_spec["tasks"] = ["demo/digits"]
     sweep = new_sweep(parse_spec(raw_spec, "a test"), record_url)
-    handed = [sweep.next_trial() for _ in range(3)]
-    broken, beside, _ = handed
+    assigned = [sweep.next_trial() for _ in range(3)]
+    broken, beside, _ = assigned
     assert broken is not None
     assert beside is not None
     sweep.on_failure(broken.trial_id, failure(FailureCause.INVALID, "ValueError: no such image"))
@@ -184,7 +184,7 @@ def test_failures_in_a_row_pause_the_sweep_which_goes_on_later(
 
 
 @pytest.mark.parametrize(
-    ("told", "pauses"),
+    ("events", "pauses"),
     [
         (["0 OSError", "1 OSError", "2 OSError"], True),
         (["0 OSError", "0 OSError", "1 OSError"], True),
@@ -196,12 +196,12 @@ def test_failures_in_a_row_pause_the_sweep_which_goes_on_later(
     ],
 )
 def test_only_a_row_of_like_failures_of_several_trials_pauses(
-    raw_study: dict[str, Any], record_url: str, told: list[str], pauses: bool
+    raw_study: dict[str, Any], record_url: str, events: list[str], pauses: bool
 ) -> None:
     raw_study["search"] |= {"max_concurrent": 8}
     sweep = new_sweep(parse_spec(raw_study | {"pause_after": 3, "retries": 5}, "a test"), record_url)
     trials = [trial for trial in (sweep.next_trial() for _ in range(7)) if trial is not None]
-    for event in told:
+    for event in events:
         number, _, kind = event.partition(" ")
         if event == "epoch":
             sweep.on_epoch(trials[3].trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5})

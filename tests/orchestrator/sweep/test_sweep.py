@@ -157,7 +157,7 @@ def test_a_study_where_every_trial_failed_is_done_without_final_trials(spec: Swe
     assert all(summary.best is None and not summary.final_trials for summary in sweep.summaries())
 
 
-def test_a_config_that_was_tried_is_answered_from_the_record(raw_spec: dict[str, Any], record_url: str) -> None:
+def test_a_config_that_was_tried_is_not_trained_twice(raw_spec: dict[str, Any], record_url: str) -> None:
     raw_spec["methods"] = ["spt_deep"]
     raw_spec["space"] = {"prompt_length": {"type": "choice", "values": [1, 5]}}
     raw_spec["fixed"] |= {"prompt_init": "random"}
@@ -188,7 +188,7 @@ def test_final_trials_repeat_the_best_params_on_trainval_and_nothing_else_sees_t
             assert all(getattr(final.config, name) == value for name, value in study.best.params.items())
 
 
-def test_an_epoch_told_twice_is_kept_once(spec: SweepSpec, record_url: str) -> None:
+def test_an_epoch_that_is_reported_twice_is_stored_once(spec: SweepSpec, record_url: str) -> None:
     sweep = new_sweep(spec, record_url)
     trial = sweep.next_trial()
     assert trial is not None

@@ -1,4 +1,4 @@
-"""One contract for both trackers, and what MLflow shows of a sweep."""
+"""One contract for both trackers, and what MLflow has of a sweep."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def small(raw_spec: dict[str, Any], sweep_name: str) -> SweepSpec:
 
 
 class Seen(Protocol):
-    """What a tracker shows: for each trial id its state, params and the number of its epochs."""
+    """What a tracker has: for each trial id its state, params and the number of its epochs."""
 
     def __call__(self) -> dict[str, tuple[str, dict[str, str], int]]: ...
 
@@ -57,12 +57,12 @@ class TrackerContract:
     def make(self, spec: SweepSpec, home: Path, uri: str) -> tuple[Tracker, Seen]:
         raise AssertionError("a subclass makes the tracker")
 
-    def test_every_trial_is_shown_once_in_its_true_state(
+    def test_every_trial_is_logged_once_in_its_true_state(
         self, small: SweepSpec, tmp_path: Path, mlflow_uri: str
     ) -> None:
         tracker, seen = self.make(small, tmp_path, mlflow_uri)
-        record = StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}")
-        sweep = Sweep.resume(small, record, tracker)
+        database = StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}")
+        sweep = Sweep.resume(small, database, tracker)
         drive(sweep, workers=2, fail=_fail_second)
         assert tracker.close() == 0
         trials = [
@@ -79,14 +79,14 @@ class TrackerContract:
         sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
         drive(sweep)
         before = (tracker.close(), seen())
-        again, _ = self.make(small, tmp_path, mlflow_uri)
+        second, _ = self.make(small, tmp_path, mlflow_uri)
         for study in sweep.studies:
-            again.open_study(study)
-            for record in (study.search_table, study.final_table):
-                for trial in record.trials:
+            second.open_study(study)
+            for table in (study.search_table, study.final_table):
+                for trial in table.trials:
                     if trial.duplicate_of is None:
-                        again.sync(trial, record)
-        assert (again.close(), seen()) == before or isinstance(tracker, MemoryTracker)
+                        second.sync(trial, table)
+        assert (second.close(), seen()) == before or isinstance(tracker, MemoryTracker)
 
 
 class TestMemoryTracker(TrackerContract):
@@ -130,7 +130,7 @@ def _fail_second(trial: Trial) -> Failure | None:
     )
 
 
-def test_mlflow_has_a_parent_a_study_and_says_how_each_trial_ended(
+def test_mlflow_has_a_parent_run_for_each_study_and_the_outcome_of_each_trial(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
@@ -168,7 +168,7 @@ def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Pat
     client = MlflowClient(tracking_uri=mlflow_uri)
     run = next(run for run in mlflow_runs(mlflow_uri, small.name) if run.data.tags.get("trial_id") == trial.trial_id)
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert names == kept, "and not the checkpoint, which is for going on only"
+    assert names == kept, "and not the checkpoint, which only serves to resume"
     for name in kept:
         assert Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_bytes() == name.encode()
 
@@ -183,12 +183,12 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
         tracker, _ = contract.make(small, tmp_path, mlflow_uri)
         drive(Sweep.resume(small, StudyDatabase(url), tracker), workers=2, events=events)
         tracker.close()
-    # A driver may die after it made a run and before the record knew: the ledger forgets, MLflow does not.
-    record = StudyDatabase(url)
-    for ledger, _ in record.load_tables(small.name, plan_sweep(small).studies):
-        for trial in ledger.trials:
-            if ledger.synced_run(trial.number)[0] is not None:
-                ledger._save(f"mlflow/{trial.number}", [None, None])
+    # A driver may die after it created a run and before it saved the id: MLflow has the run, the log has not.
+    database = StudyDatabase(url)
+    for table, _ in database.load_tables(small.name, plan_sweep(small).studies):
+        for trial in table.trials:
+            if table.synced_run(trial.number)[0] is not None:
+                table._save_attribute(f"mlflow/{trial.number}", [None, None])
     tracker, seen = contract.make(small, tmp_path, mlflow_uri)
     sweep = Sweep.resume(small, StudyDatabase(url), tracker)
     drive(sweep, workers=2)
@@ -201,7 +201,7 @@ def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
     }
 
 
-def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_path: Path, mlflow_uri: str) -> None:
+def test_what_mlflow_missed_while_it_was_away_is_logged_at_the_next_launch(tmp_path: Path, mlflow_uri: str) -> None:
     spec = parse_spec(
         {
             **RAW_SPEC,
@@ -217,17 +217,17 @@ def test_what_mlflow_missed_while_it_was_away_is_told_at_the_next_launch(tmp_pat
     nowhere = MlflowTracker(away, patience_s=0)
     sweep = Sweep.resume(spec, StudyDatabase(url), nowhere)
     drive(sweep)
-    untold = nowhere.close()
+    num_unlogged = nowhere.close()
     trials = {t.trial_id for s in sweep.studies for t in (*s.search_table.trials, *s.final_table.trials)}
-    assert untold == len(trials) + len(sweep.studies)
-    assert nowhere.problem, "and it says why"
+    assert num_unlogged == len(trials) + len(sweep.studies)
+    assert nowhere.problem, "the reason is kept"
     tracker, seen = TestMlflowTracker().make(spec, tmp_path, mlflow_uri)
-    again = Sweep.resume(spec, StudyDatabase(url), tracker)
-    assert again.is_done
+    relaunched = Sweep.resume(spec, StudyDatabase(url), tracker)
+    assert relaunched.is_done
     assert (tracker.close(), len(seen())) == (0, len(trials))
 
 
-def test_mlflow_can_be_reached_before_there_is_anything_to_tell(
+def test_mlflow_can_be_opened_before_there_is_anything_to_log(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
@@ -237,7 +237,7 @@ def test_mlflow_can_be_reached_before_there_is_anything_to_tell(
     assert MlflowClient(tracking_uri=mlflow_uri).get_experiment_by_name(small.name) is not None
 
 
-def test_an_mlflow_that_is_reached_too_early_is_no_thing_untold(small: SweepSpec, tmp_path: Path) -> None:
+def test_an_open_that_fails_is_no_problem(small: SweepSpec, tmp_path: Path) -> None:
     away = MlflowTracker(MlflowRuns("sqlite:////dev/null/mlflow.db", small.name, str(tmp_path), None, str(tmp_path)))
     away.open()
     assert (away.close(), away.problem) == (0, None)
@@ -264,7 +264,7 @@ def test_a_trial_result_cannot_be_in_an_impossible_state(spec: SweepSpec) -> Non
             dataclasses.replace(running, **impossible)
 
 
-def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+def test_a_run_that_mlflow_refuses_does_not_block_others(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
     runs = MlflowRuns(
         mlflow_uri, small.name, str(tmp_path / "trials"), (tmp_path / "artifacts").as_uri(), str(tmp_path)
     )
@@ -285,7 +285,9 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_waiting(small: SweepSpec, tmp_
     assert len(client.get_metric_history(str(search.synced_run(1)[0]), "train/loss")) == 1
 
 
-def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+def test_what_mlflow_accepted_before_it_failed_is_not_logged_twice(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
     tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
     sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
     trial = sweep.next_trial()
@@ -294,20 +296,21 @@ def test_what_mlflow_took_before_it_failed_is_not_told_twice(small: SweepSpec, t
     while tracker._pending and time.monotonic() < end:
         time.sleep(0.05)
     engine = sqlalchemy.create_engine(mlflow_uri)
-    with engine.begin() as database:  # epochs find their place, tags do not
-        database.execute(sqlalchemy.text("ALTER TABLE tags RENAME TO gone"))
+    # Metrics can be logged, tags cannot.
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("ALTER TABLE tags RENAME TO gone"))
     sweep.on_epoch(trial.trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}, {"gpu": "none"})
     while tracker.problem is None and time.monotonic() < end:
         time.sleep(0.05)
     assert tracker.problem is not None and "no such table: tags" in tracker.problem
-    with engine.begin() as database:
-        database.execute(sqlalchemy.text("ALTER TABLE gone RENAME TO tags"))
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("ALTER TABLE gone RENAME TO tags"))
     assert tracker.close() == 0
     [run] = [run for run in mlflow_runs(mlflow_uri, small.name) if "trial_id" in run.data.tags]
     assert len(MlflowClient(tracking_uri=mlflow_uri).get_metric_history(run.info.run_id, "train/loss")) == 1
 
 
-def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
+def test_a_driver_that_dies_before_it_saves_the_id_of_a_run_leaves_one_run(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str
 ) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
@@ -316,9 +319,9 @@ def test_a_driver_that_dies_before_the_record_knows_of_a_first_run_leaves_one(
     trial = sweep.next_trial()
     assert trial is not None
     tracker.close()
-    sweep.studies[0].search_table._save("mlflow/0", [None, None])
-    again, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
-    Sweep.resume(small, StudyDatabase(url), again)
-    assert again.close() == 0
+    sweep.studies[0].search_table._save_attribute("mlflow/0", [None, None])
+    second, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    Sweep.resume(small, StudyDatabase(url), second)
+    assert second.close() == 0
     runs = mlflow_runs(mlflow_uri, small.name)
     assert sum(run.data.tags.get("trial_id") == trial.trial_id for run in runs) == 1

@@ -41,23 +41,23 @@ def _two_gpus() -> Iterator[None]:
     ray.shutdown()
 
 
-def begin(config: TrainConfig, workplace: TrialContext, together: int) -> None:
+def begin(config: TrainConfig, context: TrialContext, together: int) -> None:
     """Write down which process has a trial, and wait until so many of its kind have begun, for workers start slowly."""
-    folder, split, end = Path(workplace.trials_folder), config.eval_split, time.monotonic() + 60
+    folder, split, end = Path(context.trials_folder), config.eval_split, time.monotonic() + 60
     (folder / f"{split} {config.lr} {config.seed}").write_text(str(os.getpid()))
     while len([*folder.glob(f"{split} *")]) < together and time.monotonic() < end:
         time.sleep(0.05)
 
 
-def thirty_percent(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
+def thirty_percent(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """A trial that uses 30 % of its GPU's memory, and writes down what it was given and when."""
     given = ray.get_runtime_context().get_assigned_resources()
     began = time.time()
-    begin(config, workplace, together=int(2 / given["GPU"]) if config.eval_split == "val" else 1)
+    begin(config, context, together=int(2 / given["GPU"]) if config.eval_split == "val" else 1)
     time.sleep(0.5)
-    told = {"gpus": given.get("GPU", 0), "workplace": workplace.gpus, "began": began, "ended": time.time()}
-    with Path(workplace.trials_folder, f"{began}-{config.lr}.json").open("w") as file:
-        json.dump(told, file)
+    measured = {"gpus": given.get("GPU", 0), "context": context.gpus, "began": began, "ended": time.time()}
+    with Path(context.trials_folder, f"{began}-{config.lr}.json").open("w") as file:
+        json.dump(measured, file)
     yield Epoch(
         epoch=1,
         metrics={
@@ -73,10 +73,10 @@ def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep
     """A sweep of trials of an epoch, after its end."""
     raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
     sweep = Sweep.resume(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-    place = TrialContext(
+    context = TrialContext(
         data_root=str(folder), trials_folder=str(folder), prototype_cache=str(folder), weights=None, cpus=1, gpus=0
     )
-    RayDriver(place, run_trial).run(sweep)
+    RayDriver(context, run_trial).run(sweep)
     return sweep
 
 
@@ -88,32 +88,35 @@ def run(raw_study: dict[str, Any], resources: dict[str, Any], folder: Path) -> l
         "resources": resources,
     }
     drive_small(raw, folder, thirty_percent)
-    told = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-    assert len(told) == 11
-    return sorted(told, key=lambda one: one["began"])
+    trials = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    assert len(trials) == 11
+    return sorted(trials, key=lambda trial: trial["began"])
 
 
-def most_at_once(told: list[dict[str, float]]) -> int:
-    """The largest number of trials that were under way together."""
-    return max(sum(one["began"] <= other["began"] < one["ended"] for one in told) for other in told)
+def most_at_once(trials: list[dict[str, float]]) -> int:
+    """The largest number of trials that ran at the same time."""
+    starts = [trial["began"] for trial in trials]
+    return max(sum(trial["began"] <= start < trial["ended"] for trial in trials) for start in starts)
 
 
 def test_trials_of_half_a_gpu_run_in_twos_on_each(raw_study: dict[str, Any], tmp_path: Path) -> None:
-    told = run(raw_study, {"gpus": 0.5}, tmp_path)
-    assert {one["gpus"] for one in told} == {0.5}
-    assert {one["workplace"] for one in told} == {0.5}
-    assert most_at_once(told) == 4
+    trials = run(raw_study, {"gpus": 0.5}, tmp_path)
+    assert {trial["gpus"] for trial in trials} == {0.5}
+    assert {trial["context"] for trial in trials} == {0.5}
+    assert most_at_once(trials) == 4
 
 
-def test_an_automatic_share_begins_with_whole_gpus_and_goes_on_as_measured(
+def test_an_automatic_share_begins_with_whole_gpus_and_then_follows_measurements(
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
-    told = run(raw_study, {"gpus": "auto", "accelerator_type": "A100"}, tmp_path)
-    assert told[0]["gpus"] == 1.0, "nothing like it was measured"
-    assert told[-1]["gpus"] == pytest.approx(1 / 3, abs=1e-3), "three times 30 % fit in 90 %"
+    trials = run(raw_study, {"gpus": "auto", "accelerator_type": "A100"}, tmp_path)
+    assert trials[0]["gpus"] == 1.0, "nothing like it was measured"
+    assert trials[-1]["gpus"] == pytest.approx(1 / 3, abs=1e-3), "three times 30 % fit in 90 %"
 
 
-def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str, Any], tmp_path: Path) -> None:
+def test_trials_that_fit_no_node_are_refused_with_the_resources_that_exist(
+    raw_study: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(ClusterError) as refused:
         run(raw_study, {"gpus": 1, "accelerator_type": "H100"}, tmp_path)
     assert "a trial of vit_nano_patch4_32.mae asks for 1 CPUs and 1 GPUs of type H100" in str(refused.value)
@@ -121,38 +124,38 @@ def test_what_no_node_can_run_is_refused_with_what_there_is(raw_study: dict[str,
     assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
 
 
-def one_waits_for_the_other(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
-    """Of two trials, one tells two epochs and is at its third; the other tells none until that has been given up."""
-    folder = Path(workplace.trials_folder)
+def one_waits_for_the_other(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """Of two trials, one yields two epochs and trains its third; the other yields none until the first is cancelled."""
+    folder = Path(context.trials_folder)
     (folder / f"{config.lr}.begun").touch()
-    told = {"val/accuracy": 0.5, "epoch/seconds": 1.0}
+    metrics = {"val/accuracy": 0.5, "epoch/seconds": 1.0}
     try:
         (folder / "first").touch(exist_ok=False)
     except FileExistsError:
         for _ in range(200):
-            if (folder / "given up").exists():
+            if (folder / "cancelled").exists():
                 (folder / "seen").touch()
                 break
             time.sleep(0.1)
-        yield Epoch(epoch=1, metrics=told)
+        yield Epoch(epoch=1, metrics=metrics)
         return
     for epoch in (1, 2):
         time.sleep(0.5)
-        yield Epoch(epoch=epoch, metrics=told)
+        yield Epoch(epoch=epoch, metrics=metrics)
     try:
         while not stop():
             time.sleep(0.05)
     finally:
-        (folder / "given up").touch()
+        (folder / "cancelled").touch()
 
 
-def test_a_sweep_that_stops_at_once_gives_up_what_is_ahead_and_begins_no_trial_that_waited_for_a_worker(
+def test_a_sweep_that_stops_immediately_cancels_epochs_ahead_and_starts_no_prefetched_trial(
     raw_study: dict[str, Any], tmp_path: Path
 ) -> None:
     raw = raw_study | {"fixed": {"epochs": 3, "warmup_epochs": 0}, "resources": {"gpus": 1}}
     raw |= {"search": {"trials": 8, "max_concurrent": 8, "pruner": {"type": "none"}}}
     sweep = Sweep.resume(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{tmp_path}/studies.db"), MemoryTracker())
-    place = TrialContext(
+    context = TrialContext(
         data_root=str(tmp_path),
         trials_folder=str(tmp_path),
         prototype_cache=str(tmp_path),
@@ -160,25 +163,25 @@ def test_a_sweep_that_stops_at_once_gives_up_what_is_ahead_and_begins_no_trial_t
         cpus=1,
         gpus=0,
     )
-    handed: list[int] = []
+    num_trials: list[int] = []
 
     def stop_at_the_first_epoch() -> None:
         trials = sweep.studies[0].search_table.trials
-        handed.append(len(trials))
+        num_trials.append(len(trials))
         if any(trial.epochs for trial in trials):
             sweep.stop("enough")
 
-    RayDriver(place, one_waits_for_the_other).run(sweep, stop_at_the_first_epoch)
+    RayDriver(context, one_waits_for_the_other).run(sweep, stop_at_the_first_epoch)
     sweep.close()
-    assert max(handed) == 3, "one waits for the two GPUs"
+    assert max(num_trials) == 3, "one waits for the two GPUs"
     assert len(list(tmp_path.glob("*.begun"))) == 2
     assert (tmp_path / "seen").exists()
     assert {trial.state for trial in sweep.studies[0].search_table.trials} == {TrialState.WAITING}
 
 
-def together(count: int, config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
+def together(count: int, config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
     """One of so many trials that run at the same time."""
-    begin(config, workplace, count)
+    begin(config, context, count)
     yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 1.0})
 
 
@@ -188,17 +191,15 @@ def processes(raw: dict[str, Any], folder: Path, count: int) -> dict[str, list[s
     return {split: [file.read_text() for file in folder.glob(f"{split} *")] for split in ("val", "test")}
 
 
-def test_workers_that_wait_for_the_end_of_a_search_stay_for_the_final_trials(
-    raw_study: dict[str, Any], tmp_path: Path
-) -> None:
+def test_idle_workers_stay_for_the_final_trials(raw_study: dict[str, Any], tmp_path: Path) -> None:
     raw = raw_study | {"resources": {"cpus": 2}, "final": {"seeds": [1, 2, 3, 4]}}
     raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
-    found = processes(raw, tmp_path, 4)
-    assert len({*found["val"]}) == 4
-    assert sorted(found["test"]) == sorted(found["val"])
+    processes_by_split = processes(raw, tmp_path, 4)
+    assert len({*processes_by_split["val"]}) == 4
+    assert sorted(processes_by_split["test"]) == sorted(processes_by_split["val"])
 
 
-def test_workers_that_wait_give_way_to_trials_that_need_more(
+def test_idle_workers_end_if_a_trial_needs_their_resources(
     raw_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = "vit_tiny_patch16_224.augreg_in21k"
@@ -215,15 +216,15 @@ def num_alive(files: list[Path]) -> int:
     return sum(psutil.pid_exists(int(file.read_text())) for file in files)
 
 
-def three_of_four_go(config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
-    """A trial whose process is told to go, or killed, once it rests; the last one sees that they are gone."""
-    folder, judged = Path(workplace.trials_folder), config.eval_split
-    begin(config, workplace, together=4 if judged == "val" else 1)
+def three_of_four_go(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """A trial whose process is terminated or killed once it is idle; the last one sees that they are gone."""
+    folder, judged = Path(context.trials_folder), config.eval_split
+    begin(config, context, together=4 if judged == "val" else 1)
     files = sorted(folder.glob("val *"))
     if judged == "val":
-        place = files.index(folder / f"val {config.lr} {config.seed}")
-        if place > 0:
-            how = signal.SIGKILL if place == 1 else signal.SIGTERM
+        index = files.index(folder / f"val {config.lr} {config.seed}")
+        if index > 0:
+            how = signal.SIGKILL if index == 1 else signal.SIGTERM
             threading.Timer(1.5, os.kill, (os.getpid(), how)).start()
         else:
             deadline = time.monotonic() + 30
@@ -233,7 +234,7 @@ def three_of_four_go(config: TrainConfig, workplace: TrialContext, stop: Callabl
     yield Epoch(epoch=1, metrics={f"{judged}/accuracy": config.lr, "epoch/seconds": 1.0})
 
 
-def test_workers_that_rest_go_at_once_when_told_and_are_replaced(raw_study: dict[str, Any], tmp_path: Path) -> None:
+def test_idle_workers_end_immediately_at_sigterm_and_are_replaced(raw_study: dict[str, Any], tmp_path: Path) -> None:
     raw = raw_study | {"resources": {"cpus": 2}, "final": {"seeds": [1, 2, 3, 4]}}
     raw |= {"search": {"trials": 4, "max_concurrent": 4, "pruner": {"type": "none"}}}
     sweep = drive_small(raw, tmp_path, three_of_four_go)

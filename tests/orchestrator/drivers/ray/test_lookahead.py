@@ -1,4 +1,4 @@
-"""A trial that is one event ahead of what is known of it."""
+"""A trial computes its next event while the last one is processed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def thread() -> Iterator[Executor]:
 
 
 class Steps:
-    """A trial of three events, whose steps go on as they are let."""
+    """A trial of three events, each of which waits for a permission."""
 
     def __init__(self) -> None:
         self.begun: list[int] = []
@@ -54,7 +54,7 @@ class Steps:
 
 
 def at_its_second(steps: Steps, thread: Executor, stop: Callable[[], bool] = lambda: False) -> LookAhead[int]:
-    """A trial that has told its first event, and is at its second one."""
+    """A trial that has returned its first event, and computes its second one."""
     ahead = LookAhead(thread, steps.run, stop)
     steps.let.release()
     assert next(ahead) == 1
@@ -62,7 +62,7 @@ def at_its_second(steps: Steps, thread: Executor, stop: Callable[[], bool] = lam
     return ahead
 
 
-def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thread: Executor) -> None:
+def test_the_next_event_is_computed_while_the_last_is_processed_and_no_more(thread: Executor) -> None:
     steps = Steps()
     ahead = LookAhead(thread, steps.run, lambda: False)
     thread.submit(lambda: None).result()  # the thread has nothing to do
@@ -80,7 +80,7 @@ def test_the_next_event_is_brought_while_the_last_is_dealt_with_and_no_more(thre
     assert threading.current_thread().name not in steps.by
 
 
-def test_what_is_given_up_ends_at_its_next_step_and_saves_nothing(thread: Executor) -> None:
+def test_a_cancelled_trial_ends_at_its_next_step_and_saves_nothing(thread: Executor) -> None:
     steps = Steps()
     ahead = at_its_second(steps, thread)
     ahead.cancel()
@@ -94,7 +94,7 @@ class Weights:
     """What a trial has in memory."""
 
 
-def test_nothing_of_what_is_given_up_stays_in_memory(thread: Executor) -> None:
+def test_nothing_of_a_cancelled_trial_stays_in_memory(thread: Executor) -> None:
     held: list[weakref.ref[Weights]] = []
 
     def run(stop: Callable[[], bool]) -> Iterator[int]:
@@ -117,7 +117,7 @@ def test_nothing_of_what_is_given_up_stays_in_memory(thread: Executor) -> None:
         next(ahead)
 
 
-def test_what_is_to_stop_saves_before_it_ends(thread: Executor) -> None:
+def test_a_trial_that_stops_saves_before_it_ends(thread: Executor) -> None:
     steps, asked = Steps(), threading.Event()
     ahead = at_its_second(steps, thread, asked.is_set)
     asked.set()
@@ -126,7 +126,7 @@ def test_what_is_to_stop_saves_before_it_ends(thread: Executor) -> None:
     assert steps.saved
 
 
-def test_what_a_trial_raises_comes_where_its_event_would_have(thread: Executor) -> None:
+def test_an_error_of_a_trial_is_raised_in_place_of_its_event(thread: Executor) -> None:
     def run(_: Callable[[], bool]) -> Iterator[int]:
         yield 1
         raise ValueError("of no use")

@@ -20,7 +20,7 @@ from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.bulk_read import STUDIES_PER_QUERY, StoredTrial, load_trials
 from orchestrator.study.storage.database import StudyDatabase
-from orchestrator.study.storage.schema import HISTORY
+from orchestrator.study.storage.stored_names import HISTORY
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from tests.orchestrator.conftest import drive, new_sweep

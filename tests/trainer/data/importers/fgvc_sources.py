@@ -1,4 +1,4 @@
-"""The FGVC tasks as small sources in their makers' forms."""
+"""Small sources of the FGVC tasks, in the forms of their makers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ Changes = Mapping[str, bytes | str | None]
 
 
 def mat(**variables: Any) -> bytes:
+    """Return a .mat file with these variables."""
     buffer = io.BytesIO()
     savemat(buffer, variables)
     return buffer.getvalue()
 
 
 def cells(*values: str) -> Any:
-    """A column of MATLAB cells, as the dogs' lists have."""
+    """Return a column of MATLAB cells, as in the lists of Stanford Dogs."""
     array = np.empty((len(values), 1), dtype=object)
     array[:, 0] = values
     return array
 
 
 def annotated(*rows: dict[str, Any]) -> Any:
-    """A MATLAB struct array, as the cars' devkit has."""
+    """Return a MATLAB struct array, as in the devkit of Stanford Cars."""
     array = np.zeros((1, len(rows)), dtype=[(field, object) for field in rows[0]])
     for i, row in enumerate(rows):
         array[0, i] = tuple(row.values())
@@ -53,7 +54,7 @@ CUB: Files = {
     "attributes.txt": "1 has_bill_shape::curved\n",
 }
 NABIRDS: Files = {
-    # Classes 0 to 2 and 740 have no images; those of 817, 9 and 1010 come in no order.
+    # Classes 0 to 2 and 740 have no images. The images of 817, 9 and 1010 are in no order.
     "nabirds/images.txt": "c-0 1010/c0.jpg\na-1 0817/a1.jpg\nb-2 0009/b2.jpg\nd-3 0817/d3.jpg\n",
     "nabirds/image_class_labels.txt": "a-1 817\nb-2 9\nc-0 1010\nd-3 817\n",
     "nabirds/train_test_split.txt": "a-1 1\nb-2 0\nc-0 1\nd-3 0\n",
@@ -116,7 +117,7 @@ OFFICIAL = dict(zip(TASKS, (CUB, NABIRDS, FLOWERS, DOGS, CARS), strict=True))
 
 
 def listed(task_name: str, path: Path) -> Listing:
-    """What the one source that recognises a path lists."""
+    """Return the listing of the task's source, which must recognise the path."""
     tree = SourceFiles(path)
     (source,) = (source for source in SOURCES if f"fgvc/{task_name}" in source.tasks)
     assert source.recognise(tree)
@@ -124,10 +125,11 @@ def listed(task_name: str, path: Path) -> Listing:
 
 
 def changed(files: Files, changes: Changes) -> Files:
-    """The files with some replaced, added, or (None) left out."""
+    """Return the files with some replaced, added, or (None) left out."""
     merged = {**files, **changes}
     return {name: content for name, content in merged.items() if content is not None}
 
 
 def of_lists(listing: Listing) -> dict[str, tuple[int, str]]:
+    """Return the label and the part of each image, by its key."""
     return {record.key: (record.label, record.part) for record in listing.records}

@@ -1,4 +1,4 @@
-"""Small sources for the tests: files in a folder, and the same files in an archive."""
+"""Small sources for the tests: files in a folder, and the same files in archives."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainer.catalog import Task
 from trainer.data.importers.source import Listing, split_records
 
 Files = Mapping[str, Any]
-"""Bytes or text by file names."""
+"""Contents (bytes or text) by file name."""
 
 
 def lay(folder: Path, files: Files) -> Path:
-    """Write files below a folder, which is made."""
+    """Write files below a folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name
@@ -57,11 +57,11 @@ FORMS: dict[str, Callable[[Path, Files], Path]] = {
     "x.tar.bz2": pack_tar,
     "x.tar.xz": pack_tar,
 }
-"""Writers of files in each form of a source, by the name that the source then has."""
+"""Functions that write files in each form of a source, by the name of the source."""
 
 
 def jpeg(shade: int) -> bytes:
-    """A small image, another for each shade."""
+    """Return a small JPEG, different for each shade."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), (shade, 255 - shade, 7)).save(buffer, "JPEG")
     return buffer.getvalue()
@@ -85,5 +85,5 @@ def divided_keys(listing: Listing, row: Task, seed: int = 0) -> dict[str, list[s
 
 
 def numbered(count: int) -> Iterable[tuple[str, int]]:
-    """Names of images, which do not sort as their numbers do, and their numbers."""
+    """Yield names of images and their numbers. The names are not in the order of the numbers."""
     return ((f"{i * 7919 % 10_007:05d}.jpg", i) for i in range(count))

@@ -1,4 +1,4 @@
-"""The FGVC tasks from small sources in their makers' forms; every label here is worked out by hand."""
+"""Tests of the FGVC tasks from small sources in the forms of their makers. Labels are worked out by hand."""
 
 from __future__ import annotations
 
@@ -234,15 +234,15 @@ def test_an_image_in_two_parts_is_refused_when_divided(tmp_path: Path) -> None:
         divided_keys(listing, task(3, 2, 2, 1))
 
 
-def test_nothing_is_read_but_lists_until_images_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_lists_are_read_until_images_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     read_all: Callable[..., Any] = SourceFiles.read_all
 
-    def noting(tree: SourceFiles, names: Any) -> Any:
+    def recording(tree: SourceFiles, names: Any) -> Any:
         read.extend(names)
         return read_all(tree, names)
 
-    monkeypatch.setattr(SourceFiles, "read_all", noting)
+    monkeypatch.setattr(SourceFiles, "read_all", recording)
     for name, files in OFFICIAL.items():
         listed(name, lay(tmp_path / name, files))
     assert not [name for name in read if name.endswith(".jpg")]

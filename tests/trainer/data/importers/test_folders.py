@@ -1,4 +1,4 @@
-"""The vtab-1k layout and users' own folders of images; every label here is worked out by hand."""
+"""Tests of the vtab-1k layout and of users' own folders of images. Every expected label is worked out by hand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def within(folder: str, files: Files) -> Files:
 
 
 def listed(task: str, path: Path) -> Listing:
-    """What the one source that recognises a path lists."""
+    """Return the listing of the one source that recognises the path."""
     tree = SourceFiles(path)
     (source,) = (source for source in SOURCES if task in source.tasks and source.recognise(tree))
     return source.listing(tree, task)
@@ -131,7 +131,7 @@ OWN: Files = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("around", ["", "pets/", "a/b/"])
-def test_own_parts_are_the_published_splits_whatever_is_around_them(form: str, around: str, tmp_path: Path) -> None:
+def test_own_parts_are_the_published_splits_in_any_folder(form: str, around: str, tmp_path: Path) -> None:
     files = {f"{around}{name}": content for name, content in OWN.items()}
     listing = own_folder(SourceFiles(FORMS[form](tmp_path / form, files)), "own/pets")
     # The classes in the order of their names: a cat, cat, dog.
@@ -169,7 +169,7 @@ def test_without_val_it_is_drawn_from_train_and_without_parts_all_are_drawn(tmp_
     assert one.draw == ONE_PART and one.class_names == ["test_a", "test_b", "train_a", "train_b"]
     splits = divided_keys(one, own_row(one, "own/x"))
     assert [len(splits[split]) for split in ("train", "val", "test")] == [32, 4, 4]
-    # A train without a test is all there is.
+    # Only train: all three splits are drawn from it.
     train = {name: data for name, data in files.items() if name.startswith("train/")}
     alone = own_folder(SourceFiles(lay(tmp_path / "alone", train)), "own/x")
     assert (alone.draw, alone.class_names) == (ONLY_TRAIN, ["a", "b"])
@@ -213,7 +213,7 @@ def test_too_few_own_images_for_three_splits_are_refused(count: int) -> None:
         (["1.jpg", "2.jpg"], ["1.jpg must be at the same depth as the other images: class/image.jpg"]),
         (["a/1.jpg", "a/2.jpg"], ["two classes or more, got a"]),
         (["a/1.jpg", "b/1.jpg", "1.jpg"], ["1.jpg must be at the same depth as the other images: class/image.jpg"]),
-        # A class of classes: which of the two is meant, nobody can tell.
+        # A class in a class: it is not clear which of them is meant.
         (["a/abbey/1.jpg", "b/1.jpg"], ["a/abbey/1.jpg must be at the same depth as the other images"]),
         (["val/a/1.jpg", "val/b/2.jpg"], ["train and test", "got val."]),
         (
@@ -238,7 +238,7 @@ def test_own_folders_that_say_too_little_are_refused(files: list[str], words: li
         assert word in str(refused.value)
 
 
-def test_what_is_no_image_is_left_out_and_told(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_left_out_and_named(tmp_path: Path) -> None:
     more = {"train/labels.csv": "a,b", "README.md": "hello", ".thumbs/cat/1.jpg": jpeg(0)}
     listing = own_folder(SourceFiles(lay(tmp_path, {**OWN, **more})), "own/pets")
     assert len(listing.records) == len(OWN)

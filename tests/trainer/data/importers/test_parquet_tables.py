@@ -1,4 +1,4 @@
-"""Users' own Parquet files, as `datasets` and others write them; every label here is worked out by hand."""
+"""Tests of users' own Parquet files, as `datasets` and others write them. Labels are worked out by hand."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def parquet(table: Any, **options: Any) -> bytes:
 
 
 def plain(shades: list[int], values: list[Any], **options: Any) -> bytes:
-    """Bytes and labels, as anybody would write them."""
+    """Return a Parquet file of bytes and labels without metadata."""
     return parquet(pa.table({"image": [jpeg(shade) for shade in shades], "label": values}), **options)
 
 
 def hugging_face(
     shades: list[int], values: list[int], names: list[str], image: str = "image", label: str = "label", **options: Any
 ) -> bytes:
-    """As `datasets` writes images and class labels, with its metadata."""
+    """Return a Parquet file as `datasets` writes images and class labels, with its metadata."""
     features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}, "n": {"dtype": "int64"}}
     images = pa.array([{"bytes": jpeg(shade), "path": f"{shade}.jpg"} for shade in shades])
     table = pa.table({"n": list(range(len(shades))), image: images, label: pa.array(values, pa.int64())})
-    told = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    return parquet(table.replace_schema_metadata(told), **options)
+    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    return parquet(table.replace_schema_metadata(metadata), **options)
 
 
 def listed(path: Path) -> Listing:
@@ -88,8 +88,9 @@ def test_other_shards_give_the_same_keys_and_labels(tmp_path: Path) -> None:
     whole = {"train.parquet": hugging_face([1, 2, 3, 4, 5], [1, 0, 1, 2, 0], NAMES)}
     whole |= {"val.parquet": HUGGING_FACE["data/validation-00000-of-00001.parquet"]}
     whole |= {"test.parquet": HUGGING_FACE["data/test-00000-of-00001.parquet"]}
-    one, other = listed(lay(tmp_path / "one", whole)), listed(lay(tmp_path / "other", HUGGING_FACE))
-    assert of_lists(one) == of_lists(other) and images(one) == images(other)
+    one_file = listed(lay(tmp_path / "one", whole))
+    shards = listed(lay(tmp_path / "shards", HUGGING_FACE))
+    assert of_lists(one_file) == of_lists(shards) and images(one_file) == images(shards)
 
 
 @pytest.mark.parametrize("row_group_size", [1, 7, 32, 1000])
@@ -123,7 +124,7 @@ def test_whole_numbers_without_names_are_ranked_and_text_is_sorted(tmp_path: Pat
     listing = listed(lay(tmp_path / "text", text))
     assert labels(listing) == {"test/00000000": 0, "train/00000000": 1, "train/00000001": 0, "train/00000002": 1}
     assert listing.class_names == ["auk", "wren"]
-    # As pandas writes categories, and numbers where it once met a gap.
+    # As pandas writes categories, and whole numbers where a column once had a gap.
     dictionary = pa.array(["wren", "auk", "wren"]).dictionary_encode()
     files = {"a.parquet": parquet(pa.table({"image": [jpeg(i) for i in range(3)], "label": dictionary}))}
     assert [record.label for record in listed(lay(tmp_path / "dictionary", files)).records] == [1, 0, 1]
@@ -131,9 +132,9 @@ def test_whole_numbers_without_names_are_ranked_and_text_is_sorted(tmp_path: Pat
     assert [record.label for record in floats.records] == [1, 0, 1]
 
 
-def test_columns_are_found_by_what_hugging_face_says_of_them_or_by_their_usual_names(tmp_path: Path) -> None:
-    told = {"train.parquet": hugging_face([1, 2, 3], [0, 1, 0], ["a", "b"], image="photo", label="kind")}
-    listing = listed(lay(tmp_path / "told", told))
+def test_columns_are_found_by_the_metadata_of_hugging_face_or_by_their_usual_names(tmp_path: Path) -> None:
+    declared = {"train.parquet": hugging_face([1, 2, 3], [0, 1, 0], ["a", "b"], image="photo", label="kind")}
+    listing = listed(lay(tmp_path / "declared", declared))
     assert listing.class_names == ["a", "b"] and list(images(listing).values()) == [jpeg(i) for i in (1, 2, 3)]
     table = pa.table({"img": [jpeg(1), jpeg(2)], "labels": [0, 1], "caption": ["x", "y"]})
     assert len(listed(lay(tmp_path / "usual", {"x.parquet": parquet(table)})).records) == 2
@@ -216,7 +217,7 @@ def test_wrong_tables_are_refused_with_their_row(files: Files, words: list[str],
         assert word in str(refused.value)
 
 
-def test_an_image_that_is_missing_where_no_statistics_tell_is_refused_when_read(tmp_path: Path) -> None:
+def test_a_missing_image_is_refused_when_read_if_the_file_has_no_statistics(tmp_path: Path) -> None:
     table = pa.table({"image": [jpeg(0), None, jpeg(2)], "label": [0, 1, 0]})
     listing = listed(lay(tmp_path, {"a.parquet": parquet(table, write_statistics=False)}))
     with pytest.raises(ImportRefused, match=r"a\.parquet, row 1: image must hold an image, but it is empty"):
@@ -224,7 +225,7 @@ def test_an_image_that_is_missing_where_no_statistics_tell_is_refused_when_read(
 
 
 def test_a_few_rows_of_a_large_row_group_are_in_memory_at_a_time(tmp_path: Path) -> None:
-    # 64 MiB of images in one row group, in pages of 1,024 rows, as a writer that is left alone makes them.
+    # 64 MiB of images in one row group, in pages of 1,024 rows, as a writer makes them by default.
     rng = np.random.default_rng(0)
     table = pa.table({"image": [rng.bytes(1 << 12) for _ in range(1 << 14)], "label": [0, 1] * (1 << 13)})
     lay(tmp_path, {"a.parquet": parquet(table)})
@@ -232,10 +233,10 @@ def test_a_few_rows_of_a_large_row_group_are_in_memory_at_a_time(tmp_path: Path)
     del table
     listing = own_tables(SourceFiles(tmp_path), "own/x")
     before = pa.total_allocated_bytes()
-    most = 0
+    peak = 0
     for number, image in enumerate(listing.read(listing.records)):
-        most = max(most, pa.total_allocated_bytes() - before)
+        peak = max(peak, pa.total_allocated_bytes() - before)
         if number == 10_000:
             assert image == expected
     assert number == (1 << 14) - 1
-    assert most < 20 << 20
+    assert peak < 20 << 20

@@ -1,4 +1,4 @@
-"""TFRecord files, and the 19 VTAB tasks from what TFDS prepares."""
+"""Tests of TFRecord files, and of the 19 VTAB tasks from data sets that TFDS prepared."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ dsprites_ori dsprites:2.0.0 16 train[:800] train[589824:590024] train[663552:] 7
 smallnorb_azi smallnorb:2.0.0 18 train[:800] test[:200] test[12150:] 12150
 smallnorb_ele smallnorb:2.0.0 9 train[:800] test[:200] test[12150:] 12150
 """
-"""Task, TFDS name and version, classes, the three slices, and the number of test images."""
+"""Task, TFDS name and version, number of classes, the three slices, and the number of test images."""
 
 SIZES = {
     "cifar100": {"train": 50_000, "test": 10_000},
@@ -75,9 +75,10 @@ SIZES = {
     "dsprites": {"train": 737_280},
     "smallnorb": {"train": 24_300, "test": 24_300},
 }
-"""How many records each split has."""
+"""Number of records of each split."""
 
-CLEVR_SCENES = [  # third pixel coordinates, and the two labels
+# Third pixel coordinates, and the labels of the two tasks.
+CLEVR_SCENES = [
     ((10.5, 7.9, 12.0), 0, 0),
     ((9.2, 8.0, 9.9, 11.0), 1, 0),
     ((8.25, 9.0, 9.0, 9.0, 9.0), 2, 1),
@@ -87,7 +88,8 @@ CLEVR_SCENES = [  # third pixel coordinates, and the two labels
     ((9.75,) * 9, 6, 4),
     ((10.25,) * 10, 7, 5),
 ]
-KITTI_SCENES = [  # types, distances and the label: 0 Car, 1 Van, 2 Truck, 3 Pedestrian, 6 Tram
+# Types (0 Car, 1 Van, 2 Truck, 3 Pedestrian, 6 Tram), distances and the label.
+KITTI_SCENES = [
     ((0, 3), (7.5, 1.0), 0),
     ((1, 2), (30.0, 8.5), 1),
     ((2, 6, 3), (20.5, 2.0, 3.0), 2),
@@ -96,8 +98,8 @@ KITTI_SCENES = [  # types, distances and the label: 0 Car, 1 Van, 2 Truck, 3 Ped
 ]
 
 
-def shown(index: int) -> bytes:
-    """dSprites' zeros and ones, another image for each index."""
+def sprite(index: int) -> bytes:
+    """Return a PNG of zeros and ones, as in dSprites, different for each index."""
     buffer = io.BytesIO()
     pixels = np.array([index >> bit & 1 for bit in range(16)], np.uint8).reshape(4, 4)
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -105,7 +107,7 @@ def shown(index: int) -> bytes:
 
 
 def record(name: str, split: str, index: int) -> dict[str, Value]:
-    """The features that TFDS writes of a data set's record, as far as tasks need them."""
+    """Return the features of a record as TFDS writes them, as far as the tasks need them."""
     image = f"image {index} of {split}".encode()
     if name == "clevr":
         distances, _, _ = CLEVR_SCENES[index % len(CLEVR_SCENES)]
@@ -118,7 +120,7 @@ def record(name: str, split: str, index: int) -> dict[str, Value]:
         return {"image": image, "image/file_name": b"1.png", "objects/type": types, "objects/location": locations}
     if name == "dsprites":
         labels: dict[str, Value] = {"label_x_position": [index % 32], "label_orientation": [index % 40]}
-        return {"image": shown(index), "value_x_position": [0.5]} | labels
+        return {"image": sprite(index), "value_x_position": [0.5]} | labels
     if name == "smallnorb":
         angles: dict[str, Value] = {"label_azimuth": [index % 18], "label_elevation": [index % 9]}
         return {"image": image, "image2": b"the other camera", "label_category": [4]} | angles
@@ -146,7 +148,7 @@ def task_of(task: str, prepared: Prepared, counts: tuple[int, int, int]) -> Task
 
 
 def scaled(prepared: Prepared) -> Prepared:
-    """The same slices of a data set with a hundredth of the records."""
+    """Return the same slices for a data set with a hundredth of the records."""
 
     def hundredth(text: str) -> str:
         return re.sub(r"\d+", lambda number: str(int(number[0]) // 100), text)
@@ -156,7 +158,7 @@ def scaled(prepared: Prepared) -> Prepared:
 
 
 def write_scaled(root: Path, prepared: Prepared, version: str | None = None) -> Path:
-    """A hundredth of the records of a data set, in shards of 40."""
+    """Write a hundredth of the records of a data set, in shards of 40."""
     splits = {}
     for split, size in SIZES[prepared.name].items():
         records = [framed(example(record(prepared.name, split, index))) for index in range(size // 100)]
@@ -165,14 +167,14 @@ def write_scaled(root: Path, prepared: Prepared, version: str | None = None) -> 
 
 
 def indices(text: str, size: int) -> tuple[str, range]:
-    """The split and the numbers that a slice takes."""
+    """Return the split of a slice, and the numbers of its records."""
     split, _, bounds = text.rstrip("]").partition("[")
     start, _, stop = bounds.partition(":")
     return split, range(size)[int(start or 0) : int(stop or size)]
 
 
 def written(tmp_path: Path, task: str, root: str = "") -> tuple[Listing, Prepared]:
-    """A task's listing of its scaled data set, found from the root or from a folder below."""
+    """Write the scaled data set of a task; return its listing, from the root or from a folder below, and its slices."""
     prepared = scaled(PREPARED[task])
     folder = write_scaled(tmp_path, prepared)
     return list_prepared(SourceFiles(folder if root == "version" else tmp_path / root), task, prepared), prepared
@@ -214,10 +216,10 @@ def test_every_task_has_its_slices_with_their_labels_and_images(task: str, tmp_p
         assert [listed.label for listed in splits[part]] == [label_of(index) for _, _, index in wanted]
         images = list(listing.read(splits[part]))
         if prepared.name == "dsprites":
-            # Zeros and ones are shown black and white.
-            shown_pixels = [np.asarray(Image.open(io.BytesIO(image))) for image in images]
-            stored = [np.asarray(Image.open(io.BytesIO(shown(index)))) for _, _, index in wanted]
-            assert all((a == 255 * b).all() for a, b in zip(shown_pixels, stored, strict=True))
+            # Zeros and ones are stored black and white.
+            read_pixels = [np.asarray(Image.open(io.BytesIO(image))) for image in images]
+            stored = [np.asarray(Image.open(io.BytesIO(sprite(index)))) for _, _, index in wanted]
+            assert all((a == 255 * b).all() for a, b in zip(read_pixels, stored, strict=True))
         else:
             # The bytes are those of the record.
             assert images == [f"image {index} of {split}".encode() for _, split, index in wanted]
@@ -235,7 +237,7 @@ def test_every_task_has_its_published_sizes_in_a_data_set_of_its_real_size(task:
     prepared = PREPARED[task]
     splits = {}
     for split, size in SIZES[prepared.name].items():
-        # One record, again and again: only the count is real.
+        # The same record every time: only the count is real.
         records = [framed(example(record(prepared.name, split, 7)))] * size
         splits[split] = [records[start : start + 20_000] for start in range(0, size, 20_000)]
     write_prepared(tmp_path, prepared.dataset, prepared.version, splits)
@@ -260,8 +262,8 @@ def test_a_zip_of_a_data_set_is_read_as_the_folder_is(tmp_path: Path) -> None:
         for file in sorted((tmp_path / "eurosat").rglob("*")):
             archive.write(file, file.relative_to(tmp_path))
     unpacked = list(listing.read(listing.records))
-    again = list_prepared(SourceFiles(packed), "vtab/eurosat", prepared)
-    assert (again.records, list(again.read(again.records))) == (listing.records, unpacked)
+    zipped = list_prepared(SourceFiles(packed), "vtab/eurosat", prepared)
+    assert (zipped.records, list(zipped.read(zipped.records))) == (listing.records, unpacked)
 
 
 def test_images_come_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -279,7 +281,7 @@ def test_an_older_tfds_names_the_config_in_the_path_only(tmp_path: Path) -> None
     folder.parent.rename(folder.parent.with_name("all"))
     with pytest.raises(ImportRefused) as refused:
         list_prepared(SourceFiles(tmp_path), "vtab/eurosat", prepared)
-    # Another config is named beside the one that is needed.
+    # The error names the config that is there and the one that is needed.
     assert "eurosat/rgb:2.0.0" in str(refused.value) and "eurosat/all:2.0.0" in str(refused.value)
 
 
@@ -317,7 +319,7 @@ def test_class_names_are_those_that_tfds_wrote_else_numbers(tmp_path: Path) -> N
 
 
 def four(tmp_path: Path, change: Callable[[int, dict[str, Value]], None] = lambda *_: None) -> tuple[Path, Prepared]:
-    """A data set of four records in two shards, changed before they are written."""
+    """Write a data set of four records in two shards, each changed before it is written."""
     prepared = Prepared("four", "1.0.0", 3, "train[:1]", "train[1:2]", "train[3:]")
     records = []
     for index in range(4):
@@ -345,7 +347,7 @@ def test_records_outside_the_slices_are_not_read(tmp_path: Path) -> None:
         "train-000001",
         "train-000003",
     ]
-    # A shard without any of them is not even opened.
+    # A shard without any of these records is not opened.
     (folder / "four-train.tfrecord-00001-of-00002").write_bytes(b"")
     first = dataclasses.replace(prepared, test="train[1:2]", val="train[:1]")
     assert len(list_prepared(SourceFiles(folder), "vtab/four", first).records) == 3
@@ -373,10 +375,10 @@ def test_a_directory_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     folder, prepared = four(tmp_path)
     shard = folder / "four-train.tfrecord-00001-of-00002"
     data = shard.read_bytes()
-    # Cut between two records, which only the number of records shows.
+    # Cut between two records: only the number of records shows it.
     shard.write_bytes(data[: len(data) // 2])
     assert "00001-of-00002 must have 2 records, as dataset_info.json says; it has 1." in refusal(folder, prepared)
-    # Cut within a record: its name and where the record starts.
+    # Cut within a record: the error says where the record starts.
     shard.write_bytes(data[:-1])
     assert f"00001-of-00002 is truncated: it ends within the record at byte {len(data) // 2}." in refusal(
         folder, prepared
@@ -439,7 +441,8 @@ def test_images_are_never_all_in_memory(tmp_path: Path) -> None:
     info = {"version": "1.0.0", "splits": [{"name": "train", "shardLengths": [count]}]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     tree = SourceFiles(folder)
-    crc32c(bytes(size))  # its tables stay
+    # The tables of the checksum stay in memory.
+    crc32c(bytes(size))
     tracemalloc.start()
     listing = list_prepared(tree, "vtab/four", prepared)
     assert len(listing.records) == 2 + count - 3
@@ -447,7 +450,7 @@ def test_images_are_never_all_in_memory(tmp_path: Path) -> None:
         assert len(image) == size
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # A few copies of one image, of 12 MB of them.
+    # A few copies of one image, not the 12 MB of all.
     assert peak < 12 * size
 
 
@@ -479,9 +482,10 @@ def records_of(data: bytes) -> list[bytes]:
     return [read_record(file, "some.tfrecord", offset).one_bytes("image") for offset in offsets]
 
 
-def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_place() -> None:
+def test_a_file_cut_within_a_record_is_refused_with_its_name_and_offset() -> None:
     records = [framed(example({"image": b"a" * 30})), framed(example({"image": b"b" * 40}))]
-    data, border = b"".join(records), len(records[0])
+    data = b"".join(records)
+    border = len(records[0])
     assert records_of(data) == [b"a" * 30, b"b" * 40]
     for size in range(len(data)):
         if size in {0, border}:
@@ -490,7 +494,7 @@ def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_pl
         start = 0 if size < border else border
         text = f"some.tfrecord is truncated: it ends within the record at byte {start}."
         with pytest.raises(ImportRefused, match=re.escape(text)):
-            # Of records that no slice has, the places alone show it.
+            # Records outside the slices are not read, so only their offsets show it.
             list(record_offsets(io.BytesIO(data[:size]), "some.tfrecord"))
         with pytest.raises(ImportRefused, match=re.escape(text)):
             read_record(io.BytesIO(data[:size]), "some.tfrecord", start)
@@ -498,8 +502,8 @@ def test_a_file_cut_anywhere_but_between_records_is_refused_with_its_name_and_pl
 
 def test_a_byte_changed_anywhere_is_refused() -> None:
     data = framed(example({"image": b"a" * 30}))
-    for at in range(len(data)):
-        damaged = data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+    for position in range(len(data)):
+        damaged = data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :]
         with pytest.raises(ImportRefused, match=r"some\.tfrecord is damaged"):
             records_of(damaged)
 
@@ -518,10 +522,10 @@ def test_lists_are_read_packed_and_one_by_one(packed: bool) -> None:
     assert (parsed.one_bytes("bytes"), parsed.ints("none"), parsed.floats("none")) == (b"\x00\xff", [], [])
 
 
-def test_what_a_task_does_not_need_is_passed_over() -> None:
+def test_fields_that_no_task_needs_are_skipped() -> None:
     unknown = varint(9 << 3) + varint(5) + varint(9 << 3 | 1) + bytes(8) + varint(9 << 3 | 5) + bytes(4)
     entry = field(1, b"label") + field(2, feature([3]) + unknown) + unknown
-    # A feature without a list has no values, of whatever kind.
+    # A feature without a list has no values of any kind.
     empty = field(1, b"empty") + field(2, b"")
     parsed = parse_example(field(1, field(1, entry) + unknown + field(1, empty)) + unknown, "here")
     assert (parsed.one_int("label"), parsed.floats("empty")) == (3, [])

@@ -1,4 +1,4 @@
-"""VPT's lists of the FGVC splits; every label here is worked out by hand."""
+"""Tests of VPT's lists of the FGVC splits. Every expected label is worked out by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.trainer.data.importers.fgvc_sources import CUB, FLOWERS, OFFICIAL, Ch
 from tests.trainer.data.importers.made_sources import labels, lay, parts
 from trainer.data.importers.archive import ImportRefused
 
-# VPT's lists: each image's split, and its class by a number of theirs.
+# VPT's lists: the split of each image and its class number, then the expected records and class names.
 VPT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, tuple[int, str]], list[str]]] = {
     "cub_200_2011": (
         {
@@ -30,7 +30,7 @@ VPT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, tuple[int, str]], list
         ["001.Auk", "002.Wren", "003.Tit"],
     ),
     "nabirds": (
-        # Their own numbers, 817 being the second of 9, 817 and 1010; text is read as a number.
+        # VPT's own numbers: 817 is the second of 9, 817 and 1010. Text is read as a number.
         {"train": {"1010/c0.jpg": "1010", "0817/a1.jpg": 817}, "val": {"0817/d3.jpg": 817}, "test": {"0009/b2.jpg": 9}},
         {
             "1010/c0.jpg": (2, "train"),

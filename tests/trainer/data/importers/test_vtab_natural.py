@@ -1,4 +1,4 @@
-"""The natural tasks of VTAB, from their makers' files: labels, parts, images, and files that are wrong."""
+"""Tests of VTAB's natural tasks from the files of their makers: labels, parts, images, and wrong files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def python2_text(text: bytes) -> bytes:
 
 
 def python2_table(labels: list[int], planes: NDArray[np.uint8]) -> bytes:
-    """What Python 2 wrote: texts that are bytes, and an array by way of numpy.core."""
+    """Return a table as Python 2 pickled it: text as bytes, and an array through numpy.core."""
     rows = len(planes).to_bytes(1, "little")
     return (
         b"\x80\x02}("
@@ -98,7 +98,7 @@ def cifar100_python3() -> Made:
 
 
 def caltech101() -> Made:
-    # In ASCII's order the folders would be BACKGROUND_Google, Faces, accordion, brain; TFDS has lower-case names.
+    # In the order of ASCII the folders would be BACKGROUND_Google, Faces, accordion, brain. TFDS sorts by lower case.
     labels = {"accordion": 0, "BACKGROUND_Google": 1, "brain": 2, "Faces": 3}
     keys = {f"{name}/image_000{i}.jpg": label for name, label in labels.items() for i in (1, 2)}
     images = {key: jpeg(i) for i, key in enumerate(keys)}
@@ -123,7 +123,7 @@ def dtd() -> Made:
     files = {f"dtd/images/{key}": data for key, data in images.items()}
     for part, names in parts.items():
         files[f"dtd/labels/{part}1.txt"] = "".join(f"{name}\n" for name in names).encode()
-        # The other nine folds have other divisions.
+        # The other nine folds have other splits.
         files[f"dtd/labels/{part}2.txt"] = b"banded/banded_0001.jpg\n"
     return Made(
         files=files,
@@ -159,14 +159,14 @@ def oxford_flowers102() -> Made:
 
 
 def oxford_iiit_pet() -> Made:
-    listed_ = {
+    expected = {
         "Abyssinian_100.jpg": (0, "train"),
         "american_bulldog_1.jpg": (1, "train"),
         "Bengal_7.jpg": (2, "train"),
         "american_bulldog_22.jpg": (1, "test"),
         "Abyssinian_2.jpg": (0, "test"),
     }
-    images = {key: jpeg(i) for i, key in enumerate(listed_)}
+    images = {key: jpeg(i) for i, key in enumerate(expected)}
     return Made(
         files={f"images/{key}": data for key, data in images.items()}
         | {
@@ -176,7 +176,7 @@ def oxford_iiit_pet() -> Made:
             "images/Abyssinian_100.mat": b"",
         },
         class_names=["Abyssinian", "american_bulldog", "Bengal"],
-        listed=listed_,
+        listed=expected,
         images=images,
     )
 
@@ -262,7 +262,7 @@ def test_each_natural_task_has_one_official_source() -> None:
 
 
 def test_the_parts_of_an_archive_may_lie_apart(tmp_path: Path) -> None:
-    """Pets are published as images.tar.gz and annotations.tar.gz, SUN397's lists beside its archive."""
+    """Pets are published as images.tar.gz and annotations.tar.gz, and SUN397's lists apart from its archive."""
     for task, made, inner in (
         ("vtab/oxford_iiit_pet", oxford_iiit_pet(), "images/"),
         ("vtab/oxford_flowers102", oxford_flowers102(), "jpg/"),
@@ -285,7 +285,7 @@ def test_the_parts_of_an_archive_may_lie_apart(tmp_path: Path) -> None:
         ("vtab/sun397", sun397_alone, "SUN397"),
     ],
 )
-def test_the_folder_within_is_as_good_as_the_one_around_it(
+def test_the_inner_folder_gives_the_same_as_the_outer_one(
     task: str, make: Callable[[], Made], inner: str, tmp_path: Path
 ) -> None:
     made = make()
@@ -305,7 +305,7 @@ def test_both_forms_of_cifar100_give_the_same_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [cifar100_binary, oxford_iiit_pet, svhn])
-def test_val_is_drawn_from_train_where_the_makers_made_none(make: Callable[[], Made], tmp_path: Path) -> None:
+def test_val_is_drawn_from_train_if_the_makers_made_none(make: Callable[[], Made], tmp_path: Path) -> None:
     task = next(task for task, maker in MADE if maker is make)
     splits = split_keys(listed(SOURCES, task, place(make().files, tmp_path)), 2, 1, 2)
     part = {key: part for key, (_, part) in make().listed.items()}
@@ -325,7 +325,7 @@ def test_the_undecodable_image_of_sun397_is_left_out_by_name(make: Callable[[], 
     check(SOURCES, "vtab/sun397", made, path)
     expected = (f"left out 1 image that no decoder reads: {SUN_UNDECODABLE}",)
     assert listed(SOURCES, "vtab/sun397", path).repairs == expected
-    # Who has removed it already is not told that it is missing.
+    # If the user has removed the image already, it is not missed.
     (path / "SUN397" / SUN_UNDECODABLE).unlink()
     assert listed(SOURCES, "vtab/sun397", path).repairs == ()
 
@@ -450,7 +450,7 @@ def test_a_pickle_that_would_run_code_is_not_opened(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     harmful = pickle.dumps({b"data": Harmful()}, protocol=2)
     pickle.loads(harmful)
-    # It is harmful indeed.
+    # It does run code.
     assert (tmp_path / "harmed").exists()
     (tmp_path / "harmed").rmdir()
     path = place(changed(cifar100_python, PICKLE_TRAIN, harmful), tmp_path / "source")

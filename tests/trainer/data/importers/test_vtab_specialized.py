@@ -1,4 +1,4 @@
-"""The specialized tasks of VTAB, from their makers' files: labels, parts, images, and files that are wrong."""
+"""Tests of VTAB's specialized tasks from the files of their makers: labels, parts, images, and wrong files."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_the_leaderboards_of_retinopathy_are_val_and_test(tmp_path: Path) -> Non
 
 
 def photograph(height: int, width: int, radius: float, pattern: NDArray[np.uint8] | int = 120) -> bytes:
-    """A disc in the middle of a black photograph, as PNG: what is tested is not JPEG's loss."""
+    """Return a disc in the middle of a black photograph, as PNG so that nothing is lost to JPEG."""
     y, x = np.ogrid[:height, :width]
     inside = (y - (height - 1) / 2) ** 2 + (x - (width - 1) / 2) ** 2 < radius**2
     buffer = io.BytesIO()
@@ -185,7 +185,7 @@ def photograph(height: int, width: int, radius: float, pattern: NDArray[np.uint8
 @pytest.mark.parametrize(
     ("height", "width", "radius", "expected"),
     [
-        (200, 300, 90, (540, 540)),  # a disc scaled up, all of it in sight
+        (200, 300, 90, (540, 540)),  # scaled up, the whole disc is visible
         (2000, 3000, 950, (540, 540)),  # scaled down
         (800, 1300, 500, (480, 540)),  # cut off above and below: 800 / 500 * 300 = 480 rows
     ],
@@ -200,7 +200,7 @@ def test_a_retina_without_detail_is_grey_whatever_its_light() -> None:
     y, x = np.ogrid[:540, :540]
     for image in (dark, bright):
         assert np.abs(image[(y - 270) ** 2 + (x - 270) ** 2 < 230**2].astype(int) - 128).max() <= 3
-        # Beyond 90 % of the radius all is grey: the corners of the square.
+        # Beyond 90 % of the radius everything is grey: the corners of the square.
         assert np.abs(image[:50, :50].astype(int) - 128).max() <= 3
 
 
@@ -316,5 +316,5 @@ def test_a_rar_of_resisc45_is_to_be_unpacked_first(tmp_path: Path) -> None:
     assert [source.tasks for source in SOURCES if source.recognise(SourceFiles(path))] == [("vtab/resisc45",)]
     with pytest.raises(ImportRefused, match=r"NWPU-RESISC45.rar, unpack it first, with unrar or 7z"):
         listed(SOURCES, "vtab/resisc45", path)
-    # Beside its contents the archive is in nobody's way.
+    # Next to its contents, the archive does no harm.
     check(SOURCES, "vtab/resisc45", resisc45(), place(resisc45().files, tmp_path))

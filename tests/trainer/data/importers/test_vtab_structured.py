@@ -1,4 +1,4 @@
-"""VTAB's structured tasks from the files that their makers publish, and the rules of their labels."""
+"""Tests of VTAB's structured tasks from the files of their makers, and of the rules of their labels."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ NORB = {"train": "smallnorb-5x46789x9x18x6x2x96x96-training", "test": "smallnorb
 
 
 def listed(path: Path, task: str) -> Listing:
-    """A source's listing, after its source has recognised it."""
+    """Return the listing of a task's source, which alone must recognise the path."""
     tree = SourceFiles(path)
-    assert [found for found in dict.fromkeys(SOURCES.values()) if found.recognise(tree)] == [SOURCES[task]]
+    assert [source for source in dict.fromkeys(SOURCES.values()) if source.recognise(tree)] == [SOURCES[task]]
     return SOURCES[task].listing(tree, task)
 
 
@@ -52,7 +52,7 @@ def refusal(path: Path, task: str) -> str:
 
 
 def parts_of(listing: Listing, counts: tuple[int, int, int]) -> dict[str, list[tuple[str, str]]]:
-    """The part and key of each split's images, drawn by chance."""
+    """Return the part and the key of each split's images, after drawing the splits."""
     train, val, test = counts
     row = Task(name="any", group="any", num_classes=2, num_train=train, num_val=val, num_test=test)
     splits, protocol = split_records(listing, row)
@@ -133,7 +133,7 @@ def test_kitti_is_the_nearest_vehicle_in_three_bins_or_none(distances: tuple[flo
 def test_dsprites_has_two_positions_or_two_and_a_half_orientations_a_class() -> None:
     assert [dsprites_label(x, 32) for x in (0, 1, 2, 3, 30, 31)] == [0, 0, 1, 1, 15, 15]
     assert [dsprites_label(o, 40) for o in (0, 2, 3, 4, 5, 7, 8, 37, 38, 39)] == [0, 0, 1, 1, 2, 2, 3, 14, 15, 15]
-    # Every class has as many values as its share, and there is no other class.
+    # Every class has its share of the values, and there is no other class.
     counts = np.bincount([dsprites_label(o, 40) for o in range(40)])
     assert counts.tolist() == [3, 2] * 8
 
@@ -198,7 +198,7 @@ def test_dmlab_is_refused_with_what_is_missing_or_wrong(tmp_path: Path) -> None:
     assert "must contain dmlab-validation.tfrecord-00000-of-0000n; there is none." in refusal(tmp_path, "vtab/dmlab")
 
 
-def test_what_tfds_made_of_dmlab_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_dmlab_prepared_by_tfds_is_not_taken_for_the_official_files(tmp_path: Path) -> None:
     write_prepared(tmp_path, "dmlab", "2.0.1", {"train": [[frame("train", 0, 0)]]})
     assert not SOURCES["vtab/dmlab"].recognise(SourceFiles(tmp_path))
     write_dmlab(tmp_path / "raw")
@@ -209,7 +209,7 @@ def test_what_tfds_made_of_dmlab_is_not_taken_for_it(tmp_path: Path) -> None:
 
 
 def scene(image: str, distances: Sequence[float]) -> dict[str, object]:
-    """A scene as CLEVR's files have them."""
+    """Return a scene as in CLEVR's files."""
     objects = [
         {"color": "red", "shape": "cube", "3d_coords": [1.0, 2.0, 0.7], "rotation": 9.5, "pixel_coords": [240, 160, d]}
         for d in distances
@@ -220,11 +220,11 @@ def scene(image: str, distances: Sequence[float]) -> dict[str, object]:
 def write_clevr(folder: Path, scenes: dict[str, list[dict[str, object]]], unlabelled: tuple[str, ...] = ()) -> None:
     (folder / "scenes").mkdir(parents=True)
     names = list(unlabelled)
-    for part, its_scenes in scenes.items():
+    for part, scenes_of_part in scenes.items():
         info = {"split": part, "license": "Creative Commons Attribution (CC BY 4.0)"}
-        text = json.dumps({"info": info, "scenes": its_scenes})
+        text = json.dumps({"info": info, "scenes": scenes_of_part})
         (folder / f"scenes/CLEVR_{part}_scenes.json").write_text(text)
-        names += [f"images/{part}/{its['image_filename']}" for its in its_scenes]
+        names += [f"images/{part}/{item['image_filename']}" for item in scenes_of_part]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(f"png {name}".encode())
@@ -381,7 +381,8 @@ def test_an_image_without_a_label_is_left_out_and_named(tmp_path: Path) -> None:
 
 # dSprites.
 
-CLASSES = [  # color, shape, scale, orientation, x, y
+# Color, shape, scale, orientation, x, y.
+CLASSES = [
     (0, 2, 3, 31, 16, 14),
     (0, 1, 2, 22, 24, 28),
     (0, 0, 0, 1, 11, 19),
@@ -415,7 +416,7 @@ WRITERS: dict[str, Callable[..., Path]] = {"hdf5": write_hdf5, "npz": write_npz}
 
 @pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("task", SPRITE_LABELS)
-def test_dsprites_shows_zeros_and_ones_black_and_white(suffix: str, task: str, tmp_path: Path) -> None:
+def test_dsprites_stores_zeros_and_ones_as_black_and_white(suffix: str, task: str, tmp_path: Path) -> None:
     WRITERS[suffix](tmp_path / f"{SPRITES}.{suffix}")
     listing = listed(tmp_path, task)
     assert labels(listing) == SPRITE_LABELS[task]
@@ -479,7 +480,8 @@ def test_dsprites_images_cut_short_are_refused(tmp_path: Path) -> None:
 
 # smallNORB.
 
-INFO = {  # instance, elevation, azimuth, lighting
+# Instance, elevation, azimuth, lighting.
+INFO = {
     "train": [(4, 0, 0, 0), (6, 8, 34, 5), (7, 3, 10, 2), (8, 4, 2, 1)],
     "test": [(0, 2, 12, 3), (1, 5, 20, 0), (2, 1, 32, 4), (3, 7, 18, 5), (5, 6, 6, 1)],
 }
@@ -487,7 +489,7 @@ NORB_IMAGES = {part: np.random.default_rng(1).integers(0, 256, (len(INFO[part]),
 
 
 def norb_matrix(values: NDArray[np.uint8] | NDArray[np.int32]) -> bytes:
-    """A matrix in NORB's format: what it holds, its dimensions, three of them at least, and its numbers."""
+    """Return a matrix in NORB's format: magic number, dimensions (three at least), and numbers."""
     magic = 0x1E3D4C55 if values.dtype == np.uint8 else 0x1E3D4C54
     shape = [*values.shape, *[1] * (3 - values.ndim)]
     return struct.pack(f"<II{len(shape)}i", magic, values.ndim, *shape) + values.tobytes()
@@ -525,7 +527,7 @@ def test_smallnorb_tunes_and_tests_on_its_test_part(
     drawn = parts_of(listing, (4, 2, 3))
     parts = {split: {part for part, _ in records} for split, records in drawn.items()}
     assert parts == {"train": {"train"}, "val": {"test"}, "test": {"test"}}
-    # Of each pair the first camera's, whatever the order.
+    # The image of the first camera, in any order.
     for records in (listing.records, listing.records[::-1], listing.records[3:6]):
         for record, image in zip(records, listing.read(records), strict=True):
             decoded = Image.open(io.BytesIO(image))
@@ -549,9 +551,9 @@ def test_smallnorb_is_refused_with_what_is_wrong(tmp_path: Path) -> None:
     good_info, good_images = info.read_bytes(), images.read_bytes()
 
     info.write_bytes(norb_matrix(np.array([(0, 9, 13, 0)] * 5, np.int32)))
-    place = f"row 0 of {images.name}"
-    assert refusal(tmp_path, "vtab/smallnorb_azi").startswith(f"{place}: the label must be in 0..17, got -1;")
-    assert refusal(tmp_path, "vtab/smallnorb_ele").startswith(f"{place}: the label must be in 0..8, got 9;")
+    image = f"row 0 of {images.name}"
+    assert refusal(tmp_path, "vtab/smallnorb_azi").startswith(f"{image}: the label must be in 0..17, got -1;")
+    assert refusal(tmp_path, "vtab/smallnorb_ele").startswith(f"{image}: the label must be in 0..8, got 9;")
 
     info.write_bytes(good_info[:-4])
     assert f"{info.name} is truncated: it ends within the 80 bytes from 20." in refusal(tmp_path, "vtab/smallnorb_azi")

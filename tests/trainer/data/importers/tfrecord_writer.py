@@ -1,4 +1,4 @@
-"""Writes TFRecord files and what TFDS puts beside them, independently of the code that reads them."""
+"""Writer of TFRecord files and of the files that TFDS puts next to them, independent of the code that reads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYTES = [_bit_by_bit(byte) for byte in range(256)]
 
 
 def crc32c(data: bytes) -> int:
-    """Byte by byte, each bit by bit as the polynomial says."""
+    """Return the CRC-32C, computed byte by byte and bit by bit from the polynomial."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = BYTES[(crc ^ byte) & 255] ^ (crc >> 8)
@@ -28,7 +28,7 @@ def crc32c(data: bytes) -> int:
 
 
 def framed(data: bytes) -> bytes:
-    """A record with its length and checksums."""
+    """Return a record with its length and checksums."""
 
     def checksum(part: bytes) -> bytes:
         crc = crc32c(part)
@@ -39,22 +39,23 @@ def framed(data: bytes) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte; a negative number has all ten bytes."""
+    """Return a varint: seven bits per byte. A negative number has ten bytes."""
     value &= (1 << 64) - 1
-    out = b""
+    encoded = b""
     while value > 127:
-        out += bytes([value & 127 | 128])
+        encoded += bytes([value & 127 | 128])
         value >>= 7
-    return out + bytes([value])
+
+    return encoded + bytes([value])
 
 
 def field(number: int, data: bytes) -> bytes:
-    """A field of bytes or a message."""
+    """Return a field with bytes or a message."""
     return varint(number << 3 | 2) + varint(len(data)) + data
 
 
 def feature(value: Value, packed: bool = True) -> bytes:
-    """A `Feature` of bytes, of floats or of integers."""
+    """Return a `Feature` of bytes, floats or integers."""
     if isinstance(value, bytes):
         return field(1, field(1, value))
     if any(isinstance(number, float) for number in value):
@@ -65,13 +66,13 @@ def feature(value: Value, packed: bool = True) -> bytes:
 
 
 def example(features: Mapping[str, Value], packed: bool = True) -> bytes:
-    """A serialised tf.train.Example."""
+    """Return a serialised tf.train.Example."""
     entries = [field(1, name.encode()) + field(2, feature(value, packed)) for name, value in features.items()]
     return field(1, b"".join(field(1, entry) for entry in entries))
 
 
 def write_shards(prefix: Path, shards: Sequence[Sequence[bytes]]) -> None:
-    """Framed records as `prefix-00000-of-0000n`, a file a shard."""
+    """Write framed records as `prefix-00000-of-0000n`, one file per shard."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     for index, records in enumerate(shards):
         prefix.with_name(f"{prefix.name}-{index:05d}-of-{len(shards):05d}").write_bytes(b"".join(records))
@@ -80,7 +81,11 @@ def write_shards(prefix: Path, shards: Sequence[Sequence[bytes]]) -> None:
 def write_prepared(
     root: Path, dataset: str, version: str, splits: Mapping[str, Sequence[Sequence[bytes]]], *, older: bool = False
 ) -> Path:
-    """A directory as TFDS prepares it, of framed records; an older TFDS names the config in the path only."""
+    """Write a directory as TFDS prepares it, of framed records.
+
+    Args:
+        older: as an older TFDS, which writes the config only into the path.
+    """
     name, _, config = dataset.partition("/")
     folder = root / dataset / version
     for split, shards in splits.items():

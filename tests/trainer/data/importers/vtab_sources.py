@@ -1,4 +1,4 @@
-"""What the tests of VTAB's official forms share: tiny sources made in the true formats."""
+"""Helpers of the tests of VTAB's official forms: tiny sources in the real formats."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ FORMS = ("folder", "zip", "tar.gz")
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A source's files, and what must come of them."""
+    """The files of a source, and the listing that is expected from them."""
 
     files: dict[str, bytes]
     class_names: list[str]
     listed: dict[str, tuple[int, str]]
     """Label and part by key."""
     images: dict[str, bytes] = field(default_factory=dict)
-    """Encoded images by key, where the source has such."""
+    """Encoded images by key, if the source has encoded images."""
     pixels: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """Arrays by key, where it has those."""
+    """Pixels by key, if the source has arrays."""
 
 
 def jpeg(number: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    """A photograph unlike those of other numbers."""
+    """Return a photograph, different for each number."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (number % 256, 90, 40)).save(buffer, "JPEG", comment=f"photograph {number}")
     return buffer.getvalue()
@@ -59,7 +59,7 @@ def mat(**variables: Any) -> bytes:
 
 
 def place(files: dict[str, bytes], folder: Path, form: str = "folder") -> Path:
-    """Put files where a researcher has them: unpacked, or in one archive."""
+    """Write files as a researcher has them: unpacked, or in one archive."""
     folder.mkdir(parents=True, exist_ok=True)
     if form == "zip":
         with zipfile.ZipFile(folder / "source.zip", "w") as archive:
@@ -79,15 +79,15 @@ def place(files: dict[str, bytes], folder: Path, form: str = "folder") -> Path:
 
 
 def changed(make: Callable[[], Made], name: str, data: bytes | None) -> dict[str, bytes]:
-    """The files of a source with one of them other, or gone."""
+    """Return the files of a source with one of them replaced, or removed (None)."""
     files = make().files
     assert name in files
     return {key: value for key, value in (files | {name: data}).items() if value is not None}
 
 
 def source_of(sources: tuple[Source, ...], task: str) -> Source:
-    (found,) = (source for source in sources if task in source.tasks)
-    return found
+    (source,) = (source for source in sources if task in source.tasks)
+    return source
 
 
 def listed(sources: tuple[Source, ...], task: str, path: Path) -> Listing:
@@ -95,29 +95,33 @@ def listed(sources: tuple[Source, ...], task: str, path: Path) -> Listing:
 
 
 def check(sources: tuple[Source, ...], task: str, made: Made, path: Path) -> None:
-    """A source is recognised as its task and no other, and every image has its label, part and bytes."""
+    """Assert that a source is recognised as its task only, and that every image has its label, part and bytes."""
     tree = SourceFiles(path)
     assert [source.tasks for source in sources if source.recognise(tree)] == [(task,)]
+
     listing = source_of(sources, task).listing(tree, task)
     assert listing.class_names == made.class_names
     assert {r.key: (r.label, r.part) for r in listing.records} == made.listed
     assert len(listing.records) == len(made.listed)
-    # Backwards: a reader must not lean on the source's order.
+
+    # Backwards: a reader must not depend on the order of the source.
     backwards = listing.records[::-1]
     read = dict(zip([record.key for record in backwards], listing.read(backwards), strict=True))
     for key, data in made.images.items():
         assert read[key] == data, key
     for key, pixels in made.pixels.items():
         np.testing.assert_array_equal(pixels_of(read[key]), pixels, err_msg=key)
-    # The parts are those that the splits are drawn from.
+
+    # The splits are drawn from exactly the parts of the records.
     assert listing.draw is not None
     assert set(listing.draw.values()) == {part for _, part in made.listed.values()}
 
 
 def split_keys(listing: Listing, *counts: int) -> dict[str, list[str]]:
-    """The keys of train, val and test, drawn by these counts."""
+    """Return the keys of train, val and test, drawn with these counts."""
     train, val, test = counts
     row = Task(name="vtab/any", group="any", num_classes=9, num_train=train, num_val=val, num_test=test)
     splits, protocol = split_records(listing, row)
     assert protocol == "resampled with seed 0"
+
     return {split: [record.key for record in records] for split, records in splits.items()}

@@ -28,6 +28,7 @@ def numbered_records(part: str, labels: Iterable[int], num_classes: int, first: 
     """
     records = []
     for row, label in enumerate(labels):
+        # Six digits, so that keys sort as rows do.
         key = f"{part}/{row:06d}"
         records.append(SourceRecord(key, parse_label(key, int(label), first, num_classes), part, row))
 

@@ -17,6 +17,7 @@ def class_images(tree: SourceFiles, *parents: str) -> list[str]:
     path = tree.path.resolve()
     root_name = path.stem if path.is_file() else path.name
 
+    # The root counts as the first folder of each path.
     images = []
     for name in tree.names:
         parts = [root_name, *name.split("/")]

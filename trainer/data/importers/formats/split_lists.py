@@ -19,6 +19,7 @@ def read_lines(tree: SourceFiles, name: str) -> list[str]:
     Raises:
         ImportRefused: if the file is not text.
     """
+    # utf-8-sig: some editors of Windows write a mark at the start of the file.
     try:
         text = tree.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:

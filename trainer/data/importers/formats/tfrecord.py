@@ -99,6 +99,7 @@ def shard_names(tree: SourceFiles, prefix: str, count: int) -> list[str]:
 
 def open_shards(tree: SourceFiles, names: Sequence[str]) -> Iterator[IO[bytes]]:
     """Yield each file in turn, open until the next one is asked for. Members of archives are read into memory."""
+    # Opened where they lie if unpacked: a shard may be larger than the memory.
     archived = tree.read_all([name for name in names if not (tree.path / name).is_file()])
 
     for name in names:
@@ -113,6 +114,7 @@ def record_offsets(file: IO[bytes], name: str) -> Iterator[int]:
     Raises:
         ImportRefused: if the file ends within a record, or a length is damaged.
     """
+    # The size first, so that a record cut at the end of the file is noticed without reading its data.
     size = file.seek(0, io.SEEK_END)
 
     offset = 0
@@ -234,6 +236,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
         tag, position = _varint(data, position)
         wire_type = tag & 7
 
+        # Varints (0) are integers; the other types are bytes of a size of their own (2) or of 8 or 4 bytes (1, 5).
         if wire_type == 0:
             value, position = _varint(data, position)
             yield tag >> 3, value

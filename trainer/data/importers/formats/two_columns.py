@@ -35,6 +35,7 @@ def read_two_columns(data: bytes, name: str, *, split_at: str = "first") -> list
     Raises:
         ImportRefused: if the list is empty or not text, or a line has only one column.
     """
+    # utf-8-sig: some editors of Windows write a mark at the start of the file.
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

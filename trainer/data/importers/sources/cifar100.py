@@ -45,6 +45,7 @@ def listing(tree: SourceFiles, task: str) -> Listing:
     @contextmanager
     def open_part(part: str, folder: Path) -> Iterator[Row]:
         _, pixels = read_table(tree, part, folder)
+        # Three colour planes of rows, from red to blue.
         yield lambda i: pixels[i].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
 
     records = []
@@ -71,6 +72,7 @@ def _read_binary(tree: SourceFiles, part: str, folder: Path) -> tuple[NDArray[An
             f"{tree.path}: {name} must consist of records of {2 + PIXELS} bytes, got {size} bytes. Download it again."
         )
 
+    # Mapped, not read: labels are listed without the 150 MB of pixels.
     table = np.memmap(path, np.uint8, "r").reshape(-1, 2 + PIXELS)
     return table[:, 1], table[:, 2:]
 
@@ -128,6 +130,7 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+# The function that makes an empty array when an array is unpickled. Its module has been renamed by numpy.
 _NEW_ARRAY = np.empty(0).__reduce__()[0]
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,

@@ -48,6 +48,7 @@ def listing(tree: SourceFiles, task: str) -> Listing:
     Raises:
         ImportRefused: if a table or a photograph is missing, or a grade is not 0 to 4.
     """
+    # The photographs are next to the table, in train/ and test/.
     root = tree.one(TRAIN_LABELS).removesuffix(TRAIN_LABELS)
 
     records = []

@@ -67,6 +67,7 @@ def list_birds(tree: SourceFiles, task: str) -> Listing:
                 f"{classes[image].where} must give a class of classes.txt, got {class_id}. Download both again."
             )
 
+    # NABirds also numbers the groups above its species, and these have no images.
     class_ids = sorted(set(class_of.values())) if task == "fgvc/nabirds" else sorted(name_of)
     label_by_id = {class_id: label for label, class_id in enumerate(class_ids)}
 
@@ -99,6 +100,7 @@ def list_flowers(tree: SourceFiles, task: str) -> Listing:
         records, class_ids = vpt
         return Listing(records=records, class_names=list(map(str, class_ids)), read=source_files(tree))
 
+    # The official lists: the class of each image, and the images of each part.
     (labels,) = mat_arrays(tree, tree.one("imagelabels.mat"), "labels")
     image_sets = mat_arrays(tree, tree.one("setid.mat"), "trnid", "valid", "tstid")
     keys = [f"jpg/image_{i:05d}.jpg" for i in range(1, labels.size + 1)]
@@ -124,11 +126,13 @@ def list_dogs(tree: SourceFiles, task: str) -> Listing:
     """
     root = _folder_above(tree, "Images")
 
+    # VPT's splits.
     vpt = vpt_records(tree, root, "Images/")
     if vpt is not None:
         records, _ = vpt
         return Listing(records=records, class_names=_folder_names(records), read=source_files(tree))
 
+    # The official lists: paths and classes, one file per part.
     keys: list[str] = []
     class_ids: list[Any] = []
     parts: list[str] = []

@@ -70,6 +70,7 @@ def vtab_1k(tree: SourceFiles, task: str) -> Listing:
         )
 
     (root,) = folders
+    # A task of the layout need not be in the catalog.
     task_row = TASKS.get(task)
 
     records = []
@@ -86,6 +87,7 @@ def vtab_1k(tree: SourceFiles, task: str) -> Listing:
 
     check_present(tree, records, f"{root}{', '.join(VTAB_1K_LISTS.values())}")
 
+    # Lists may leave out the last classes of the task.
     num_classes = 1 + max(record.label for record in records)
     if task_row is not None:
         num_classes = max(num_classes, task_row.num_classes)
@@ -174,6 +176,7 @@ def own_draw(parts: Collection[str]) -> Mapping[str, str] | None:
         ("all",): ONE_PART,
     }
 
+    # Sorted as the keys above are.
     present = tuple(sorted(parts))
     if present not in rules:
         raise ImportRefused(
@@ -231,6 +234,7 @@ def own_row(listing: Listing, name: str) -> Task:
 
 def _common_prefix(images: Collection[str]) -> str:
     """Return the folders around all images that are neither parts nor classes, with their `/`."""
+    # Go down while all images are in one folder, and stop above the class folders at the latest.
     prefix = ""
     while True:
         folders = {image[len(prefix) :].partition("/")[0] for image in images}

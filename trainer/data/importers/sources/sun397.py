@@ -31,6 +31,7 @@ def listing(tree: SourceFiles, task: str) -> Listing:
         if match:
             keys[name] = match[1]
 
+    # The one image that no decoder reads. A user may have removed it already.
     left_out = [name for name, key in keys.items() if key == UNDECODABLE]
     for name in left_out:
         del keys[name]

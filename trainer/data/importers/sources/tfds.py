@@ -240,6 +240,7 @@ def _read_info(tree: SourceFiles, folder: str, prepared: Prepared) -> _Directory
 
 
 def _read_class_names(tree: SourceFiles, task: str, prepared: Prepared, directory: _Directory) -> list[str]:
+    # Tasks whose labels we compute have classes that TFDS does not know.
     if task in CLASS_NAMES:
         return list(CLASS_NAMES[task])
 
@@ -299,6 +300,7 @@ def _read_slice(
 def _find_shards(tree: SourceFiles, prepared: Prepared, directory: _Directory, split: str) -> list[str]:
     prefix = f"{directory.folder}{prepared.name}-{split}."
 
+    # A newer TFDS writes another format by default.
     formats = {name.removeprefix(prefix).partition("-")[0] for name in tree.names if name.startswith(prefix)}
     if formats and "tfrecord" not in formats:
         raise ImportRefused(

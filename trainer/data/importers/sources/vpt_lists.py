@@ -30,6 +30,7 @@ def vpt_records(tree: SourceFiles, root: str, images: str) -> tuple[list[SourceR
     if not folders:
         return None
 
+    # Next to the images before the top of the source.
     folder = folders[0]
     missing = [name for name in VPT_LISTS if folder + name not in tree.names]
     if missing:

@@ -63,6 +63,7 @@ def list_dsprites(tree: SourceFiles, task: str) -> Listing:
             for row, image in zip(rows, images, strict=True):
                 yield dsprites_png(image, f"row {row} of {name}")
 
+    # Drawn anew: TFDS shuffled the records, and the file does not contain its order.
     draw = {"train": "all", "val": "all", "test": "all"}
     return Listing(records=records, class_names=list(CLASS_NAMES[task]), read=read, draw=draw)
 
@@ -175,6 +176,7 @@ def list_smallnorb(tree: SourceFiles, task: str) -> Listing:
             label = check_label(label_of(value), CLASS_NAMES[task], f"row {row} of {images}")
             records.append(SourceRecord(f"{part}-{row:05d}", label, part, row))
 
+    # As in VTAB: val and test are both of the testing images.
     return Listing(
         records=records,
         class_names=list(CLASS_NAMES[task]),

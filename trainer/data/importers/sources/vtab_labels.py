@@ -60,6 +60,7 @@ def kitti_label(vehicle_distances: Sequence[float]) -> int:
 
 def dsprites_label(attribute: int, num_values: int) -> int:
     """Return the 16th of an attribute's values that contains this one: 2 positions or 2.5 orientations per class."""
+    # 40 orientations are 2.5 per class: classes of 3 and 2 values alternate.
     return int(attribute // (num_values / 16))
 
 

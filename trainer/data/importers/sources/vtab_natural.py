@@ -43,6 +43,7 @@ def _has_dtd(tree: SourceFiles) -> bool:
 def _list_dtd(tree: SourceFiles, task: str) -> Listing:
     """List fold 1 of ten, as TFDS does."""
     root = tree.one(DTD_LISTS["train"]).removesuffix(DTD_LISTS["train"])
+    # The first folder of an image's path is its class.
     entries = [(key, part) for part, name in DTD_LISTS.items() for key in read_lines(tree, root + name)]
 
     class_names = sorted({key.partition("/")[0] for key, _ in entries})
@@ -79,6 +80,7 @@ def _list_flowers(tree: SourceFiles, task: str) -> Listing:
                     f"{tree.path}: imagelabels.mat must have a label for {key}, which setid.mat names; it has "
                     f"{len(labels)} labels. Download both again."
                 )
+            # Images are counted from 1.
             label = parse_label(key, labels[number - 1], 1, FLOWERS_CLASSES)
             records.append(SourceRecord(key, label, part, f"{folder}/{key}"))
 

@@ -45,6 +45,7 @@ def _camelyon_array(tree: SourceFiles, part: str, axis: str, folder: Path) -> It
     path = tree.local(name, folder)
     try:
         if name.endswith(".gz"):
+            # h5py seeks, which a gzip stream cannot do fast.
             unpacked = folder / path.name.removesuffix(".gz")
             with gzip.open(path) as packed, unpacked.open("wb") as file:
                 shutil.copyfileobj(packed, file)
@@ -77,6 +78,7 @@ def _list_camelyon(tree: SourceFiles, task: str) -> Listing:
                 )
             yield lambda i: images[i]
 
+    # Labels are few and read whole; `open_part` compares their number with that of the images.
     records = []
     num_labels = {}
     for part in CAMELYON_PARTS:

@@ -48,6 +48,7 @@ def list_dmlab(tree: SourceFiles, task: str) -> Listing:
 
         first = len(records)
         for shard, file in zip(shards, open_shards(tree, shards), strict=True):
+            # Records have no names, so the key is the number of the record in its split.
             for offset in record_offsets(file, shard):
                 key = f"{split}-{len(records) - first:06d}"
                 label = check_label(read_record(file, shard, offset).one_int("label"), CLASS_NAMES[task], key)
@@ -91,9 +92,11 @@ def list_clevr(tree: SourceFiles, task: str) -> Listing:
             label = clevr_count_label(len(distances)) if task == "vtab/clevr_count" else clevr_distance_label(distances)
             records.append(SourceRecord(image, check_label(label, CLASS_NAMES[task], image), part, name))
 
+        # What is in the folder but in no scene is named on the card.
         listed = {record.place for record in records}
         repairs += _left_out([name for name in tree.find(f"{folder}/*.png") if name not in listed], "scene")
 
+    # As in VTAB: the published val part is the test split.
     return Listing(
         records=records,
         class_names=list(CLASS_NAMES[task]),
@@ -130,6 +133,7 @@ def list_kitti(tree: SourceFiles, task: str) -> Listing:
     labels = _by_number(tree.find("label_2/*.txt"))
     images = _by_number([name for name in tree.find("image_2/*.png") if "/testing/" not in f"/{name}"])
 
+    # The images are a download of their own, which may be incomplete.
     missing = sorted(labels.keys() - images.keys())
     if missing:
         raise ImportRefused(

@@ -83,12 +83,13 @@ def check_version(sweep: str, attributes: Mapping[str, Any]) -> None:
     Args:
         attributes: user attributes of the sweep's own Optuna study.
     """
+    # Written with the sweep, not with each trial: a driver upgrades a sweep as a whole.
     version = attributes.get(SWEEP_ATTRS["schema_version"], 1)
 
     if version > SCHEMA_VERSION:
         raise UserError(
             f"{sweep} was written by a newer version of sptune: its schema_version is {version}, and this version "
-            f"reads at most {SCHEMA_VERSION}. Upgrade sptune: pip install --upgrade sptune."
+            f"reads at most {SCHEMA_VERSION}. Upgrade sptune on this machine to the version that wrote it."
         )
 
 

@@ -1,0 +1,41 @@
+"""Settings of a study: all that its trials depend on beside their numbers. A change would mix two experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.spec.labels import format_setting
+from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.schema import Search
+from orchestrator.spec.space import widens
+
+
+def study_settings(search: Search, plan: StudyPlan) -> dict[str, Any]:
+    """Return the settings by their keys in the spec, such as `search.seed`. They are stored with the study."""
+    # More trials extend a study, so their number is no setting.
+    values = search.model_dump(exclude={"trials"})
+
+    return (
+        {f"search.{name}": value for name, value in values.items()}
+        | {f"space.{name}": dimension.model_dump() for name, dimension in plan.space.items()}
+        | {f"fixed.{name}": value for name, value in plan.fixed.items()}
+    )
+
+
+def setting_conflicts(old: dict[str, Any], new: dict[str, Any], plan: StudyPlan) -> list[str]:
+    """Return a sentence for each setting that changed. Wider ranges are no conflict."""
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+    return [
+        f"{name} was {format_setting(old.get(name))}, is {format_setting(new.get(name))}"
+        for name in changed
+        if not _is_widened(name, old, plan)
+    ]
+
+
+def _is_widened(name: str, old: dict[str, Any], plan: StudyPlan) -> bool:
+    if name not in old or not name.startswith("space."):
+        return False
+
+    dimension = plan.space.get(name.removeprefix("space."))
+    return dimension is not None and widens(old[name], dimension)
