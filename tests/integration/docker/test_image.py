@@ -33,6 +33,14 @@ def build(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with pip and nothing else."""
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    venv.create(folder, with_pip=True)
+    return folder
+
+
 def test_hadolint_finds_nothing() -> None:
     done = subprocess.run([BIN / "hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -67,16 +75,15 @@ def wheel(index: Path, name: str, version: str) -> None:
 
 @pytest.mark.slow
 def test_a_build_without_cuda_takes_torch_and_torchvision_from_the_given_index_at_the_locks_versions(
-    build: Path,
+    build: Path, environment: Path
 ) -> None:
     index = build / "index"
     for name in ("torch", "torchvision"):
         for version in ("0.1.0", LOCKED[name], "99.0.0"):
             wheel(index, name, f"{version}+cpu")
-    venv.create(build / "venv", with_pip=True)
     [line] = run_lines("--requirement needs.txt")
     # The rest of the line asks for everything else, of which nothing is here.
-    dry = line.replace("pip install", f"{build}/venv/bin/pip install --dry-run", 1)
+    dry = line.replace("pip install", f"{environment}/bin/pip install --dry-run", 1)
     done = shell(dry.replace("&& pip install", "&& echo pip install"), cwd=build, TORCH_INDEX=f"file://{index}")
     assert done.returncode == 0, done.stderr
     chosen = re.findall(r"^Would install (.+)$", done.stdout, flags=re.MULTILINE)
@@ -84,7 +91,7 @@ def test_a_build_without_cuda_takes_torch_and_torchvision_from_the_given_index_a
 
 
 @pytest.mark.slow
-def test_the_wheel_has_every_module_space_and_asset(build: Path) -> None:
+def test_the_wheel_has_every_module_space_and_asset(build: Path, environment: Path) -> None:
     (build / "search_spaces").symlink_to(ROOT / "search_spaces")
     source, wheels = build / "source", build / "wheels"
     subprocess.run(
@@ -96,17 +103,16 @@ def test_the_wheel_has_every_module_space_and_asset(build: Path) -> None:
     done = shell(line.replace("/wheels", str(wheels)), cwd=source)
     assert done.returncode == 0, done.stderr
     [install] = run_lines("/wheels/*.whl")
-    venv.create(build / "venv", with_pip=True)
-    done = shell(install.replace("/wheels", str(wheels)).replace("pip ", f"{build}/venv/bin/pip "), cwd=build)
+    done = shell(install.replace("/wheels", str(wheels)).replace("pip ", f"{environment}/bin/pip "), cwd=build)
     assert done.returncode == 0, done.stderr
-    [installed] = (build / "venv" / "lib").glob("python*/site-packages")
+    [installed] = (environment / "lib").glob("python*/site-packages")
     for package in ("trainer", "orchestrator", "search_spaces"):
         tracked = [
             path.relative_to(source) for path in (source / package).rglob("*") if path.suffix in (".py", ".yaml", "")
         ]
         assert [name for name in tracked if not (installed / name).exists()] == []
     assert (installed / "trainer/assets/vit_nano_patch4_32.mae.safetensors").is_file()
-    assert (build / "venv/bin/sptune").is_file()
+    assert (environment / "bin/sptune").is_file()
 
 
 def test_every_file_that_is_copied_is_there_and_not_ignored_and_every_package_is_copied() -> None:

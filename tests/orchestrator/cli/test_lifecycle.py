@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import logging
@@ -28,7 +29,7 @@ from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from orchestrator.tracking.mlflow_runs import MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
-from tests.orchestrator.conftest import Sptune, drive
+from tests.orchestrator.conftest import RAW_SPEC, Sptune, drive
 from trainer.storage.files import write_bytes
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
@@ -43,12 +44,16 @@ def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def small_spec(raw: dict[str, Any]) -> SweepSpec:
+    raw |= {"tasks": ["demo/digits"], "retries": 0, "final": {"seeds": [42]}}
+    raw["fixed"]["epochs"] = 2
+    raw["search"] |= {"trials": 3, "pruner": {"type": "none"}}
+    return parse_spec(raw, "a test")
+
+
 @pytest.fixture
 def spec(raw_spec: dict[str, Any]) -> SweepSpec:
-    raw_spec |= {"tasks": ["demo/digits"], "retries": 0, "final": {"seeds": [42]}}
-    raw_spec["fixed"]["epochs"] = 2
-    raw_spec["search"] |= {"trials": 3, "pruner": {"type": "none"}}
-    return parse_spec(raw_spec, "a test")
+    return small_spec(raw_spec)
 
 
 @pytest.fixture
@@ -80,11 +85,25 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
     return sweep
 
 
-@pytest.fixture
-def finished(spec: SweepSpec, home: Home, mlflow_db: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+@pytest.fixture(scope="module")
+def finished_home(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path) -> Path:
+    """A home with a finished sweep, for tests to copy."""
+    home = home_at(str(tmp_path_factory.mktemp("finished")))
     shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
-    return run(spec, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        run(small_spec(copy.deepcopy(RAW_SPEC)), home)
+    return Path(home.root)
+
+
+@pytest.fixture
+def finished(spec: SweepSpec, home: Home, finished_home: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(finished_home, home.root, dirs_exist_ok=True)
+    sweep = Sweep.resume(spec, record_of(home), MemoryTracker())
+    assert sweep.is_done
+    sweep.close()
+    return sweep
 
 
 def shown_runs(home: Home, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:

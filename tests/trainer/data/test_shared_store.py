@@ -79,6 +79,7 @@ def content_hash(root: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("root", ["bucket"], indirect=True)
 def test_machines_with_separate_cache_folders_decode_once_each(root: str, tmp_path: Path) -> None:
     start_time = time.time() + 5
     processes = [start(DECODE, root, tmp_path / cache, start_time) for cache in ("one", "two")]
@@ -93,6 +94,7 @@ def test_machines_with_separate_cache_folders_decode_once_each(root: str, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("root", ["file"], indirect=True)
 def test_processes_of_one_machine_decode_once_together(root: str, tmp_path: Path) -> None:
     start_time = time.time() + 5
     processes = [start(DECODE, root, tmp_path / "cache", start_time) for _ in range(2)]
