@@ -272,7 +272,9 @@ def test_a_truncated_file_is_refused(published: str, share: float, tmp_path: Pat
     assert message.startswith(f"{tmp_path / name} is not a complete file of {BUNDLED}: ") and message.endswith(
         ". Download it again."
     )
-    gc.collect()  # numpy leaves a truncated archive open
+    if name.endswith(".npz"):
+        # numpy leaves a truncated archive open. A collection takes a second in a process that has torch.
+        gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
