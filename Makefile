@@ -22,9 +22,9 @@ ui: install
 test: install
 	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# Not in parallel: most of these tests start clusters, which use every core themselves.
+# Two files at a time: a cluster that starts, or waits for what it has lost, leaves most of a core to the other.
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
