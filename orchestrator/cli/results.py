@@ -141,7 +141,7 @@ def report(
 
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(help="Port on the loopback address.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
 ) -> None:
     """Serve the MLflow of a home at 127.0.0.1, and print the address of each sweep. Stop it with Ctrl-C."""
     from orchestrator.tracking.mlflow_runs import view_paths

@@ -45,7 +45,7 @@ def find_spec(spec: str) -> Path:
         return shipped[spec]
 
     if not Path(spec).is_file():
-        raise SpecError(spec, [f"is no file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
+        raise SpecError(spec, [f"there is no such file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
 
     return Path(spec)
 
