@@ -33,6 +33,8 @@ class MlflowServer(Service):
             "MLFLOW_AUTH_ADMIN_USERNAME": self.env["MLFLOW_TRACKING_USERNAME"],
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.env["MLFLOW_TRACKING_PASSWORD"],
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
+            # Without its job runner, which is seven more processes.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
     @classmethod
