@@ -87,7 +87,7 @@ def served(home: Path) -> Iterator[tuple[str, str]]:
     with log.open("wb") as file:
         # Without MLflow's job runner, which is seven more processes.
         env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        command = [SPTUNE, "ui", "--home", home, "--port", str(port)]
+        command = [str(SPTUNE), "ui", "--home", str(home), "--port", str(port)]
         process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
