@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 from mlflow import MlflowClient
@@ -28,12 +29,24 @@ def run_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subproce
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, env={**os.environ, **env})
 
 
-def start_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subprocess.Popen[str]:
+class Driver(subprocess.Popen[str]):
+    """A driver that ends with its `with` block, at once if an assertion fails in it."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Popen itself waits for the end of the process, and a sweep may take hours.
+        if kind is not None and self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+        super().__exit__(kind, error, trace)
+
+
+def start_sptune(*arguments: str | Path, home: Path | str, **env: str) -> Driver:
     """Start the command in a process group of its own, with stderr in stdout."""
     # A shell starts background jobs with SIGINT ignored, and children inherit that. This process must hear Ctrl-C.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return subprocess.Popen(
+        return Driver(
             [SPTUNE, *map(str, arguments), "--home", str(home)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
