@@ -55,3 +55,11 @@ def mlflow(postgres: Postgres, s3: S3Server) -> Iterator[MlflowServer]:
     if reason := MlflowServer.why_not():
         pytest.skip(reason)
     yield from at_work(MlflowServer(postgres, s3))
+
+
+@pytest.fixture(scope="session")
+def open_mlflow(postgres: Postgres, s3: S3Server) -> Iterator[MlflowServer]:
+    """One that asks for no password, and is quicker for it."""
+    if reason := MlflowServer.why_not():
+        pytest.skip(reason)
+    yield from at_work(MlflowServer(postgres, s3, login=False))

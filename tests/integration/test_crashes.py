@@ -119,13 +119,13 @@ def test_kills_at_random_moments_change_nothing(spec: Path, expected: list[tuple
 
 
 def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
-    expected: list[tuple[object, ...]], store: Path, mlflow: MlflowServer, tmp_path: Path,
+    expected: list[tuple[object, ...]], store: Path, open_mlflow: MlflowServer, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     patient = written(tmp_path, lost_after_minutes=0.5)
-    with start_sptune("launch", patient, home=tmp_path, **mlflow.env) as driver:
+    with start_sptune("launch", patient, home=tmp_path, **open_mlflow.env) as driver:
         read_until(driver, 2)
-        mlflow.kill()
+        open_mlflow.kill()
 
         # Workers that are told to go leave within the grace time of a pod.
         read_until(driver, 4)
@@ -133,7 +133,7 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
             worker.terminate()
             worker.wait(timeout=60)
         read_until(driver, 8)
-        mlflow.start()
+        open_mlflow.start()
 
         read_until(driver, 11)
         workers_of(driver.pid)[0].suspend()
@@ -141,9 +141,9 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
     assert driver.returncode == 0, rest
     assert "MLflow did not answer" not in rest
     assert outcome(tmp_path, "crash") == expected
-    for name, value in mlflow.env.items():
+    for name, value in open_mlflow.env.items():
         monkeypatch.setenv(name, value)
-    assert_mlflow_has(mlflow.uri, expected, "crash")
+    assert_mlflow_has(open_mlflow.uri, expected, "crash")
 
 
 @contextmanager

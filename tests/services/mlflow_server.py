@@ -1,4 +1,4 @@
-"""A throw-away MLflow server that asks for a password."""
+"""A throw-away MLflow server, which asks for a password or not."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from tests.services.service import HOST, Service, free_port, ready
 
 
 class MlflowServer(Service):
-    """MLflow with its record and its users in PostgreSQL and its artifacts, through the server, in a bucket."""
+    """MLflow with its runs and its users in PostgreSQL and its artifacts, through the server, in a bucket.
 
-    def __init__(self, postgres: Postgres, s3: S3Server) -> None:
+    Args:
+        login: whether it asks for a password, which it hashes at every request, for a tenth of a second.
+    """
+
+    def __init__(self, postgres: Postgres, s3: S3Server, *, login: bool = True) -> None:
         super().__init__()
+        self._login = login
         name = f"mlflow_{secrets.token_hex(4)}"
         self._port = free_port()
-        self._record, self._users = postgres.create(name), postgres.create(f"{name}_users")
+        self._runs = postgres.create(name)
+        self._users = postgres.create(f"{name}_users")
         self._artifacts = f"s3://{s3.bucket}/{name}"
         self.uri = f"http://{HOST}:{self._port}"
         self.env = {
@@ -49,7 +55,8 @@ class MlflowServer(Service):
         (self.folder / "auth.ini").write_text(
             f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = {self._users}\n"
         )
-        command = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host", HOST]
-        command += ["--port", str(self._port), "--workers", "1", "--backend-store-uri", self._record]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", HOST]
+        command += ["--app-name", "basic-auth"] if self._login else []
+        command += ["--port", str(self._port), "--workers", "1", "--backend-store-uri", self._runs]
         server = self._open(*command, "--artifacts-destination", self._artifacts, env=self._server_env)
         self._await(server, lambda: ready(f"{self.uri}/health"))

@@ -117,14 +117,14 @@ def test_without_a_spec_it_says_how_it_is_used(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
-    postgres: Postgres, mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, open_mlflow: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if reason := Slurm.why_not():
         pytest.skip(reason)
     spec = tmp_path / "limited.yaml"
     spec.write_text(json.dumps(SPEC))
     with Slurm() as slurm:
-        servers = {"SPTUNE_STUDIES": postgres.create("limited"), **postgres.env, **mlflow.env}
+        servers = {"SPTUNE_STUDIES": postgres.create("limited"), **postgres.env, **open_mlflow.env}
         path = f"{BIN}:{os.environ['PATH']}"
         options = ["--nodes=2", "--cpus-per-task=1", "--time=60"]
         home = tmp_path / "home"
@@ -146,9 +146,9 @@ def test_on_a_real_slurm_a_sweep_goes_on_after_its_time_limit_until_it_is_done(
         assert "stopped by SIGINT" in log.read_text() and "13 of 13 trials finished" in log.read_text()
         assert log.read_text().count("Ray has 2 of 2 nodes") == 2
         assert "Draining" not in (slurm.work / f"sptune-{job}-ray.log").read_text(), "nodes are given back at once"
-        for name, value in mlflow.env.items():
+        for name, value in open_mlflow.env.items():
             monkeypatch.setenv(name, value)
-        assert [*runs_in_mlflow(mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 13
+        assert [*runs_in_mlflow(open_mlflow.uri, "limited").values()] == [("FINISHED", "complete", 4)] * 13
         left = [process.info["cmdline"] for process in psutil.process_iter(["cmdline"])
                 if any(f"/tmp/ray-{job}-" in word for word in process.info["cmdline"] or [])]  # fmt: skip
         assert left == [] and [*Path("/tmp").glob(f"ray-{job}-*")] == []
