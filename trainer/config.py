@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
+from trainer.metric_names import accuracy_of
 from trainer.validation import rule_problems, type_problem, unknown_name
 
 
@@ -214,7 +215,7 @@ class TrainConfig:
     @property
     def eval_metric(self) -> str:
         """Name of the metric that is the run's result, at its last epoch."""
-        return f"{self.eval_split}/accuracy"
+        return accuracy_of(self.eval_split)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ MICRO_BATCH_SIZE = "train/images_at_once"
 """Only if memory was too short for a whole batch."""
 
 VAL_ACCURACY = "val/accuracy"
-TEST_ACCURACY = "test/accuracy"
 PEEKING_ACCURACY = "peeking/accuracy"
 """Test accuracy after an epoch that does not judge the run (`measure_peeking`)."""
 PEEKING_GAIN = "peeking/gain"

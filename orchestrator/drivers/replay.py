@@ -122,7 +122,7 @@ class SyntheticCurves:
             metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: self._seconds_per_epoch}
             # As in training, the test split is scored once, after the last epoch.
             if split == "val" or epoch == num_epochs:
-                metrics[f"{split}/accuracy"] = min(1.0, max(0.0, accuracy))
+                metrics[trial.config.eval_metric] = min(1.0, max(0.0, accuracy))
             yield Epoch(epoch=epoch, metrics=metrics), self._seconds_per_epoch
 
     def limit(self, trial: Trial) -> float:

@@ -29,7 +29,7 @@ from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
 from orchestrator.sweep.summary_cache import SummaryCache
 from orchestrator.sweep.tracker import Tracker
-from trainer.metric_names import EPOCH_SECONDS, accuracy_of
+from trainer.metric_names import EPOCH_SECONDS
 
 
 @dataclass(slots=True)
@@ -275,7 +275,7 @@ class Sweep:
             self.gpu_hours += metrics.get(EPOCH_SECONDS, 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
 
         if len(trial.epochs) == trial.config.epochs:
-            score = trial.epochs[-1][accuracy_of(trial.config.eval_split)]
+            score = trial.epochs[-1][trial.config.eval_metric]
             trial = dataclasses.replace(trial, state=TrialState.COMPLETE, score=score)
         elif epoch == len(trial.epochs):
             trial = self._prune_or_interrupt(study, trial)
