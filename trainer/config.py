@@ -16,6 +16,10 @@ from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
 from trainer.metric_names import accuracy_of
 from trainer.validation import rule_problems, type_problem, unknown_name
 
+NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "final_norm"})
+"""Fields that version 0.1.0 did not have. At their defaults they are no part of a fingerprint, so that the trials of
+old sweeps keep their ids. Add every new field here."""
+
 
 class InvalidConfig(ValueError):
     """Values that break the rules of a TrainConfig, with every problem by field."""
@@ -62,9 +66,19 @@ class TrainConfig:
     train_size: float | int | str = 1.0
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""
 
+    val_size: Literal["full", "same"] = "full"
+    """Val images to use if train_size is a part. full: all. same: the same share of val as of train, one image of
+    each class at least."""
+
+    draw: int = 0
+    """Which random draw of the images train_size takes. Each number is another draw."""
+
     eval_split: Literal["val", "test"] = "val"
-    """val: train on train, score on val after each epoch. test: train on trainval, score on test once, after the
-    last epoch."""
+    """val: train on train, score on val after each epoch. test: train on the split of train_on, score on test once,
+    after the last epoch."""
+
+    train_on: Literal["trainval", "train"] = "trainval"
+    """With eval_split test: train on train and val together, or on train alone."""
 
     transform: Literal["spt", "vpt"] = "spt"
     """How an image becomes a square. spt: resize and crop, bicubic, keeps the aspect ratio. vpt: squash, bilinear."""
@@ -72,6 +86,10 @@ class TrainConfig:
     normalize: Literal["backbone", "imagenet"] = "backbone"
     """Mean and std of the pixels. backbone: those the backbone was trained with. imagenet: those of ImageNet for
     every backbone, as both papers do."""
+
+    final_norm: Literal["pretrained", "fresh"] = "pretrained"
+    """Last norm before the head. pretrained: the backbone's. fresh: with weight 1 and bias 0, as VPT's code has it on
+    MAE."""
 
     image_size: int | None = None
     """Side of the square in pixels, if not the backbone's usual one. Position embeddings are resampled to it."""
@@ -188,6 +206,12 @@ class TrainConfig:
 
         # The backbone's own size may be left out or given: the run is the same.
         values["image_size"] = self.pixels
+
+        # A run that does not use a newer field is the run that it was before the field existed.
+        for field in dataclasses.fields(self):
+            if field.name in NEWER_FIELDS and values[field.name] == field.default:
+                del values[field.name]
+
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def stream_seed(self, purpose: str, epoch: int = 0) -> int:
@@ -209,8 +233,8 @@ class TrainConfig:
 
     @property
     def train_split(self) -> Literal["train", "trainval"]:
-        """Split of the training images. A run that is scored on test also trains on val."""
-        return "train" if self.eval_split == "val" else "trainval"
+        """Split of the training images. Only a run that is scored on test may train on val."""
+        return "train" if self.eval_split == "val" else self.train_on
 
     @property
     def eval_metric(self) -> str:

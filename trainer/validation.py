@@ -126,6 +126,9 @@ def rule_problems(config: Any) -> Iterator[Problem]:
     if config.measure_peeking and config.eval_split == "val":
         yield "measure_peeking", "is for runs that are scored on test: leave it out, or set eval_split: test."
 
+    if config.train_on == "train" and config.eval_split == "val":
+        yield "train_on", "is for runs that are scored on test: leave it out, or set eval_split: test."
+
     # Numbers, compared with what the task, the backbone and the method have.
     task = TASKS.get(config.task)
     train_size_problem = _train_size_problem(task, config)
@@ -166,6 +169,9 @@ def _number_problems(config: Any) -> Iterator[Problem]:
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         yield "ema_decay", f"must be between 0 and 1, such as 0.999, got {config.ema_decay}; leave it out for none."
 
+    if config.draw < 0:
+        yield "draw", f"must be at least 0, got {config.draw}."
+
     images = config.init_images
     if isinstance(images, float) and not 0 < images <= 1:
         yield "init_images", f"as a share must be in (0, 1], got {images}; a number of images has no point."
@@ -175,7 +181,8 @@ def _number_problems(config: Any) -> Iterator[Problem]:
 
 def _num_available(task: Task, config: Any) -> int:
     """Return the number of images that a task has for training."""
-    return task.num_train + (task.num_val if config.eval_split == "test" else 0)
+    trains_on_val = config.eval_split == "test" and config.train_on == "trainval"
+    return task.num_train + (task.num_val if trains_on_val else 0)
 
 
 def _most_images(task: Task, config: Any) -> int:

@@ -127,7 +127,7 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
             "params, so it proposes other trials.)\n"
         )
     if best is not None:
-        config = plan.final_config(best.params, spec.final.seeds[0], spec.final.measure_peeking)
+        _, config = next(iter(study.final_configs().values()))
         command = reproduce_command(_changed_fields(config))
         text += f"\nTo train its first final trial by hand:\n\n```\n{command}\n```\n"
     return text

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.spec.schema import StudyMatrix, task_names
 from orchestrator.spec.space import Choice, Dimension
@@ -25,11 +25,16 @@ class StudyPlan:
     """Params with one value for all trials."""
     space: dict[str, Dimension]
     """Params that are searched."""
+    val_size: Literal["full", "same"] = "full"
+    """How much of val is used; always full if train_size is."""
+    draw: int = 0
+    """Which random draw of the images this study uses; always 0 if train_size is full."""
 
     @property
     def key(self) -> str:
         """Name of the study within its sweep, such as `vtab/dtd spt_deep vit_base_patch16_224.mae 1`."""
-        return f"{self.task} {self.method} {self.backbone} {format_train_size(self.train_size)}"
+        draw = f" draw {self.draw}" if self.draw else ""
+        return f"{self.task} {self.method} {self.backbone} {format_train_size(self.train_size)}{draw}"
 
     @property
     def group(self) -> str:
@@ -52,12 +57,26 @@ class StudyPlan:
         """Return the config of a search trial: trained on train, scored on val."""
         return self._config(params, eval_split="val", seed=seed)
 
-    def final_config(self, params: Mapping[str, Any], seed: int, measure_peeking: bool = False) -> TrainConfig:
-        """Return the config of a final trial: trained on trainval, scored on test at its end."""
-        return self._config(params, eval_split="test", seed=seed, measure_peeking=measure_peeking)
+    def final_config(
+        self,
+        params: Mapping[str, Any],
+        seed: int,
+        *,
+        train_on: Literal["trainval", "train"] = "trainval",
+        measure_peeking: bool = False,
+    ) -> TrainConfig:
+        """Return the config of a final trial: scored on test at its end."""
+        return self._config(params, eval_split="test", seed=seed, train_on=train_on, measure_peeking=measure_peeking)
 
     def _config(self, params: Mapping[str, Any], **set_by_sweep: Any) -> TrainConfig:
-        axes = {"task": self.task, "backbone": self.backbone, "method": self.method, "train_size": self.train_size}
+        axes = {
+            "task": self.task,
+            "backbone": self.backbone,
+            "method": self.method,
+            "train_size": self.train_size,
+            "val_size": self.val_size,
+            "draw": self.draw,
+        }
         return TrainConfig.from_params({**self.fixed, **params, **axes, **set_by_sweep})
 
 
@@ -75,7 +94,7 @@ class SweepPlan:
 
 
 def plan_sweep(spec: StudyMatrix) -> SweepPlan:
-    """Return the plan of a sweep: one study for each task, backbone, method and train size.
+    """Return the plan of a sweep: one study for each task, backbone, method, train size and draw.
 
     Tasks that a spec names twice, for instance by their group too, have one study.
     """
@@ -87,7 +106,7 @@ def plan_sweep(spec: StudyMatrix) -> SweepPlan:
             for backbone in spec.backbones:
                 for method in spec.methods:
                     fixed, space = spec.params_for(method)
-                    for train_size in spec.train_sizes:
+                    for train_size, draw in _sizes_and_draws(spec):
                         study = StudyPlan(
                             task=task,
                             backbone=backbone,
@@ -95,10 +114,24 @@ def plan_sweep(spec: StudyMatrix) -> SweepPlan:
                             train_size=train_size,
                             fixed=fixed,
                             space=space,
+                            val_size="full" if is_full(train_size) else spec.val_size,
+                            draw=draw,
                         )
                         by_key[study.key] = study
 
     return SweepPlan(by_key)
+
+
+def _sizes_and_draws(spec: StudyMatrix) -> Iterator[tuple[float | int | str, int]]:
+    """Yield each train size with each of its draws. All images can be drawn in one way only."""
+    for train_size in spec.train_sizes:
+        for draw in range(1 if is_full(train_size) else spec.draws):
+            yield train_size, draw
+
+
+def is_full(train_size: float | int | str) -> bool:
+    """Return whether a train size is the share 1.0: all images. The number 1 is one image."""
+    return isinstance(train_size, float) and train_size == 1.0
 
 
 def format_train_size(train_size: float | int | str) -> str:

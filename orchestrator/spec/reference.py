@@ -37,6 +37,8 @@ EXAMPLES: dict[str, Any] = {
     "backbones": ["vit_base_patch16_224.mae"],
     "methods": ["linear", "full"],
     "train_sizes": [0.1, 200, {"per_class": 5}],
+    "val_size": "full",
+    "draws": 5,
     "fixed": {"epochs": 100},
     "space": {"lr": {"type": "float", "low": 0.001, "high": 0.5, "log": True}},
     "search": {"trials": 24},
@@ -59,6 +61,7 @@ EXAMPLES: dict[str, Any] = {
     "final": {"seeds": [42, 44]},
     "final.seeds": [42, 44, 82],
     "final.select": "simplest_tied",
+    "final.train_on": "train",
     "final.measure_peeking": True,
     "budget": {"max_hours": 12},
     "budget.max_trials": 500,
@@ -105,6 +108,7 @@ FIELD_EXAMPLES: dict[str, Any] = {
     "drop_path": 0.1,
     "ema_decay": 0.9999,
     "precision": "bf16",
+    "final_norm": "fresh",
 }
 """Examples of TrainConfig fields that no shipped spec uses."""
 

@@ -70,6 +70,10 @@ def _parse_train_size(value: object) -> object:
     return value
 
 
+BEFORE_KEY_EXISTED = {"val_size": "full"}
+"""What sptune did before a key of the spec existed, where the key's default is something else. Recorded specs without
+the key mean this."""
+
 Select = Literal["last_val", "simplest_tied"]
 
 
@@ -145,6 +149,10 @@ class Final(SpecPart):
     select: Select = "last_val"
     """last_val: the trial with the best val accuracy at its last epoch; of equal ones the earliest. simplest_tied: of
     the trials that val cannot tell from that one (McNemar's test), the one that learns the fewest parameters."""
+    # Not in the repr, which is part of a stored digest. The ids of the final trials depend on it, so the digest does.
+    train_on: Literal["trainval", "train"] = Field(default="trainval", repr=False)
+    """What final trials train on: trainval for train and val together, or train alone. VPT's published FGVC rows use
+    train alone."""
     measure_peeking: bool = False
     """Score test after every epoch of a final trial, to report separately how much higher the score would be if the
     best epoch were chosen on test."""
@@ -196,6 +204,12 @@ class StudyMatrix(SpecPart):
     )
     """How much of the training images to use: shares (0.1, 1.0), numbers of images (200), or numbers of images of
     each class ({per_class: 5})."""
+    val_size: Literal["same", "full"] = "same"
+    """How much of val to use with a train size that is a part. same: the same share, so that a size counts every label
+    that was used; full: all of val."""
+    draws: int = Field(default=1, ge=1)
+    """Number of random draws of the images for each train size that is a part. Each draw has a study of its own, so
+    intervals cover the choice of the images. Example: 5."""
     fixed: dict[str, Any] = Field(default_factory=dict)
     """Fields of TrainConfig with one value for all trials. Example: {epochs: 100, batch_size: 64}."""
     space: dict[str, DimensionField] = Field(default_factory=dict)

@@ -13,7 +13,18 @@ from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.validation import number_problem, unknown_name
 
-SWEEP_FIELDS = ("task", "backbone", "method", "train_size", "eval_split", "measure_peeking", "seed")
+SWEEP_FIELDS = (
+    "task",
+    "backbone",
+    "method",
+    "train_size",
+    "val_size",
+    "draw",
+    "eval_split",
+    "train_on",
+    "measure_peeking",
+    "seed",
+)
 """Fields of TrainConfig that the sweep sets itself. A spec may neither fix nor search them."""
 
 
@@ -51,6 +62,9 @@ def _own_key(field: str) -> str:
         "backbone": "backbones",
         "method": "methods",
         "train_size": "train_sizes",
+        "val_size": "val_size",
+        "draw": "draws",
+        "train_on": "final.train_on",
         "seed": "search.seed and final.seeds",
         "measure_peeking": "final.measure_peeking",
         "eval_split": "nothing: search is judged on val, final trials on test",

@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.spec.labels import format_setting
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.spec.schema import Search
+from orchestrator.spec.schema import BEFORE_KEY_EXISTED, Search
 from orchestrator.spec.space import widens
 
 
@@ -19,11 +19,14 @@ def study_settings(search: Search, plan: StudyPlan) -> dict[str, Any]:
         {f"search.{name}": value for name, value in values.items()}
         | {f"space.{name}": dimension.model_dump() for name, dimension in plan.space.items()}
         | {f"fixed.{name}": value for name, value in plan.fixed.items()}
+        # Left out where it is what version 0.1.0 did, so that the settings of its studies are unchanged.
+        | {name: value for name, value in {"val_size": plan.val_size}.items() if value != BEFORE_KEY_EXISTED[name]}
     )
 
 
 def setting_conflicts(old: dict[str, Any], new: dict[str, Any], plan: StudyPlan) -> list[str]:
     """Return a sentence for each setting that changed. Wider ranges are no conflict."""
+    old, new = BEFORE_KEY_EXISTED | old, BEFORE_KEY_EXISTED | new
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
     return [

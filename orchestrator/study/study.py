@@ -111,7 +111,9 @@ class Study:
             final = self.spec.final
             configs = {}
             for seed in final.seeds:
-                config = self.plan.final_config(best.params, seed, final.measure_peeking)
+                config = self.plan.final_config(
+                    best.params, seed, train_on=final.train_on, measure_peeking=final.measure_peeking
+                )
                 configs[config.fingerprint()] = seed, config
             self._final_configs = best.trial_id, configs
 

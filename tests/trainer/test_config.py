@@ -71,7 +71,8 @@ def test_every_value_of_a_wrong_type_is_reported_at_once() -> None:
         "init_task": 3, "train_size": [1.0], "eval_split": "validation", "transform": "SPT", "normalize": 0.5,
         "image_size": 32.0, "epochs": 2.5, "warmup_epochs": None, "batch_size": True, "optimizer": "adam", "lr": "1e-4",
         "weight_decay": "0", "head_weight_decay": {}, "drop_path": False, "ema_decay": "0.999", "precision": "fp16",
-        "nmi": 1, "measure_peeking": "yes", "seed": 1.0,
+        "nmi": 1, "measure_peeking": "yes", "seed": 1.0, "val_size": 1, "draw": 0.0, "train_on": "val",
+        "final_norm": "none",
     }  # fmt: skip
     assert broken.keys() == field_types().keys()  # a new field needs a value here
     assert problems_of(VALID | broken).keys() == broken.keys()
@@ -330,10 +331,11 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
         "transform": "vpt", "normalize": "imagenet", "image_size": 64, "epochs": 99, "warmup_epochs": 9,
         "batch_size": 31, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.0, "head_weight_decay": 0.4,
         "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "measure_peeking": True, "seed": 43,
+        "val_size": "same", "draw": 1, "train_on": "train", "final_norm": "fresh",
     }  # fmt: skip
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)
-    needs: dict[str, dict[str, Any]] = {"measure_peeking": {"eval_split": "test"}}
+    needs: dict[str, dict[str, Any]] = {name: {"eval_split": "test"} for name in ("measure_peeking", "train_on")}
     changed = [dataclasses.replace(config, **needs.get(n, {}), **{n: v}) for n, v in other.items()]
     prints = {config.fingerprint()} | {each.fingerprint() for each in changed}
     assert len(prints) == 1 + len(other)
@@ -343,6 +345,11 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
     whole, point = (TrainConfig.from_params(VALID | {"lr": lr}).fingerprint() for lr in (1, 1.0))
     assert whole == point
     assert dataclasses.replace(config, image_size=32).fingerprint() == config.fingerprint()
+
+
+def test_a_newer_field_at_its_default_leaves_the_ids_of_old_trials_as_they_are() -> None:
+    # The id that version 0.1.0 gave to this config, which had none of the newer fields.
+    assert TrainConfig.from_params(VALID).fingerprint() == "3d1ab00de41d"
 
 
 def test_every_purpose_epoch_and_seed_has_a_stream_of_random_numbers_of_its_own() -> None:
@@ -361,10 +368,17 @@ def test_every_purpose_epoch_and_seed_has_a_stream_of_random_numbers_of_its_own(
     assert dataclasses.replace(config, lr=1.0, method="spt_shallow").stream_seed("head") == config.stream_seed("head")
 
 
-@pytest.mark.parametrize(("eval_split", "learnt_from"), [("val", "train"), ("test", "trainval")])
-def test_what_is_scored_on_is_never_learnt_from(eval_split: str, learnt_from: str) -> None:
-    config = TrainConfig.from_params(VALID | {"eval_split": eval_split})
-    assert (config.train_split, config.eval_metric) == (learnt_from, f"{eval_split}/accuracy")
+@pytest.mark.parametrize(
+    ("splits", "learnt_from"),
+    [
+        ({"eval_split": "val"}, "train"),
+        ({"eval_split": "test"}, "trainval"),
+        ({"eval_split": "test", "train_on": "train"}, "train"),
+    ],
+)
+def test_what_is_scored_on_is_never_learnt_from(splits: dict[str, str], learnt_from: str) -> None:
+    config = TrainConfig.from_params(VALID | splits)
+    assert (config.train_split, config.eval_metric) == (learnt_from, f"{splits['eval_split']}/accuracy")
 
 
 def test_every_field_has_a_docstring() -> None:

@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 
 from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.schema import BEFORE_KEY_EXISTED
 from orchestrator.study.storage.bulk_read import load_trials
 from orchestrator.study.storage.lease import GRACE_PERIOD_S, HEARTBEAT_S, Lease
 from orchestrator.study.storage.optuna_ids import study_id
@@ -72,7 +73,11 @@ class StudyDatabase:
         """Return the recorded spec of every sweep, by the sweep's name."""
         spec = SWEEP_ATTRS["spec"]
         studies = self._storage.get_all_studies()
-        return {study.study_name: study.user_attrs[spec] for study in studies if spec in study.user_attrs}
+        return {
+            study.study_name: BEFORE_KEY_EXISTED | study.user_attrs[spec]
+            for study in studies
+            if spec in study.user_attrs
+        }
 
     def save_sweep(self, name: str, spec: dict[str, Any]) -> None:
         """Save the spec of a sweep in place of an earlier one, and clear the reason of its last halt.
