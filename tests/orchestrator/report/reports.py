@@ -92,12 +92,12 @@ def table_block(blocks: Sequence[Block], title: str) -> TableBlock:
 def cells_of(table: TableBlock) -> dict[tuple[str, str], Cell]:
     """Return the cells of a table by the first cell of their row and their column.
 
-    The row of a difference has no name of its own: it takes the method of the row above.
+    The row of a difference has no name of its own: it takes the method of the row above. Marks are left out.
     """
     by_name = {}
     previous = ""
     for row in table.rows:
-        name = row[0].text
+        name = row[0].text.partition(" [")[0]
         if name.startswith(" "):
             name = f"{previous.partition(',')[0]} difference"
         previous = row[0].text
