@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from orchestrator.report.published import UNKNOWN, Protocol, PublishedRow
@@ -68,10 +68,13 @@ def differences(row: PublishedRow, benchmarks: Sequence[str], studies: Sequence[
     return (*(f"{', '.join(where)}: {difference}." for difference, where in names.items()), *notes)
 
 
-def marks(notes: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Return a mark for each different note, in the order of the rows: a to z, then aa, ab, ..."""
-    different = dict.fromkeys(note for row_notes in notes for note in row_notes)
-    return {note: _letters(number) for number, note in enumerate(different)}
+def marks(notes: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
+    """Return the mark of each row's notes, in the order of the rows: a to z, then aa, ab, ...
+
+    Rows with the same notes share a mark. One mark a row, because a name with several is too wide for a terminal.
+    """
+    different = dict.fromkeys(row_notes for row_notes in notes if row_notes)
+    return {row_notes: _letters(number) for number, row_notes in enumerate(different)}
 
 
 def _letters(number: int) -> str:

@@ -80,9 +80,9 @@ class ResultsTable:
         return tuple(columns)
 
     @property
-    def marks(self) -> dict[str, str]:
-        """The mark of each note, in the order of the rows."""
-        return protocols.marks([row.notes for row in self.rows])
+    def marks(self) -> dict[tuple[str, ...], str]:
+        """The mark of each row's notes, in the order of the rows. Rows with the same notes share it."""
+        return protocols.marks(row.notes for row in self.rows)
 
     def best(self, column: str) -> float | None:
         """Return our highest mean in a column, rounded as it is printed."""

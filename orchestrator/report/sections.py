@@ -68,17 +68,17 @@ def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
     )
 
 
-def _method_text(row: ResultsRow, marks: Mapping[str, str]) -> str:
+def _method_text(row: ResultsRow, marks: Mapping[tuple[str, ...], str]) -> str:
     method = row.names[0]
     text = {"ours": method, "published": f"{method}, published", "difference": "  difference"}[row.kind]
-    return f"{text} [{', '.join(marks[note] for note in row.notes)}]" if row.notes else text
+    return f"{text} [{marks[row.notes]}]" if row.notes else text
 
 
 def _notes(table: ResultsTable) -> TextBlock:
     """Return what the marks of the table mean."""
     return TextBlock(
         title="where the protocols of published rows differ from ours",
-        lines=tuple(f"[{mark}] {note}" for note, mark in table.marks.items()),
+        lines=tuple(f"[{mark}] {note}" for notes, mark in table.marks.items() for note in notes),
     )
 
 

@@ -77,7 +77,8 @@ def run(
             sweep.on_failure(trial.trial_id, failure)
         else:
             values = {f"{trial.config.eval_split}/accuracy": score(trial)} | metrics(trial)
-            sweep.on_epoch(trial.trial_id, 1, values, facts(trial))
+            for epoch in range(1, trial.config.epochs + 1):
+                sweep.on_epoch(trial.trial_id, epoch, values, facts(trial))
     assert sweep.is_done
     sweep.close()
     return sweep.studies
