@@ -124,12 +124,14 @@ def _differences(row: PublishedRow, protocol: Protocol, studies: Sequence[Study]
     if row.checkpoint != UNKNOWN and row.checkpoint not in backbones:
         yield f"other weights, so not comparable: {row.checkpoint}, ours {_join(list(backbones))}"
 
+    # A schedule belongs to its method, so it is compared only with our studies of the same method.
+    is_ours = any(study.plan.method == row.method for study in studies)
     for title, theirs in (
-        ("other schedule", {name: getattr(protocol, name) for name in SCHEDULE}),
+        ("other schedule", {name: getattr(protocol, name) for name in SCHEDULE} if is_ours else {}),
         ("other pixels", {name: getattr(protocol, name) for name in PIXELS}),
         ("other network", {name: (value,) for name, value in row.settings.items()}),
     ):
-        settings = [_setting(name, values, studies) for name, values in theirs.items()]
+        settings = [_setting(name, values, studies, is_ours=is_ours) for name, values in theirs.items()]
         if any(settings):
             yield f"{title}: {', '.join(filter(None, settings))}"
 
@@ -168,10 +170,14 @@ def _num_images(task: str, train_on: str) -> int:
     return row.num_train + (row.num_val if train_on == "trainval" else 0)
 
 
-def _setting(name: str, theirs: Sequence[object], studies: Sequence[Study]) -> str:
-    """Return a setting with both values if ours is not one of theirs, and an empty text otherwise."""
+def _setting(name: str, theirs: Sequence[object], studies: Sequence[Study], *, is_ours: bool) -> str:
+    """Return a setting with both values if they differ, and an empty text otherwise.
+
+    Each of our studies of the same method must have one of their values. Of other methods it is enough that some have.
+    """
     ours = dict.fromkeys(value for study in studies for value in _our_values(study, name))
-    if not theirs or ours.keys() <= set(theirs):
+    agrees = ours.keys() <= set(theirs) if is_ours else not ours.keys().isdisjoint(theirs)
+    if not theirs or not ours or agrees:
         return ""
     return f"{name} {_join(theirs)} (ours {_join(list(ours))})"
 

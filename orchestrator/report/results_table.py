@@ -274,7 +274,11 @@ def _published(
     printed = [task for task in tasks if task in scores]
     printed += [members[0] for group, members in groups.items() if f"{group} mean" in scores]
     printed += [tasks[0]] if not groups and OVER_TASKS in scores else []
-    benchmarks = [name for name in dict.fromkeys(map(protocols.benchmark_of, printed)) if name in row.protocols]
+    benchmarks = [
+        name
+        for name in dict.fromkeys(map(protocols.benchmark_of, tasks))
+        if name in row.protocols and name in map(protocols.benchmark_of, printed)
+    ]
 
     return ResultsRow(
         kind="published",

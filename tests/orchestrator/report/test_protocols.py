@@ -91,7 +91,7 @@ def test_every_format_shows_the_protocol_of_each_published_row_and_its_marks(nam
         assert all(f"[{mark}] {note}" in text for note in row.notes)
 
     # Two rows that differ in the same way share a mark.
-    assert published(table)["spt_deep"].notes == published(table)["spt_shallow"].notes
+    assert published(table)["vpt_shallow"].notes == published(table)["GateVPT"].notes
     assert len({*table.marks.values()}) == len({row.notes for row in rows}) < len(rows)
 
     # The difference is read together with the row above it, so it has the same mark.
@@ -171,6 +171,17 @@ def test_augreg_weights_are_not_comparable_with_rows_of_the_original_weights(fre
         "full", "linear", "vpt_shallow", "vpt_deep",
     }  # fmt: skip
     assert any("not known: checkpoint" in note for note in rows["E2VPT"].notes)
+
+
+def test_the_schedule_of_a_method_that_the_sweep_lacks_is_not_compared(mae: list[Study]) -> None:
+    """GateVPT's optimizer is no difference from our SPT. Its images and pixels are."""
+    rows = published(build_results_table(mae))
+    assert rows["GateVPT"].notes == (
+        IMAGES,
+        "FGVC: other pixels: transform vpt (ours spt).",
+        "FGVC: other network: final_norm fresh (ours pretrained).",
+        "FGVC: not known: the split that the params were chosen on, epoch, batch_size.",
+    )
 
 
 def test_settings_of_trials_that_are_not_chosen_yet_are_those_of_the_spec(fresh: Callable[[], str]) -> None:
