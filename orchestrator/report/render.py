@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock
-from orchestrator.report.results_table import ResultsTable
+from orchestrator.report.results_table import ResultsRow, ResultsTable
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -193,13 +193,17 @@ FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown,
 
 
 def to_csv(table: ResultsTable) -> str:
-    """Return the numbers of the main table, one line per cell: full precision, accuracies in percent."""
+    """Return the numbers of the main table, one line per cell: full precision, accuracies in percent.
+
+    A table with published rows has a last column: the protocol of such a row, and where it differs from ours.
+    """
     text = io.StringIO()
     # The default line ending of csv is CRLF, which would mix with the LF of a terminal.
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["kind", "method", "backbone", "train_size", "column", "mean", "std", "seeds", "missing", "tuned", "source"]
-    )
+    has_protocols = any(row.protocol for row in table.rows)
+    header = ["kind", "method", "backbone", "train_size", "column"]
+    header += ["mean", "std", "seeds", "missing", "tuned", "source"]
+    writer.writerow([*header, "protocol"] if has_protocols else header)
 
     for row in table.rows:
         for column, score in row.scores.items():
@@ -207,10 +211,15 @@ def to_csv(table: ResultsTable) -> str:
             std = "" if score.std is None else repr(score.std)
             tuned = "" if row.tuned is None else repr(row.tuned)
             seeds = " ".join(map(str, score.seeds))
-            writer.writerow(
-                [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
-            )
+            line = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+            writer.writerow([*line, _protocol_text(row)] if has_protocols else line)
     return text.getvalue()
+
+
+def _protocol_text(row: ResultsRow) -> str:
+    """Return the protocol of a published row and where it differs from ours."""
+    notes = row.notes if row.kind == "published" else ()
+    return " ".join([*row.protocol, *(f"Difference from ours: {note}" for note in notes)])
 
 
 def _is_text(block: TableBlock, index: int) -> bool:

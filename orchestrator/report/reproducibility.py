@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from orchestrator.report.blocks import TextBlock
+from orchestrator.report.protocols import trained_on
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 
@@ -52,7 +53,7 @@ def _rules(studies: Sequence[Study]) -> Iterator[str]:
     epochs = dict.fromkeys(trial.config.epochs for study in studies for trial in study.requested_final_trials)
     seeds = dict.fromkeys(seed for study in studies for seed in study.spec.final.seeds)
     scored = f"scored on test at the last epoch (epochs: {', '.join(map(str, epochs))})" if epochs else "not scored yet"
-    yield f"final: trained on train + val, {scored}; seeds {', '.join(map(str, seeds))}"
+    yield f"final: trained on {trained_on(studies)}, {scored}; seeds {', '.join(map(str, seeds))}"
 
 
 def _runtime(studies: Sequence[Study]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestrator.report import protocols
 from orchestrator.report.published import PublishedRow, published_rows
 from orchestrator.spec.labels import study_label
 from orchestrator.spec.plan import StudyPlan
@@ -53,6 +54,10 @@ class ResultsRow:
     """Learnable parameters in percent of all parameters, averaged over tasks."""
     scores: dict[str, Score] = field(default_factory=dict)
     """By column: a task, the mean of a group such as `natural mean`, or one of the two averages."""
+    protocol: tuple[str, ...] = ()
+    """How the numbers of a published row were made, a sentence for each benchmark."""
+    notes: tuple[str, ...] = ()
+    """Where this protocol differs from ours, and remarks on single numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +78,11 @@ class ResultsTable:
         if self.groups:
             columns.append(OVER_GROUPS)
         return tuple(columns)
+
+    @property
+    def marks(self) -> dict[tuple[str, ...], str]:
+        """The mark of each row's notes, in the order of the rows. Rows with the same notes share it."""
+        return protocols.marks(row.notes for row in self.rows)
 
     def best(self, column: str) -> float | None:
         """Return our highest mean in a column, rounded as it is printed."""
@@ -139,15 +149,17 @@ def build_results_table(studies: Sequence[Study]) -> ResultsTable:
         method, backbone, train_size = names
         if train_size == ALL_IMAGES and published_rows(backbone):
             source = next((row for row in published_rows(backbone) if row.method == method), None)
-            published = _published(source, names, tasks, groups)
+            published = _published(source, names, tasks, groups, row_studies)
             rows += [published, _difference(ours, published)]
 
     # Published rows of methods that the sweep does not contain.
     for backbone in dict.fromkeys(row.names[1] for row in rows if row.names[2] == ALL_IMAGES):
         methods = {row.names[0] for row in rows if row.names[1] == backbone}
+        # The sweep has no study of these methods: they are compared with all others on this backbone.
+        others = [study for study in studies if _names(study.plan)[1:] == (backbone, ALL_IMAGES)]
         for source in published_rows(backbone):
             if source.method not in methods:
-                rows.append(_published(source, (source.method, backbone, ALL_IMAGES), tasks, groups))
+                rows.append(_published(source, (source.method, backbone, ALL_IMAGES), tasks, groups, others))
 
     return ResultsTable(tasks=tasks, groups=groups, rows=rows)
 
@@ -223,9 +235,13 @@ def _mean(scores: Sequence[Score]) -> Score:
 
 
 def _published(
-    row: PublishedRow | None, names: tuple[str, str, str], tasks: Sequence[str], groups: Mapping[str, Sequence[str]]
+    row: PublishedRow | None,
+    names: tuple[str, str, str],
+    tasks: Sequence[str],
+    groups: Mapping[str, Sequence[str]],
+    studies: Sequence[Study],
 ) -> ResultsRow:
-    """Return the row of a paper over our columns.
+    """Return the row of a paper over our columns, with the differences of its protocol from that of our studies.
 
     The printed mean of a group is used only if the sweep contains all tasks of the group.
     """
@@ -241,8 +257,9 @@ def _published(
         if group_tasks == {*groups.get(group, ())}:
             scores[f"{group} mean"] = Score(mean=mean)
         elif not groups and group_tasks == {*tasks}:
-            # With one group there is no column for its mean: it is the mean over tasks.
-            scores.setdefault(OVER_TASKS, Score(mean=mean))
+            # With one group there is no column for its mean: it is the mean over tasks. The printed mean is kept also
+            # where the printed tasks give another one: the paper averaged before it rounded.
+            scores[OVER_TASKS] = Score(mean=mean)
 
     # The two averages follow from the means of all groups.
     by_group = [(scores[f"{group} mean"].mean, len(groups[group])) for group in groups if f"{group} mean" in scores]
@@ -253,10 +270,28 @@ def _published(
     # `tuned` is text such as "0.08% tuned", or a number of parameters, which has no column.
     share = re.match(r"([\d.]+) ?%", row.tuned or "")
     tuned = float(share[1]) if share else None
-    return ResultsRow(kind="published", names=names, source=row.source, tuned=tuned, scores=scores)
+    # Only benchmarks of which a number is printed have something to compare.
+    printed = [task for task in tasks if task in scores]
+    printed += [members[0] for group, members in groups.items() if f"{group} mean" in scores]
+    printed += [tasks[0]] if not groups and OVER_TASKS in scores else []
+    benchmarks = [
+        name
+        for name in dict.fromkeys(map(protocols.benchmark_of, tasks))
+        if name in row.protocols and name in map(protocols.benchmark_of, printed)
+    ]
+
+    return ResultsRow(
+        kind="published",
+        names=names,
+        source=row.source,
+        tuned=tuned,
+        scores=scores,
+        protocol=protocols.describe(row, benchmarks),
+        notes=protocols.differences(row, benchmarks, studies),
+    )
 
 
 def _difference(ours: ResultsRow, published: ResultsRow) -> ResultsRow:
     columns = ours.scores.keys() & published.scores.keys()
     scores = {column: Score(mean=ours.scores[column].mean - published.scores[column].mean) for column in columns}
-    return ResultsRow(kind="difference", names=ours.names, scores=scores)
+    return ResultsRow(kind="difference", names=ours.names, scores=scores, notes=published.notes if scores else ())

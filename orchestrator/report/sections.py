@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
 from orchestrator.report.chosen_params import chosen_block, selection_text
 from orchestrator.report.comparison import MIN_TASKS, compare_methods
+from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
@@ -22,9 +23,11 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
     table = build_results_table(studies)
     blocks = [
         results_block(table, studies),
+        _notes(table),
         TextBlock(lines=(*_how_to_read(table, studies), *count_trials(studies))),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
+        _protocols(table),
         _comparisons(studies),
         chosen_block(studies),
         TextBlock(lines=(selection_text(studies),)),
@@ -44,7 +47,7 @@ def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
 
     rows = []
     for row in table.rows:
-        row_cells = [Cell(_method_text(row)), *(Cell(row.names[index]) for index in kept[1:])]
+        row_cells = [Cell(_method_text(row, table.marks)), *(Cell(row.names[index]) for index in kept[1:])]
         row_cells.append(Cell(NOTHING if row.tuned is None else f"{row.tuned:.3g}"))
 
         for column in columns:
@@ -65,9 +68,32 @@ def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
     )
 
 
-def _method_text(row: ResultsRow) -> str:
+def _method_text(row: ResultsRow, marks: Mapping[tuple[str, ...], str]) -> str:
     method = row.names[0]
-    return {"ours": method, "published": f"{method}, published", "difference": "  difference"}[row.kind]
+    text = {"ours": method, "published": f"{method}, published", "difference": "  difference"}[row.kind]
+    return f"{text} [{marks[row.notes]}]" if row.notes else text
+
+
+def _notes(table: ResultsTable) -> TextBlock:
+    """Return what the marks of the table mean."""
+    return TextBlock(
+        title="where the protocols of published rows differ from ours",
+        lines=tuple(f"[{mark}] {note}" for notes, mark in table.marks.items() for note in notes),
+    )
+
+
+def _protocols(table: ResultsTable) -> TextBlock:
+    """Return the protocol of each published row in words. Rows with the same protocol share a line."""
+    several = len({row.names[1] for row in table.rows}) > 1
+
+    rows_by_protocol: dict[str, list[str]] = {}
+    for row in table.rows:
+        for protocol in row.protocol:
+            label = f"{row.names[0]} {row.names[1]}" if several else row.names[0]
+            rows_by_protocol.setdefault(protocol, []).append(label)
+
+    lines = tuple(f"{', '.join(rows)} on {protocol}" for protocol, rows in rows_by_protocol.items())
+    return TextBlock(title="protocols of the published rows", lines=lines)
 
 
 def format_score(row: ResultsRow, score: Score | None) -> str:
@@ -105,7 +131,7 @@ def _how_to_read(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]
         scored = "once, after the last epoch."
     yield (
         f"Values are mean ± std over seeds {', '.join(map(str, seeds))}. "
-        f"Each final trial was trained on train + val and scored on test {scored}"
+        f"Each final trial was trained on {trained_on(studies)} and scored on test {scored}"
     )
 
     if table.groups:

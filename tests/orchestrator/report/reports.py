@@ -77,7 +77,8 @@ def run(
             sweep.on_failure(trial.trial_id, failure)
         else:
             values = {f"{trial.config.eval_split}/accuracy": score(trial)} | metrics(trial)
-            sweep.on_epoch(trial.trial_id, 1, values, facts(trial))
+            for epoch in range(1, trial.config.epochs + 1):
+                sweep.on_epoch(trial.trial_id, epoch, values, facts(trial))
     assert sweep.is_done
     sweep.close()
     return sweep.studies
@@ -92,12 +93,12 @@ def table_block(blocks: Sequence[Block], title: str) -> TableBlock:
 def cells_of(table: TableBlock) -> dict[tuple[str, str], Cell]:
     """Return the cells of a table by the first cell of their row and their column.
 
-    The row of a difference has no name of its own: it takes the method of the row above.
+    The row of a difference has no name of its own: it takes the method of the row above. Marks are left out.
     """
     by_name = {}
     previous = ""
     for row in table.rows:
-        name = row[0].text
+        name = row[0].text.partition(" [")[0]
         if name.startswith(" "):
             name = f"{previous.partition(',')[0]} difference"
         previous = row[0].text

@@ -7,18 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 import pytest
 
 import orchestrator.report.published
-from orchestrator.report.published import PublishedRow, published_rows
+from orchestrator.report.published import UNKNOWN, PublishedRow, published_rows
 from trainer.catalog import BACKBONES, METHODS, TASKS
+from trainer.config import TrainConfig, field_types
 
 ELSEWHERE = {"E2VPT", "GateVPT"}
 """Methods of other papers, which are not implemented here."""
 ROUNDING = 0.06
 """Tasks are printed with one decimal or two: their mean and the printed one differ by less than this."""
 
+VOCABULARY: dict[str, set[str]] = {
+    "train_on": {"train", "trainval"},
+    "chosen_on": {"val", "test"},
+    "search": {"grid"},
+    "epoch": {"last", "best_on_val", "best_on_test"},
+    **{name: {*get_args(field_types()[name])} for name in ("optimizer", "transform", "normalize")},
+}
+"""Words of a protocol. A field without a value is unknown."""
 ROWS = list(dict.fromkeys((row.backbones, row.method) for name in BACKBONES for row in published_rows(name)))
 VTAB_GROUPS = ("natural", "specialized", "structured")
 
@@ -41,6 +51,40 @@ def test_every_name_is_in_the_catalog_and_every_number_is_a_percentage(backbones
     assert row.groups.keys() <= {*VTAB_GROUPS, "fgvc"}
     assert row.source and (row.tuned is None or row.tuned)
     assert all(0 < value < 100 for value in (*row.tasks.values(), *row.groups.values()))
+
+
+@pytest.mark.parametrize(("backbones", "method"), ROWS)
+def test_every_row_has_a_complete_protocol_of_known_words(backbones: tuple[str, ...], method: str) -> None:
+    row = row_of(backbones[0], method)
+    with_numbers = {"fgvc" if group == "fgvc" else "vtab" for group in row.groups}
+    assert row.protocols.keys() == with_numbers, "a protocol for each benchmark that the row has numbers of"
+
+    for protocol in row.protocols.values():
+        for name, known in VOCABULARY.items():
+            assert {*getattr(protocol, name)} <= known, name
+        for name in ("epochs", "warmup_epochs", "batch_size"):
+            assert all(type(value) is int and value > 0 for value in getattr(protocol, name)), name
+        assert len(protocol.train_on) <= 1
+        assert protocol.evidence, "a fact has a source"
+
+    # The fields that TrainConfig has too mean the same.
+    assert row.settings.keys() <= field_types().keys()
+    TrainConfig.from_params({"task": "vtab/dtd", "method": "full", "backbone": backbones[0], **row.settings})
+    assert row.checkpoint in {*BACKBONES, UNKNOWN}
+    assert row.notes.keys() <= row.tasks.keys()
+
+
+@pytest.mark.parametrize("backbone", ["vit_base_patch16_224.mae", "vit_base_patch16_224.orig_in21k"])
+def test_vpt_trains_fgvc_on_train_alone_and_vtab_on_trainval(backbone: str) -> None:
+    row = row_of(backbone, "vpt_deep")
+    assert (row.protocols["fgvc"].train_on, row.protocols["vtab"].train_on) == (("train",), ("trainval",))
+
+
+def test_spt_reports_its_best_epoch_on_test_and_does_not_publish_its_lists_of_fgvc() -> None:
+    row = row_of("vit_base_patch16_224.mae", "spt_deep")
+    assert {protocol.epoch for protocol in row.protocols.values()} == {("best_on_test",)}
+    assert row.protocols["fgvc"].train_on == (), "unknown"
+    assert row.protocols["vtab"].train_on == ("trainval",)
 
 
 @pytest.mark.parametrize(("backbones", "method"), ROWS)
@@ -86,7 +130,9 @@ def test_each_backbone_has_its_rows(backbone: str, methods: set[str]) -> None:
 
 def test_the_file_describes_itself_and_has_no_row_twice() -> None:
     raw = json.loads(Path(orchestrator.report.published.__file__).with_name("published.json").read_text())
-    assert raw.keys() == {"about", "rows"}
+    assert raw.keys() == {"about", "protocols", "rows"}
+    used = {name for row in raw["rows"] for name in row["protocol"].values()}
+    assert used == raw["protocols"].keys(), "no protocol is missing, and none is left over"
     assert len(raw["rows"]) == len(ROWS) == 21
 
 

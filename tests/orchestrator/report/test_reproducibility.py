@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from orchestrator.report.blocks import TextBlock
 from orchestrator.report.sections import build_sections
+from orchestrator.report.study_page import render_study_page
 from orchestrator.study.trial import Trial
-from tests.orchestrator.report.reports import lines_of, run, small
+from tests.orchestrator.report.reports import ONLY_FULL, lines_of, run, small
 
 
 def test_final_trials_that_were_scored_on_different_images_are_not_comparable(record_url: str) -> None:
@@ -47,3 +50,21 @@ def test_the_reproducibility_lines_name_rules_seeds_software_and_machines(record
         "lock: dirty",
         "device: H200",
     )
+
+
+def test_the_lines_say_what_final_trials_were_trained_on(fresh: Callable[[], str]) -> None:
+    """The stamp, the text under the table and the page of a study say the same."""
+    on_train = run(small(tasks=["vtab/dtd"], final={"seeds": [42, 44], "train_on": "train"}, **ONLY_FULL), fresh())
+    on_both = run(small(tasks=["vtab/svhn"], **ONLY_FULL), fresh())
+
+    for studies, words in (
+        (on_train, "train alone"),
+        (on_both, "train + val"),
+        ([*on_train, *on_both], "train alone or train + val"),
+    ):
+        lines = lines_of(build_sections(studies))
+        assert f"final: trained on {words}, scored on test at the last epoch (epochs: 1); seeds 42, 44" in lines
+        assert any(f"Each final trial was trained on {words} and scored on test once" in line for line in lines)
+
+    assert {trial.config.train_split for study in on_train for trial in study.requested_final_trials} == {"train"}
+    assert "final: trained on train alone, scored" in render_study_page(on_train[0])
