@@ -96,8 +96,8 @@ class SweepOutcome:
 
     @property
     def studies_without_result(self) -> list[str]:
-        """Keys of the studies that have no final trial."""
-        return [study.plan.key for study in self.studies if not study.requested_final_trials]
+        """Keys of the studies that have no final trial with a score: none was started, or all failed."""
+        return [study.plan.key for study in self.studies if not study.has_result]
 
 
 def launch(

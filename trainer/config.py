@@ -89,7 +89,7 @@ class TrainConfig:
 
     final_norm: Literal["pretrained", "fresh"] = "pretrained"
     """Last norm before the head. pretrained: the backbone's. fresh: with weight 1 and bias 0, as VPT's code has it on
-    MAE."""
+    MAE. Only full trains it."""
 
     image_size: int | None = None
     """Side of the square in pixels, if not the backbone's usual one. Position embeddings are resampled to it."""
@@ -127,7 +127,8 @@ class TrainConfig:
     """fp32, or bf16: autocast in forward and backward; learnable weights and optimizer stay in fp32."""
 
     nmi: bool = False
-    """Measure after each epoch the normalized mutual information of prompts and patch tokens (SPT, figure 2)."""
+    """Measure the normalized mutual information of prompts and patch tokens before the first step and after each
+    epoch (SPT, figure 2)."""
 
     measure_peeking: bool = False
     """With eval_split test: score on test after every epoch too, and report how much choosing the best epoch

@@ -16,7 +16,7 @@ from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.transforms import decode
-from trainer.model.backbone import load_backbone
+from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.run_folder import RunCard
@@ -100,6 +100,9 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
             f"{folder} was trained on weights of {config.backbone} with SHA-256 {card.backbone_sha256[:12]}, found "
             f"{backbone.sha256[:12]}; name the file it was trained on with --weights or SPTUNE_WEIGHTS."
         )
+
+    if config.final_norm == "fresh":
+        backbone = with_fresh_norm(backbone)
 
     # Without dropout and drop path, which only training has. Every learnable value is overwritten below.
     model = PromptedViT(

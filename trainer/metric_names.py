@@ -5,6 +5,8 @@ Accuracies are fractions 0..1, at the end of an epoch. Each split has its own: `
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 TRAIN_LOSS = "train/loss"
 TRAIN_LR = "train/lr"
 TRAIN_IMAGES_PER_S = "train/images_per_s"
@@ -27,6 +29,8 @@ PROTOTYPES_SECONDS = "prototypes/seconds"
 
 NMI_LAYER = "nmi/layer_"
 """Prefix of normalized mutual information; a layer's number with two digits follows."""
+INITIAL = "initial/"
+"""Prefix of a metric before the first step: `initial/nmi/layer_00`. It comes with the first epoch's metrics."""
 
 # Added by the worker.
 EPOCH_SECONDS = "epoch/seconds"
@@ -42,3 +46,30 @@ def accuracy_of(split: str) -> str:
 def nmi_of(layer: int) -> str:
     """Return the name of a layer's normalized mutual information: `nmi/layer_03`."""
     return f"{NMI_LAYER}{layer:02d}"
+
+
+def initial_of(name: str) -> str:
+    """Return the name of a metric's value before the first step: `initial/nmi/layer_03`."""
+    return f"{INITIAL}{name}"
+
+
+def metrics_by_epoch(epochs: Iterable[Mapping[str, float]]) -> dict[int, dict[str, float]]:
+    """Return a run's metrics by epoch, under their plain names: `nmi/layer_03`, not `initial/nmi/layer_03`.
+
+    Epochs count from 1. Epoch 0 has the values before the first step. It is missing if there are none.
+
+    Args:
+        epochs: the metrics of each finished epoch, from the first.
+    """
+    by_epoch: dict[int, dict[str, float]] = {0: {}}
+    for epoch, metrics in enumerate(epochs, start=1):
+        by_epoch[epoch] = {}
+        for name, value in metrics.items():
+            if name.startswith(INITIAL):
+                by_epoch[0][name.removeprefix(INITIAL)] = value
+            else:
+                by_epoch[epoch][name] = value
+
+    if not by_epoch[0]:
+        del by_epoch[0]
+    return by_epoch

@@ -23,7 +23,7 @@ from orchestrator.figures.style import (
     style_of,
 )
 from orchestrator.study.trial import TrialState
-from trainer.metric_names import NMI_LAYER, TRAIN_LOSS, VAL_ACCURACY
+from trainer.metric_names import NMI_LAYER, TRAIN_LOSS, VAL_ACCURACY, metrics_by_epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,6 +106,8 @@ def _series(trial: Trial, metric: str) -> list[tuple[int, float]]:
 def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
     """Draw normalised mutual information of prompts and patch tokens by epoch: a panel per task, a line per method.
 
+    Lines start at epoch 0, the prompt before the first step. Trials of sptune 0.1.0 have no such value.
+
     The values are those of the final trials, averaged over seeds, or of the chosen trial if there are no final trials
     yet. Lines are means over layers; bands reach from the lowest to the highest layer.
 
@@ -146,6 +148,8 @@ def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
             markevery=max(1, len(epochs) // 6),
             markersize=3,
             linewidth=1.2,
+            # The marker of epoch 0 lies on the axis.
+            clip_on=False,
         )
         # Shallow prompts have one layer, and one layer has no band.
         if len(layers[0][1]) > 1:
@@ -169,19 +173,19 @@ def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
 
 
 def _layers(study: Study) -> list[tuple[int, list[float]]]:
-    """Return each epoch with the value of each layer, averaged over the final trials."""
+    """Return each epoch, from 0, with the value of each layer, averaged over the final trials."""
     trials = [trial for trial in study.requested_final_trials if _has_layers(trial.epochs)]
     if not trials and study.best is not None:
         trials = [study.best]
 
     by_epoch: dict[int, dict[str, list[float]]] = {}
     for trial in trials:
-        for epoch, metrics in enumerate(trial.epochs, start=1):
+        for epoch, metrics in metrics_by_epoch(trial.epochs).items():
             for name, value in metrics.items():
                 if name.startswith(NMI_LAYER) and math.isfinite(value):
                     by_epoch.setdefault(epoch, {}).setdefault(name, []).append(value)
 
-    return [(epoch, [statistics.mean(values) for values in layers.values()]) for epoch, layers in by_epoch.items()]
+    return [(epoch, [statistics.mean(values) for values in by_epoch[epoch].values()]) for epoch in sorted(by_epoch)]
 
 
 def _has_layers(epochs: Iterable[dict[str, float]]) -> bool:

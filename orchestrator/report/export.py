@@ -5,7 +5,8 @@ The columns are the same for every sweep. The schema of each file contains a des
 - trials, one row per trial: its identity (sweep, study, group, phase, number, trial_id), its outcome (state, cause,
   error, attempt, seconds, score, chosen, tied, duplicate_of), where and with what it was trained (host, device,
   software, commit, lock, protocol, learnt_from, scored_on), and the fields of TrainConfig under their own names.
-- epochs, one row per metric of an epoch of a trial: sweep, trial_id, epoch, metric, value.
+- epochs, one row per metric of an epoch of a trial: sweep, trial_id, epoch, metric, value. Epoch 0 has the values
+  before the first step (NMI).
 - predictions, one row per image on which a complete trial was scored: sweep, trial_id, key, label, prediction, correct,
   confidence.
 """
@@ -27,6 +28,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 from trainer import run_folder
 from trainer.config import field_types
+from trainer.metric_names import metrics_by_epoch
 from trainer.storage.files import read_bytes
 
 PROVENANCE = {
@@ -95,7 +97,7 @@ EPOCHS = _schema(
     [
         SWEEP,
         TRIAL_ID,
-        ("epoch", pa.int64(), "Number of the epoch, from 1."),
+        ("epoch", pa.int64(), "Number of the epoch, from 1; 0 for values before the first step."),
         ("metric", pa.string(), "Name of the metric as in MLflow, such as val/accuracy."),
         ("value", pa.float64(), "Value of the metric; accuracies are fractions 0..1."),
     ]
@@ -222,7 +224,7 @@ def _epochs(study: Study) -> list[dict[str, Any]]:
         {"sweep": study.spec.name, "trial_id": trial.trial_id, "epoch": epoch, "metric": metric, "value": value}
         for trial in _all_trials(study)
         if trial.duplicate_of is None
-        for epoch, metrics in enumerate(trial.epochs, start=1)
+        for epoch, metrics in metrics_by_epoch(trial.epochs).items()
         for metric, value in metrics.items()
     ]
 

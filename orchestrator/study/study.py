@@ -126,6 +126,11 @@ class Study:
         return [trial for trial in self.final_table.trials if trial.trial_id in configs]
 
     @property
+    def has_result(self) -> bool:
+        """Whether a final trial of the best params has a score."""
+        return any(trial.score is not None for trial in self.requested_final_trials)
+
+    @property
     def is_done(self) -> bool:
         """Whether every trial that the spec asks for is finished."""
         if not self.is_search_done:

@@ -23,7 +23,7 @@ from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 from orchestrator.tracking.mlflow_registry import save_model
 from trainer import run_folder
 from trainer.data.task_store import read_card
-from trainer.metric_names import TRAIN_LOSS
+from trainer.metric_names import TRAIN_LOSS, metrics_by_epoch
 from trainer.storage.files import read_bytes
 
 if TYPE_CHECKING:
@@ -125,8 +125,14 @@ class MlflowRuns:
         return max((metric.step for metric in self._client.get_metric_history(run_id, TRAIN_LOSS)), default=0)
 
     def log_epochs(self, run_id: str, trial: Trial, num_logged: int) -> None:
-        """Log the metrics of a trial's epochs after the first `num_logged`, and the trial's tags."""
-        by_epoch = {epoch: metrics for epoch, metrics in enumerate(trial.epochs, start=1) if epoch > num_logged}
+        """Log the metrics of a trial's epochs after the first `num_logged`, and the trial's tags.
+
+        Values before the first step are logged at step 0.
+        """
+        # Epoch 0 is reported with epoch 1: it is logged if that one is.
+        by_epoch = {
+            epoch: metrics for epoch, metrics in metrics_by_epoch(trial.epochs).items() if max(epoch, 1) > num_logged
+        }
         tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
 
         # Provenance does not change from epoch to epoch. `correct` is a long code, of use only to our own statistics.

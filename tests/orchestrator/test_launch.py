@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,6 +108,39 @@ def test_resume_runs_matching_trials_again(launched: tuple[SweepOutcome, list[Pr
     assert outcome.studies[0].final_table.trials[0].score == first.studies[0].final_table.trials[0].score
     with pytest.raises(UserError, match="no failed trial of api matches"):
         resume("api", home=home, driver="inline", rerun=Rerun(lambda _: False, must_match=True))
+
+
+def test_launch_ends_with_1_until_a_final_trial_of_each_study_has_a_score(
+    store: Path, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sptune: Sptune
+) -> None:
+    # An image of test is damaged: the search ends well, and all final trials fail.
+    shutil.copytree(store, tmp_path / "data")
+    test_file = tmp_path / "data/demo/digits/test.parquet"
+    whole = pq.read_table(test_file)
+    images = [b"not an image", *whole["image"].to_pylist()[1:]]
+    pq.write_table(whole.set_column(whole.column_names.index("image"), "image", [images]), test_file)
+    monkeypatch.setenv("SPTUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("SPTUNE_CACHE", str(tmp_path / "cache"))
+
+    spec = SPEC | {"name": "finals", "search": {"trials": 1}, "final": {"seeds": [42, 44]}, "retries": 0}
+    file = tmp_path / "finals.yaml"
+    file.write_text(json.dumps(spec))  # YAML is a superset of JSON
+
+    def finals() -> pd.DataFrame:
+        return open_sweep("finals", home).trials().query("phase == 'final'")
+
+    assert sptune("launch", file, "--home", home, "--inline")[0] == 1
+    assert [*finals()["state"]] == ["failed", "failed"] and finals()["score"].isna().all()
+    assert finals()["error"].str.contains("test.parquet cannot be read").all()
+    again = launch(file, home=home, driver="inline")
+    assert again.is_done and again.was_finished
+    assert again.studies_without_result == [study.plan.key for study in again.studies]
+
+    # One of the two has a score: that is a result.
+    pq.write_table(whole, test_file)
+    first = finals()["trial_id"].iloc[0]
+    assert sptune("resume", "finals", "--home", home, "--inline", "--trial", first)[0] == 0
+    assert [*finals()["state"]] == ["complete", "failed"]
 
 
 def test_mistakes_are_listed_together_and_nothing_is_written(tmp_path: Path, store: Path) -> None:

@@ -19,6 +19,7 @@ from trainer.data.subsets import TrainSize, nested_subset
 from trainer.data.task_store import read_column
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View
+from trainer.storage.s3 import redact_query
 
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
@@ -139,6 +140,37 @@ def load_split(
         view=view,
         fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{view}",
     )
+
+
+def prepare_test_split(
+    root: str, task: str, image_size: int, transform: TransformName = "spt", cache: str | None = None
+) -> None:
+    """Read all of the test split and decode it into the image cache. Nothing of it stays in memory.
+
+    Call it before a training that ends with a test: a split that cannot be read is then found before the first step.
+    The arguments are those of `load_split`, which finds the images decoded.
+
+    Raises:
+        TaskMissing: if the task is not in the store and is no demo task.
+        ValueError: if the file of the split is damaged.
+        OSError: if the file or one of its images cannot be read, or the cache cannot be written.
+    """
+    card = open_task(root, task)
+    try:
+        for column in ("label", "key"):
+            read_column(root, task, "test", column)
+        load_decoded(root, card, ("test",), image_size, transform, "fixed", cache)
+    except (ValueError, OSError) as error:
+        # A missing file is named already. Errors of a disk or a bucket have a number, which decides about retries.
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
+            raise
+
+        # Errors of the Parquet reader and of Pillow name no file.
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        reason = str(error).rstrip(".")
+        raise kind(
+            f"{redact_query(root)}/{task}/test.parquet cannot be read: {reason}. Import the task again."
+        ) from error
 
 
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:

@@ -268,3 +268,21 @@ def load_backbone(
 
     mean_and_std = row.mean_and_std if normalize == "backbone" else normalize
     return Backbone(vit, readout=row.readout, sha256=sha256, mean_and_std=mean_and_std).to(device)
+
+
+@functools.lru_cache(maxsize=1)
+def with_fresh_norm(backbone: Backbone) -> Backbone:
+    """Return a copy of the network whose last norm has weight 1 and bias 0. The process keeps the last one.
+
+    The copy shares all other weights with the network.
+    """
+    # `deepcopy` returns the objects of its memo as they are, so only the norm is copied.
+    own = {id(parameter) for parameter in backbone.vit.norm.parameters()}
+    memo = {id(parameter): parameter for parameter in backbone.parameters() if id(parameter) not in own}
+    copied = copy.deepcopy(backbone, memo)
+
+    norm = copied.vit.norm
+    assert isinstance(norm, nn.LayerNorm), "the last norm of the catalog's ViTs"
+    nn.init.ones_(norm.weight)
+    nn.init.zeros_(norm.bias)
+    return copied

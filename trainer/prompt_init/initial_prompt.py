@@ -35,12 +35,19 @@ class InitialPrompt:
 
 
 def initial_prompt(
-    config: TrainConfig, backbone: Backbone, train_split: Split, *, data_root: str, prototype_cache: str | None
+    config: TrainConfig,
+    backbone: Backbone,
+    train_split: Split,
+    *,
+    data_root: str,
+    prototype_cache: str | None,
+    cache: str | None = None,
 ) -> InitialPrompt:
     """Return the prompt's initial value: prototypes of the training images (SPT), or uniform noise (VPT).
 
     Args:
         prototype_cache: folder (path or URI) of built sets; None builds the set again.
+        cache: folder on a local disk for decoded images of `init_task`; None as in `load_split`.
 
     Raises:
         ValueError: if there are fewer tokens than prompts.
@@ -59,7 +66,7 @@ def initial_prompt(
 
     images = train_split
     if config.init_task is not None:
-        images = _images_of_init_task(config, data_root, str(train_split.labels_N.device))
+        images = _images_of_init_task(config, data_root, str(train_split.labels_N.device), cache)
 
     # The key of a stored set: a change of these names or of their values makes all sets of a cache unreachable.
     content = {
@@ -109,7 +116,9 @@ def _read_cached(location: str) -> InitialPrompt | None:
     return InitialPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
 
 
-def _images_of_init_task(config: TrainConfig, data_root: str, device: str) -> Split:
+def _images_of_init_task(config: TrainConfig, data_root: str, device: str, cache: str | None) -> Split:
     task = str(config.init_task)
     view = "whole" if is_augmented(task) else "fixed"
-    return load_split(data_root, task, config.train_split, 1.0, config.pixels, device, config.transform, view)
+    return load_split(
+        data_root, task, config.train_split, 1.0, config.pixels, device, config.transform, view=view, cache=cache
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
-from trainer.data.split import Split, load_split
+from trainer.data.split import Split, load_split, prepare_test_split
 from trainer.data.tasks import open_task
 from trainer.data.transforms import random_views
 from trainer.metric_names import (
@@ -29,8 +29,9 @@ from trainer.metric_names import (
     TRAIN_IMAGES_PER_S,
     TRAIN_LOSS,
     TRAIN_LR,
+    initial_of,
 )
-from trainer.model.backbone import load_backbone
+from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import backward, eval_batch_size, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
@@ -80,7 +81,8 @@ def train(
         TrainingDiverged: if the loss or a weight is NaN or infinite, with epoch, loss and lr.
         TrainingInterrupted: if `stop` returned True.
         ValueError: if the images are too few for a batch, the checkpoint is of another config or network or of a newer
-            version of sptune, or the weights do not fit (WeightsError).
+            version of sptune, the weights do not fit (WeightsError), or the test split of a final run is damaged. All
+            of this is found before the first step.
         OSError: if data, prototype cache or folder cannot be read or written.
     """
     # Data: the task's card. Its images follow the backbone: they take minutes to decode, and wrong weights must be
@@ -101,11 +103,18 @@ def train(
     frozen = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
     )
+    if config.final_norm == "fresh":
+        frozen = with_fresh_norm(frozen)
     train_split = load(config.train_split, config.train_size, view="whole" if is_augmented(config.task) else "fixed")
     steps_per_epoch = _steps_per_epoch(config, len(train_split))
+    if config.eval_split == "test":
+        # Now, because after hours of training it is late to find that the test images cannot be read.
+        prepare_test_split(data_root, config.task, config.pixels, config.transform, cache)
 
     # Prototypes: the initial value of the prompt.
-    initial = initial_prompt(config, frozen, train_split, data_root=data_root, prototype_cache=prototype_cache)
+    initial = initial_prompt(
+        config, frozen, train_split, data_root=data_root, prototype_cache=prototype_cache, cache=cache
+    )
     nmi_tokens_LTD = None
     if config.nmi:
         nmi_tokens_LTD = sample_nmi_tokens(config, frozen, train_split, len(initial.prompt_LPD))
@@ -191,6 +200,10 @@ def train(
                     metrics[PROTOTYPES_SECONDS] = initial.seconds
             if nmi_tokens_LTD is not None:
                 metrics |= nmi_metrics(model.prompt_LPD.detach(), nmi_tokens_LTD)
+                if epoch == 1:
+                    # Of the prompt before the first step: after a resume, the model's own prompt has moved.
+                    start = nmi_metrics(initial.prompt_LPD.to(device), nmi_tokens_LTD)
+                    metrics |= {initial_of(name): value for name, value in start.items()}
 
             # Scores. A search run is scored on val each epoch; a final run is scored on test at its last epoch.
             is_last = epoch == config.epochs

@@ -70,13 +70,25 @@ def normalized_mutual_information(prompt_PD: Tensor, tokens_TD: Tensor) -> float
 
     SPT's figure 2 plots such a quantity and gives no formula; this one is ours. It does not change under monotone maps
     of either vector. For independent vectors it is about 3 %, not 0, because D is finite.
+
+    Two things raise it although neither vector says anything about the other. The numbers are for D = 96 and D = 768:
+
+    - Ties. Equal coordinates are ranked by their position, which both vectors share. If half of the coordinates of each
+      are equal, NMI is 13 % and 18 %; if three quarters are, 39 % and 46 %. Ties in one vector alone do nothing.
+    - Channel offsets. If both vectors contain the same offset for each channel, with the variance of the rest, NMI is
+      11 % and 8 %; with four times that variance, 28 % and 21 %. Patch tokens of one layer have such offsets and
+      more in common, so a prompt that is made of tokens is close to any token: in the bundled network on demo/digits,
+      two random tokens have 8 % to 22 % by layer, and a uniform prompt and a token 3 % to 4 %.
+
+    So first compare a prompt with its own value before the first step (epoch 0), and only then two methods.
     """
     width = prompt_PD.shape[1]
     bins = max(2, math.isqrt(width // 5))
 
     def one_hot_bins(values_RD: Tensor) -> Tensor:
-        # The rank of each coordinate in its row, scaled to bins: equal counts, whatever the values are.
-        ranks_RD = values_RD.argsort(dim=1).argsort(dim=1)
+        # The rank of each coordinate in its row, scaled to bins: equal counts, whatever the values are. Stable, so that
+        # the ranks of equal coordinates do not depend on the device.
+        ranks_RD = values_RD.argsort(dim=1, stable=True).argsort(dim=1)
         return F.one_hot(ranks_RD * bins // width, bins).float()
 
     prompt_PDS = one_hot_bins(prompt_PD)

@@ -80,6 +80,8 @@ class Rich:
                 for layer in range(layers):
                     level = 0.03 + 0.3 * learns * (1 - math.exp(-event.epoch / 5)) * (1 - layer / layers / 2)
                     metrics[f"nmi/layer_{layer:02d}"] = level
+                    if event.epoch == 1:
+                        metrics[f"initial/nmi/layer_{layer:02d}"] = 0.02 + layer / 1000
             if self._broken and event.epoch % 3 == 2:
                 metrics |= {"train/loss": math.nan, "nmi/layer_00": math.nan}
             yield dataclasses.replace(event, metrics=metrics), seconds
@@ -349,13 +351,28 @@ def test_mutual_information_is_the_mean_over_layers_between_the_lowest_and_highe
     figure = only(draw_figures(studies, each_study=False), "nmi")
     assert [ax.get_title() for ax in figure.axes] == ["demo/digits", "demo/shapes_loc"]
     line = next(line for line in lines(figure) if line.get_color() == style_of("spt_deep").color)
-    layers = [
-        [v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in studies[0].requested_final_trials[0].epochs
-    ]
-    assert data(line)[0] == [*range(1, 10)]
+    epochs = studies[0].requested_final_trials[0].epochs
+    layers = [[v for n, v in epoch.items() if n.startswith("nmi/")] for epoch in epochs]
+    layers.insert(0, [v for n, v in epochs[0].items() if n.startswith("initial/nmi/")])
+    assert data(line)[0] == [*range(10)], "from the prompt before the first step"
     assert data(line)[1] == pytest.approx([statistics.mean(values) for values in layers])
+    assert data(line)[1][0] == pytest.approx(0.02 + 2 / 1000)
     assert words(figure) == ["spt_deep", "vpt_deep"]
     assert "nmi" not in dict(draw_figures(driven(simple, tmp_path, **LINEAR), each_study=False))
+
+
+def test_mutual_information_of_trials_without_an_initial_value_starts_at_the_first_epoch(
+    simple: dict[str, Any], tmp_path: Path
+) -> None:
+    # Trials of version 0.1.0 have none.
+    simple["fixed"]["nmi"] = True
+    studies = driven(simple, tmp_path, methods=["spt_deep"])
+    for study in studies:
+        for trial in study.final_table.trials:
+            for name in [name for name in trial.epochs[0] if name.startswith("initial/")]:
+                del trial.epochs[0][name]
+    figure = only(draw_figures(studies, each_study=False), "nmi")
+    assert all(data(line)[0] == [*range(1, 10)] for line in lines(figure))
 
 
 def test_a_line_crosses_all_parameters_of_a_trial_and_ends_at_its_accuracy(pruned_study: Study) -> None:

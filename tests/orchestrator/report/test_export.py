@@ -195,6 +195,21 @@ def test_epochs_are_those_of_the_study_database_each_trial_once(
     assert len({row[:3] for row in exported}) == len(exported), "no value twice"
 
 
+def test_values_before_the_first_step_are_those_of_epoch_0(
+    studies: list[Study], write: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = studies[0].search_table.trials[0]
+    measured = {"initial/nmi/layer_00": 0.25, "nmi/layer_00": 0.5}
+    # The studies are shared by all tests: the values are there for this test alone.
+    for name, value in measured.items():
+        monkeypatch.setitem(trial.epochs[0], name, value)
+    rows = [row for row in write()["epochs"] if "nmi" in row["metric"]]
+    assert [(row["trial_id"], row["epoch"], row["metric"], row["value"]) for row in rows] == [
+        (trial.trial_id, 0, "nmi/layer_00", 0.25),
+        (trial.trial_id, 1, "nmi/layer_00", 0.5),
+    ]
+
+
 def test_predictions_are_those_of_complete_trials_each_once(
     studies: list[Study], write: Callable[..., dict[str, Any]]
 ) -> None:

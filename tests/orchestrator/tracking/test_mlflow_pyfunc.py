@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import mlflow.pyfunc
 import pandas as pd
@@ -14,11 +15,18 @@ from trainer.config import TrainConfig
 from trainer.training.loop import train
 
 
-@pytest.fixture(scope="module")
-def run_folder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["pretrained", "fresh"])
+def run_folder(request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its model."""
     folder = tmp_path_factory.mktemp("run")
-    params = {"task": "demo/digits", "method": "linear", "train_size": 0.1, "epochs": 1, "warmup_epochs": 0}
+    params: dict[str, Any] = {
+        "task": "demo/digits",
+        "method": "linear",
+        "train_size": 0.1,
+        "epochs": 1,
+        "warmup_epochs": 0,
+    }
+    params["final_norm"] = request.param
     config = TrainConfig.from_params({**params, "backbone": "vit_nano_patch4_32.mae", "eval_split": "test"})
     assert [epoch.epoch for epoch in train(config, data_root=str(store), folder=str(folder))] == [1]
     save_model(folder)

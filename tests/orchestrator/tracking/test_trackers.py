@@ -173,6 +173,28 @@ def test_artifacts_are_in_the_run_of_their_trial(small: SweepSpec, tmp_path: Pat
         assert Path(client.download_artifacts(run.info.run_id, name, str(tmp_path))).read_bytes() == name.encode()
 
 
+def test_values_before_the_first_step_are_logged_at_step_0(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    first = {"train/loss": 2.0, "val/accuracy": 0.4, "nmi/layer_00": 0.2, "initial/nmi/layer_00": 0.1}
+    # A second driver continues the run and hears the first epochs again: what is logged is not logged again.
+    for num_epochs in (2, 3):
+        tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+        sweep = Sweep.resume(small, StudyDatabase(url), tracker)
+        trial = sweep.next_trial()
+        assert trial is not None
+        for epoch in range(1, num_epochs + 1):
+            later = {"train/loss": 1.0, "val/accuracy": 0.5, "nmi/layer_00": 0.2 + epoch / 10}
+            sweep.on_epoch(trial.trial_id, epoch, first if epoch == 1 else later)
+        assert tracker.close() == 0
+    assert trial is not None
+    client = MlflowClient(tracking_uri=mlflow_uri)
+    (run,) = (run for run in mlflow_runs(mlflow_uri, small.name) if run.data.tags.get("trial_id") == trial.trial_id)
+    history = client.get_metric_history(run.info.run_id, "nmi/layer_00")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.1), (1, 0.2), (2, 0.4), (3, 0.5)]
+    assert run.data.metrics["nmi/layer_00"] == 0.5, "MLflow's tables show the last value"
+    assert not any(name.startswith("initial/") for name in run.data.metrics)
+
+
 @pytest.mark.parametrize("events", [1, 5, 23])
 def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str, events: int

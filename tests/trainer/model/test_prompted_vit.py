@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.catalog import BACKBONES, METHODS, BackboneRow
-from trainer.model.backbone import MEAN_AND_STD, Backbone, build_vit, run_block
+from trainer.model.backbone import MEAN_AND_STD, Backbone, build_vit, run_block, with_fresh_norm
 from trainer.model.prompted_vit import PromptedViT, prompted_features
 from trainer.prompt_init.strategies import uniform_prompt
 
@@ -135,6 +135,37 @@ def test_logits_and_gradients_are_those_of_the_described_model(
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-9, msg=name)
     for name, parameter in exact.vit.named_parameters():
         assert parameter.grad is None and not parameter.requires_grad, name
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "prompt_length", "learns"), [(0, 0, False), (0, 0, True), (1, 10, False), (5, 10, False)], ids=str
+)
+def test_a_fresh_norm_has_weight_1_and_bias_0_and_learns_only_with_the_network(
+    exact: Backbone, num_layers: int, prompt_length: int, learns: bool
+) -> None:
+    before = {name: weight.clone() for name, weight in exact.vit.named_parameters()}
+    fresh = with_fresh_norm(exact)
+    model = prompted(fresh, num_layers, prompt_length, learns=learns)
+    assert model.learnable().keys() == prompted(exact, num_layers, prompt_length, learns=learns).learnable().keys()
+
+    plain_norm = {"norm.weight": torch.ones(96).double(), "norm.bias": torch.zeros(96).double()}
+    own = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.learnable().items()}
+    network = {name: own.get(f"backbone.vit.{name}", weight) for name, weight in (before | plain_norm).items()}
+    expected_BK = plain_logits(network, exact.readout, images(), own)
+    logits_BK = model(images())
+    torch.testing.assert_close(logits_BK, expected_BK, rtol=0, atol=1e-9)
+    expected = torch.autograd.grad(F.cross_entropy(expected_BK, LABELS_B), list(own.values()))
+    torch.autograd.backward(F.cross_entropy(logits_BK, LABELS_B))
+    for (name, parameter), gradient in zip(model.learnable().items(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-9, msg=name)
+
+    # The network itself keeps its norm, and shares all other weights with the copy.
+    assert float((before["norm.weight"] - 1).abs().max()) > 0.1, "the pretrained norm is another one"
+    for name, weight in exact.vit.named_parameters():
+        assert torch.equal(weight, before[name]), name
+        shares = weight.data_ptr() == fresh.vit.get_parameter(name).data_ptr()
+        assert shares == (not name.startswith("norm.")), name
+    assert (fresh.sha256, fresh.readout) == (exact.sha256, exact.readout)
 
 
 @pytest.mark.parametrize("num_layers", [0, 1, 5], ids=["linear", "shallow", "deep"])

@@ -113,7 +113,7 @@ def test_configs_that_differ_only_in_training_share_a_set(
     for changes in (
         {"lr": 0.001, "weight_decay": 0.0, "head_weight_decay": 0.0, "optimizer": "sgd"},
         {"epochs": 9, "warmup_epochs": 0, "batch_size": 4, "ema_decay": 0.9, "nmi": True},
-        {"drop_path": 0.1, "precision": "bf16", "image_size": 32},
+        {"drop_path": 0.1, "precision": "bf16", "image_size": 32, "final_norm": "fresh"},
     ):
         assert bool(build(dataclasses.replace(plain, **changes)).prompt_LPD.eq(MARK).all()), changes
     assert len(files_of(tmp_path)) == 1 and not bool(first.prompt_LPD.eq(MARK).any())

@@ -151,10 +151,11 @@ def test_a_run_reports_its_epochs(whole: Whole) -> None:
     layers = {"all": 5, "first": 1, "none": 0}[method.prompted_layers]
     each |= {f"nmi/layer_{layer:02d}" for layer in range(layers)} if config.nmi else set()
     once = {"learnable/parameters", "learnable/share", "train/images"}
+    once |= {f"initial/nmi/layer_{layer:02d}" for layer in range(layers)} if config.nmi else set()
     once |= {"prototypes/seconds"} if config.method in ("spt_deep", "spt_shallow") else set()
     assert [set(epoch.metrics) for epoch in epochs] == [each | once, each, each]
     for epoch in epochs:
-        shares = {name: value for name, value in epoch.metrics.items() if name.startswith(("val/", "nmi/"))}
+        shares = {name: value for name, value in epoch.metrics.items() if "nmi/" in name or name.startswith("val/")}
         assert all(0 <= value <= 1 for value in shares.values()), shares
         assert epoch.metrics["val/accuracy"] <= epoch.metrics["val/accuracy_top5"]
         assert epoch.metrics["train/images_per_s"] > 0
@@ -259,6 +260,7 @@ EFFECTS: dict[str, Any] = {
     "train_size": 0.1, "transform": "vpt", "normalize": "imagenet", "image_size": 24,
     "epochs": 3, "warmup_epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.02,
     "head_weight_decay": 0.6, "drop_path": 0.2, "precision": "bf16", "seed": 43,
+    "final_norm": "fresh",
 }  # fmt: skip
 """A value of each field that must change the result of two epochs of spt_shallow at the defaults."""
 MEASURES = {"ema_decay": 0.9, "nmi": True}
@@ -436,8 +438,8 @@ def test_a_search_run_never_looks_at_test(store_without_test: str, tiny: Callabl
     assert len(list(train(tiny("linear"), data_root=store_without_test))) == 3
 
 
-def test_a_final_run_looks_at_test_at_its_last_epoch_only(
-    store_without_test: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+def test_a_final_run_is_scored_on_test_at_its_last_epoch_only(
+    store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
     config = tiny("linear", eval_split="test", ema_decay=0.9)
     epochs = list(train(config, data_root=store, folder=str(tmp_path)))
@@ -450,10 +452,118 @@ def test_a_final_run_looks_at_test_at_its_last_epoch_only(
     judged = pq.read_table(f"{store}/demo/digits/test.parquet").to_pydict()
     assert (shown["key"], shown["label"]) == (judged["key"], judged["label"])
     assert sum(shown["correct"]) / 30 == epochs[-1].metrics["test/accuracy"]
-    run: Iterator[EpochMetrics] = train(config, data_root=store_without_test)
-    assert [next(run).epoch, next(run).epoch] == [1, 2]
-    with pytest.raises(ValueError, match="Parquet"):
-        next(run)
+
+
+def damaged_test_splits() -> dict[str, Callable[[Path], object]]:
+    """What may be wrong with a file of test images, by what does it to a file."""
+
+    def spoil_an_image(file: Path) -> None:
+        table = pq.read_table(file)
+        images = table["image"].to_pylist()
+        images[7] = b"not an image"
+        pq.write_table(table.set_column(table.column_names.index("image"), "image", [images]), file)
+
+    return {
+        "missing": lambda file: file.unlink(),
+        "empty": lambda file: file.write_bytes(b""),
+        "no Parquet": lambda file: file.write_bytes(b"not to be opened"),
+        "cut off": lambda file: file.write_bytes(file.read_bytes()[:-500]),
+        "damaged pages": lambda file: file.write_bytes(file.read_bytes()[:8] + bytes(200) + file.read_bytes()[208:]),
+        "a damaged image": spoil_an_image,
+    }
+
+
+@pytest.mark.parametrize("damage", damaged_test_splits())
+def test_a_final_run_whose_test_images_cannot_be_read_ends_before_its_first_step(
+    damage: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(store, root)
+    damaged_test_splits()[damage](root / "demo/digits/test.parquet")
+    steps = itertools.count()
+    final = train(
+        tiny(eval_split="test"),
+        data_root=str(root),
+        folder=str(run),
+        prototype_cache=str(tmp_path / "prototypes"),
+        cache=str(tmp_path / "cache"),
+        stop=lambda: next(steps) < 0,
+    )
+    with pytest.raises((ValueError, OSError)) as caught:
+        next(final)
+    assert "demo/digits" in str(caught.value) and "test.parquet" in str(caught.value)
+    assert str(caught.value).endswith(("Import the task again.", "import the task again."))
+    assert isinstance(caught.value, ValueError) == (damage in ("empty", "no Parquet", "cut off")), "as it was before"
+    assert next(steps) == 0, "no step was asked for"
+    assert not run.exists() and not (tmp_path / "prototypes").exists(), "no checkpoint, and no prototypes either"
+
+
+def test_decoded_images_go_to_the_given_cache_and_nowhere_else(
+    store: str, tmp_path: Path, tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same digits as a task of another name.
+    other = tmp_path / "data/own/digits"
+    shutil.copytree(store, tmp_path / "data")
+    shutil.copytree(f"{store}/demo/digits", other)
+    (other / "card.json").write_text((other / "card.json").read_text().replace("demo/digits", "own/digits"))
+
+    monkeypatch.setenv("SPTUNE_CACHE", str(tmp_path / "default"))
+    changes: dict[str, Any] = {"init_task": "own/digits", "init_images": 7, "prompt_init": "random"}
+    config = tiny(**changes, transform="vpt", eval_split="test", epochs=1, warmup_epochs=0)
+    list(train(config, data_root=str(tmp_path / "data"), cache=str(tmp_path / "given")))
+    assert not (tmp_path / "default").exists()
+    arrays = [file for file in (tmp_path / "given").iterdir() if file.suffix == ".u8"]
+    assert len(arrays) == 2, "train with val, which the other task shares, and test"
+
+
+@pytest.mark.parametrize(("method", "prompt_init"), [("spt_deep", "random"), ("vpt_shallow", "uniform")])
+def test_mutual_information_is_measured_before_the_first_step_too(
+    method: str, prompt_init: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    measured: dict[str, Any] = {"nmi": True, "prompt_init": prompt_init, "epochs": 1, "warmup_epochs": 0}
+    # Nothing moves at this rate, so the first epoch ends where it began.
+    still = next(train(tiny(method, **measured, lr=1e-30, optimizer="sgd"), data_root=store)).metrics
+    layers = {name.removeprefix("nmi/") for name in still if name.startswith("nmi/")}
+    assert len(layers) == (5 if method == "spt_deep" else 1)
+    assert all(still[f"initial/nmi/{layer}"] == still[f"nmi/{layer}"] for layer in layers)
+
+    # And at one at which much moves, it is still the value of the beginning, at whatever step the run is interrupted.
+    config = tiny(method, **measured, lr=0.5)
+    whole = list(train(config, data_root=store))
+    for layer in layers:
+        assert whole[0].metrics[f"initial/nmi/{layer}"] == still[f"nmi/{layer}"] != whole[0].metrics[f"nmi/{layer}"]
+    for checks in (2, 3):
+        asked = itertools.count(1)
+        folder = str(tmp_path / f"parts {checks}")
+        with pytest.raises(TrainingInterrupted, match=f"in epoch 1, after {checks - 1} of 2 steps"):
+            next(train(config, data_root=store, folder=folder, stop=lambda: next(asked) == checks))  # noqa: B023
+        assert without_clocks(list(train(config, data_root=store, folder=folder))) == without_clocks(whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fresh_norm_changes_the_features_and_neither_the_prototypes_nor_what_is_learnt(
+    method: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    cache = tmp_path / "prototypes"
+    runs = {}
+    for name in ("pretrained", "fresh"):
+        config = tiny(method, final_norm=name, epochs=1, warmup_epochs=0)
+        folder = tmp_path / name
+        runs[name] = list(train(config, data_root=store, folder=str(folder), prototype_cache=str(cache)))
+    pretrained, fresh = runs["pretrained"][0].metrics, runs["fresh"][0].metrics
+    assert fresh["train/loss"] != pretrained["train/loss"]
+    assert fresh["learnable/parameters"] == pretrained["learnable/parameters"]
+    assert len([*cache.iterdir()] if cache.exists() else []) == (method in ("spt_deep", "spt_shallow")), "one set"
+
+    learnt = load_file(tmp_path / "fresh/prompt.safetensors")
+    assert learnt.keys() == load_file(tmp_path / "pretrained/prompt.safetensors").keys()
+    if method == "full":
+        # It started at 1 and learnt from there: in two steps it stays closer to 1 than the pretrained one.
+        norm = learnt["backbone.vit.norm.weight"]
+        assert not norm.equal(torch.ones(96)) and float((norm - 1).abs().max()) < 0.5
+    assert not load_backbone(BUNDLED).vit.state_dict()["norm.weight"].equal(torch.ones(96)), (
+        "the shared network keeps its norm"
+    )
 
 
 @pytest.mark.parametrize(("eval_split", "parts"), [("val", ["train"]), ("test", ["train", "val"])])

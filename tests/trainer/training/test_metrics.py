@@ -12,7 +12,9 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
-from trainer.data.split import Split
+from trainer.data.split import Split, load_split
+from trainer.model.backbone import Backbone
+from trainer.prompt_init.strategies import uniform_prompt
 from trainer.training.metrics import normalized_mutual_information, predictions, scores
 
 
@@ -216,3 +218,49 @@ def test_it_is_scikit_learn_s_normalized_by_the_smaller_entropy(width: int, bins
         other_D = own_D + noise * vectors(1, width, seed=1)[0]
         expected = normalized_mutual_info_score(binned(own_D), binned(other_D), average_method="min")
         assert nmi(own_D[None], other_D[None]) == pytest.approx(expected, abs=1e-9)
+
+
+def with_ties(values_RD: Tensor, share: float) -> Tensor:
+    """The same vectors, with that share of the coordinates, the smallest ones, equal in each."""
+    return values_RD.maximum(values_RD.quantile(share, dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize(("width", "half", "three_quarters"), [(96, 0.13, 0.39), (768, 0.18, 0.46)])
+def test_ties_in_both_vectors_raise_it_as_much_as_its_docstring_says(
+    width: int, half: float, three_quarters: float
+) -> None:
+    own_PD, other_TD = vectors(40, width), vectors(50, width, seed=1)
+    independent = nmi(own_PD, other_TD)
+    for share, expected in ((0.5, half), (0.75, three_quarters)):
+        assert nmi(with_ties(own_PD, share), with_ties(other_TD, share)) == pytest.approx(expected, abs=0.01)
+        assert nmi(with_ties(own_PD, share), other_TD) == pytest.approx(independent, abs=0.005), "ties on one side"
+
+
+@pytest.mark.parametrize(("width", "equal", "fourfold"), [(96, 0.11, 0.28), (768, 0.08, 0.21)])
+def test_a_common_channel_offset_raises_it_as_much_as_its_docstring_says(
+    width: int, equal: float, fourfold: float
+) -> None:
+    own_PD, other_TD = vectors(40, width), vectors(50, width, seed=1)
+    # A single draw of the offset moves the result by a point or two at D = 96: take the mean of ten.
+    offsets = vectors(10, width, seed=2)
+    for scale, expected in ((1.0, equal), (2.0, fourfold)):
+        values = [nmi(own_PD + scale * offset_D, other_TD + scale * offset_D) for offset_D in offsets]
+        assert sum(values) / len(values) == pytest.approx(expected, abs=0.015)
+        one_sided = [nmi(own_PD + scale * offset_D, other_TD) for offset_D in offsets]
+        assert sum(one_sided) / len(one_sided) < 0.04
+
+
+def test_patch_tokens_are_close_to_any_other_patch_token_and_uniform_prompts_to_none(
+    backbone: Backbone, data_root: str
+) -> None:
+    images = load_split(data_root, "demo/digits", "train", 0.05, 32).all_images()
+    generator = torch.Generator().manual_seed(0)
+    uniform_LPD = uniform_prompt(backbone, num_layers=5, prompt_length=10, generator=generator)
+    of_tokens, of_uniform = [], []
+    for uniform_PD, tokens_BND in zip(uniform_LPD, backbone.patch_tokens(images), strict=True):
+        tokens_TD = tokens_BND.flatten(0, 1)
+        drawn_TD = tokens_TD[torch.randperm(len(tokens_TD), generator=generator)[:266]]
+        of_tokens.append(nmi(drawn_TD[:10], drawn_TD[10:]))
+        of_uniform.append(nmi(uniform_PD, drawn_TD[10:]))
+    assert min(of_tokens) == pytest.approx(0.08, abs=0.015) and max(of_tokens) == pytest.approx(0.22, abs=0.03)
+    assert all(0.025 < value < 0.045 for value in of_uniform)
