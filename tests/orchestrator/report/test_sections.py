@@ -68,7 +68,7 @@ def test_chosen_params_have_their_val_accuracy_and_tied_trials(record_url: str) 
         assert (task, method, val, number, tied_with) == (study.plan.task, study.plan.method, "75.0", "0", "1")
         assert f"lr {study.best.params['lr']:.3g}" in params
     assert any(
-        line.startswith("tied: trials that do not differ significantly from the best trial on val")
+        line.startswith("tied: trials that are not significantly worse than the best trial on val")
         for line in lines_of(blocks)
     )
 
