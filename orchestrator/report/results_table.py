@@ -74,11 +74,6 @@ class ResultsTable:
             columns.append(OVER_GROUPS)
         return tuple(columns)
 
-    def best(self, column: str) -> float | None:
-        """Return our highest mean in a column, rounded as it is printed."""
-        means = [round(row.scores[column].mean, 1) for row in self.rows if row.kind == "ours" and column in row.scores]
-        return max(means, default=None)
-
     def beats_full(self) -> list[str]:
         """Return, for each method, a sentence with the number of tasks on which it beats full fine-tuning.
 

@@ -15,11 +15,11 @@ NUM_FLIPS = 999
 def find_worse(correct_TN: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
     """Return which trials are significantly worse than the best one, with images [T trials, N images] in common.
 
-    It is a max-T test by sign flips (Westfall and Young, Resampling-Based Multiple Testing, 1993) with step-down (Romano
-    and Wolf, JASA 100, 2005). The statistic is that of McNemar's test, (n10 - n01) / sqrt(n10 + n01), between the best
-    trial and another. If trials are equally good, all differences of an image may change their sign together. So each
-    flip draws a sign for each image, finds *its own* best trial, and keeps the largest statistic. A trial is worse if
-    its statistic is larger than those of all but a share `level` of the flips.
+    It is a max-T test by sign flips (Westfall and Young, Resampling-Based Multiple Testing, 1993), with step-down
+    (Romano and Wolf, JASA 100, 2005). The statistic is that of McNemar's test, (n10 - n01) / sqrt(n10 + n01), between
+    the best trial and another. If trials are equally good, all differences of an image may change their sign together.
+    So each flip draws a sign for each image, finds *its own* best trial, and keeps the largest statistic. A trial is
+    worse if its statistic is larger than those of all but a share `level` of the flips.
 
     Because each flip has its own best trial, the test accounts for choosing the best on the same images. Because the
     trials of a flip share their signs, it uses how alike their predictions are. Of two trials it is McNemar's test.
@@ -117,3 +117,25 @@ def paired_t(differences: Sequence[float]) -> float | None:
 
     t = mean / (spread / len(differences) ** 0.5)
     return float(2.0 * stdtr(len(differences) - 1, -abs(t)))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the two-sided p of Welch's t-test that two means are equal, or None if it is undefined.
+
+    It is undefined if one has fewer than two values, or if neither varies and the means differ.
+    """
+    from scipy.special import stdtr
+
+    if min(len(first), len(second)) < 2:
+        return None
+
+    difference = round(statistics.mean(first) - statistics.mean(second), 12)
+    first_error, second_error = (statistics.variance(values) / len(values) for values in (first, second))
+    error = first_error + second_error
+
+    if error == 0.0:
+        return 1.0 if difference == 0.0 else None
+
+    # Welch and Satterthwaite's degrees of freedom.
+    freedom = error**2 / (first_error**2 / (len(first) - 1) + second_error**2 / (len(second) - 1))
+    return float(2.0 * stdtr(freedom, -abs(difference) / error**0.5))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.report.comparison import MIN_TASKS, compare_methods
+from orchestrator.report.comparison import compare_methods, comparison_text, min_tasks
 from orchestrator.study.selection import find_tied, pack_correct, rank_by_val, select_best, simplest, unpack_correct
 from orchestrator.study.statistics import holm
 from orchestrator.study.trial import FailureCause, Trial, TrialState
@@ -294,9 +294,64 @@ def test_a_pair_without_a_p_is_not_counted_in_the_correction() -> None:
 @pytest.mark.parametrize("tasks", range(1, 9))
 def test_nothing_is_said_of_other_tasks_with_fewer_than_six(tasks: int) -> None:
     (found,) = compare_methods({"one": drawn_scores(tasks, (1, 2), 1), "other": drawn_scores(tasks, (1, 2), 2)})
-    assert (found.p_tasks is None) == (tasks < MIN_TASKS)
+    assert found.tasks_needed == min_tasks(1) == 6
+    assert (found.p_tasks is None) == (tasks < found.tasks_needed)
     least = stats.wilcoxon([1.0 + place for place in range(tasks)]).pvalue
-    assert (least < 0.05) == (tasks >= MIN_TASKS), "with fewer even a win on all of them is no evidence"
+    assert (least < 0.05) == (tasks >= found.tasks_needed), "with fewer even a win on all of them is no evidence"
+
+
+@pytest.mark.parametrize("num_methods", [2, 3, 4, 6])
+def test_the_number_of_tasks_that_is_needed_is_the_smallest_with_which_a_win_on_all_is_significant(
+    num_methods: int,
+) -> None:
+    num_pairs = num_methods * (num_methods - 1) // 2
+    for tasks, is_enough in ((min_tasks(num_pairs) - 1, False), (min_tasks(num_pairs), True)):
+        # Method i is better than method i - 1 on every task, by another amount on each.
+        methods = {
+            f"method {index}": {(f"task {task}", 1): index * (0.01 + task / 1000) for task in range(tasks)}
+            for index in range(num_methods)
+        }
+        found = compare_methods(methods)
+        p_values = [pair.p_tasks for pair in found if pair.p_tasks is not None]
+        assert (min(p_values, default=1.0) < 0.05) is is_enough
+        assert {pair.tasks_needed for pair in found} == {min_tasks(num_pairs)}
+        assert any("it cannot be below 5 %" in line for line in comparison_text(found)) is not is_enough
+
+
+def test_five_tasks_are_never_enough_and_the_text_says_how_many_are() -> None:
+    methods = {name: drawn_scores(5, (1, 2), place) for place, name in enumerate(METHODS)}
+    assert [*comparison_text(compare_methods(methods))][-1] == (
+        "p over tasks of 3 pairs of methods needs 7 tasks: with 5 tasks it cannot be below 5 %, even if one method "
+        "wins on all of them."
+    )
+    two = {name: methods[name] for name in METHODS[:2]}
+    assert (
+        "p over tasks of 1 pair of methods needs 6 tasks: with 5 tasks" in [*comparison_text(compare_methods(two))][-1]
+    )
+
+
+def test_a_lucky_search_deceives_the_test_over_seeds_and_not_that_over_tasks() -> None:
+    """Two equal methods. A search and a seed each move a score by 0.5 points. The report states the 32 %."""
+    rng = np.random.default_rng(1)
+    repeats, num_seeds = 1000, 5
+
+    def called_different(num_tasks: int) -> tuple[float, float]:
+        over_tasks = over_seeds = 0
+        for _ in range(repeats):
+            luck = rng.normal(0.0, 0.005, (2, num_tasks, 1)) + rng.normal(0.0, 0.005, (2, num_tasks, num_seeds))
+            one, other = (
+                {(f"task {t}", s): 0.7 + float(scores[t, s]) for t in range(num_tasks) for s in range(num_seeds)}
+                for scores in luck
+            )
+            (pair,) = compare_methods({"one": one, "other": other})
+            over_seeds += pair.p_seeds is not None and pair.p_seeds < 0.05
+            over_tasks += pair.p_tasks is not None and pair.p_tasks < 0.05
+        return over_tasks / repeats, over_seeds / repeats
+
+    over_tasks, over_seeds = called_different(7)
+    # Within 3 standard errors of what the text says, and of the level.
+    assert over_seeds == pytest.approx(0.32, abs=3 * (0.32 * 0.68 / repeats) ** 0.5)
+    assert over_tasks <= 0.05 + 3 * (0.05 * 0.95 / repeats) ** 0.5
 
 
 def test_nothing_is_said_of_other_seeds_with_one() -> None:

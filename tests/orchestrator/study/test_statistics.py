@@ -15,11 +15,12 @@ from orchestrator.study.statistics import find_worse
 def draw_correct(
     rng: np.random.Generator, accuracies_T: NDArray[np.float64], num_images: int, likeness: float
 ) -> NDArray[np.bool_]:
-    """Return which images [T trials, N images] are right. Images have a difficulty in common; 0 makes all independent."""
+    """Return which images [T trials, N images] are right. `likeness`: share of the variance that is an image's own."""
     shared_1N = rng.standard_normal((1, num_images))
     own_TN = rng.standard_normal((len(accuracies_T), num_images))
     noise_TN = np.sqrt(likeness) * shared_1N + np.sqrt(1.0 - likeness) * own_TN
-    return noise_TN < ndtri(accuracies_T)[:, None]
+    correct_TN: NDArray[np.bool_] = noise_TN < ndtri(accuracies_T)[:, None]
+    return correct_TN
 
 
 def family_error(num_trials: int, num_images: int, accuracy: float, likeness: float, repeats: int) -> float:
