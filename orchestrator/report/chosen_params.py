@@ -66,6 +66,6 @@ def selection_text(studies: Sequence[Study]) -> str:
 
     return (
         f"trial: the search trial whose params the final trials use. It is {chosen}.\n"
-        "tied: trials that do not differ significantly from the best trial on val "
-        "(McNemar's exact test on single images, Holm's correction, 5 %)."
+        "tied: trials that are not significantly worse than the best trial on val (5 %; max-T test by sign flips on "
+        "single images). The test accounts for the number of trials and for choosing the best on the same images."
     )

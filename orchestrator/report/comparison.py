@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from orchestrator.study.selection import LEVEL
 from orchestrator.study.statistics import holm, paired_t, signed_rank
-
-MIN_TASKS = 6
-"""Number of tasks below which no signed-rank test can reach p < 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,14 +29,23 @@ class Comparison:
     p_tasks: float | None
     """p-value of Wilcoxon's signed-rank test on the differences of the tasks (Demšar, JMLR 7, 2006).
 
-    It tests whether the difference would hold on other tasks like these. None with fewer than six tasks.
+    It tests whether the difference would hold on other tasks like these. Each task has a search of its own, so it
+    covers the luck of the searches. None if a single pair on so few tasks could not reach 5 %.
     """
     p_seeds: float | None
     """p-value of a paired t-test on the seeds, each with its mean over tasks.
 
-    It tests whether the difference would hold with other seeds on these tasks. None with fewer than two seeds, or if
-    all seeds differ by the same amount.
+    It tests whether the difference would hold with other seeds of the final trials, on these tasks and with the params
+    that the same searches chose. It does not cover the luck of a search. None with fewer than two seeds, or if all
+    seeds differ by the same amount.
     """
+    num_pairs: int = 1
+    """Number of pairs that the p over tasks is corrected for, or would be if there were more tasks."""
+
+    @property
+    def tasks_needed(self) -> int:
+        """The smallest number of tasks with which the p over tasks can be below 5 %."""
+        return min_tasks(self.num_pairs)
 
 
 Scores = Mapping[tuple[str, int], float]
@@ -56,13 +64,16 @@ def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
     comparisons = [comparison for comparison in candidates if comparison is not None]
 
     # A pair without a p-value is not one of the tests to correct for.
-    over_tasks = iter(holm([pair.p_tasks for pair in comparisons if pair.p_tasks is not None]))
+    tested_over_tasks = [pair.p_tasks for pair in comparisons if pair.p_tasks is not None]
+    over_tasks = iter(holm(tested_over_tasks))
     over_seeds = iter(holm([pair.p_seeds for pair in comparisons if pair.p_seeds is not None]))
 
     return [
         dataclasses.replace(
             pair,
             p_tasks=None if pair.p_tasks is None else next(over_tasks),
+            # With more tasks, every pair would be one of the tests.
+            num_pairs=len(comparisons if pair.p_tasks is None else tested_over_tasks),
             p_seeds=None if pair.p_seeds is None else next(over_seeds),
         )
         for pair in comparisons
@@ -95,9 +106,42 @@ def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores
         seeds=len(common_seeds),
         difference=rounded_mean(by_task),
         better_on=sum(difference > 0 for difference in by_task),
-        p_tasks=signed_rank(by_task) if len(tasks) >= MIN_TASKS else None,
+        p_tasks=signed_rank(by_task) if len(tasks) >= min_tasks(1) else None,
         p_seeds=paired_t(by_seed) if len(by_seed) > 1 else None,
     )
+
+
+def min_tasks(num_pairs: int) -> int:
+    """Return the smallest number of tasks with which one of these pairs can reach p < 0.05 over tasks.
+
+    If one method wins on all n tasks, the signed-rank test has its smallest p: 2 / 2^n. Holm's correction multiplies it
+    by the number of pairs.
+    """
+    return next(num_tasks for num_tasks in itertools.count(1) if 2 / 2**num_tasks * num_pairs < LEVEL)
+
+
+def comparison_text(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Yield what the p-values test, and how many tasks they need where there are too few."""
+    yield (
+        "p over tasks: whether the difference would hold on other tasks like these (Wilcoxon's signed-rank test). Each "
+        "task has a search of its own, so the test covers the luck of the searches. Cite this one."
+    )
+    yield (
+        "p over seeds, same search: whether the difference would hold with other seeds of the final trials (paired "
+        "t-test). It does not cover the luck of one search on val: with five seeds, two equal methods whose scores "
+        "vary by 0.5 points from search to search, and as much from seed to seed, are called different in 32 % of "
+        "cases."
+    )
+
+    # Several backbones or train sizes may lack the same number of tasks.
+    lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}
+    for num_pairs, num_tasks in sorted(lacking):
+        pairs = "1 pair" if num_pairs == 1 else f"{num_pairs} pairs"
+        tasks = "1 task" if num_tasks == 1 else f"{num_tasks} tasks"
+        yield (
+            f"p over tasks of {pairs} of methods needs {min_tasks(num_pairs)} tasks: with {tasks} it cannot be below "
+            f"5 %, even if one method wins on all of them."
+        )
 
 
 def rounded_mean(differences: Iterable[float]) -> float:

@@ -87,7 +87,7 @@ TRIALS = _schema(
             pa.bool_(),
             "Whether the study chose the params of this search trial, or needs this final trial of the chosen params.",
         ),
-        ("tied", pa.bool_(), "Whether the accuracy on val does not differ significantly from the study's best trial."),
+        ("tied", pa.bool_(), "Whether it is not significantly worse on val than the study's best trial."),
         ("duplicate_of", pa.int64(), "Number of the earlier trial with the same config, whose outcome was copied."),
         *((name, pa.string(), text) for name, text in PROVENANCE.items()),
         *((name, _config_type(hint), f"Field {name} of TrainConfig.") for name, hint in field_types().items()),

@@ -84,11 +84,6 @@ class ResultsTable:
         """The mark of each row's notes, in the order of the rows. Rows with the same notes share it."""
         return protocols.marks(row.notes for row in self.rows)
 
-    def best(self, column: str) -> float | None:
-        """Return our highest mean in a column, rounded as it is printed."""
-        means = [round(row.scores[column].mean, 1) for row in self.rows if row.kind == "ours" and column in row.scores]
-        return max(means, default=None)
-
     def beats_full(self) -> list[str]:
         """Return, for each method, a sentence with the number of tasks on which it beats full fine-tuning.
 

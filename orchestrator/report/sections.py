@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
 from orchestrator.report.chosen_params import chosen_block, selection_text
-from orchestrator.report.comparison import MIN_TASKS, compare_methods
+from orchestrator.report.comparison import Comparison, compare_methods, comparison_text
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
+from orchestrator.report.significance import bold_text, find_bold
 from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
@@ -24,11 +25,11 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
     blocks = [
         results_block(table, studies),
         _notes(table),
-        TextBlock(lines=(*_how_to_read(table, studies), *count_trials(studies))),
+        TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies), *count_trials(studies))),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _protocols(table),
-        _comparisons(studies),
+        *_comparisons(studies),
         chosen_block(studies),
         TextBlock(lines=(selection_text(studies),)),
         *_efficiency(studies),
@@ -40,10 +41,11 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
 
 
 def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
-    """Return the main table: a row per method, columns for tasks and means, our best value of a column in bold."""
+    """Return the main table: a row per method, columns for tasks and means, our best values of a column in bold."""
     varying, same = varying_fields([study.plan for study in studies], NAMES[1:])
     kept = [0, *(index for index, name in enumerate(NAMES) if name in varying)]
     columns = (*table.tasks, *table.means)
+    bold = find_bold(table, studies)
 
     rows = []
     for row in table.rows:
@@ -52,9 +54,8 @@ def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
 
         for column in columns:
             score = row.scores.get(column)
-            # Compare as printed: methods with the same text are both bold.
-            is_best = row.kind == "ours" and score is not None and round(score.mean, 1) == table.best(column)
-            row_cells.append(Cell(format_score(row, score), bold=is_best))
+            is_bold = row.kind == "ours" and (row.names, column) in bold
+            row_cells.append(Cell(format_score(row, score), bold=is_bold))
         rows.append(tuple(row_cells))
 
     # A wide table is split between the groups of tasks.
@@ -183,8 +184,8 @@ def _sources(table: ResultsTable) -> Iterator[str]:
         yield f"No published results are known for {', '.join(absent)}."
 
 
-def _comparisons(studies: Sequence[Study]) -> TableBlock:
-    """Return the comparison of every pair of methods on the same backbone and train size."""
+def _comparisons(studies: Sequence[Study]) -> Iterator[Block]:
+    """Yield the comparison of every pair of methods on the same backbone and train size, and what it tests."""
     varying, _ = varying_fields([study.plan for study in studies], NAMES[1:])
 
     # Studies by backbone and train size: methods are compared within each.
@@ -193,6 +194,7 @@ def _comparisons(studies: Sequence[Study]) -> TableBlock:
         settings.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study)
 
     rows = []
+    comparisons: list[Comparison] = []
     for setting_studies in settings.values():
         methods: dict[str, dict[tuple[str, int], float]] = {}
         for study in setting_studies:
@@ -203,7 +205,8 @@ def _comparisons(studies: Sequence[Study]) -> TableBlock:
 
         label = study_label(setting_studies[0].plan, varying)
         for pair in compare_methods(methods):
-            p_tasks = _format_p(pair.p_tasks) if pair.tasks >= MIN_TASKS else f"needs {MIN_TASKS} tasks"
+            comparisons.append(pair)
+            p_tasks = _format_p(pair.p_tasks) if pair.tasks >= pair.tasks_needed else f"needs {pair.tasks_needed} tasks"
             p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({pair.seeds})"
             rows.append(
                 cells(
@@ -216,12 +219,14 @@ def _comparisons(studies: Sequence[Study]) -> TableBlock:
                 )
             )
 
-    return TableBlock(
+    yield TableBlock(
         title="between methods, % points\np with Holm's correction over the pairs; (n): number of seeds",
-        header=("methods", *varying, "difference", "better on", "p over tasks", "p over seeds"),
+        header=("methods", *varying, "difference", "better on", "p over tasks", "p over seeds, same search"),
         rows=rows,
         names=1 + len(varying),
     )
+    if comparisons:
+        yield TextBlock(lines=(*comparison_text(comparisons),))
 
 
 def _format_p(p: float | None) -> str:

@@ -148,7 +148,7 @@ class Final(SpecPart):
     """Seeds of the final trials, one trial each, such as [42, 44, 82]."""
     select: Select = "last_val"
     """last_val: the trial with the best val accuracy at its last epoch; of equal ones the earliest. simplest_tied: of
-    the trials that val cannot tell from that one (McNemar's test), the one that learns the fewest parameters."""
+    the trials that are not significantly worse on val, the one that learns the fewest parameters."""
     # Not in the repr, which is part of a stored digest. The ids of the final trials depend on it, so the digest does.
     train_on: Literal["trainval", "train"] = Field(default="trainval", repr=False)
     """What final trials train on: trainval for train and val together, or train alone. VPT's published FGVC rows use

@@ -4,6 +4,9 @@ Results do not depend on the number or speed of workers. For trial k, the adviso
 k - max_concurrent of the same study. Of later ones it knows only the params. For each question, it puts exactly these
 trials into a new in-memory Optuna study. So the same spec and seed give the same trials, no matter how often the sweep
 was interrupted.
+
+Optuna's samplers ignore failed trials. A diverged trial is a result, so it is added as the worst trial of all
+(`_as_worst`). The study database keeps it as failed, with its cause.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from orchestrator.spec.plan import StudyPlan, suggest_params
 from orchestrator.spec.schema import Asha, Hyperband, Median, Search
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.storage.conversion import optuna_distributions, to_optuna_trial
-from orchestrator.study.trial import RUNG, Trial, TrialState
+from orchestrator.study.trial import RUNG, FailureCause, Trial, TrialState
 from trainer.metric_names import VAL_ACCURACY
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -107,10 +110,17 @@ class Advisor:
         # Trials that this one may not depend on are still added, as running: constant_liar needs their params, and
         # the number of the new trial must be right.
         num_visible = self.num_required(number)
+        visible = [trial for trial in self._trials[:num_visible] if trial.state.is_finished]
+        worst_score = min((trial.score for trial in visible if trial.score is not None), default=0.0)
+
         for earlier in self._trials[:number]:
-            is_visible = earlier.number < num_visible and earlier.state.is_finished
-            visible = earlier if is_visible else _as_running(earlier)
-            study.add_trial(to_optuna_trial(visible, self._distributions, metrics=False))
+            if earlier.number >= num_visible or not earlier.state.is_finished:
+                seen = _as_running(earlier)
+            elif earlier.state is TrialState.FAILED and earlier.cause is FailureCause.DIVERGED:
+                seen = _as_worst(earlier, self._search, worst_score)
+            else:
+                seen = earlier
+            study.add_trial(to_optuna_trial(seen, self._distributions, metrics=False))
 
         # A trial with given params, or a trial of an earlier process: Optuna takes the values from its queue.
         if params is not None:
@@ -135,6 +145,30 @@ def _as_running(trial: Trial) -> Trial:
         cause=None,
         sampler_attrs=attrs,
     )
+
+
+def _as_worst(trial: Trial, search: Search, worst_score: float) -> Trial:
+    """Return a diverged trial in the form in which the sampler takes it for the worst trial.
+
+    Args:
+        worst_score: lowest score of the trials that the sampler sees; any number if none has a score.
+    """
+    # Without its epochs: the median pruner compares with those of complete trials, and this one did not get to its end.
+    # Its rungs stay. ASHA and Hyperband compare with every trial that reached a rung, whatever became of it.
+    told = dataclasses.replace(trial, state=TrialState.PRUNED, error=None, cause=None, epochs=())
+
+    match search.sampler:
+        case "tpe":
+            # Pruned before its first epoch, which is last in TPE's order. TPE ranks every complete trial above every
+            # pruned one, so a complete trial with a low score would rank above trials that were pruned.
+            return told
+        case "gp" | "cmaes":
+            # These two learn from complete trials only. CMA-ES uses ranks, so any score up to the worst means the same.
+            # A Gaussian process uses distances: a score far below the others would bend its surface.
+            return dataclasses.replace(told, state=TrialState.COMPLETE, score=worst_score)
+        case _:
+            # Random search learns nothing, and the grid does not repeat a failed point.
+            return trial
 
 
 def _suggest(trial: OptunaTrial) -> Callable[[str, Dimension], Any]:

@@ -1,4 +1,4 @@
-"""Exact tests for paired outcomes, and Holm's correction."""
+"""Tests for paired outcomes, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -8,19 +8,63 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+NUM_FLIPS = 999
+"""Number of random sign flips of a test. With the observed signs they are 1000."""
 
-def mcnemar(first_N: NDArray[np.bool_], second_N: NDArray[np.bool_]) -> float:
-    """Return the exact two-sided p of McNemar's test that two classifiers are right equally often.
+
+def find_worse(correct_TN: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
+    """Return which trials are significantly worse than the best one, with images [T trials, N images] in common.
+
+    It is a max-T test by sign flips (Westfall and Young, Resampling-Based Multiple Testing, 1993), with step-down
+    (Romano and Wolf, JASA 100, 2005). The statistic is that of McNemar's test, (n10 - n01) / sqrt(n10 + n01), between
+    the best trial and another. If trials are equally good, all differences of an image may change their sign together.
+    So each flip draws a sign for each image, finds *its own* best trial, and keeps the largest statistic. A trial is
+    worse if its statistic is larger than those of all but a share `level` of the flips.
+
+    Because each flip has its own best trial, the test accounts for choosing the best on the same images. Because the
+    trials of a flip share their signs, it uses how alike their predictions are. Of two trials it is McNemar's test.
 
     Args:
-        first_N: which images the first classifier got right; only images that the two disagree on matter.
+        correct_TN: which images each trial classified right.
+        level: probability of calling any of the truly best trials worse.
     """
-    from scipy.special import bdtr
+    num_right_T = correct_TN.sum(axis=1).astype(np.float64)
 
-    num_only_first = int((first_N & ~second_N).sum())
-    num_only_second = int((~first_N & second_N).sum())
+    # Images that all trials get right, or all wrong, tell none apart.
+    is_telling_N = correct_TN.any(axis=0) & ~correct_TN.all(axis=0)
+    # Sums of whole numbers are exact in float32, so the result is the same on every machine.
+    telling_TN = correct_TN[:, is_telling_N].astype(np.float32)
 
-    return min(1.0, 2.0 * float(bdtr(min(num_only_first, num_only_second), num_only_first + num_only_second, 0.5)))
+    # Images that only one of two trials gets right. Equal predictions have none, and a statistic of 0.
+    num_shared_TT = telling_TN @ telling_TN.T
+    num_telling_T = num_shared_TT.diagonal()
+    num_apart_TT = num_telling_T[:, None] + num_telling_T - 2.0 * num_shared_TT
+    spread_TT = np.sqrt(np.maximum(num_apart_TT.astype(np.float64), 1.0))
+
+    best = int(num_right_T.argmax())
+    observed_T = (num_right_T[best] - num_right_T) / spread_TT[best]
+
+    signs_FN = 2.0 * np.random.default_rng(0).integers(0, 2, (NUM_FLIPS, telling_TN.shape[1])).astype(np.float32) - 1.0
+    flipped_FT = signs_FN @ telling_TN.T
+
+    # Step-down: without the trials that are worse, the others have fewer rivals.
+    candidates = np.arange(len(correct_TN))
+    while True:
+        flipped_FC = flipped_FT[:, candidates]
+        lead_FC = flipped_FC.max(axis=1, keepdims=True) - flipped_FC
+        spread_FC = spread_TT[np.ix_(candidates, candidates)][flipped_FC.argmax(axis=1)]
+        largest_F = np.sort((lead_FC / spread_FC).max(axis=1))
+
+        # Equal statistics count as large as the observed one, though the last bit may differ.
+        num_as_large_C = NUM_FLIPS - np.searchsorted(largest_F, observed_T[candidates] - 1e-9)
+        remaining = candidates[(1 + num_as_large_C) / (1 + NUM_FLIPS) > level]
+        if len(remaining) == len(candidates):
+            break
+        candidates = remaining
+
+    is_worse_T = np.ones(len(correct_TN), dtype=bool)
+    is_worse_T[candidates] = False
+    return is_worse_T
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -73,3 +117,25 @@ def paired_t(differences: Sequence[float]) -> float | None:
 
     t = mean / (spread / len(differences) ** 0.5)
     return float(2.0 * stdtr(len(differences) - 1, -abs(t)))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the two-sided p of Welch's t-test that two means are equal, or None if it is undefined.
+
+    It is undefined if one has fewer than two values, or if neither varies and the means differ.
+    """
+    from scipy.special import stdtr
+
+    if min(len(first), len(second)) < 2:
+        return None
+
+    difference = round(statistics.mean(first) - statistics.mean(second), 12)
+    first_error, second_error = (statistics.variance(values) / len(values) for values in (first, second))
+    error = first_error + second_error
+
+    if error == 0.0:
+        return 1.0 if difference == 0.0 else None
+
+    # Welch and Satterthwaite's degrees of freedom.
+    freedom = error**2 / (first_error**2 / (len(first) - 1) + second_error**2 / (len(second) - 1))
+    return float(2.0 * stdtr(freedom, -abs(difference) / error**0.5))

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.numpy import load_file
-from scipy import stats
 
 from orchestrator.cli import main
 from orchestrator.environment.home import Home, home_at
@@ -26,7 +25,7 @@ from orchestrator.report.results_table import build_results_table
 from orchestrator.report.sections import build_sections
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.selection import LEVEL, find_tied, unpack_correct
-from orchestrator.study.statistics import holm
+from orchestrator.study.statistics import find_worse
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Trial, TrialState
@@ -152,13 +151,9 @@ def test_tied_trials_follow_from_the_predictions(home: Home, studies: list[Study
         best = study.best
         trials = [t for t in study.requested_search_trials if t.duplicate_of is None and t is not best]
         trials.sort(key=lambda trial: (-percent(home, trial), trial.number))
-        best_N = np.array(correct_of(home, best))
-        p_values = []
-        for trial in trials:
-            other_N = np.array(correct_of(home, trial))
-            lost, won = int((best_N & ~other_N).sum()), int((other_N & ~best_N).sum())
-            p_values.append(stats.binomtest(lost, lost + won, 0.5).pvalue if lost + won else 1.0)
-        tied = [trial.number for trial, p in zip(trials, holm(p_values), strict=True) if p > LEVEL]
+        correct_TN = np.array([correct_of(home, trial) for trial in [best, *trials]])
+        is_worse = find_worse(correct_TN, LEVEL)[1:]
+        tied = [trial.number for trial, is_trial_worse in zip(trials, is_worse, strict=True) if not is_trial_worse]
         assert [trial.number for trial in find_tied(study.requested_search_trials)] == [best.number, *tied]
         assert rows[study.plan.method]["tied"] == (", ".join(map(str, tied)) or "none")
     assert any(

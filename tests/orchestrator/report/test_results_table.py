@@ -37,28 +37,6 @@ def test_one_seed_has_no_std(record_url: str) -> None:
     assert "over seeds 7." in printed(build_sections(studies))
 
 
-def test_the_best_of_ours_is_bold_in_every_column(record_url: str) -> None:
-    studies = run(small(methods=["spt_deep", "vpt_deep", "full", "linear"]), record_url)
-    table = table_block(build_sections(studies), "test accuracy")
-    for index, column in enumerate(table.header[2:], start=2):
-        ours = [row for row in table.rows if row[0].text in ("spt_deep", "vpt_deep", "full", "linear")]
-        means = [float(row[index].text.split()[0]) for row in ours]
-        assert [row[index].bold for row in ours] == [mean == max(means) for mean in means], column
-    others = [row for row in table.rows if "," in row[0].text or row[0].text.startswith(" ")]
-    assert others
-    assert not any(cell.bold for row in others for cell in row), "of published numbers none, though they be higher"
-
-
-def test_methods_that_are_equal_as_printed_are_both_bold(record_url: str) -> None:
-    close = {"spt_deep": 0.61234, "full": 0.61236, "linear": 0.61}
-    methods = [*close]
-    studies = run(small(methods=methods, final={"seeds": [1]}), record_url, score=lambda t: close[t.config.method])
-    table = results(studies)
-    assert [table[method, "vtab/dtd"].text for method in methods] == ["61.2", "61.2", "61.0"]
-    for column in ("vtab/dtd", OVER_TASKS, OVER_GROUPS):
-        assert [table[method, column].bold for method in methods] == [True, True, False]
-
-
 @pytest.mark.parametrize("score", [0.0, 1.0])
 def test_accuracies_of_0_and_1_are_printed_as_numbers(score: float, record_url: str) -> None:
     table = results(run(small(), record_url, score=lambda _: score))

@@ -41,6 +41,18 @@ def test_a_comparison_without_enough_tasks_or_seeds_says_so(record_url: str) -> 
     assert [cell.text for cell in table.rows[0][-2:]] == ["needs 6 tasks", "—"]
 
 
+def test_the_report_says_which_p_to_cite_what_the_other_leaves_out_and_how_many_tasks_are_needed(
+    record_url: str,
+) -> None:
+    blocks = build_sections(run(small(methods=["spt_deep", "full", "linear"]), record_url))
+    table, lines = table_block(blocks, "between methods"), lines_of(blocks)
+    assert table.header[-2:] == ("p over tasks", "p over seeds, same search")
+    assert {row[-2].text for row in table.rows} == {"needs 7 tasks"}, "three pairs"
+    assert any(line.startswith("p over tasks: ") and line.endswith("Cite this one.") for line in lines)
+    assert any(line.startswith("p over seeds, same search: ") and "luck of one search on val" in line for line in lines)
+    assert any(line.startswith("p over tasks of 3 pairs of methods needs 7 tasks: with 3 tasks") for line in lines)
+
+
 def test_one_method_has_no_comparison(record_url: str) -> None:
     titles = [
         block.title for block in build_sections(run(small(**ONLY_FULL), record_url)) if isinstance(block, TableBlock)
@@ -68,7 +80,7 @@ def test_chosen_params_have_their_val_accuracy_and_tied_trials(record_url: str) 
         assert (task, method, val, number, tied_with) == (study.plan.task, study.plan.method, "75.0", "0", "1")
         assert f"lr {study.best.params['lr']:.3g}" in params
     assert any(
-        line.startswith("tied: trials that do not differ significantly from the best trial on val")
+        line.startswith("tied: trials that are not significantly worse than the best trial on val")
         for line in lines_of(blocks)
     )
 

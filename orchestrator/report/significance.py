@@ -1,0 +1,117 @@
+"""Bold cells of the results table: results that are not significantly worse than the best of their column."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+
+from orchestrator.report.comparison import min_tasks, rounded_mean
+from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable
+from orchestrator.spec.labels import study_label
+from orchestrator.study.selection import LEVEL
+from orchestrator.study.statistics import holm, signed_rank, welch
+from orchestrator.study.study import Study
+
+Names = tuple[str, ...]
+"""Method, backbone and train size of a row."""
+
+
+def find_bold(table: ResultsTable, studies: Sequence[Study]) -> set[tuple[Names, str]]:
+    """Return names and column of our cells that are not significantly worse than the best of their column.
+
+    Methods are compared on the same backbone and train size. The column of a task is tested over seeds (Welch's
+    t-test), a column of means over its tasks (Wilcoxon's signed-rank test). Holm's correction counts all pairs of
+    methods, so it covers that the best is chosen on the same numbers. A column in which a pair cannot be tested has no
+    bold cell.
+    """
+    replicates = _replicates(studies)
+
+    bold: set[tuple[Names, str]] = set()
+    for rows in _rows_by_setting(table):
+        for column in (*table.tasks, *table.means):
+            scored = [row for row in rows if column in row.scores]
+            if column in table.tasks:
+                p_values = _p_over_seeds([replicates[row.names][column] for row in scored])
+            else:
+                p_values = _p_over_tasks(scored, table.groups.get(column.removesuffix(" mean"), table.tasks))
+            bold |= {(row.names, column) for row in _not_worse(scored, column, p_values)}
+
+    return bold
+
+
+def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
+    """Yield what bold means, unless no two rows can be compared."""
+    largest = max((len(rows) for rows in _rows_by_setting(table)), default=0)
+    if largest < 2:
+        return
+
+    has_draws = any(study.plan.draw > 0 for study in studies)
+    yield (
+        "Bold: not significantly worse (5 %) than the best of our methods on the same backbone and train size. "
+        f"The column of a task is tested over {'draws' if has_draws else 'seeds of the final trials'} (Welch's t-test)"
+        f"{'' if has_draws else ', which does not cover the luck of its search'}; a column of means is tested over its "
+        "tasks (Wilcoxon's signed-rank test). Holm's correction counts all pairs of a column. A column has no bold if "
+        f"a method has one seed, or if it averages fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
+    )
+
+
+def _rows_by_setting(table: ResultsTable) -> list[list[ResultsRow]]:
+    """Return our rows, those of a backbone and train size together."""
+    settings: dict[Names, list[ResultsRow]] = {}
+    for row in table.rows:
+        if row.kind == "ours":
+            settings.setdefault(row.names[1:], []).append(row)
+    return [*settings.values()]
+
+
+def _replicates(studies: Sequence[Study]) -> dict[Names, dict[str, list[float]]]:
+    """Return the independent scores of each row and task: one a draw if there are several draws, else one a seed."""
+    by_draw: dict[Names, dict[str, dict[int, list[float]]]] = {}
+    for study in studies:
+        scores = [trial.score for trial in study.requested_final_trials if trial.score is not None]
+        if scores:
+            by_task = by_draw.setdefault(tuple(study_label(study.plan, NAMES)), {})
+            by_task.setdefault(study.plan.task, {})[study.plan.draw] = scores
+
+    return {names: {task: _independent(draws) for task, draws in tasks.items()} for names, tasks in by_draw.items()}
+
+
+def _independent(draws: Mapping[int, list[float]]) -> list[float]:
+    # Final trials of a draw share its images and its search, so several draws count once each.
+    if len(draws) > 1:
+        return [statistics.mean(scores) for scores in draws.values()]
+    return next(iter(draws.values()))
+
+
+def _p_over_seeds(scores: Sequence[Sequence[float]]) -> list[float | None]:
+    return [welch(one, other) for one, other in itertools.combinations(scores, 2)]
+
+
+def _p_over_tasks(rows: Sequence[ResultsRow], tasks: Sequence[str]) -> list[float | None]:
+    pairs = [*itertools.combinations(rows, 2)]
+    if len(tasks) < min_tasks(len(pairs)):
+        return [None for _ in pairs]
+
+    return [
+        signed_rank([rounded_mean([one.scores[task].mean - other.scores[task].mean]) for task in tasks])
+        for one, other in pairs
+    ]
+
+
+def _not_worse(rows: Sequence[ResultsRow], column: str, p_values: Sequence[float | None]) -> list[ResultsRow]:
+    """Return the rows that are not significantly worse than the best one; none if a pair cannot be tested.
+
+    Args:
+        p_values: for each pair of rows, in the order of `itertools.combinations`.
+    """
+    tested = [p for p in p_values if p is not None]
+    if not tested or len(tested) < len(p_values):
+        return []
+
+    p_by_pair = dict(zip(itertools.combinations(range(len(rows)), 2), holm(tested), strict=True))
+    best = max(range(len(rows)), key=lambda index: rows[index].scores[column].mean)
+
+    return [
+        row for index, row in enumerate(rows) if index == best or p_by_pair[min(index, best), max(index, best)] > LEVEL
+    ]
