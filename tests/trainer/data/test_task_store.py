@@ -192,6 +192,16 @@ def test_a_split_keeps_the_shape_of_each_image(tmp_path: Path) -> None:
     assert sizes_N2.flip(1).tolist() == [by_key[key] for key in loaded.keys]
 
 
+def test_the_fingerprint_of_whole_views_is_new_and_that_of_fixed_views_is_kept(data_root: str) -> None:
+    # Prototypes are stored under it. Those of version 0.1.0 were built from squashed views.
+    fixed, whole = (
+        load_split(data_root, "demo/digits", "train", 0.05, 32, view=view) for view in ("fixed", "whole")
+    )  # fmt: skip
+    card = open_task(data_root, "demo/digits")
+    assert fixed.fingerprint == f"{card.fingerprint}/train/0.05/spt/32/fixed"
+    assert whole.fingerprint == f"{card.fingerprint}/train/0.05/spt/32/whole-2"
+
+
 def test_the_fingerprint_of_a_split_changes_with_its_images_and_their_transform(data_root: str) -> None:
     plain: tuple[Any, ...] = (data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "fixed")
     changes = {1: "demo/shapes_loc", 2: "val", 3: 0.1, 4: 16, 6: "vpt", 7: "whole"}
