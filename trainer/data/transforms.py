@@ -131,6 +131,7 @@ def cut(images: Sequence[NDArray[np.uint8]], crops_B5: Tensor, size: int, transf
         top, left, height, width, mirrored = crops_B5[row].tolist()
         # A copy by numpy: torch would share out each small copy among its threads, which takes longer.
         box_HWC = images[row][top : top + height, left : left + width].copy()
+        assert box_HWC.shape == (height, width, 3), "a crop lies in its image"
         box_1CHW = torch.from_numpy(box_HWC).permute(2, 0, 1)[None]
         square_CSS = F.interpolate(box_1CHW, size=(size, size), mode=mode, antialias=True)[0].numpy()
         squares_BCSS[row] = square_CSS[:, :, ::-1] if mirrored else square_CSS
