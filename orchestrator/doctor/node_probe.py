@@ -144,7 +144,7 @@ def _data_problem(root: str, task: str, fingerprint: str) -> str:
             return f"the fingerprint is {card.fingerprint} here and {fingerprint} for the driver"
 
         # The card can be intact while the images are not: decode one.
-        decode(next(read_examples(root, task, "train")).image, 32, "spt", view="fixed", augmented=False)
+        decode(next(read_examples(root, task, "train")).image, 32, "spt")
     except (OSError, ValueError) as error:
         return _reason(error)
     return ""

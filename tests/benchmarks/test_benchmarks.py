@@ -44,6 +44,18 @@ def test_one_pass_of_several_trials_is_compared_with_passes_of_one(tmp_path: Pat
     assert all(results["rows"][0][way] > 0 for way in ("alone", "together", "a core each"))
 
 
+def test_crops_of_both_sides_are_measured_and_have_the_same_detail(tmp_path: Path) -> None:
+    cell = ["--sizes", "320x240", "500x375", "--images", "6", "--seconds", "0.1", "--size", "64"]
+    results = run_benchmark("crops", *cell, folder=tmp_path)
+    for row in results["cells"]:
+        assert row["published_crops_per_s"] > 0 and row["ours_crops_per_s"] > 0
+        assert abs(row["relative_detail"] - 1) < 0.05
+
+    # A photograph of 500 x 375 pixels is larger than crops of side 64 need.
+    small, large = (row["cache_bytes_per_image"] for row in results["cells"])
+    assert small == pytest.approx(3 * 320 * 240, rel=0.01) and large < 3 * 500 * 375
+
+
 def test_all_sides_train_with_the_same_seeds(tmp_path: Path) -> None:
     results = run_benchmark("accuracy", "--epochs", "1", "--seeds", "1", "2", folder=tmp_path)
     scores = results["test accuracy"]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
+from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 from trainer.data import split as loading
 from trainer.data.split import load_split
+from trainer.data.transforms import TransformName, random_crops
 from trainer.training.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -18,6 +21,15 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 @pytest.fixture
 def no_room(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(loading, "RESIDENT_SHARE", 0.0)
+    load_split.cache_clear()
+    yield
+    load_split.cache_clear()
+
+
+@pytest.fixture
+def digits_with_crops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For one test, demo/digits is a task that is learnt from random crops."""
+    monkeypatch.setitem(TASKS, "demo/digits", dataclasses.replace(TASKS["demo/digits"], augmented=True))
     load_split.cache_clear()
     yield
     load_split.cache_clear()
@@ -39,14 +51,30 @@ def test_images_that_have_no_room_there_come_batch_by_batch_to_the_same_end(
     there = losses(data_root, tiny("spt_deep"), "cuda")
     request.getfixturevalue("no_room")
     split = load_split(data_root, "demo/digits", "train", 1.0, 32, "cuda")
-    assert (split.images_RCSS.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
+    assert isinstance(split.images_R, torch.Tensor)
+    assert (split.images_R.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
     assert losses(data_root, tiny("spt_deep"), "cuda") == there
 
 
+@pytest.mark.parametrize("transform", ["spt", "vpt"])
+def test_crops_for_a_gpu_have_the_bits_of_crops_for_a_cpu(data_root: str, transform: TransformName) -> None:
+    views = []
+    for device in ("cpu", "cuda"):
+        split = load_split(data_root, "demo/shapes_loc", "train", 30, 32, device, transform, "whole")
+        rows_B = torch.arange(30).flip(0)
+        crops_B5 = random_crops(split.whole_sizes(rows_B), transform, torch.Generator())
+        views.append(split.take_crops(rows_B, crops_B5, 32, transform))
+
+    assert views[1].device.type == "cuda" and torch.equal(views[0], views[1].cpu())
+
+
+@pytest.mark.parametrize("augmented", [False, True])
 @pytest.mark.parametrize("method", ["spt_deep", "vpt_deep", "linear"])
 def test_nothing_waits_for_the_gpu_between_the_steps_of_an_epoch(
-    data_root: str, tiny: Callable[..., TrainConfig], method: str
+    data_root: str, tiny: Callable[..., TrainConfig], method: str, augmented: bool, request: pytest.FixtureRequest
 ) -> None:
+    if augmented:
+        request.getfixturevalue("digits_with_crops")
     config = tiny(method, epochs=2, ema_decay=0.9)
     steps = len(load_split(data_root, config.task, "train", config.train_size, 32, "cuda")) // config.batch_size
     asked = 0

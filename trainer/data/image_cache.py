@@ -1,10 +1,10 @@
-"""Image cache: images decoded once per node into memory-mapped uint8 arrays, which all workers share.
+"""Image cache: images decoded once per node into memory-mapped uint8 files, which all workers share.
 
-An array holds all tuning images of a task (train, then val) or all its test images, at one size by one transform.
-Its file is filled in blocks under a lock. A second process waits for the first. After a crash, the next process resumes
-from the last finished block.
+A file holds all tuning images of a task (train, then val) or all its test images. Fixed views are squares of one size
+by one transform. Whole views have a size each, and serve both transforms. A file is filled in blocks under a lock. A
+second process waits for the first. After a crash, the next process resumes from the last finished block.
 
-Shapes: N images, S side.
+Shapes: N images, S side, H W height and width.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,27 +20,47 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.catalog import is_augmented
 from trainer.data.task_store import Card, Example, count_examples, read_examples
-from trainer.data.transforms import TransformName, View, aspect, decode, side_of
+from trainer.data.transforms import TransformName, decode, decode_whole
 from trainer.storage.local_cache import cache_folder
 
 VERSION = 1
-"""Part of every file's name. Increase it when the same bytes and transform give other pixels than before."""
-BLOCK = 256
+"""Part of the name of a file of fixed views. Increase it when the same bytes and transform give other pixels."""
+WHOLE_VERSION = 2
+"""The same for whole views. Those of version 1 were squashed to squares."""
+BLOCK = 64
 """Images decoded between two writes of the progress file."""
 
+SIZE_BYTES = 2 * np.dtype(np.int32).itemsize
+"""Height and width of an image in the file of sizes."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecodedImages:
-    """All images of some splits of a task, in the order of the task store."""
 
-    images_N3SS: Tensor
-    """uint8, mapped from a file."""
-    aspect_N: Tensor
-    """Width over height of each image as it was stored, float64."""
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeImages:
+    """Whole views of some splits of a task, in the order of the task store.
+
+    The pixels stay in the file: the operating system keeps in memory what it has room for.
+    """
+
+    pixels: NDArray[np.uint8]
+    """All images, one after the other; mapped from a file, read-only."""
+    size_N2: Tensor
+    """int64, height and width of each image in pixels."""
+    start_N: NDArray[np.int64]
+    """Where each image begins in `pixels`."""
+
+    def __len__(self) -> int:
+        return len(self.size_N2)
+
+    def image(self, row: int) -> NDArray[np.uint8]:
+        """Return an image ``[H, W, 3]``. Its pixels are read when they are used."""
+        height, width = self.size_N2[row].tolist()
+        start = int(self.start_N[row])
+        return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
 def load_decoded(
@@ -49,10 +69,11 @@ def load_decoded(
     splits: tuple[str, ...],
     image_size: int,
     transform: TransformName,
-    view: View,
     cache: str | None = None,
-) -> DecodedImages:
-    """Return the images of some splits at a backbone's size. The first call on a node decodes them.
+) -> Tensor:
+    """Return the fixed views of some splits, uint8 ``[N, 3, S, S]``, mapped from a file.
+
+    They are in the order of the task store, at a backbone's size. The first call on a node decodes them.
 
     Args:
         cache: a folder on a local disk; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
@@ -60,71 +81,119 @@ def load_decoded(
     Raises:
         OSError: if the store cannot be read or the cache cannot be written.
     """
-    side = side_of(image_size, view)
+    augmented = is_augmented(card.task)
     num_images = sum(count_examples(root, card.task, split) for split in splits)
 
-    # The name holds all that the pixels depend on, so a changed task or transform never meets an old array.
-    variant = f"{transform}-{'augmented-' if is_augmented(card.task) else ''}{view}"
-    name = f"{card.fingerprint}-{'-'.join(splits)}-{num_images}-{variant}-{side}-v{VERSION}"
-    folder = cache_folder(cache)
-    folder.mkdir(parents=True, exist_ok=True)
-    images_file = folder / f"{name}.u8"
-    aspects_file = folder / f"{name}.aspect"
+    def decode_fixed(image: bytes) -> NDArray[np.uint8]:
+        square_CSS: NDArray[np.uint8] = decode(image, image_size, transform, augmented=augmented).numpy()
+        return square_CSS
 
-    if not images_file.exists():
-        with (folder / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # Another process may have decoded them while this one waited for the lock.
-            if not images_file.exists():
-                _decode_into(folder / name, root, card, splits, image_size, transform, view)
+    # The name holds all that the pixels depend on, so a changed task or transform never meets an old file.
+    variant = f"{transform}-{'augmented-' if augmented else ''}fixed-{image_size}-v{VERSION}"
+    stem = cache_folder(cache) / f"{card.fingerprint}-{'-'.join(splits)}-{num_images}-{variant}"
+    _decode_once(stem, root, card, splits, decode_fixed, lambda square_CSS: square_CSS.shape[1:])
 
-    num_values = num_images * 3 * side * side
-    flat = torch.from_file(str(images_file), shared=False, size=num_values, dtype=torch.uint8)
-    aspect_N = torch.from_file(str(aspects_file), shared=False, size=num_images, dtype=torch.float64)
-    return DecodedImages(images_N3SS=flat.view(num_images, 3, side, side), aspect_N=aspect_N)
+    num_values = num_images * 3 * image_size**2
+    flat = torch.from_file(f"{stem}.u8", shared=False, size=num_values, dtype=torch.uint8)
+    return flat.view(num_images, 3, image_size, image_size)
+
+
+def load_whole(
+    root: str, card: Card, splits: tuple[str, ...], image_size: int, cache: str | None = None
+) -> WholeImages:
+    """Return the whole views of some splits, for a backbone that sees squares of side `image_size`.
+
+    Arguments and errors are those of `load_decoded`.
+    """
+    num_images = sum(count_examples(root, card.task, split) for split in splits)
+    variant = f"whole-{image_size}-v{WHOLE_VERSION}"
+    stem = cache_folder(cache) / f"{card.fingerprint}-{'-'.join(splits)}-{num_images}-{variant}"
+    _decode_once(
+        stem,
+        root,
+        card,
+        splits,
+        lambda image: decode_whole(image, image_size),
+        lambda image_HWC: image_HWC.shape[:2],
+    )
+
+    size_N2 = np.fromfile(f"{stem}.sizes", np.int32).reshape(num_images, 2).astype(np.int64)
+    bytes_N = 3 * size_N2.prod(axis=1)
+
+    # Mapped read-only: a file may be larger than the memory. numpy cannot map an empty one.
+    pixels = np.memmap(f"{stem}.u8", np.uint8, "r") if num_images else np.empty(0, np.uint8)
+    return WholeImages(np.asarray(pixels), torch.from_numpy(size_N2), np.cumsum(bytes_N) - bytes_N)
+
+
+def _decode_once(
+    stem: Path,
+    root: str,
+    card: Card,
+    splits: tuple[str, ...],
+    decode_one: Callable[[bytes], NDArray[np.uint8]],
+    size_of: Callable[[NDArray[np.uint8]], tuple[int, ...]],
+) -> None:
+    """Fill the files of some images unless they are there: pixels in `.u8`, height and width of each in `.sizes`.
+
+    Args:
+        decode_one: returns the pixels of an encoded image.
+        size_of: returns height and width of its pixels.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    images_file = stem.with_name(f"{stem.name}.u8")
+    if images_file.exists():
+        return
+
+    with stem.with_name(f"{stem.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Another process may have decoded them while this one waited for the lock.
+        if not images_file.exists():
+            _decode_into(stem, root, card, splits, decode_one, size_of)
 
 
 def _decode_into(
-    stem: Path, root: str, card: Card, splits: tuple[str, ...], image_size: int, transform: TransformName, view: View
+    stem: Path,
+    root: str,
+    card: Card,
+    splits: tuple[str, ...],
+    decode_one: Callable[[bytes], NDArray[np.uint8]],
+    size_of: Callable[[NDArray[np.uint8]], tuple[int, ...]],
 ) -> None:
-    """Fill the files of an array, from where an earlier process stopped. Give them their final names at the end."""
+    """Fill the files from where an earlier process stopped. Give them their final names at the end."""
     images_part = stem.with_name(f"{stem.name}.part")
-    aspects_part = stem.with_name(f"{stem.name}.aspect.part")
+    sizes_part = stem.with_name(f"{stem.name}.sizes.part")
     progress = stem.with_name(f"{stem.name}.progress")
-    num_done = json.loads(progress.read_text()) if progress.exists() else 0
 
-    side = side_of(image_size, view)
-    augmented = is_augmented(card.task)
-
-    def decode_one(example: Example) -> tuple[Tensor, float]:
-        return decode(example.image, image_size, transform, view=view, augmented=augmented), aspect(example.image)
+    # Version 0.1.0 wrote no sizes: what it left unfinished is decoded again.
+    num_done = json.loads(progress.read_text()) if progress.exists() and sizes_part.exists() else 0
+    done_N2 = np.fromfile(sizes_part, np.int32, 2 * num_done).reshape(num_done, 2) if num_done else np.empty((0, 2))
 
     with (
         images_part.open("r+b" if num_done else "wb") as images_file,
-        aspects_part.open("r+b" if num_done else "wb") as aspects_file,
+        sizes_part.open("r+b" if num_done else "wb") as sizes_file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         # Bytes of a block that was not finished may lie behind the last block that was.
-        images_file.truncate(num_done * 3 * side * side)
+        images_file.truncate(3 * int(done_N2.prod(axis=1, dtype=np.int64).sum()))
         images_file.seek(0, os.SEEK_END)
-        aspects_file.truncate(num_done * 8)
-        aspects_file.seek(0, os.SEEK_END)
+        sizes_file.truncate(num_done * SIZE_BYTES)
+        sizes_file.seek(0, os.SEEK_END)
 
         examples = _examples_from(root, card, splits, num_done)
         while block := list(islice(examples, BLOCK)):
-            decoded = list(pool.map(decode_one, block))
-            images_file.write(torch.stack([image for image, _ in decoded]).numpy().tobytes())
-            aspects_file.write(np.array([ratio for _, ratio in decoded], np.float64).tobytes())
+            for pixels in pool.map(decode_one, [example.image for example in block]):
+                images_file.write(pixels.tobytes())
+                sizes_file.write(np.array(size_of(pixels), np.int32).tobytes())
 
             # The block is on disk before the progress file counts it.
-            for file in (images_file, aspects_file):
+            for file in (images_file, sizes_file):
                 file.flush()
                 os.fsync(file.fileno())
             num_done += len(block)
             progress.write_text(json.dumps(num_done))
 
-    # The images come last: readers take the array as complete once that file exists.
-    aspects_part.replace(stem.with_name(f"{stem.name}.aspect"))
+    # The images come last: readers take the files as complete once that file exists.
+    sizes_part.replace(stem.with_name(f"{stem.name}.sizes"))
     images_part.replace(stem.with_name(f"{stem.name}.u8"))
     progress.unlink(missing_ok=True)
 

@@ -14,35 +14,36 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer.data.image_cache import load_decoded
+from trainer.data.image_cache import WholeImages, load_decoded, load_whole
 from trainer.data.subsets import TrainSize, nested_subset
 from trainer.data.task_store import read_column
 from trainer.data.tasks import open_task
-from trainer.data.transforms import TransformName, View
+from trainer.data.transforms import TransformName, View, cut
 from trainer.storage.s3 import redact_query
 
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
+VIEW_IN_FINGERPRINT: dict[View, str] = {"fixed": "fixed", "whole": "whole-2"}
+"""Views of 0.1.0 called `whole` were squashed. Prototypes that were built from them are not used again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Split:
     """The decoded images of one split, N of them.
 
-    The array may hold more images than the split: `rows_N` selects those of the split, and `take` applies it. The array
-    is on the device if it fits there. Otherwise it stays in the machine's memory, and `take` copies each batch to the
-    device without waiting for the copy.
+    The array may hold more images than the split: `rows_N` selects those of the split, and `take` applies it. Fixed
+    views are on the device if they fit there. Otherwise they stay in the machine's memory, and `take` copies each batch
+    to the device without waiting for the copy. Whole views stay in the image cache: `take_crops` cuts each batch on the
+    CPU, while the device may still work on the batch before.
     """
 
-    images_RCSS: Tensor
-    """uint8; the images of this split are its rows `rows_N`."""
+    images_R: Tensor | WholeImages
+    """Fixed views uint8 ``[R, 3, S, S]``, or whole views. The images of this split are its rows `rows_N`."""
     rows_N: Tensor
     """int64, on the device of the array."""
     labels_N: Tensor
     """int64, on the device."""
     keys: tuple[str, ...]
-    aspect_N: Tensor
-    """Width over height of each image as it was stored; on the CPU."""
     view: View
     fingerprint: str
     """The fingerprint of the task, with the part of its images that this is."""
@@ -51,26 +52,46 @@ class Split:
         return len(self.rows_N)
 
     def all_images(self) -> Tensor:
-        """Return all images ``[N, 3, S, S]`` in one tensor."""
+        """Return all fixed views ``[N, 3, S, S]`` in one tensor."""
         return self.take(torch.arange(len(self)))
 
     def take(self, wanted_B: Tensor) -> Tensor:
-        """Return the images ``[B, 3, S, S]`` of some rows of this split, on the device.
+        """Return the fixed views ``[B, 3, S, S]`` of some rows of this split, on the device.
 
         The call does not wait for the device if `wanted_B` is on the device of the array.
         """
+        assert isinstance(self.images_R, Tensor), "whole views differ in size: take_crops cuts squares from them"
         rows_B = self.rows_N[wanted_B.to(self.rows_N.device)]
         # index_select is five times as fast as indexing.
-        images_BCSS = self.images_RCSS.index_select(0, rows_B)
+        return self._on_device(self.images_R.index_select(0, rows_B))
 
+    def whole_sizes(self, wanted_B: Tensor) -> Tensor:
+        """Return height and width ``[B, 2]`` of the whole views of some rows of this split, on the CPU."""
+        assert isinstance(self.images_R, WholeImages), "fixed views have one size"
+        return self.images_R.size_N2[self.rows_N[wanted_B.cpu()]]
+
+    def take_crops(self, wanted_B: Tensor, crops_B5: Tensor, size: int, transform: TransformName) -> Tensor:
+        """Return crops ``[B, 3, size, size]`` of the whole views of some rows of this split, on the device.
+
+        The call does not wait for the device if `wanted_B` is on the CPU.
+
+        Args:
+            crops_B5: as `transforms.random_crops` draws them from `whole_sizes`.
+        """
+        assert isinstance(self.images_R, WholeImages), "fixed views are not cropped"
+        images = [self.images_R.image(row) for row in self.rows_N[wanted_B.cpu()].tolist()]
+        return self._on_device(cut(images, crops_B5, size, transform))
+
+    def in_order(self, size: int) -> Iterator[Tensor]:
+        """Yield all fixed views in order, `size` at a time."""
+        for wanted_B in torch.arange(len(self)).split(size):
+            yield self.take(wanted_B)
+
+    def _on_device(self, images_BCSS: Tensor) -> Tensor:
+        """Return images on the device, without waiting for a copy."""
         if images_BCSS.device == self.labels_N.device:
             return images_BCSS
         return images_BCSS.pin_memory().to(self.labels_N.device, non_blocking=True)
-
-    def in_order(self, size: int) -> Iterator[Tensor]:
-        """Yield all images in order, `size` at a time."""
-        for wanted_B in torch.arange(len(self)).split(size):
-            yield self.take(wanted_B)
 
 
 @functools.lru_cache(maxsize=4)
@@ -122,23 +143,26 @@ def load_split(
 
     array_labels = np.concatenate([labels[name] for name in array_splits])
     array_keys = _keys(root, task, array_splits)
-    decoded = load_decoded(root, card, array_splits, image_size, transform, view, cache)
-
-    # Only the selected images go to the device, so there the rows are simply 0 to N - 1.
-    array = decoded.images_N3SS
     rows = torch.from_numpy(rows_N)
-    if device != "cpu" and fits_on_device(len(rows) * array[0].numel(), torch.cuda.mem_get_info(device)[0]):
-        array = array[rows].to(device)
-        rows = torch.arange(len(rows), device=device)
+
+    images_R: Tensor | WholeImages
+    if view == "whole":
+        images_R = load_whole(root, card, array_splits, image_size, cache)
+    else:
+        images_R = load_decoded(root, card, array_splits, image_size, transform, cache)
+        # Only the selected images go to the device, so there the rows are simply 0 to N - 1.
+        image_bytes = 3 * image_size**2
+        if device != "cpu" and fits_on_device(len(rows) * image_bytes, torch.cuda.mem_get_info(device)[0]):
+            images_R = images_R[rows].to(device)
+            rows = torch.arange(len(rows), device=device)
 
     return Split(
-        images_RCSS=array,
+        images_R=images_R,
         rows_N=rows,
         labels_N=torch.from_numpy(array_labels[rows_N].astype(np.int64)).to(device),
         keys=tuple(array_keys.take(pa.array(rows_N)).to_pylist()),
-        aspect_N=decoded.aspect_N[torch.from_numpy(rows_N)],
         view=view,
-        fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{view}",
+        fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{VIEW_IN_FINGERPRINT[view]}",
     )
 
 
@@ -159,7 +183,7 @@ def prepare_test_split(
     try:
         for column in ("label", "key"):
             read_column(root, task, "test", column)
-        load_decoded(root, card, ("test",), image_size, transform, "fixed", cache)
+        load_decoded(root, card, ("test",), image_size, transform, cache)
     except (ValueError, OSError) as error:
         # A missing file is named already. Errors of a disk or a bucket have a number, which decides about retries.
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.data.split import Split
 from trainer.data.subsets import nested_subset
-from trainer.data.transforms import cut, random_crops
+from trainer.data.transforms import random_crops
 from trainer.model.backbone import Backbone
 from trainer.model.execution import run_in_micro_batches
 
@@ -35,13 +35,12 @@ def token_stream(
     generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
     crops_M5 = None
     if images.view == "whole":
-        crops_M5 = random_crops(images.aspect_N[rows_M], config.transform, generator)
+        crops_M5 = random_crops(images.whole_sizes(rows_M), config.transform, generator)
 
     def images_of(rows_B: Tensor) -> Tensor:
-        images_BCHW = images.take(rows_M[rows_B])
         if crops_M5 is None:
-            return images_BCHW
-        return cut(images_BCHW, crops_M5[rows_B], config.pixels, config.transform)
+            return images.take(rows_M[rows_B])
+        return images.take_crops(rows_M[rows_B], crops_M5[rows_B], config.pixels, config.transform)
 
     return TokenStream(backbone=backbone, num_images=len(rows_M), images_of=images_of, num_layers=num_layers)
 

@@ -18,7 +18,7 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split, prepare_test_split
 from trainer.data.tasks import open_task
-from trainer.data.transforms import random_views
+from trainer.data.transforms import random_crops
 from trainer.metric_names import (
     LEARNABLE_PARAMETERS,
     LEARNABLE_SHARE,
@@ -177,10 +177,12 @@ def train(
                 set_lr(optimizer, lr_at(epoch - 1 + step / steps_per_epoch, config))
 
                 batch = slice(step * config.batch_size, (step + 1) * config.batch_size)
-                inputs_B = inputs_of(train_split, rows_N[batch])
                 if train_split.view == "whole":
-                    aspect_B = train_split.aspect_N[order_N[batch]]
-                    inputs_B = random_views(inputs_B, aspect_B, config.pixels, config.transform, progress.crops)
+                    sizes_B2 = train_split.whole_sizes(order_N[batch])
+                    crops_B5 = random_crops(sizes_B2, config.transform, progress.crops)
+                    inputs_B = train_split.take_crops(order_N[batch], crops_B5, config.pixels, config.transform)
+                else:
+                    inputs_B = inputs_of(train_split, rows_N[batch])
 
                 loss, run.micro_batch_size = backward(
                     network, list(learnable.values()), inputs_B, labels_N[batch], run.micro_batch_size

@@ -33,8 +33,8 @@ def counted(*arguments, **options):
 image_cache.decode = counted
 time.sleep(max(0.0, float(start_time) - time.time()))
 card = open_task(root, "demo/digits")
-decoded = image_cache.load_decoded(root, card, ("train", "val"), 8, "spt", "fixed", cache)
-print(count, int(decoded.images_N3SS.sum(dtype=torch.int64)))
+decoded = image_cache.load_decoded(root, card, ("train", "val"), 8, "spt", cache)
+print(count, int(decoded.sum(dtype=torch.int64)))
 """
 """A process that decodes the tuning images, and prints how many it decoded and the sum of all pixels."""
 MAKE = """

@@ -7,18 +7,20 @@ import itertools
 import multiprocessing
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.catalog import OWN
 from trainer.data import image_cache
-from trainer.data.image_cache import load_decoded
+from trainer.data.image_cache import load_decoded, load_whole
 from trainer.data.split import fits_on_device, load_split
-from trainer.data.task_store import Card, Example, read_examples, write_task
-from trainer.data.transforms import decode
+from trainer.data.task_store import SPLITS, Card, Example, read_examples, write_task
+from trainer.data.transforms import TransformName, cut, decode, decode_whole, random_crops
 
 TASK = f"{OWN}noise"
 
@@ -50,7 +52,7 @@ def expected(root: str, card: Card, splits: tuple[str, ...], size: int) -> torch
 
 
 def fill_cache(root: str, card: Card, cache: str) -> None:
-    load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", cache)
+    load_decoded(root, card, ("train", "val"), 16, "spt", cache)
 
 
 @pytest.mark.parametrize("splits", [("train", "val"), ("test",)])
@@ -61,12 +63,8 @@ def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
     root, card = stored
     # The first call decodes the images, the second maps the files.
     for _ in range(2):
-        decoded = load_decoded(root, card, splits, size, "spt", "fixed", str(tmp_path))
-        assert torch.equal(decoded.images_N3SS, expected(root, card, splits, size))
-
-    pictures = [Image.open(io.BytesIO(e.image)) for s in splits for e in read_examples(root, card.task, s)]
-
-    assert decoded.aspect_N.tolist() == [picture.width / picture.height for picture in pictures]
+        decoded = load_decoded(root, card, splits, size, "spt", str(tmp_path))
+        assert torch.equal(decoded, expected(root, card, splits, size))
 
 
 def test_blocks_decoded_before_a_crash_are_not_decoded_again(
@@ -97,11 +95,127 @@ def test_blocks_decoded_before_a_crash_are_not_decoded_again(
     # From here the count never reaches 300: nothing crashes a second time.
     count = -10_000
     monkeypatch.setattr(image_cache, "decode", crash_at_300)
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
 
-    assert count == -10_000 + 760 - image_cache.BLOCK, "the first block was kept"
-    assert torch.equal(decoded.images_N3SS, expected(root, card, ("train", "val"), 16))
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".aspect", ".lock", ".u8"]
+    kept = 299 // image_cache.BLOCK * image_cache.BLOCK
+    assert count == -10_000 + 760 - kept, "the finished blocks were kept"
+    assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".sizes", ".u8"]
+
+
+def forbidden(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("nothing is to be decoded")
+
+
+def test_fixed_views_decoded_by_version_0_1_0_are_used_as_they_are(
+    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, card = stored
+    fill_cache(root, card, str(tmp_path))
+
+    # That version had a file of aspects instead of the sizes.
+    name = f"{card.fingerprint}-train-val-760-spt-fixed-16-v1"
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.{end}" for end in ("u8", "sizes", "lock")}
+    (tmp_path / f"{name}.sizes").rename(tmp_path / f"{name}.aspect")
+
+    monkeypatch.setattr(image_cache, "decode", forbidden)
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
+
+
+def test_what_version_0_1_0_left_unfinished_is_decoded_again(stored: tuple[str, Card], tmp_path: Path) -> None:
+    root, card = stored
+    stem = tmp_path / f"{card.fingerprint}-train-val-760-spt-fixed-16-v1"
+    Path(f"{stem}.part").write_bytes(bytes(256 * 3 * 16 * 16))
+    Path(f"{stem}.aspect.part").write_bytes(bytes(256 * 8))
+    Path(f"{stem}.progress").write_text("256")
+
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
+
+
+# Side 3 shrinks all pictures, side 8 some, side 32 none.
+@pytest.mark.parametrize("size", [3, 8, 32])
+@pytest.mark.parametrize("splits", [("train", "val"), ("test",)])
+def test_whole_views_have_the_pixels_of_the_transform_bit_for_bit(
+    stored: tuple[str, Card], splits: tuple[str, ...], size: int, tmp_path: Path
+) -> None:
+    root, card = stored
+    examples = [example for split in splits for example in read_examples(root, card.task, split)]
+    # The first call decodes the images, the second maps the files.
+    for _ in range(2):
+        whole = load_whole(root, card, splits, size, str(tmp_path))
+        assert len(whole) == len(examples)
+        for row, example in enumerate(examples):
+            assert np.array_equal(whole.image(row), decode_whole(example.image, size))
+            assert whole.size_N2[row].tolist() == [*whole.image(row).shape[:2]]
+
+    shrunk = [
+        whole.image(row).size < 3 * np.prod(Image.open(io.BytesIO(e.image)).size) for row, e in enumerate(examples)
+    ]
+    assert {3: all(shrunk), 8: True, 32: not any(shrunk)}[size]
+
+
+def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
+    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, card = stored
+    count = 0
+
+    def crash_at_300(image: bytes, size: int) -> NDArray[np.uint8]:
+        nonlocal count
+        count += 1
+        if count == 300:
+            raise KeyboardInterrupt
+        return decode_whole(image, size)
+
+    monkeypatch.setattr(image_cache, "decode_whole", crash_at_300)
+    with pytest.raises(KeyboardInterrupt):
+        load_whole(root, card, ("train", "val"), 16, str(tmp_path))
+    assert not list(tmp_path.glob("*.u8"))
+
+    # Bytes of a block that was not finished lie behind the last one that was.
+    for part in tmp_path.glob("*.part"):
+        with part.open("ab") as file:
+            file.write(b"\x07" * 1000)
+
+    count = -10_000
+    whole = load_whole(root, card, ("train", "val"), 16, str(tmp_path))
+    assert count == -10_000 + 760 - 299 // image_cache.BLOCK * image_cache.BLOCK
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".sizes", ".u8"]
+
+    examples = [example for split in ("train", "val") for example in read_examples(root, card.task, split)]
+    assert all(np.array_equal(whole.image(row), decode_whole(e.image, 16)) for row, e in enumerate(examples))
+
+
+def test_whole_views_stay_in_their_file(stored: tuple[str, Card], tmp_path: Path) -> None:
+    whole = load_whole(*stored, ("train", "val"), 32, str(tmp_path))
+    base = whole.pixels
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(base, np.memmap) and not whole.pixels.flags.writeable
+
+    # An image is a piece of the file, not a copy of it.
+    assert np.shares_memory(whole.image(5), whole.pixels)
+
+
+def test_a_split_without_images_has_no_whole_views(tmp_path: Path) -> None:
+    examples = {split: [Example(key=split, label=0, image=jpeg(0))][: split == "train"] for split in SPLITS}
+    card = write_task(str(tmp_path), TASK, examples, source="here", class_names=["a"], protocol="published")
+    whole = load_whole(str(tmp_path), card, ("test",), 16, str(tmp_path / "cache"))
+    assert len(whole) == 0 and whole.size_N2.shape == (0, 2)
+
+
+@pytest.mark.parametrize("transform", ["spt", "vpt"])
+def test_crops_of_a_tuning_set_are_those_of_its_own_images(stored: tuple[str, Card], transform: TransformName) -> None:
+    split = load_split(stored[0], TASK, "trainval", 41, 32, transform=transform, view="whole")
+    images = {f"{s}{i:03}": jpeg(i) for s, n in (("train", 700), ("val", 60)) for i in range(n)}
+
+    for wanted_B in torch.randperm(41).split(7):
+        crops_B5 = random_crops(split.whole_sizes(wanted_B), transform, torch.Generator())
+        views_BCSS = split.take_crops(wanted_B, crops_B5, 32, transform)
+        whole = [decode_whole(images[split.keys[row]], 32) for row in wanted_B.tolist()]
+        assert torch.equal(views_BCSS, cut(whole, crops_B5, 32, transform))
 
 
 def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str, Card], tmp_path: Path) -> None:
@@ -116,31 +230,32 @@ def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(tmp_path.glob("*.u8"))) == 1
 
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", "fixed", str(tmp_path))
-    assert torch.equal(decoded.images_N3SS, expected(root, card, ("train", "val"), 16))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
 def test_each_size_transform_and_view_has_an_array_of_its_own(stored: tuple[str, Card], tmp_path: Path) -> None:
     root, card = stored
-    load_decoded(root, card, ("test",), 16, "spt", "fixed", str(tmp_path))
-    load_decoded(root, card, ("test",), 17, "spt", "fixed", str(tmp_path))
-    load_decoded(root, card, ("test",), 16, "vpt", "fixed", str(tmp_path))
-    load_decoded(root, card, ("test",), 16, "spt", "whole", str(tmp_path))
+    load_decoded(root, card, ("test",), 16, "spt", str(tmp_path))
+    load_decoded(root, card, ("test",), 17, "spt", str(tmp_path))
+    load_decoded(root, card, ("test",), 16, "vpt", str(tmp_path))
+    load_whole(root, card, ("test",), 16, str(tmp_path))
+    load_whole(root, card, ("test",), 17, str(tmp_path))
 
-    assert len(list(tmp_path.glob("*.u8"))) == 4
+    assert len(list(tmp_path.glob("*.u8"))) == 5
 
 
 def test_a_cache_that_cannot_be_written_raises_an_os_error(stored: tuple[str, Card], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        load_decoded(*stored, ("test",), 16, "spt", "fixed", str(tmp_path / "file"))
+        load_decoded(*stored, ("test",), 16, "spt", str(tmp_path / "file"))
 
 
 def test_the_cache_folder_is_read_from_the_environment(
     stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "SPTUNE_CACHE", str(tmp_path / "cache"))
-    load_decoded(*stored, ("test",), 8, "spt", "fixed")
+    load_decoded(*stored, ("test",), 8, "spt")
     assert list((tmp_path / "cache").glob("*.u8"))
 
 
@@ -149,7 +264,7 @@ def test_a_tuning_set_returns_its_images_and_labels_in_any_order(
     stored: tuple[str, Card], size: float | int | str, count: int
 ) -> None:
     split = load_split(stored[0], TASK, "trainval", size, 16)
-    assert len(split) == len(split.keys) == len(split.labels_N) == len(split.aspect_N) == count
+    assert len(split) == len(split.keys) == len(split.labels_N) == count
 
     images = {f"{s}{i:03}": jpeg(i) for s, n in (("train", 700), ("val", 60)) for i in range(n)}
     for rows_B in torch.randperm(count).split(7):

@@ -170,12 +170,11 @@ def test_a_split_is_loaded_in_the_requested_view(transform: TransformName, data_
     )  # fmt: skip
 
     assert (fixed.view, fixed.all_images().shape) == ("fixed", (30, 3, 32, 32))
-    assert (whole.view, whole.all_images().shape) == ("whole", (30, 3, 48, 48))
+    assert (whole.view, whole.whole_sizes(torch.arange(30)).unique(dim=0).tolist()) == ("whole", [[64, 64]])
     assert fixed.keys == whole.keys and torch.equal(fixed.labels_N, whole.labels_N)
-    assert fixed.aspect_N.tolist() == [1.0] * 30
 
 
-def test_a_split_keeps_the_aspect_of_each_image(tmp_path: Path) -> None:
+def test_a_split_keeps_the_shape_of_each_image(tmp_path: Path) -> None:
     row = TASKS["demo/digits"]
     generator = np.random.default_rng(0)
     sides = {s: generator.integers(4, 40, (n, 2)).tolist() for s, n in zip(SPLITS, (800, 200, 797), strict=True)}
@@ -185,11 +184,22 @@ def test_a_split_keeps_the_aspect_of_each_image(tmp_path: Path) -> None:
     }
     write_task(str(tmp_path), row.name, splits, source="here", class_names=[*"0123456789"], protocol="drawn")
 
-    loaded = load_split(str(tmp_path), row.name, "trainval", 0.1, 8)
+    loaded = load_split(str(tmp_path), row.name, "trainval", 0.1, 32, view="whole")
     by_key = {f"{split}{i}": side for split in SPLITS for i, side in enumerate(sides[split])}
 
     assert len(loaded.keys) == 100
-    assert loaded.aspect_N.tolist() == [by_key[key][0] / by_key[key][1] for key in loaded.keys]
+    sizes_N2 = loaded.whole_sizes(torch.arange(100))
+    assert sizes_N2.flip(1).tolist() == [by_key[key] for key in loaded.keys]
+
+
+def test_the_fingerprint_of_whole_views_is_new_and_that_of_fixed_views_is_kept(data_root: str) -> None:
+    # Prototypes are stored under it. Those of version 0.1.0 were built from squashed views.
+    fixed, whole = (
+        load_split(data_root, "demo/digits", "train", 0.05, 32, view=view) for view in ("fixed", "whole")
+    )  # fmt: skip
+    card = open_task(data_root, "demo/digits")
+    assert fixed.fingerprint == f"{card.fingerprint}/train/0.05/spt/32/fixed"
+    assert whole.fingerprint == f"{card.fingerprint}/train/0.05/spt/32/whole-2"
 
 
 def test_the_fingerprint_of_a_split_changes_with_its_images_and_their_transform(data_root: str) -> None:

@@ -227,7 +227,6 @@ def test_prototypes_of_an_augmented_task_are_made_of_seeded_random_crops(
     tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, data_root: str
 ) -> None:
     whole = load_split(data_root, "demo/digits", "train", 0.05, 32, "cpu", "spt", "whole")
-    assert whole.all_images().shape == (40, 3, 48, 48)
     crops, again, others = (
         token_stream(tiny(seed=seed), backbone, whole, 5, 1.0).images_of(torch.arange(40)) for seed in (1, 1, 2)
     )

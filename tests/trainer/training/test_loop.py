@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.layers.drop import DropPath
 from torch import Tensor
@@ -23,9 +25,12 @@ from tests.trainer.training.checkpoints import checkpoint_after
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, TASKS
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.data.split import load_split
+from trainer.data.task_store import Example, write_task
 from trainer.model.backbone import Backbone, load_backbone
+from trainer.model.execution import backward
 from trainer.model.weights import find_weights
 from trainer.prompt_init.initial_prompt import initial_prompt
+from trainer.training import loop
 from trainer.training.checkpoint import load_state, save_state
 from trainer.training.feature_cache import frozen_features
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
@@ -419,6 +424,31 @@ def test_prototypes_of_a_task_with_augmentation_are_of_crops_and_the_same_each_t
     monkeypatch.setitem(TASKS, "demo/digits", dataclasses.replace(TASKS["demo/digits"], augmented=False))
     load_split.cache_clear()
     assert not prototypes("fixed").equal(of_crops)
+
+
+def test_each_crop_is_of_the_image_of_its_label_whatever_the_shapes(
+    augmented: None, tmp_path: Path, tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An image of class k has the colour 25 k. All shapes differ, so a box of another image would not fit.
+    splits = {}
+    for split, count in (("train", 60), ("val", 20), ("test", 10)):
+        examples = []
+        for i in range(count):
+            buffer = io.BytesIO()
+            Image.new("L", (3 + i * 7 % 61, 3 + i * 11 % 67), 25 * (i % 10)).save(buffer, "PNG")
+            examples.append(Example(key=f"{split}{i}", label=i % 10, image=buffer.getvalue()))
+        splits[split] = examples
+    write_task(str(tmp_path), "demo/digits", splits, source="here", class_names=[*"0123456789"], protocol="published")
+
+    def checked_backward(network: object, weights: object, images_BCSS: Tensor, labels_B: Tensor, size: int) -> Any:
+        expected_BCSS = (25 * labels_B)[:, None, None, None].expand(-1, 3, 32, 32)
+        assert torch.equal(images_BCSS.long(), expected_BCSS)
+        return backward(network, weights, images_BCSS, labels_B, size)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "backward", checked_backward)
+    for transform in ("spt", "vpt"):
+        config = tiny(train_size=1.0, epochs=2, transform=transform, prompt_init="mean_pool")
+        assert len(list(train(config, data_root=str(tmp_path), cache=str(tmp_path)))) == 2
 
 
 def test_prompts_on_a_frozen_network_learn_the_digits(data_root: str, tiny: Callable[..., TrainConfig]) -> None:

@@ -31,11 +31,10 @@ def random_scores(num_inputs: int, num_classes: int, seed: int = 0) -> tuple[Ten
 
 def split_of(labels_N: Tensor, keys: list[str]) -> Split:
     return Split(
-        images_RCSS=torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8),
+        images_R=torch.zeros(len(keys), 3, 1, 1, dtype=torch.uint8),
         rows_N=torch.arange(len(keys)),
         labels_N=labels_N,
         keys=tuple(keys),
-        aspect_N=torch.ones(len(keys)),
         view="fixed",
         fingerprint="",
     )
