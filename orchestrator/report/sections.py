@@ -11,6 +11,7 @@ from orchestrator.report.comparison import MIN_TASKS, compare_methods
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
+from orchestrator.report.searched import searched_block
 from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
@@ -28,6 +29,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         _comparisons(studies),
         chosen_block(studies),
         TextBlock(lines=(selection_text(studies),)),
+        searched_block([study.plan for study in studies]),
         *_efficiency(studies),
         _peeking(studies),
         reproducibility_lines(studies),

@@ -134,7 +134,7 @@ class CostModel:
         seconds = 0.0
         num_unfinished = 0
         for trials, num_requested, splits in (
-            (study.requested_search_trials, spec.search.trials, ("train",)),
+            (study.requested_search_trials, plan.search.trials, ("train",)),
             (study.requested_final_trials, len(spec.final.seeds), ("train", "val")),
         ):
             # A trial that is finished early (pruned, failed) has no epochs left.
