@@ -37,7 +37,7 @@ def searched_parts(plans: Sequence[StudyPlan]) -> tuple[list[SearchedPart], str]
         SearchedPart(
             studies=_name_studies(part, plans),
             search=format_search(part[0].search),
-            space=", ".join(f"{name} {format_dimension(entry)}" for name, entry in part[0].space.items()) or "nothing",
+            space="; ".join(f"{name} {format_dimension(entry)}" for name, entry in part[0].space.items()) or "nothing",
             fixed=_format_fixed({name: value for name, value in part[0].fixed.items() if name not in common}),
         )
         for part in parts
