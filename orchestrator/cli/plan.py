@@ -89,9 +89,7 @@ def plan(
 
 
 def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
-    # Most sweeps have one draw, which needs no mention.
-    names = ("backbone", "train_size", "draw") if any(study.draw for study in plans) else ("backbone", "train_size")
-    columns, common = varying_fields(plans, names)
+    columns, common = varying_fields(plans, ("backbone", "train_size"))
     columns = ["task", "method", *columns]
     table = Table(box=None, pad_edge=False, title=common, title_justify="left")
     for name in columns:

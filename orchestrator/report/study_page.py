@@ -117,9 +117,11 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         "backbones": [plan.backbone],
         "methods": [plan.method],
         "train_sizes": [plan.train_size],
-        # A spec asks for a number of draws, not for one of them.
+        # A spec asks for a number of draws, and its draws are 0, 1, ...
         "draws": plan.draw + 1,
     }
+    if plan.draw == 0:
+        del study_spec["draws"]
     # Flow style keeps a dimension on one line.
     spec_yaml = yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110)
     text = (
@@ -128,7 +130,7 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
     )
 
     if plan.draw:
-        text += f"\n(`draws`: this study is the last of {plan.draw + 1} draws. The spec runs those before it, too.)\n"
+        text += f"\n(This study is draw {plan.draw}. The spec runs the {plan.draw} draws before it, too.)\n"
     if plan.search.transfer:
         text += (
             "\n(`transfer`: in the sweep, this search started from the params of other studies. Alone it has no such "
