@@ -132,6 +132,16 @@ def _sizes_and_draws(spec: StudyMatrix) -> Iterator[tuple[float | int | str, int
             yield train_size, draw
 
 
+def is_full(train_size: float | int | str) -> bool:
+    """Return whether a train size is the share 1.0: all images. The number 1 is one image."""
+    return isinstance(train_size, float) and train_size == 1.0
+
+
+def format_train_size(train_size: float | int | str) -> str:
+    """Return a train size as part of a name: 0.1 for a share, 200 for a number of images, or `5 per class`."""
+    return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
+
+
 def longest_trial(fixed: Mapping[str, Any], space: Mapping[str, Dimension]) -> int:
     """Return the number of epochs of the longest trial with these params."""
     # The number of epochs may be searched too.
@@ -142,16 +152,6 @@ def longest_trial(fixed: Mapping[str, Any], space: Mapping[str, Dimension]) -> i
         return int(fixed.get("epochs", default))
 
     return int(max(searched.values if isinstance(searched, Choice) else (searched.high,)))
-
-
-def is_full(train_size: float | int | str) -> bool:
-    """Return whether a train size is the share 1.0: all images. The number 1 is one image."""
-    return isinstance(train_size, float) and train_size == 1.0
-
-
-def format_train_size(train_size: float | int | str) -> str:
-    """Return a train size as part of a name: 0.1 for a share, 200 for a number of images, or `5 per class`."""
-    return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
 
 
 def suggest_params(plan: StudyPlan, suggest: Callable[[str, Dimension], Any]) -> dict[str, Any]:
