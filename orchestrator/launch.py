@@ -25,6 +25,8 @@ from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
+from orchestrator.spec.overrides import searched_names
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
 
@@ -286,9 +288,8 @@ def _run(
 
         # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
         num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
-        runs = MlflowRuns(
-            home.mlflow_uri, spec.name, trials_folder, home.mlflow_artifacts, home.data_root, [*spec.space]
-        )
+        searched = searched_names(plan.space for plan in plan_sweep(spec).studies)
+        runs = MlflowRuns(home.mlflow_uri, spec.name, trials_folder, home.mlflow_artifacts, home.data_root, searched)
         tracker = MlflowTracker(runs)
         # The tracker is closed when the stack unwinds, so its answer is collected in a list.
         unlogged: list[int] = []

@@ -58,6 +58,9 @@ def plan(
 
     The estimate comes from trials of this home, or from `--calibrate`. It assumes that no trial is pruned.
     """
+    from orchestrator.report.render import print_blocks
+    from orchestrator.report.searched import searched_block
+
     sweep = load_spec(find_spec(spec))
     place = home_at(home, sweep.cluster)
     plans = plan_sweep(sweep).studies
@@ -67,11 +70,9 @@ def plan(
     progress = _load_progress(sweep, place)
 
     console.print(_plan_table(sweep, plans, progress))
-    for method in sweep.methods:
-        searched = ", ".join(sweep.params_for(method)[1]) or "nothing"
-        console.print(f"{method} searches {searched}", highlight=False)
+    print_blocks([searched_block(plans)], console)
 
-    num_search = len(plans) * sweep.search.trials
+    num_search = sum(study.search.trials for study in plans)
     num_final = len(plans) * len(sweep.final.seeds)
     console.print(
         f"{len(plans)} studies, {num_search} search trials, {num_final} final trials, "
@@ -100,7 +101,7 @@ def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -
         seconds = progress.seconds_left.get(study.key)
         table.add_row(
             *study_label(study, columns),
-            str(sweep.search.trials),
+            str(study.search.trials),
             str(len(sweep.final.seeds)),
             str(progress.num_finished.get(study.key, 0)),
             # A question mark, not zero: nothing like this study was ever run here.
@@ -232,7 +233,7 @@ def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: st
     cost_model = CostModel.load(home.cost_model_file)
     for study in _first_of_each_kind(plans):
         resources = sweep.resources.for_backbone(study.backbone)
-        config = most_expensive_config(study, sweep.search.seed)
+        config = most_expensive_config(study, study.search.seed)
         with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
             context = trial_context(sweep, home, weights, folder)
             context = dataclasses.replace(context, cpus=resources.cpus, gpus=resources.initial_gpus)

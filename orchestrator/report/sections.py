@@ -12,6 +12,7 @@ from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
+from orchestrator.report.searched import searched_block
 from orchestrator.report.significance import bold_text, find_bold
 from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
@@ -32,6 +33,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         *_comparisons(studies),
         chosen_block(studies),
         TextBlock(lines=(selection_text(studies),)),
+        searched_block([study.plan for study in studies]),
         *_efficiency(studies),
         _peeking(studies),
         reproducibility_lines(studies),

@@ -12,6 +12,7 @@ import yaml
 from orchestrator.report.blocks import Block, TableBlock, TextBlock, cells
 from orchestrator.report.render import to_markdown
 from orchestrator.report.reproducibility import reproducibility_lines
+from orchestrator.report.searched import searched_block
 from orchestrator.spec.labels import format_params
 from orchestrator.spec.plan import format_train_size
 from orchestrator.study.selection import find_tied, rank_by_val
@@ -44,6 +45,7 @@ def render_study_page(study: Study) -> str:
     blocks: list[Block] = [TextBlock(lines=tuple(lines))]
     if best is not None:
         blocks += [_leaderboard(study), reproducibility_lines([study])]
+    blocks.append(searched_block([plan]))
     return to_markdown(blocks) + "\n" + _how_to_repeat(study, best)
 
 
@@ -102,18 +104,24 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
     plan = study.plan
     spec = study.spec
     whole_spec = spec.model_dump(mode="json", exclude_defaults=True)
-    fixed, space = spec.params_for(plan.method)
+    # What `per` gave the study is merged into its params.
+    whole_spec.pop("per", None)
 
     # A name of its own keeps the repetition apart from the trials of the sweep in the study database.
     study_spec = whole_spec | {
         "name": f"{spec.name}-again",
-        "fixed": fixed,
-        "space": {name: entry for name, entry in whole_spec["space"].items() if name in space} if space else {},
+        "fixed": plan.fixed,
+        "space": {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in plan.space.items()},
+        "search": plan.search.model_dump(mode="json", exclude_defaults=True),
         "tasks": [plan.task],
         "backbones": [plan.backbone],
         "methods": [plan.method],
         "train_sizes": [plan.train_size],
+        # A spec asks for a number of draws, and its draws are 0, 1, ...
+        "draws": plan.draw + 1,
     }
+    if plan.draw == 0:
+        del study_spec["draws"]
     # Flow style keeps a dimension on one line.
     spec_yaml = yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110)
     text = (
@@ -121,7 +129,9 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         f"```yaml\n{spec_yaml}```\n"
     )
 
-    if spec.search.transfer:
+    if plan.draw:
+        text += f"\n(This study is draw {plan.draw}. The spec runs the {plan.draw} draws before it, too.)\n"
+    if plan.search.transfer:
         text += (
             "\n(`transfer`: in the sweep, this search started from the params of other studies. Alone it has no such "
             "params, so it proposes other trials.)\n"

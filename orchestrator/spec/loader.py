@@ -18,16 +18,23 @@ import search_spaces
 from orchestrator.errors import SpecError
 from orchestrator.spec.fields import RECORDED
 from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, resource_problems
-from orchestrator.spec.schema import Asha, Budget, Final, Search, StudyMatrix, SweepSpec
+from orchestrator.spec.schema import (
+    Asha,
+    Budget,
+    Final,
+    Search,
+    SearchOverride,
+    StudyMatrix,
+    StudyOverride,
+    SweepSpec,
+)
 from orchestrator.spec.space import FloatRange
+from orchestrator.spec.valid_part import Location, invalid_fields, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, search_problems
 from trainer.validation import number_problem, unknown_name
 
 TAGS = ("float", "int", "choice", "asha", "hyperband", "median", "none")
 """Values of `type`. Pydantic adds them to the location of an error, though they are no keys of the YAML file."""
-
-Location = tuple[int | str, ...]
-"""Keys and indices that lead to a value of a spec."""
 
 MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
@@ -98,8 +105,8 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
     """
     # A dict instead of a list, because one mistake may be found twice.
     problems: dict[str, None] = {}
-    invalid_dimensions: set[str] = set()
-    valid_part: dict[str, Any] = {}
+    invalid: set[str] = set()
+    valid: dict[str, Any] = {}
     matrix: StudyMatrix | None
 
     # First keys and types.
@@ -110,21 +117,21 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
     except ValidationError as error:
         problems |= dict.fromkeys(_sentences(error))
         locations = _locations(error)
-        invalid_dimensions = {str(location[1]) for location in locations if location[0] == "space" and location[1:]}
-        valid_part = _valid_part(raw, locations, invalid_dimensions)
-        matrix = _parse_matrix(valid_part)
+        invalid = invalid_fields(raw, locations)
+        valid = valid_part(raw, locations)
+        matrix = parse_matrix(valid)
 
     # Then the configs of what is valid so far, so that the user sees all problems at once.
     field_problems = [*config_problems(matrix)] if matrix else []
-    problems |= dict.fromkeys(problem for field, problem in field_problems if field not in invalid_dimensions)
+    problems |= dict.fromkeys(problem for field, problem in field_problems if field not in invalid)
 
     # Then the search, if the space and the number of epochs are right.
-    search = _parse_search(raw)
+    search = parse_search(raw)
     has_valid_epochs = "epochs" not in {field for field, _ in field_problems}
-    if matrix and search and not invalid_dimensions and has_valid_epochs:
+    if matrix and search and not invalid and has_valid_epochs:
         problems |= dict.fromkeys(search_problems(matrix, search))
 
-    problems |= dict.fromkeys(find_missing(matrix or StudyMatrix.model_construct(**valid_part)))
+    problems |= dict.fromkeys(find_missing(matrix or StudyMatrix.model_construct(**valid)))
 
     if problems:
         raise SpecError(source, list(problems))
@@ -243,38 +250,13 @@ def _part_at(location: Location) -> type[BaseModel]:
         ("resources",): Resources,
         ("cluster",): Cluster,
         ("budget",): Budget,
+        ("per",): StudyOverride,
+        ("per", "search"): SearchOverride,
+        ("per", "search", "pruner"): Asha,
     }
-    if location in parts:
-        return parts[location]
+    # Entries of a list have the same keys, whatever their number.
+    names = tuple(part for part in location if isinstance(part, str))
+    if names in parts:
+        return parts[names]
 
-    return ResourceOverride if location[:2] == ("resources", "backbones") else FloatRange
-
-
-def _valid_part(raw: dict[str, Any], invalid: list[Location], invalid_dimensions: set[str]) -> dict[str, Any]:
-    """Return the values of a study matrix without the invalid ones, so that the rest is checked too."""
-    valid: dict[str, Any] = {"fixed": raw.get("fixed") or {}, "space": raw.get("space") or {}}
-
-    for key in ("tasks", "backbones", "methods", "train_sizes"):
-        names = raw.get(key, [1.0] if key == "train_sizes" else None)
-        valid[key] = []
-        if isinstance(names, list):
-            valid[key] = [name for index, name in enumerate(names) if (key, index) not in invalid]
-
-    if isinstance(valid["space"], dict):
-        valid["space"] = {name: entry for name, entry in valid["space"].items() if name not in invalid_dimensions}
-
-    return valid
-
-
-def _parse_matrix(values: dict[str, Any]) -> StudyMatrix | None:
-    try:
-        return StudyMatrix.model_validate(values)
-    except ValidationError:
-        return None
-
-
-def _parse_search(raw: dict[str, Any]) -> Search | None:
-    try:
-        return Search.model_validate(raw.get("search"))
-    except ValidationError:
-        return None
+    return ResourceOverride if names[:2] == ("resources", "backbones") else FloatRange

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.spec.schema import StudyMatrix, task_names
+from orchestrator.spec.overrides import merge_params, merge_search, overrides_of
+from orchestrator.spec.schema import Search, StudyMatrix, SweepSpec, task_names
 from orchestrator.spec.space import Choice, Dimension
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
@@ -25,6 +26,8 @@ class StudyPlan:
     """Params with one value for all trials."""
     space: dict[str, Dimension]
     """Params that are searched."""
+    search: Search
+    """How they are searched."""
     val_size: Literal["full", "same"] = "full"
     """How much of val is used; always full if train_size is."""
     draw: int = 0
@@ -44,14 +47,7 @@ class StudyPlan:
     @property
     def epochs(self) -> int:
         """Number of epochs of the study's longest trial."""
-        # The number of epochs may be searched too.
-        searched = self.space.get("epochs")
-
-        if searched is None:
-            default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == "epochs")
-            return int(self.fixed.get("epochs", default))
-
-        return int(max(searched.values if isinstance(searched, Choice) else (searched.high,)))
+        return longest_trial(self.fixed, self.space)
 
     def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
         """Return the config of a search trial: trained on train, scored on val."""
@@ -93,33 +89,40 @@ class SweepPlan:
         return list(self.by_key.values())
 
 
-def plan_sweep(spec: StudyMatrix) -> SweepPlan:
+def plan_sweep(spec: SweepSpec) -> SweepPlan:
     """Return the plan of a sweep: one study for each task, backbone, method, train size and draw.
 
     Tasks that a spec names twice, for instance by their group too, have one study.
     """
-    by_key = {}
+    return SweepPlan({study.key: study for study in plan_studies(spec, spec.search)})
 
+
+def plan_studies(spec: StudyMatrix, search: Search) -> Iterator[StudyPlan]:
+    """Yield the studies of a spec. What `per` gives a study is merged into its params and its search.
+
+    Args:
+        search: the spec's own `search`.
+    """
     for name in spec.tasks:
         # A recorded spec may name a task that the catalog has no longer. It still has its trials.
         for task in task_names(name) or [name]:
             for backbone in spec.backbones:
                 for method in spec.methods:
-                    fixed, space = spec.params_for(method)
+                    overrides = overrides_of(spec, task, backbone, method)
+                    params = merge_params(spec, overrides).used_by(method)
+                    study_search = merge_search(search, overrides)
                     for train_size, draw in _sizes_and_draws(spec):
-                        study = StudyPlan(
+                        yield StudyPlan(
                             task=task,
                             backbone=backbone,
                             method=method,
                             train_size=train_size,
-                            fixed=fixed,
-                            space=space,
+                            fixed=params.fixed,
+                            space=params.space,
+                            search=study_search,
                             val_size="full" if is_full(train_size) else spec.val_size,
                             draw=draw,
                         )
-                        by_key[study.key] = study
-
-    return SweepPlan(by_key)
 
 
 def _sizes_and_draws(spec: StudyMatrix) -> Iterator[tuple[float | int | str, int]]:
@@ -137,6 +140,18 @@ def is_full(train_size: float | int | str) -> bool:
 def format_train_size(train_size: float | int | str) -> str:
     """Return a train size as part of a name: 0.1 for a share, 200 for a number of images, or `5 per class`."""
     return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
+
+
+def longest_trial(fixed: Mapping[str, Any], space: Mapping[str, Dimension]) -> int:
+    """Return the number of epochs of the longest trial with these params."""
+    # The number of epochs may be searched too.
+    searched = space.get("epochs")
+
+    if searched is None:
+        default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == "epochs")
+        return int(fixed.get("epochs", default))
+
+    return int(max(searched.values if isinstance(searched, Choice) else (searched.high,)))
 
 
 def suggest_params(plan: StudyPlan, suggest: Callable[[str, Dimension], Any]) -> dict[str, Any]:

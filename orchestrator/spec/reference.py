@@ -24,93 +24,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import search_spaces
+from orchestrator.spec.examples import EXAMPLES, FIELD_EXAMPLES
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.validation import SWEEP_FIELDS
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig, field_types, unused_fields
 
 BEGIN = "<!-- Generated from the schema by `make docs`. Do not edit below this line. -->"
-
-EXAMPLES: dict[str, Any] = {
-    "name": "digits",
-    "tasks": ["vtab", "fgvc/cub_200_2011"],
-    "backbones": ["vit_base_patch16_224.mae"],
-    "methods": ["linear", "full"],
-    "train_sizes": [0.1, 200, {"per_class": 5}],
-    "val_size": "full",
-    "draws": 5,
-    "fixed": {"epochs": 100},
-    "space": {"lr": {"type": "float", "low": 0.001, "high": 0.5, "log": True}},
-    "search": {"trials": 24},
-    "search.trials": 24,
-    "search.sampler": "grid",
-    "search.startup_trials": 6,
-    "search.transfer": 2,
-    "search.max_concurrent": 8,
-    "search.seed": 1,
-    "search.pruner": {"type": "asha", "min_epochs": 10},
-    "search.pruner, type asha.type": "asha",
-    "search.pruner, type asha.min_epochs": 10,
-    "search.pruner, type asha.reduction": 2,
-    "search.pruner, type hyperband.type": "hyperband",
-    "search.pruner, type hyperband.min_epochs": 10,
-    "search.pruner, type hyperband.reduction": 4,
-    "search.pruner, type median.type": "median",
-    "search.pruner, type median.min_epochs": 10,
-    "search.pruner, type none.type": "none",
-    "final": {"seeds": [42, 44]},
-    "final.seeds": [42, 44, 82],
-    "final.select": "simplest_tied",
-    "final.train_on": "train",
-    "final.measure_peeking": True,
-    "budget": {"max_hours": 12},
-    "budget.max_trials": 500,
-    "budget.max_hours": 12,
-    "budget.max_gpu_hours": 200,
-    "resources": {"cpus": 4, "gpus": 1},
-    "resources.cpus": 4,
-    "resources.gpus": 0.25,
-    "resources.accelerator_type": "A100",
-    "resources.backbones": {"vit_large_patch16_224.mae": {"gpus": 1}},
-    "resources.backbones.NAME.cpus": 8,
-    "resources.backbones.NAME.gpus": 1,
-    "resources.backbones.NAME.accelerator_type": "H100",
-    "cluster": {"address": "auto"},
-    "cluster.home": "s3://bucket/sptune",
-    "cluster.studies": "postgresql+psycopg://sptune@db.example.org/sptune",
-    "cluster.mlflow": "http://mlflow.example.org:5000",
-    "cluster.data": "s3://bucket/tasks",
-    "cluster.weights": "/mnt/weights",
-    "cluster.address": "head.example.org:6379",
-    "cluster.workers": 8,
-    "retries": 1,
-    "pause_after": 10,
-    "lost_after_minutes": 120,
-    "keep": "final",
-    "space.NAME, type float.type": "float",
-    "space.NAME, type float.low": 0.001,
-    "space.NAME, type float.high": 0.5,
-    "space.NAME, type float.log": True,
-    "space.NAME, type float.when": {"optimizer": "sgd"},
-    "space.NAME, type int.type": "int",
-    "space.NAME, type int.low": 1,
-    "space.NAME, type int.high": 50,
-    "space.NAME, type int.log": True,
-    "space.NAME, type int.when": {"optimizer": "sgd"},
-    "space.NAME, type choice.type": "choice",
-    "space.NAME, type choice.values": [0.01, 0.1],
-    "space.NAME, type choice.when": {"optimizer": ["sgd", "adamw"]},
-}
-"""An example value for each key, by its path in the YAML file."""
-
-FIELD_EXAMPLES: dict[str, Any] = {
-    "image_size": 384,
-    "drop_path": 0.1,
-    "ema_decay": 0.9999,
-    "precision": "bf16",
-    "final_norm": "fresh",
-}
-"""Examples of TrainConfig fields that no shipped spec uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +46,20 @@ class Section:
         return f"{self.path}.{field}" if self.path else field
 
 
-def sections(model: type[BaseModel] = SweepSpec, path: str = "") -> Iterator[Section]:
-    """Yield the mappings of a spec in the order of the schema, depth first."""
+def sections() -> list[Section]:
+    """Return the mappings of a spec in the order of the schema, depth first.
+
+    Mappings of one kind are listed where they are nearest to the top level: `per` has dimensions and pruners, too.
+    """
+    everywhere = [*_sections(SweepSpec, "")]
+    nearest: dict[type[BaseModel], Section] = {}
+    for section in sorted(everywhere, key=lambda section: section.path.count(".")):
+        nearest.setdefault(section.model, section)
+
+    return [section for section in everywhere if nearest[section.model] is section]
+
+
+def _sections(model: type[BaseModel], path: str) -> Iterator[Section]:
     yield Section(path, model)
 
     for name, field in model.model_fields.items():
@@ -139,7 +71,7 @@ def sections(model: type[BaseModel] = SweepSpec, path: str = "") -> Iterator[Sec
         for child in models:
             # The alternatives of a union are told apart by their `type`.
             tag = f", type {_tag(child)}" if len(models) > 1 else ""
-            yield from sections(child, key + tag)
+            yield from _sections(child, key + tag)
 
 
 def render_reference() -> str:
@@ -206,7 +138,9 @@ def describe_type(annotation: Any) -> str:
         parts = [describe_type(part) for part in typing.get_args(annotation) if part is not type(None)]
         return " or ".join(dict.fromkeys(parts))
     if origin is list:
-        return f"list of {describe_type(typing.get_args(annotation)[0])}"
+        # A list of mappings reads better in the plural; a list of text does not.
+        entry = describe_type(typing.get_args(annotation)[0])
+        return f"list of {'mappings' if entry == 'mapping' else entry}"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "mapping"
     return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}.get(annotation, "any value")
@@ -246,8 +180,10 @@ def _shipped_examples() -> dict[str, Any]:
     # Shipped specs are valid and realistic, and name fields that this package must not know.
     for page in sorted(Path(search_spaces.__path__[0]).glob("*.yaml")):
         spec = yaml.safe_load(page.read_text())
-        for name, value in {**spec["space"], **spec["fixed"]}.items():
-            examples.setdefault(name, value)
+        # Most specs give what one method needs in `per`.
+        for part in (spec, *spec.get("per", ())):
+            for name, value in {**part.get("space", {}), **part.get("fixed", {})}.items():
+                examples.setdefault(name, value)
     return examples
 
 

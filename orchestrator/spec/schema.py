@@ -10,9 +10,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from orchestrator.spec.fields import SpecPart, is_recorded
 from orchestrator.spec.resources import Cluster, Resources
-from orchestrator.spec.space import Dimension, DimensionField
+from orchestrator.spec.space import DimensionField, as_list
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
-from trainer.config import unused_fields
 from trainer.validation import number_problem, unknown_name
 
 
@@ -75,6 +74,7 @@ BEFORE_KEY_EXISTED = {"val_size": "full"}
 the key mean this."""
 
 Select = Literal["last_val", "simplest_tied"]
+Sampler = Literal["tpe", "gp", "cmaes", "random", "grid"]
 
 
 class Asha(SpecPart):
@@ -119,26 +119,103 @@ class NoPruner(SpecPart):
     """Kind of the pruner."""
 
 
+Pruner = Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")]
+
+
 class Search(SpecPart):
     """How each study searches for its best parameters."""
 
     trials: int = Field(ge=1)
     """Number of search trials of each study, such as 20."""
-    sampler: Literal["tpe", "gp", "cmaes", "random", "grid"] = "tpe"
+    sampler: Sampler = "tpe"
     """Optuna's sampler: tpe (tree-structured Parzen estimator), gp (Gaussian process), cmaes (CMA-ES), random, or
     grid (every combination of values, without float ranges)."""
     startup_trials: int = Field(default=10, ge=1)
     """Number of first trials that tpe, gp and cmaes draw at random."""
     transfer: int = Field(default=0, ge=0)
-    """Number of first trials that repeat the best params of other tasks' studies."""
+    """Number of first trials that repeat the best params of other tasks' studies, which have the same backbone, method,
+    train size and space."""
     max_concurrent: int = Field(default=4, ge=1)
     """Number of trials of one study that may run at once. When the sampler proposes trial k, it knows the outcomes of
     trials 0 to k - max_concurrent of the same study. Of later ones it knows only the params. So results do not depend
     on the number or speed of workers."""
     seed: int = Field(default=0, ge=0)
     """Seed of the sampler and of all search trials."""
-    pruner: Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="type")] = NoPruner(type="none")
+    pruner: Pruner = NoPruner(type="none")
     """What stops trials early. Example: {type: asha, min_epochs: 10}."""
+
+
+class SearchOverride(SpecPart):
+    """Keys of `search` that differ for some studies. A key that is left out keeps its value."""
+
+    trials: int | None = Field(default=None, ge=1)
+    """As in `search`."""
+    sampler: Sampler | None = None
+    """As in `search`."""
+    startup_trials: int | None = Field(default=None, ge=1)
+    """As in `search`."""
+    transfer: int | None = Field(default=None, ge=0)
+    """As in `search`."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """As in `search`."""
+    seed: int | None = Field(default=None, ge=0)
+    """As in `search`."""
+    pruner: Pruner | None = None
+    """As in `search`. It replaces the whole pruner."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The keys that differ, with their values."""
+        # From the fields and not from a dump: the pruner stays an object.
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_names(value: object) -> object:
+    """Return one name as a list of one."""
+    return None if value is None else as_list(value)
+
+
+class StudyOverride(SpecPart):
+    """What differs for some studies of a spec.
+
+    An entry selects the studies that match all of its selectors: `method`, `backbone` and `group`. It needs one of the
+    three. Of several entries that select a study, the later one wins.
+    """
+
+    method: Annotated[
+        Annotated[list[Annotated[str, _one_of(METHODS, "a method")]], Field(min_length=1)] | None,
+        BeforeValidator(_as_names),
+    ] = None
+    """Methods of the studies, one name or a list. Without it, all methods."""
+    backbone: Annotated[
+        Annotated[list[Annotated[str, _one_of(BACKBONES, "a backbone")]], Field(min_length=1)] | None,
+        BeforeValidator(_as_names),
+    ] = None
+    """Backbones of the studies, one name or a list. Without it, all backbones."""
+    group: Annotated[
+        Annotated[list[Annotated[str, BeforeValidator(_check_task)]], Field(min_length=1)] | None,
+        BeforeValidator(_as_names),
+    ] = None
+    """Tasks of the studies: groups, benchmarks or tasks, one name or a list. Without it, all tasks."""
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    """Fields of TrainConfig with one value. Each replaces the field of the same name in `fixed` or `space`."""
+    space: dict[str, DimensionField] = Field(default_factory=dict)
+    """Fields of TrainConfig that are searched. Each replaces the field of the same name in `fixed` or `space`."""
+    search: SearchOverride = SearchOverride()
+    """Keys of `search` that differ, such as {trials: 240, sampler: grid, pruner: {type: none}}."""
+
+    def selects(self, task: str, backbone: str, method: str) -> bool:
+        """Whether the entry holds for a study."""
+        # A recorded spec of a newer version may have selectors that this version does not know and so ignores.
+        if self.method is None and self.backbone is None and self.group is None:
+            return False
+
+        return (
+            (self.method is None or method in self.method)
+            and (self.backbone is None or backbone in self.backbone)
+            and (self.group is None or any(task in (task_names(name) or [name]) for name in self.group))
+        )
 
 
 class Final(SpecPart):
@@ -215,15 +292,9 @@ class StudyMatrix(SpecPart):
     space: dict[str, DimensionField] = Field(default_factory=dict)
     """Fields of TrainConfig that are searched, each with its dimension.
     Example: {lr: {type: float, low: 1.0e-4, high: 0.1, log: true}}."""
-
-    def params_for(self, method: str) -> tuple[dict[str, Any], dict[str, Dimension]]:
-        """Return the fixed values and the space, without what has no effect on a method."""
-        # A recorded spec may name a method that the catalog has no longer.
-        unused = unused_fields(method) if method in METHODS else frozenset()
-
-        fixed = {name: value for name, value in self.fixed.items() if name not in unused}
-        space = {name: dimension for name, dimension in self.space.items() if name not in unused}
-        return fixed, space
+    per: list[StudyOverride] = Field(default_factory=list)
+    """What differs for a method, a backbone or a group of tasks. Later entries win.
+    Example: [{method: linear, fixed: {batch_size: 800}, search: {trials: 40}}]."""
 
 
 class SweepSpec(StudyMatrix):

@@ -7,8 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from orchestrator.spec.plan import plan_sweep
-from orchestrator.spec.schema import Search, StudyMatrix, task_names
+from orchestrator.spec.override_rules import override_problems, study_kinds
+from orchestrator.spec.overrides import Params, merge_params, merge_search, search_key
+from orchestrator.spec.plan import longest_trial
+from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.validation import number_problem, unknown_name
@@ -30,30 +32,35 @@ SWEEP_FIELDS = (
 
 def config_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     """Yield the field and a sentence for everything that `TrainConfig` refuses at a corner of a study's space."""
-    for name in spec.fixed:
-        yield from _name_problems(spec, "fixed", name)
-    for name in spec.space:
-        yield from _name_problems(spec, "space", name)
+    yield from _name_problems(spec, "", spec.methods)
+    yield from override_problems(spec)
+    for index, entry in enumerate(spec.per):
+        methods = [name for name in spec.methods if entry.method is None or name in entry.method]
+        yield from _name_problems(entry, f"per.{index}.", methods)
 
-    for name, dimension in spec.space.items():
-        for condition, values in dimension.when.items():
-            for problem in _when_problems(spec, name, condition, values):
-                yield condition, f"space.{name}.when: {problem}"
-
+    yield from _condition_problems(spec)
     yield from _corner_problems(spec)
 
 
-def _name_problems(spec: StudyMatrix, part: str, name: str) -> Iterator[tuple[str, str]]:
-    """Yield why a spec may not have this name in `fixed` or in `space`."""
-    if name in SWEEP_FIELDS:
-        yield name, f"{part}.{name}: the sweep sets it itself; use {_own_key(name)}."
-    elif name not in field_types():
-        fields = [field for field in field_types() if field not in SWEEP_FIELDS]
-        yield name, f"{part}.{name}: {unknown_name(name, fields, 'a TrainConfig field')}"
-    elif all(name in unused_fields(method) for method in spec.methods):
-        yield name, f"{part}.{name}: without effect on {', '.join(spec.methods)}; leave it out."
-    elif part == "space" and name in spec.fixed:
-        yield name, f"space.{name}: is fixed too; keep one of the two."
+def _name_problems(part: StudyMatrix | StudyOverride, path: str, methods: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield why a spec may not have these names in `fixed` or in `space`.
+
+    Args:
+        part: the spec, or an entry of its `per`.
+        path: where the part is in the spec.
+        methods: the methods of the studies that the part is for.
+    """
+    for where, name in [*(("fixed", name) for name in part.fixed), *(("space", name) for name in part.space)]:
+        key = f"{path}{where}.{name}"
+        if name in SWEEP_FIELDS:
+            yield name, f"{key}: the sweep sets it itself; use {_own_key(name)}."
+        elif name not in field_types():
+            fields = [field for field in field_types() if field not in SWEEP_FIELDS]
+            yield name, f"{key}: {unknown_name(name, fields, 'a TrainConfig field')}"
+        elif methods and all(name in unused_fields(method) for method in methods):
+            yield name, f"{key}: without effect on {', '.join(methods)}; leave it out."
+        elif where == "space" and name in part.fixed:
+            yield name, f"{key}: is fixed too; keep one of the two."
 
 
 def _own_key(field: str) -> str:
@@ -71,54 +78,67 @@ def _own_key(field: str) -> str:
     }[field]
 
 
+def _condition_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
+    """Yield the field and a sentence for each condition that no study can fulfil."""
+    # A condition is judged in the merged space of each study. What is never searched in one study is in another.
+    problems_by_condition: dict[tuple[str, str], list[list[str]]] = {}
+    for overrides in {kind.indices: kind.overrides(spec) for kind in study_kinds(spec)}.values():
+        params = merge_params(spec, overrides)
+        for name, dimension in params.space.items():
+            for condition, values in dimension.when.items():
+                key = params.keys[name]
+                searched = params.space.get(condition)
+                if searched is not None and searched.when and condition != name:
+                    cure = "is itself searched only at times; name the parameters that it depends on."
+                    yield condition, f"{key}.when: {condition} {cure}"
+                    continue
+
+                problems = [*_when_problems(params, name, condition, values)]
+                problems_by_condition.setdefault((key, condition), []).append(problems)
+
+    for (key, condition), problems_by_study in problems_by_condition.items():
+        if all(problems_by_study):
+            for problem in itertools.chain(*problems_by_study):
+                yield condition, f"{key}.when: {problem}"
+
+
 def _corner_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     """Yield the field and a sentence for each config at a corner of a space that `TrainConfig` refuses."""
-    tasks = [task for name in spec.tasks for task in task_names(name)]
-    axes = list(itertools.product(tasks, spec.train_sizes))
-
-    for backbone, method in itertools.product(spec.backbones, spec.methods):
-        fixed, space = spec.params_for(method)
-        base = {name: value for name, value in fixed.items() if name in field_types()}
-        base |= {"backbone": backbone, "method": method}
-        searched = {name: dimension for name, dimension in space.items() if name in field_types()}
+    for kind in study_kinds(spec):
+        params = merge_params(spec, kind.overrides(spec)).used_by(kind.method)
+        base = {name: value for name, value in params.fixed.items() if name in field_types()}
+        base |= {"backbone": kind.backbone, "method": kind.method}
+        searched = {name: dimension for name, dimension in params.space.items() if name in field_types()}
         corners = [*_corner_configs(base, searched)]
 
         # Every corner with the first task and size, and every task and size with the first corner. No rule of
         # TrainConfig connects more than these, and all combinations would be too many.
+        axes = list(itertools.product(kind.tasks, spec.train_sizes))
         combinations = [(axes[0], corner) for corner in corners] + [(axis, corners[0]) for axis in axes[1:]]
         for (task, size), corner in combinations:
             try:
                 TrainConfig.from_params(base | corner | {"task": task, "train_size": size})
             except InvalidConfig as error:
                 for field, problem in error.problems.items():
-                    yield field, f"{_key_of(field, searched)}: {problem}"
+                    key = "train_sizes" if field == "train_size" else params.keys.get(field, f"fixed.{field}")
+                    yield field, f"{key}: {problem}"
 
 
-def _key_of(field: str, searched: dict[str, Dimension]) -> str:
-    """Return the key of the spec that gives a field of TrainConfig its value."""
-    if field in searched:
-        return f"space.{field}"
-
-    return "train_sizes" if field == "train_size" else f"fixed.{field}"
-
-
-def _when_problems(spec: StudyMatrix, name: str, condition: str, values: list[Any]) -> Iterator[str]:
+def _when_problems(params: Params, name: str, condition: str, values: list[Any]) -> Iterator[str]:
     """Yield why a parameter cannot be searched only where another one, `condition`, has these values."""
     # A fixed parameter has one value: the condition is always true, or never.
-    if condition in spec.fixed:
-        fixed = spec.fixed[condition]
+    if condition in params.fixed:
+        fixed = params.fixed[condition]
         if fixed not in values:
             wanted = " or ".join(map(repr, values))
             yield f"{condition} is fixed at {fixed!r} and never {wanted}: leave {name} out."
         return
 
     # A searched parameter must be able to take the values.
-    dimension = spec.space.get(condition)
+    dimension = params.space.get(condition)
     if dimension is None or condition == name:
-        names = [param for param in (*spec.space, *spec.fixed) if param != name]
+        names = [param for param in (*params.space, *params.fixed) if param != name]
         yield unknown_name(condition, names, "another parameter of this spec")
-    elif dimension.when:
-        yield f"{condition} is itself searched only at times; name the parameters that it depends on."
     else:
         for value in values:
             if not _contains(dimension, value):
@@ -165,30 +185,41 @@ def _extremes(dimension: Dimension) -> list[Any]:
 
 
 def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
-    """Yield a sentence for everything that the sampler or the pruner cannot do with the space."""
-    min_epochs = getattr(search.pruner, "min_epochs", 0)
-    for study in plan_sweep(spec).studies:
-        if min_epochs >= study.epochs:
-            rule = f"must be below epochs={study.epochs}, or no trial is ever stopped"
-            yield f"search.pruner.min_epochs: {rule}; got {min_epochs}."
+    """Yield a sentence for everything that a sampler or a pruner cannot do with the space of its studies."""
+    # By the key that gives the number of trials: a method with fewer points than another repeats some.
+    num_points_by_key: dict[str, tuple[int, int]] = {}
 
-    if search.sampler != "grid":
-        return
+    for kind in study_kinds(spec):
+        overrides = kind.overrides(spec)
+        params = merge_params(spec, overrides).used_by(kind.method)
+        merged = merge_search(search, overrides)
 
-    float_ranges = [name for name, dimension in spec.space.items() if isinstance(dimension, FloatRange)]
-    for name in float_ranges:
-        yield (
-            f"space.{name}: sampler grid tries every value, and a float range has no end of them; "
-            "list some: {type: choice, values: [...]}."
-        )
-    # The number of points of an infinite grid says nothing.
-    if float_ranges:
-        return
+        min_epochs = getattr(merged.pruner, "min_epochs", 0)
+        epochs = longest_trial(params.fixed, params.space)
+        if min_epochs >= epochs:
+            rule = f"must be below epochs={epochs}, or no trial is ever stopped"
+            yield f"{search_key('pruner', overrides)}.min_epochs: {rule}; got {min_epochs}."
 
-    num_points = max((_num_points(*spec.params_for(method)) for method in spec.methods), default=search.trials)
-    if search.trials > num_points:
-        cure = f"use at most {num_points}, or list more values"
-        yield f"search.trials: {search.trials} exceed the {num_points} points of the grid; {cure}."
+        if merged.sampler != "grid":
+            continue
+
+        float_ranges = [name for name, dimension in params.space.items() if isinstance(dimension, FloatRange)]
+        for name in float_ranges:
+            yield (
+                f"{params.keys[name]}: sampler grid tries every value, and a float range has no end of them; "
+                "list some: {type: choice, values: [...]}."
+            )
+
+        # The number of points of an infinite grid says nothing.
+        if not float_ranges:
+            key = search_key("trials", overrides)
+            num_points = max(_num_points(params.fixed, params.space), num_points_by_key.get(key, (0, 0))[1])
+            num_points_by_key[key] = merged.trials, num_points
+
+    for key, (trials, num_points) in num_points_by_key.items():
+        if trials > num_points:
+            cure = f"use at most {num_points}, or list more values"
+            yield f"{key}: {trials} exceed the {num_points} points of the grid; {cure}."
 
 
 def _num_points(fixed: dict[str, Any], space: dict[str, Dimension]) -> int:

@@ -6,14 +6,14 @@ from typing import Any
 
 from orchestrator.spec.labels import format_setting
 from orchestrator.spec.plan import StudyPlan
-from orchestrator.spec.schema import BEFORE_KEY_EXISTED, Search
+from orchestrator.spec.schema import BEFORE_KEY_EXISTED
 from orchestrator.spec.space import widens
 
 
-def study_settings(search: Search, plan: StudyPlan) -> dict[str, Any]:
+def study_settings(plan: StudyPlan) -> dict[str, Any]:
     """Return the settings by their keys in the spec, such as `search.seed`. They are stored with the study."""
     # More trials extend a study, so their number is no setting.
-    values = search.model_dump(exclude={"trials"})
+    values = plan.search.model_dump(exclude={"trials"})
 
     return (
         {f"search.{name}": value for name, value in values.items()}

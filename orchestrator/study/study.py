@@ -46,7 +46,7 @@ class Study:
         self.plan = plan
         self.search_table = search
         self.final_table = final
-        self.advisor = Advisor(plan, spec.search, search.trials)
+        self.advisor = Advisor(plan, plan.search, search.trials)
         self._sources = sources
         # Id of the best trial, and the configs of its final trials. They are asked for often, and slow to make.
         self._final_configs: tuple[str, dict[str, tuple[int, TrainConfig]]] = ("", {})
@@ -81,20 +81,20 @@ class Study:
         self.search_table.save_settings(self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return study_settings(self.spec.search, self.plan)
+        return study_settings(self.plan)
 
     # Progress: what the spec asks for, and what is done.
 
     @property
     def requested_search_trials(self) -> list[Trial]:
         """The search trials that the spec asks for and that exist."""
-        return self.search_table.trials[: self.spec.search.trials]
+        return self.search_table.trials[: self.plan.search.trials]
 
     @property
     def is_search_done(self) -> bool:
         """Whether all search trials are finished."""
         trials = self.requested_search_trials
-        return len(trials) == self.spec.search.trials and all(trial.state.is_finished for trial in trials)
+        return len(trials) == self.plan.search.trials and all(trial.state.is_finished for trial in trials)
 
     @property
     def best(self) -> Trial | None:
@@ -166,7 +166,7 @@ class Study:
         trials = [*self.requested_search_trials, *final_trials]
         return StudySummary(
             plan=self.plan,
-            num_planned=self.spec.search.trials + len(self.spec.final.seeds),
+            num_planned=self.plan.search.trials + len(self.spec.final.seeds),
             states=Counter(trial.state for trial in trials),
             best=self.best,
             final_trials=final_trials,
@@ -190,13 +190,13 @@ class Study:
 
         Returns None if there is no such trial, or if the next one depends on trials that are still running.
         """
-        while len(self.search_table.trials) < self.spec.search.trials:
+        while len(self.search_table.trials) < self.plan.search.trials:
             number = len(self.search_table.trials)
             if not self._can_suggest(number):
                 return None
 
             params, attrs = self.advisor.suggest(number, self._transferred_params(number))
-            config = self.plan.search_config(params, self.spec.search.seed)
+            config = self.plan.search_config(params, self.plan.search.seed)
             trial_id = config.fingerprint()
             original = next((trial for trial in self.search_table.trials if trial.trial_id == trial_id), None)
             if original is None:
@@ -227,7 +227,7 @@ class Study:
 
     def _transferred_params(self, number: int) -> dict[str, Any] | None:
         """Return the params from another task that a trial repeats, or None. Tasks of the same group come first."""
-        if self.spec.search.transfer == 0:
+        if self.plan.search.transfer == 0:
             return None
 
         # They are chosen once and saved: the sources may have more trials after a resume.
@@ -237,7 +237,7 @@ class Study:
             for source in nearest_first:
                 if source.best is not None and source.best.params not in distinct:
                     distinct.append(source.best.params)
-            self.search_table.save_transferred_params(distinct[: self.spec.search.transfer])
+            self.search_table.save_transferred_params(distinct[: self.plan.search.transfer])
 
         transferred = self.search_table.transferred_params or []
         return transferred[number] if number < len(transferred) else None
@@ -340,11 +340,12 @@ def load_studies(spec: SweepSpec, database: StudyDatabase, *, epochs: bool = Tru
     families: dict[tuple[object, ...], list[Study]] = {}
 
     for plan, (search, final) in zip(sweep_plan.studies, tables, strict=True):
-        family = families.setdefault((plan.backbone, plan.method, plan.train_size), [])
+        # Params of another space may lie outside this one.
+        family = families.setdefault((plan.backbone, plan.method, plan.train_size, repr(plan.space)), [])
 
         # A study learns from the first half of the studies before it. So most studies can run side by side, and the
         # sources of each do not depend on which study is fastest.
-        sources = family[: (len(family) + 1) // 2] if spec.search.transfer else []
+        sources = family[: (len(family) + 1) // 2] if plan.search.transfer else []
 
         study = Study(spec, sweep_plan, plan, search, final, sources)
         studies.append(study)

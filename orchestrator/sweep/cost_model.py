@@ -81,7 +81,7 @@ class CostModel:
         for study in studies:
             gpus = study.spec.resources.for_backbone(study.plan.backbone).initial_gpus
             trials = trials_by_key.setdefault(_key(study.plan, gpus), [])
-            for table, splits in ((study.search_table, ("train",)), (study.final_table, ("train", "val"))):
+            for table, splits in ((study.search_table, ("train",)), (study.final_table, _final_splits(study))):
                 # The task's card is read for its counts. It may lie in a bucket, so not for an empty table.
                 images = num_images(study.plan, splits, data_root) if table.trials else 0.0
                 trials += [(trial, images) for trial in table.trials if trial.duplicate_of is None]
@@ -134,8 +134,8 @@ class CostModel:
         seconds = 0.0
         num_unfinished = 0
         for trials, num_requested, splits in (
-            (study.requested_search_trials, spec.search.trials, ("train",)),
-            (study.requested_final_trials, len(spec.final.seeds), ("train", "val")),
+            (study.requested_search_trials, plan.search.trials, ("train",)),
+            (study.requested_final_trials, len(spec.final.seeds), _final_splits(study)),
         ):
             # A trial that is finished early (pruned, failed) has no epochs left.
             num_new = num_requested - len(trials)
@@ -149,6 +149,11 @@ class CostModel:
 
         is_known = rate is not None or num_unfinished == 0
         return Estimate(trials=num_unfinished, seconds=seconds if is_known else None)
+
+
+def _final_splits(study: Study) -> tuple[str, ...]:
+    """Return the splits that the final trials of a study learn from."""
+    return ("train",) if study.spec.final.train_on == "train" else ("train", "val")
 
 
 def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:

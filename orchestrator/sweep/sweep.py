@@ -374,7 +374,8 @@ class Sweep:
             self._tracker.sync_study(study)
 
         # With transfer, a finished search may unblock the studies that learn from it.
-        self._blocked = set() if self.spec.search.transfer else self._blocked - {study.plan.key}
+        has_transfer = any(other.plan.search.transfer for other in self._open_studies)
+        self._blocked = set() if has_transfer else self._blocked - {study.plan.key}
         if study.is_closed:
             self._close_study(study)
 

@@ -59,5 +59,5 @@ def blocks(fresh: Callable[[], str]) -> list[Block]:
         return {"scored_on": "aaa/test", "protocol": "official_test", "device": "x86_64", "software": "torch 2_1"}
 
     report = build_sections(run(small(train_sizes=[0.5, 1.0]), fresh(), fail=fail, metrics=metrics, facts=facts))
-    assert len(table_blocks(report)) == 5
+    assert len(table_blocks(report)) == 6
     return report

@@ -24,6 +24,7 @@ from orchestrator.report.data_efficiency import (
     size_to_reach,
 )
 from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.schema import Search
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Trial, TrialState
 from trainer.catalog import BUNDLED
@@ -42,7 +43,9 @@ def summary(
     backbone: str = BUNDLED,
 ) -> StudySummary:
     """Return a study with these final scores by seed; None means that the trial failed."""
-    plan = StudyPlan(task=task, backbone=backbone, method=method, train_size=size, fixed={}, space={})
+    plan = StudyPlan(
+        task=task, backbone=backbone, method=method, train_size=size, fixed={}, space={}, search=Search(trials=1)
+    )
     by_seed = scores if isinstance(scores, Mapping) else dict(enumerate(scores))
     finals = [
         Trial(

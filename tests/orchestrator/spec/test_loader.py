@@ -232,14 +232,16 @@ def test_a_shipped_spec_is_valid_and_a_page_of_a_lab_book(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_search_trials_never_touch_the_test_split(path: Path) -> None:
-    for study in plan_sweep(load_spec(path)).studies:
+    spec = load_spec(path)
+    for study in plan_sweep(spec).studies:
         params = {
             name: dimension.values[0] if isinstance(dimension, Choice) else dimension.low
             for name, dimension in study.space.items()
         }
-        search, final = study.search_config(params, 0), study.final_config(params, 1)
+        search = study.search_config(params, 0)
+        final = study.final_config(params, 1, train_on=spec.final.train_on)
         assert (search.train_split, search.eval_split) == ("train", "val")
-        assert (final.train_split, final.eval_split) == ("trainval", "test")
+        assert (final.train_split, final.eval_split) == (spec.final.train_on, "test")
 
 
 def test_a_group_stands_for_its_tasks_and_each_study_is_there_once(raw_spec: dict[str, Any]) -> None:

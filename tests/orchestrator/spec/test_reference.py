@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.spec.examples import EXAMPLES, FIELD_EXAMPLES
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.reference import EXAMPLES, FIELD_EXAMPLES, field_docs, render_reference, sections
+from orchestrator.spec.reference import field_docs, render_reference, sections
 from orchestrator.spec.schema import SweepSpec
 from trainer.config import TrainConfig
 
@@ -39,6 +40,18 @@ def spec_with(key: str, value: Any) -> dict[str, Any]:
     }
     path, _, last = key.rpartition(".")
     path, _, tag = path.partition(", type ")
+    # An entry of `per` selects the studies of a backbone, and changes something.
+    entry: dict[str, Any] = {"backbone": "vit_base_patch16_224.mae", "fixed": {"lr": 0.1}}
+    if path.startswith("per"):
+        spec["methods"] = ["linear", "full"]
+        spec["tasks"] = ["demo/digits", "fgvc"]
+        spec["per"] = [entry]
+        mapping = entry if path == "per" else entry.setdefault("search", {})
+        # A name is in `fixed` or in `space`.
+        if last == "space":
+            del entry["fixed"]
+        mapping[last] = value
+        return spec
     if path.startswith("space"):
         path = path.replace("NAME", "epochs" if tag == "int" else "lr")
 

@@ -49,8 +49,15 @@ def diverged(trial: Trial, epochs: int = 0) -> Trial:
 
 
 def plan_of(space: dict[str, Dimension]) -> StudyPlan:
-    fixed = {"epochs": EPOCHS}
-    return StudyPlan(task="vtab/dtd", backbone="b", method="linear", train_size=1.0, fixed=fixed, space=space)
+    return StudyPlan(
+        task="vtab/dtd",
+        backbone="b",
+        method="linear",
+        train_size=1.0,
+        fixed={"epochs": EPOCHS},
+        space=space,
+        search=Search(trials=1),
+    )
 
 
 def new_trial(number: int, params: dict[str, Any], attrs: dict[str, Any]) -> Trial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan, plan_sweep
+from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import TrialResources
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Epoch, Failure, FailureCause
@@ -127,9 +128,7 @@ def test_a_trial_learns_from_as_many_images_as_its_size_says(
     spec: SweepSpec, tmp_path: Path, train_size: float | str, search: int, final: int
 ) -> None:
     (plan,) = plan_sweep(spec).studies
-    sized = StudyPlan(
-        task=plan.task, backbone=plan.backbone, method=plan.method, train_size=train_size, fixed={}, space={}
-    )
+    sized = dataclasses.replace(plan, train_size=train_size)
     assert num_images(sized, ("train",), str(tmp_path)) == search
     assert num_images(sized, ("train", "val"), str(tmp_path)) == final
 

@@ -1,0 +1,99 @@
+"""What each study of a sweep searches, in words, for studies that search the same together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.schema import Search
+from orchestrator.spec.space import Choice, Dimension
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchedPart:
+    """Studies with the same search, space and fixed values."""
+
+    studies: str
+    """Names of the studies, as short as the sweep allows: `linear`, or `linear (fgvc)`."""
+    search: str
+    space: str
+    fixed: str
+    """Fixed values that not all studies of the sweep have."""
+
+
+def searched_parts(plans: Sequence[StudyPlan]) -> tuple[list[SearchedPart], str]:
+    """Return the studies by what they search, and the fixed values that all of them have."""
+    plans_by_content: dict[str, list[StudyPlan]] = {}
+    for plan in plans:
+        # The order of the names is no difference to a reader.
+        content = repr((plan.search, sorted(plan.space.items()), sorted(plan.fixed.items())))
+        plans_by_content.setdefault(content, []).append(plan)
+
+    parts = [*plans_by_content.values()]
+    common = [name for name in parts[0][0].fixed if _is_common(name, parts)] if parts else []
+    searched = [
+        SearchedPart(
+            studies=_name_studies(part, plans),
+            search=format_search(part[0].search),
+            space="; ".join(f"{name} {format_dimension(entry)}" for name, entry in part[0].space.items()) or "nothing",
+            fixed=_format_fixed({name: value for name, value in part[0].fixed.items() if name not in common}),
+        )
+        for part in parts
+    ]
+    return searched, _format_fixed({name: parts[0][0].fixed[name] for name in common})
+
+
+def format_search(search: Search) -> str:
+    """Return how a study searches, on one line."""
+    return f"{search.trials} trials, sampler {search.sampler}, pruner {search.pruner.type}, seed {search.seed}"
+
+
+def format_dimension(dimension: Dimension) -> str:
+    """Return the values of a dimension in words: `0.001 to 0.5 (log)`, or `20 or 100`."""
+    if isinstance(dimension, Choice):
+        *others, last = map(str, dimension.values)
+        text = f"{', '.join(others)} or {last}" if others else last
+    else:
+        text = f"{dimension.low:g} to {dimension.high:g}{' (log)' if dimension.log else ''}"
+
+    conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in dimension.when.items()]
+    return f"{text} if {' and '.join(conditions)}" if conditions else text
+
+
+def _is_common(name: str, parts: Sequence[Sequence[StudyPlan]]) -> bool:
+    """Whether all studies have the same fixed value."""
+    # By repr, so that 1 and 1.0 and True are three values.
+    values = {repr(part[0].fixed[name]) if name in part[0].fixed else "" for part in parts}
+    return len(values) == 1
+
+
+def _format_fixed(fixed: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in fixed.items())
+
+
+def _name_studies(part: Sequence[StudyPlan], plans: Sequence[StudyPlan]) -> str:
+    """Return the methods of some studies, with their backbones and tasks where other studies have others."""
+    methods_by_scope: dict[str, list[str]] = {}
+    for method in dict.fromkeys(plan.method for plan in part):
+        of_method = [plan for plan in part if plan.method == method]
+        scope: list[str] = []
+        if {plan.backbone for plan in of_method} != {plan.backbone for plan in plans}:
+            scope += dict.fromkeys(plan.backbone for plan in of_method)
+        if {plan.task for plan in of_method} != {plan.task for plan in plans}:
+            scope += _name_tasks(of_method, plans)
+        methods_by_scope.setdefault(", ".join(scope), []).append(method)
+
+    names = [
+        f"{', '.join(methods)} ({scope})" if scope else ", ".join(methods)
+        for scope, methods in methods_by_scope.items()
+    ]
+    return "; ".join(names)
+
+
+def _name_tasks(part: Sequence[StudyPlan], plans: Sequence[StudyPlan]) -> list[str]:
+    """Return the tasks of some studies. A group of which they have every task is named instead of its tasks."""
+    tasks = dict.fromkeys(plan.task for plan in part)
+    missing = {plan.group for plan in plans if plan.task not in tasks}
+    return list(dict.fromkeys(plan.task if plan.group in missing else plan.group for plan in part))

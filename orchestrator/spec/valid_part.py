@@ -1,0 +1,109 @@
+"""The part of a wrong spec that is right, so that it is checked too and the user sees all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.spec.schema import Search, StudyMatrix
+
+Location = tuple[int | str, ...]
+"""Keys and indices that lead to a value of a spec."""
+
+
+def invalid_fields(raw: dict[str, Any], invalid: Sequence[Location]) -> set[str]:
+    """Return the fields of TrainConfig whose values are wrong or lost, and the paths of the wrong entries of `per`.
+
+    Problems of these are left out: they may come from what was taken away.
+
+    Args:
+        invalid: where the spec is wrong.
+    """
+    fields = {str(location[1]) for location in invalid if location[0] == "space" and location[1:]}
+
+    for index, entry in enumerate(_entries(raw)):
+        locations = [location[2:] for location in invalid if location[:2] == ("per", index)]
+        if not locations:
+            continue
+
+        fields.add(f"per.{index}")
+        fields |= {str(location[1]) for location in locations if location[:1] == ("space",) and location[1:]}
+        if not _is_kept(locations) and isinstance(entry, dict):
+            parts = [entry.get(part) for part in ("fixed", "space")]
+            fields |= {str(name) for part in parts if isinstance(part, dict) for name in part}
+
+    return fields
+
+
+def valid_part(raw: dict[str, Any], invalid: Sequence[Location]) -> dict[str, Any]:
+    """Return the values of a study matrix without the wrong ones.
+
+    Args:
+        invalid: where the spec is wrong.
+    """
+    valid: dict[str, Any] = {"fixed": raw.get("fixed") or {}}
+
+    for key in ("tasks", "backbones", "methods", "train_sizes"):
+        names = raw.get(key, [1.0] if key == "train_sizes" else None)
+        valid[key] = []
+        if isinstance(names, list):
+            valid[key] = [name for index, name in enumerate(names) if (key, index) not in invalid]
+
+    valid["space"] = _without_invalid(raw.get("space") or {}, [rest for first, *rest in invalid if first == "space"])
+    valid["per"] = [
+        _valid_entry(entry, [location[2:] for location in invalid if location[:2] == ("per", index)])
+        for index, entry in enumerate(_entries(raw))
+    ]
+    return valid
+
+
+def parse_matrix(values: dict[str, Any]) -> StudyMatrix | None:
+    """Return a study matrix, or None if it is still wrong."""
+    try:
+        return StudyMatrix.model_validate(values)
+    except ValidationError:
+        return None
+
+
+def parse_search(raw: dict[str, Any]) -> Search | None:
+    """Return the `search` of a spec, or None if it is wrong."""
+    try:
+        return Search.model_validate(raw.get("search"))
+    except ValidationError:
+        return None
+
+
+def _entries(raw: dict[str, Any]) -> list[Any]:
+    entries = raw.get("per")
+    return entries if isinstance(entries, list) else []
+
+
+def _valid_entry(entry: Any, invalid: Sequence[Location]) -> Any:
+    """Return an entry of `per` without what is wrong in it, given the locations within the entry."""
+    # An empty entry selects nothing, and keeps the numbers of those after it.
+    if not _is_kept(invalid):
+        return {}
+
+    valid = dict(entry)
+    if invalid:
+        valid["space"] = _without_invalid(
+            valid.get("space", {}), [rest for first, *rest in invalid if first == "space"]
+        )
+        if any(location[0] == "search" for location in invalid):
+            valid.pop("search", None)
+    return valid
+
+
+def _is_kept(invalid: Sequence[Location]) -> bool:
+    """Whether the rest of an entry holds: only some of its dimensions, or its search, are wrong."""
+    return all(
+        location and (location[0] == "search" or (location[0] == "space" and location[1:])) for location in invalid
+    )
+
+
+def _without_invalid(space: Any, invalid: Sequence[Sequence[int | str]]) -> Any:
+    """Return a space without its wrong dimensions. What is no mapping is returned as it is."""
+    names = {location[0] for location in invalid if location}
+    return {name: entry for name, entry in space.items() if name not in names} if isinstance(space, dict) else space
