@@ -335,7 +335,7 @@ def load_studies(spec: SweepSpec, database: StudyDatabase, *, epochs: bool = Tru
     families: dict[tuple[object, ...], list[Study]] = {}
 
     for plan, (search, final) in zip(sweep_plan.studies, tables, strict=True):
-        family = families.setdefault((plan.backbone, plan.method, plan.train_size), [])
+        family = families.setdefault((plan.backbone, plan.method, plan.train_size, plan.draw), [])
 
         # A study learns from the first half of the studies before it. So most studies can run side by side, and the
         # sources of each do not depend on which study is fastest.
