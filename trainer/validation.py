@@ -98,21 +98,26 @@ def share_problem(share: float, task: str, num_images: int, num_classes: int) ->
     if least < 1:
         ways_out = f"a share of at least {least:g}, {ways_out}"
     return (
-        f"{share:g} of the {num_images} train images of {task} is {share * num_images:.4g}, fewer than its {num_classes} "
-        f"classes, and each needs one at least. Use {ways_out}, which takes one image of each class."
+        f"{share:g} of the {num_images} train images of {task} is {share * num_images:.4g}, fewer than its "
+        f"{num_classes} classes, and each needs one at least. Use {ways_out}, which takes one image of each class."
     )
+
+
+def _share_problem(task: Task | None, share: float, val_size: str) -> str | None:
+    if not 0 < share <= 1:
+        return f"as a share must be in (0, 1], got {share}; a number of images has no point."
+
+    # With val_size full any share was accepted before, and sweeps of that time must stay valid.
+    if task is None or val_size == "full":
+        return None
+    return share_problem(share, task.name, task.num_train, task.num_classes)
 
 
 def _train_size_problem(task: Task | None, config: Any) -> str | None:
     """Return why a train size is impossible, or None. Sizes of tasks that are not in the catalog are not compared."""
     size = config.train_size
     if isinstance(size, float):
-        if not 0 < size <= 1:
-            return f"as a share must be in (0, 1], got {size}; a number of images has no point."
-        # With val_size full the share was always accepted, and old sweeps must stay valid.
-        if task is None or config.val_size == "full":
-            return None
-        return share_problem(size, task.name, task.num_train, task.num_classes)
+        return _share_problem(task, size, config.val_size)
 
     try:
         images_per_class = 0 if isinstance(size, int) else parse_per_class(size)
@@ -150,6 +155,7 @@ def rule_problems(config: Any) -> Iterator[Problem]:
 
     # Numbers, alone and compared with each other.
     yield from _number_problems(config)
+    yield from _part_problems(config)
     if not 0 <= config.warmup_epochs < max(1, config.epochs):
         yield "warmup_epochs", f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
     if config.measure_peeking and config.eval_split == "val":
@@ -201,18 +207,20 @@ def _number_problems(config: Any) -> Iterator[Problem]:
     if config.draw < 0:
         yield "draw", f"must be at least 0, got {config.draw}."
 
-    # All images can be drawn in one way only.
-    if is_full(config.train_size):
-        if config.val_size == "same":
-            yield "val_size", "is for a part of the images: leave it out, or set a train_size below 1.0."
-        if config.draw > 0:
-            yield "draw", "is for a part of the images: leave it out, or set a train_size below 1.0."
-
     images = config.init_images
     if isinstance(images, float) and not 0 < images <= 1:
         yield "init_images", f"as a share must be in (0, 1], got {images}; a number of images has no point."
     if isinstance(images, int) and images < 1:
         yield "init_images", f"as a number of images must be at least 1, got {images}."
+
+
+def _part_problems(config: Any) -> Iterator[Problem]:
+    """Yield the fields of a part of the images where there is no part: all images can be drawn in one way only."""
+    if not is_full(config.train_size):
+        return
+    for name, is_used in (("val_size", config.val_size == "same"), ("draw", config.draw > 0)):
+        if is_used:
+            yield name, "is for a part of the images: leave it out, or set a train_size below 1.0."
 
 
 def _num_available(task: Task, config: Any) -> int:

@@ -198,7 +198,10 @@ def to_csv(table: ResultsTable) -> str:
     # The default line ending of csv is CRLF, which would mix with the LF of a terminal.
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["kind", "method", "backbone", "train_size", "column", "mean", "std", "seeds", "missing", "tuned", "source"]
+        [
+            *("kind", "method", "backbone", "train_size", "column"),
+            *("mean", "std", "seeds", "missing", "tuned", "source", "draws"),
+        ]
     )
 
     for row in table.rows:
@@ -208,7 +211,10 @@ def to_csv(table: ResultsTable) -> str:
             tuned = "" if row.tuned is None else repr(row.tuned)
             seeds = " ".join(map(str, score.seeds))
             writer.writerow(
-                [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+                [
+                    *(row.kind, *row.names, column),
+                    *(repr(score.mean), std, seeds, score.missing, tuned, row.source, score.draws),
+                ]
             )
     return text.getvalue()
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
 from orchestrator.report.chosen_params import chosen_block, selection_text
-from orchestrator.report.comparison import MIN_TASKS, compare_methods
+from orchestrator.report.comparison import MIN_TASKS, compare_methods, each_draw, each_seed
+from orchestrator.report.draws import spread_unit
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
@@ -108,6 +109,13 @@ def _how_to_read(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]
         f"Each final trial was trained on train + val and scored on test {scored}"
     )
 
+    num_draws = 1 + max(study.plan.draw for study in studies)
+    if num_draws > 1:
+        yield (
+            f"A train size with several draws of its images (here {num_draws}) has ± over draws: its values are mean "
+            "and std over draws of the mean over seeds."
+        )
+
     if table.groups:
         sizes = ", ".join(f"{group} {len(members)}" for group, members in table.groups.items())
         yield (
@@ -167,18 +175,25 @@ def _comparisons(studies: Sequence[Study]) -> TableBlock:
         settings.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study)
 
     rows = []
+    overs: dict[str, None] = {}
     for setting_studies in settings.values():
-        methods: dict[str, dict[tuple[str, int], float]] = {}
+        methods: dict[str, dict[tuple[str, object], float]] = {}
         for study in setting_studies:
             scores = methods.setdefault(study.plan.method, {})
             for trial in study.requested_final_trials:
                 if trial.score is not None:
-                    scores[study.plan.task, trial.config.seed] = trial.score
+                    scores[study.plan.task, (trial.config.draw, trial.config.seed)] = trial.score
 
         label = study_label(setting_studies[0].plan, varying)
-        for pair in compare_methods(methods):
+        over = spread_unit(study.plan for study in setting_studies)
+        overs[over] = None
+        for pair in compare_methods(methods, each_draw if over == "draws" else each_seed):
             p_tasks = _format_p(pair.p_tasks) if pair.tasks >= MIN_TASKS else f"needs {MIN_TASKS} tasks"
-            p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({pair.seeds})"
+            p_seeds = (
+                NOTHING
+                if pair.p_seeds is None
+                else f"{_format_p(pair.p_seeds)} ({pair.seeds}{' draws' if over == 'draws' else ''})"
+            )
             rows.append(
                 cells(
                     f"{pair.one} − {pair.other}",
@@ -190,9 +205,10 @@ def _comparisons(studies: Sequence[Study]) -> TableBlock:
                 )
             )
 
+    units = " or ".join(sorted(overs, reverse=True))
     return TableBlock(
-        title="between methods, % points\np with Holm's correction over the pairs; (n): number of seeds",
-        header=("methods", *varying, "difference", "better on", "p over tasks", "p over seeds"),
+        title=f"between methods, % points\np with Holm's correction over the pairs; (n): number of {units}",
+        header=("methods", *varying, "difference", "better on", "p over tasks", f"p over {units}"),
         rows=rows,
         names=1 + len(varying),
     )
@@ -210,9 +226,12 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
         return
 
     # Imported here: its fits need numpy and scipy, which most reports do not.
-    from orchestrator.report.data_efficiency import curves, efficiency_table, fit_power_law
+    from orchestrator.report.data_efficiency import curves, efficiency_table, fit_power_law, intervals_over
 
     all_curves = curves([study.summary() for study in studies])
+
+    all_points = [point for curve in all_curves for point in curve.points]
+    over = intervals_over(all_points)
 
     rows = []
     for curve in all_curves:
@@ -220,11 +239,17 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
             interval = NOTHING
             if point.low is not None and point.high is not None:
                 interval = f"{100 * point.low:.1f} to {100 * point.high:.1f}"
-            rows.append(cells(curve.label, f"{point.images:,.0f}", f"{100 * point.mean:.1f}", interval))
+            rows.append(cells(curve.label, f"{point.size:,.0f}", f"{100 * point.mean:.1f}", interval))
 
+    counts_labels = all(curve.unit == "labels" for curve in all_curves)
     yield TableBlock(
-        title="accuracy over tuning-set size, mean over tasks",
-        header=("method", "images", "test %", "95 % interval over seeds"),
+        title="accuracy over tuning-set size, mean over tasks\n"
+        + (
+            "labels: of train and val, each image once"
+            if counts_labels
+            else "images: of train; labels of val come on top"
+        ),
+        header=("method", "labels" if counts_labels else "images", "test %", f"95 % interval over {over}"),
         rows=rows,
         names=1,
     )
@@ -244,7 +269,8 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
     """Return the gain from choosing the epoch on test. It is kept apart from all results."""
     tasks = tuple(dict.fromkeys(study.plan.task for study in studies))
 
-    gains: dict[tuple[str, ...], dict[str, float]] = {}
+    # By row and task: the mean gain of each draw.
+    gains: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for study in studies:
         trial_gains = [
             trial.last_metrics[PEEKING_GAIN]
@@ -254,7 +280,10 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
         if trial_gains:
             # In percentage points, as all differences of a report.
             by_task = gains.setdefault(study_label(study.plan, NAMES), {})
-            by_task[study.plan.task] = 100 * statistics.mean(trial_gains)
+            by_task.setdefault(study.plan.task, []).append(100 * statistics.mean(trial_gains))
+    means = {
+        names: {task: statistics.mean(draws) for task, draws in by_task.items()} for names, by_task in gains.items()
+    }
 
     rows = [
         cells(
@@ -262,7 +291,7 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
             *(f"{by_task[task]:+.1f}" if task in by_task else NOTHING for task in tasks),
             f"{statistics.mean(by_task.values()):+.1f}",
         )
-        for names, by_task in gains.items()
+        for names, by_task in means.items()
     ]
     return TableBlock(
         title="peeking, % points: gain from choosing the best epoch on test\nNo other number of this report uses it.",

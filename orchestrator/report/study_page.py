@@ -12,8 +12,7 @@ import yaml
 from orchestrator.report.blocks import Block, TableBlock, TextBlock, cells
 from orchestrator.report.render import to_markdown
 from orchestrator.report.reproducibility import reproducibility_lines
-from orchestrator.spec.labels import format_params
-from orchestrator.spec.plan import format_train_size
+from orchestrator.spec.labels import format_params, setting_text
 from orchestrator.study.selection import find_tied, rank_by_val
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
@@ -39,7 +38,7 @@ def render_study_page(study: Study) -> str:
     num_by_state = study.summary().states
     counts = ", ".join(f"{num_by_state[state]} {state.value}" for state in TrialState if num_by_state[state])
     lines.append(f"trials: {counts or 'none yet'}")
-    lines.append(f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}")
+    lines.append(setting_text(plan))
 
     blocks: list[Block] = [TextBlock(lines=tuple(lines))]
     if best is not None:
@@ -113,7 +112,11 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         "backbones": [plan.backbone],
         "methods": [plan.method],
         "train_sizes": [plan.train_size],
+        # A spec asks for a number of draws, and its draws are 0, 1, ...
+        "draws": plan.draw + 1,
     }
+    if plan.draw == 0:
+        del study_spec["draws"]
     # Flow style keeps a dimension on one line.
     spec_yaml = yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110)
     text = (
@@ -121,6 +124,8 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         f"```yaml\n{spec_yaml}```\n"
     )
 
+    if plan.draw:
+        text += f"\n(This study is draw {plan.draw}. The spec runs the {plan.draw} draws before it, too.)\n"
     if spec.search.transfer:
         text += (
             "\n(`transfer`: in the sweep, this search started from the params of other studies. Alone it has no such "
