@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from matplotlib.patches import Rectangle
 from mlflow import MlflowClient
 from rich.console import Console
 
@@ -230,7 +231,7 @@ def test_figures_merge_draws_and_say_so(studies: list[Study]) -> None:
     figures = dict(draw_figures(studies, each_study=False))
     assert "over draws" in figures["per_task-0.5"].get_suptitle()
     assert "over seeds" in figures["per_task-1"].get_suptitle()
-    heights = sorted(bar.get_height() for bar in figures["per_task-0.5"].axes[0].patches)
+    heights = sorted(bar.get_height() for bar in figures["per_task-0.5"].axes[0].patches if isinstance(bar, Rectangle))
     cells = [row.scores[task].mean for row in build_results_table(studies).rows for task in TASKS
              if row.kind == "ours" and row.names[2] == "0.5"]  # fmt: skip
     assert heights == pytest.approx(sorted(cells))
