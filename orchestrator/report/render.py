@@ -193,16 +193,28 @@ FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown,
 
 
 def to_csv(table: ResultsTable) -> str:
-    """Return the numbers of the main table, one line per cell: full precision, accuracies in percent."""
+    """Return the numbers of the main table, one line per cell: full precision, accuracies in percent.
+
+    The last column, `draws`, exists only if a score is a mean over several draws. Its `std` is over draws then.
+    """
     text = io.StringIO()
     # The default line ending of csv is CRLF, which would mix with the LF of a terminal.
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            *("kind", "method", "backbone", "train_size", "column"),
-            *("mean", "std", "seeds", "missing", "tuned", "source", "draws"),
-        ]
-    )
+    has_draws = any(score.draws > 1 for row in table.rows for score in row.scores.values())
+    header = [
+        "kind",
+        "method",
+        "backbone",
+        "train_size",
+        "column",
+        "mean",
+        "std",
+        "seeds",
+        "missing",
+        "tuned",
+        "source",
+    ]
+    writer.writerow([*header, *["draws"] * has_draws])
 
     for row in table.rows:
         for column, score in row.scores.items():
@@ -210,12 +222,8 @@ def to_csv(table: ResultsTable) -> str:
             std = "" if score.std is None else repr(score.std)
             tuned = "" if row.tuned is None else repr(row.tuned)
             seeds = " ".join(map(str, score.seeds))
-            writer.writerow(
-                [
-                    *(row.kind, *row.names, column),
-                    *(repr(score.mean), std, seeds, score.missing, tuned, row.source, score.draws),
-                ]
-            )
+            values = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+            writer.writerow([*values, *[score.draws] * has_draws])
     return text.getvalue()
 
 

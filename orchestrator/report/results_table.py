@@ -228,7 +228,11 @@ def _with_means(
 
 
 def _mean(scores: Sequence[Score]) -> Score:
-    return Score(mean=statistics.mean(score.mean for score in scores), missing=sum(score.missing for score in scores))
+    return Score(
+        mean=statistics.mean(score.mean for score in scores),
+        draws=min(score.draws for score in scores),
+        missing=sum(score.missing for score in scores),
+    )
 
 
 def _published(
