@@ -79,11 +79,45 @@ def parse_per_class(size: str) -> int:
     return int(match[1])
 
 
+def is_full(size: float | int | str) -> bool:
+    """Return whether a train size is the share 1.0: all images. The number 1 is one image."""
+    return isinstance(size, float) and size == 1.0
+
+
+def share_problem(share: float, task: str, num_images: int, num_classes: int) -> str | None:
+    """Return why a share of a task's train images is too small, or None.
+
+    A share takes at least one image of each class. A smaller one would be another number of images than it says.
+    """
+    # Rounded, because 0.1 of 1,020 images is a hair more or less than 102.
+    if round(share * num_images, 6) >= num_classes:
+        return None
+
+    least = math.ceil(round(1000 * num_classes / num_images, 6)) / 1000
+    ways_out = f"a number of images such as {num_classes}, a number of each class, or val_size full"
+    if least < 1:
+        ways_out = f"a share of at least {least:g}, {ways_out}"
+    return (
+        f"{share:g} of the {num_images} train images of {task} is {share * num_images:.4g}, fewer than its "
+        f"{num_classes} classes, and each needs one at least. Use {ways_out}, which takes one image of each class."
+    )
+
+
+def _share_problem(task: Task | None, share: float, val_size: str) -> str | None:
+    if not 0 < share <= 1:
+        return f"as a share must be in (0, 1], got {share}; a number of images has no point."
+
+    # With val_size full any share was accepted before, and sweeps of that time must stay valid.
+    if task is None or val_size == "full":
+        return None
+    return share_problem(share, task.name, task.num_train, task.num_classes)
+
+
 def _train_size_problem(task: Task | None, config: Any) -> str | None:
     """Return why a train size is impossible, or None. Sizes of tasks that are not in the catalog are not compared."""
     size = config.train_size
     if isinstance(size, float):
-        return None if 0 < size <= 1 else f"as a share must be in (0, 1], got {size}; a number of images has no point."
+        return _share_problem(task, size, config.val_size)
 
     try:
         images_per_class = 0 if isinstance(size, int) else parse_per_class(size)
@@ -121,6 +155,7 @@ def rule_problems(config: Any) -> Iterator[Problem]:
 
     # Numbers, alone and compared with each other.
     yield from _number_problems(config)
+    yield from _part_problems(config)
     if not 0 <= config.warmup_epochs < max(1, config.epochs):
         yield "warmup_epochs", f"must be at least 0 and below epochs={config.epochs}, got {config.warmup_epochs}."
     if config.measure_peeking and config.eval_split == "val":
@@ -179,10 +214,20 @@ def _number_problems(config: Any) -> Iterator[Problem]:
         yield "init_images", f"as a number of images must be at least 1, got {images}."
 
 
+def _part_problems(config: Any) -> Iterator[Problem]:
+    """Yield the fields of a part of the images where there is no part: all images can be drawn in one way only."""
+    if not is_full(config.train_size):
+        return
+    for name, is_used in (("val_size", config.val_size == "same"), ("draw", config.draw > 0)):
+        if is_used:
+            yield name, "is for a part of the images: leave it out, or set a train_size below 1.0."
+
+
 def _num_available(task: Task, config: Any) -> int:
-    """Return the number of images that a task has for training."""
-    trains_on_val = config.eval_split == "test" and config.train_on == "trainval"
-    return task.num_train + (task.num_val if trains_on_val else 0)
+    """Return the number of images that `train_size` is taken of."""
+    # With val_size same, the part of val follows from the part of train.
+    takes_of_val = config.eval_split == "test" and config.train_on == "trainval" and config.val_size == "full"
+    return task.num_train + (task.num_val if takes_of_val else 0)
 
 
 def _most_images(task: Task, config: Any) -> int:
@@ -190,12 +235,17 @@ def _most_images(task: Task, config: Any) -> int:
     num_available = _num_available(task, config)
     size: float | int | str = config.train_size
     if isinstance(size, int):
-        return size
-    if isinstance(size, str):
-        return min(num_available, parse_per_class(size) * task.num_classes)
+        most = size
+    elif isinstance(size, str):
+        most = min(num_available, parse_per_class(size) * task.num_classes)
+    else:
+        # A share is rounded class by class, and takes at least one image of each.
+        most = min(num_available, math.ceil(size * num_available) + 2 * task.num_classes)
 
-    # A share is rounded class by class, and takes at least one image of each.
-    return min(num_available, math.ceil(size * num_available) + 2 * task.num_classes)
+    # The same share of val is learnt from, too.
+    if config.val_size == "same" and config.eval_split == "test" and config.train_on == "trainval":
+        most += min(task.num_val, math.ceil(most / task.num_train * task.num_val) + task.num_classes)
+    return most
 
 
 def _prompt_problems(config: Any) -> Iterator[Problem]:

@@ -124,7 +124,8 @@ def register(
 def _model_name(study: Study) -> str:
     plan = study.plan
     # MLflow refuses slashes and spaces in names of models.
-    text = f"{study.spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}"
+    draw = f"-draw-{plan.draw}" if plan.draw else ""
+    text = f"{study.spec.name}-{plan.task}-{plan.method}-{plan.backbone}-{plan.train_size}{draw}"
     return re.sub(r"[^\w.-]+", "-", text)
 
 

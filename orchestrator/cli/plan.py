@@ -20,7 +20,7 @@ from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError, UserError
-from orchestrator.spec.labels import format_duration, study_label, varying_fields
+from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
@@ -89,7 +89,7 @@ def plan(
 
 
 def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
-    columns, common = varying_fields(plans, ("backbone", "train_size"))
+    columns, common = varying_fields(plans, SETTING)
     columns = ["task", "method", *columns]
     table = Table(box=None, pad_edge=False, title=common, title_justify="left")
     for name in columns:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.launch import Progress, Step
-from orchestrator.spec.labels import format_duration, study_label, varying_fields
+from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
@@ -28,7 +28,7 @@ def progress_table(summaries: list[StudySummary], max_rows: int | None = None) -
         max_rows: studies that fit on the screen. Studies with running trials come first, finished ones last.
     """
     # A column in which all rows are equal becomes part of the title.
-    columns, common = varying_fields([summary.plan for summary in summaries], ("backbone", "train_size"))
+    columns, common = varying_fields([summary.plan for summary in summaries], SETTING)
     columns = ["task", "method", *columns]
     table = Table(box=None, pad_edge=False, title=common, title_justify="left")
     for name in columns:

@@ -181,6 +181,8 @@ def _json_row(summary: StudySummary) -> dict[str, Any]:
         "method": summary.plan.method,
         "backbone": summary.plan.backbone,
         "train_size": summary.plan.train_size,
+        "val_size": summary.plan.val_size,
+        "draw": summary.plan.draw,
         "planned": summary.num_planned,
         "finished": summary.num_finished,
         **{state.value: summary.states[state] for state in TrialState},

@@ -108,14 +108,18 @@ def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
 
     Lines start at epoch 0, the prompt before the first step. Trials of sptune 0.1.0 have no such value.
 
-    The values are those of the final trials, averaged over seeds, or of the chosen trial if there are no final trials
-    yet. Lines are means over layers; bands reach from the lowest to the highest layer.
+    The values are those of the final trials, averaged over draws and seeds, or of the chosen trial if there are no
+    final trials yet. Lines are means over layers; bands reach from the lowest to the highest layer.
 
     Args:
         studies: studies on one backbone and train size.
         setting: the backbone and the train size, for the title.
     """
-    layers_of = {(study.plan.task, study.plan.method): _layers(study) for study in studies}
+    # The draws of a task belong to one line.
+    draws_of: dict[tuple[str, str], list[Study]] = {}
+    for study in studies:
+        draws_of.setdefault((study.plan.task, study.plan.method), []).append(study)
+    layers_of = {key: _layers(draws) for key, draws in draws_of.items()}
     # Methods without prompts have no mutual information.
     layers_of = {key: layers for key, layers in layers_of.items() if layers}
     tasks = list(dict.fromkeys(task for task, _ in layers_of))
@@ -172,11 +176,11 @@ def mutual_information(studies: Sequence[Study], setting: str) -> Figure | None:
     return finish(figure, title, legend)
 
 
-def _layers(study: Study) -> list[tuple[int, list[float]]]:
+def _layers(draws: Sequence[Study]) -> list[tuple[int, list[float]]]:
     """Return each epoch, from 0, with the value of each layer, averaged over the final trials."""
-    trials = [trial for trial in study.requested_final_trials if _has_layers(trial.epochs)]
-    if not trials and study.best is not None:
-        trials = [study.best]
+    trials = [trial for study in draws for trial in study.requested_final_trials if _has_layers(trial.epochs)]
+    if not trials:
+        trials = [study.best for study in draws if study.best is not None]
 
     by_epoch: dict[int, dict[str, list[float]]] = {}
     for trial in trials:

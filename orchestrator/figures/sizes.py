@@ -1,4 +1,4 @@
-"""Figures of accuracy over the number of training images, and over the size of the network."""
+"""Figures of accuracy over the size of the tuning set, and over the size of the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from matplotlib.artist import Artist
 
 from orchestrator.figures.style import LINES, NARROW, finish, log_x, name_axes, panels, style_of
-from orchestrator.report.data_efficiency import curves, fit_power_law, over_seeds
+from orchestrator.report.data_efficiency import curves, fit_power_law, intervals_over
+from orchestrator.report.draws import mean_score, replicates, spread_unit
 from trainer.catalog import BACKBONES
 from trainer.metric_names import LEARNABLE_PARAMETERS, LEARNABLE_SHARE
 
@@ -17,16 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from orchestrator.report.data_efficiency import Curve, PowerLaw
+    from orchestrator.report.data_efficiency import Curve, PowerLaw, SizeUnit
+    from orchestrator.report.draws import Unit
     from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
+AXIS_NAMES: dict[SizeUnit, str] = {"labels": "labels used (train + val)", "images": "training images"}
 NUM_LAW_STEPS = 60
 """Number of segments that a power law is drawn with."""
 
 
 def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
-    """Draw test accuracy by number of training images: a line per method with its 95 % band, its power law dotted.
+    """Draw test accuracy by tuning-set size: a line per method with its 95 % band, its power law dotted.
+
+    The size is the number of labels of train and val, or of training images where a trial does not know its labels.
 
     Args:
         studies: studies on one backbone, with all train sizes.
@@ -44,24 +49,25 @@ def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
         line = _draw_curve(ax, curve, law)
         legend[f"{curve.label}: {law}" if law is not None else curve.label] = line
 
-    log_x(ax, _spread_out([point.images for curve in measured for point in curve.points]))
-    name_axes(ax, "training images", "test accuracy, %")
+    points = [point for curve in measured for point in curve.points]
+    log_x(ax, _spread_out([point.size for point in points]))
+    name_axes(ax, AXIS_NAMES[measured[0].unit], "test accuracy, %")
 
     # Methods may have scores on different numbers of tasks.
     left_out = {task for curve in measured for task in curve.left_out}
     counts = sorted({len(curve.tasks) for curve in measured})
     over = measured[0].tasks[0] if counts == [1] else f"mean of {' or '.join(map(str, counts))} tasks"
     missing = f", {len(left_out)} left out (not scored at every size)" if left_out else ""
-    title = f"tuning-set size: {over}{missing}, {backbone}; band: 95 % over seeds"
+    title = f"tuning-set size: {over}{missing}, {backbone}; band: 95 % over {intervals_over(points)}"
     return finish(figure, title, legend, columns=1)
 
 
 def _draw_curve(ax: Axes, curve: Curve, law: PowerLaw | None) -> Artist:
     """Draw the line, the band and the law of one method. Return the line."""
     style = style_of(curve.method)
-    images = [point.images for point in curve.points]
+    sizes = [point.size for point in curve.points]
     (line,) = ax.plot(
-        images,
+        sizes,
         [100 * point.mean for point in curve.points],
         color=style.color,
         linestyle=style.line,
@@ -71,7 +77,7 @@ def _draw_curve(ax: Axes, curve: Curve, law: PowerLaw | None) -> Artist:
     )
 
     band = [
-        (point.images, 100 * point.low, 100 * point.high)
+        (point.size, 100 * point.low, 100 * point.high)
         for point in curve.points
         if point.low is not None and point.high is not None
     ]
@@ -81,8 +87,8 @@ def _draw_curve(ax: Axes, curve: Curve, law: PowerLaw | None) -> Artist:
 
     # The law is drawn only between the smallest and the largest measured size.
     if law is not None:
-        growth = images[-1] / images[0]
-        steps = [images[0] * growth ** (step / NUM_LAW_STEPS) for step in range(NUM_LAW_STEPS + 1)]
+        growth = sizes[-1] / sizes[0]
+        steps = [sizes[0] * growth ** (step / NUM_LAW_STEPS) for step in range(NUM_LAW_STEPS + 1)]
         fitted = [100 * (1 - law.error(size)) for size in steps]
         ax.plot(steps, fitted, color=style.color, linestyle=(0, (1, 1.2)), linewidth=0.8)
     return line
@@ -108,9 +114,10 @@ def _spread_out(marks: Sequence[float], share: float = 0.07) -> list[float]:
 
 
 def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
-    """Draw test accuracy by parameters of the whole network: a line per method and pre-training; bars: std over seeds.
+    """Draw test accuracy by parameters of the whole network: a line per method and pre-training.
 
-    Values are means over the tasks that all methods and backbones have.
+    Bars are the std over draws, or over seeds where there is one draw. Values are means over the tasks that all methods
+    and backbones have.
 
     Args:
         studies: studies with one train size, on all backbones.
@@ -121,11 +128,12 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     # Means over different tasks are not comparable.
     tasks = [task for task in all_tasks if all(task in by_task for by_task in finals.values())]
 
+    over = spread_unit(study.plan for study in studies)
     # Points (millions of parameters, accuracy, std) of each line.
     lines: dict[tuple[str, str], list[tuple[float, float, float | None]]] = {}
     if tasks:
         for (method, backbone), by_task in finals.items():
-            point = _model_point([by_task[task] for task in tasks])
+            point = _model_point([by_task[task] for task in tasks], over)
             lines.setdefault((method, BACKBONES[backbone].pretraining), []).append(point)
     if not any(len(points) > 1 for points in lines.values()):
         return None
@@ -157,9 +165,9 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     log_x(ax, _spread_out([x for points in lines.values() for x, _, _ in points]), share=0.1)
     name_axes(ax, "parameters of the network, millions", "test accuracy, %")
 
-    over = tasks[0] if len(tasks) == 1 else f"mean of the {len(tasks)} tasks that all have"
+    averaged = tasks[0] if len(tasks) == 1 else f"mean of the {len(tasks)} tasks that all have"
     pretraining_text = "" if has_several else f", {pretrainings[0]}"
-    title = f"model size: {over}{pretraining_text}, train size {train_size}; bars: std over seeds"
+    title = f"model size: {averaged}{pretraining_text}, train size {train_size}; bars: std over {over}"
     return finish(figure, title, legend)
 
 
@@ -173,18 +181,17 @@ def _finals_with_size(studies: Sequence[Study]) -> dict[tuple[str, str], dict[st
             if trial.score is not None and LEARNABLE_SHARE in trial.last_metrics
         ]
         if scored:
-            finals.setdefault((study.plan.method, study.plan.backbone), {})[study.plan.task] = scored
+            by_task = finals.setdefault((study.plan.method, study.plan.backbone), {})
+            by_task.setdefault(study.plan.task, []).extend(scored)
     return finals
 
 
-def _model_point(trials_of_tasks: Sequence[Sequence[Trial]]) -> tuple[float, float, float | None]:
-    """Return millions of parameters, mean accuracy in percent, and its std over seeds if there are several."""
+def _model_point(trials_of_tasks: Sequence[Sequence[Trial]], over: Unit) -> tuple[float, float, float | None]:
+    """Return millions of parameters, mean accuracy in percent, and its std over draws or seeds."""
     millions = statistics.mean(_millions(trial) for trials in trials_of_tasks for trial in trials)
-    mean = statistics.mean(
-        statistics.mean(trial.score for trial in trials if trial.score is not None) for trials in trials_of_tasks
-    )
+    mean = statistics.mean(mean_score(trials) for trials in trials_of_tasks)
 
-    scores = over_seeds(trials_of_tasks)
+    scores = replicates(trials_of_tasks, over)
     spread = 100 * statistics.stdev(scores) if len(scores) > 1 else None
     return millions, 100 * mean, spread
 

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from orchestrator.spec.plan import format_train_size
+from orchestrator.spec.labels import setting_text
 from trainer.catalog import METHODS
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def number(value: float) -> str:
 
 def study_title(plan: StudyPlan) -> str:
     """Return a study as part of a title."""
-    return f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}"
+    return setting_text(plan)
 
 
 def plain(text: str) -> str:

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING
 from matplotlib.artist import Artist
 
 from orchestrator.figures.style import NARROW, SMALL, WIDE, finish, name_axes, panels, plain, style_of
+from orchestrator.report.draws import replicates, spread_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from orchestrator.study.study import Study
+    from orchestrator.study.trial import Trial
 
 MAX_BARS = 84
 """Number of bars of a row. Narrower bars are hard to tell apart."""
 
 
 def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float], setting: str) -> Figure | None:
-    """Draw mean ± std of test accuracy over seeds: a group of bars per task, published numbers as diamonds.
+    """Draw mean ± std of test accuracy over draws or seeds: a group of bars per task, published numbers as diamonds.
 
     A method without a score on a task has a dash instead of a bar.
 
@@ -31,12 +33,11 @@ def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float
         published: test accuracy in percent by method and task.
         setting: the backbone and the train size, for the title.
     """
-    scores = {
-        (study.plan.method, study.plan.task): [
-            100 * trial.score for trial in study.requested_final_trials if trial.score is not None
-        ]
-        for study in studies
-    }
+    finals: dict[tuple[str, str], list[Trial]] = {}
+    for study in studies:
+        finals.setdefault((study.plan.method, study.plan.task), []).extend(study.requested_final_trials)
+    over = spread_unit(study.plan for study in studies)
+    scores = {key: [100 * score for score in replicates([trials], over)] for key, trials in finals.items()}
     groups = {study.plan.task: study.plan.group for study in studies}
 
     # Tasks and methods with at least one score.
@@ -66,7 +67,7 @@ def per_task(studies: Sequence[Study], published: Mapping[tuple[str, str], float
     # Published numbers are the last entry of the legend.
     if "published" in legend:
         legend["published"] = legend.pop("published")
-    return finish(figure, f"test accuracy by task, mean ± std over seeds\n{setting}", legend)
+    return finish(figure, f"test accuracy by task, mean ± std over {over}\n{setting}", legend)
 
 
 def _bars(

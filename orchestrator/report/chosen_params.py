@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.report.blocks import NOTHING, TableBlock, cells
-from orchestrator.report.results_table import NAMES
-from orchestrator.spec.labels import format_params, study_label, varying_fields
+from orchestrator.spec.labels import SETTING, format_params, study_label, varying_fields
 from orchestrator.study.selection import find_tied
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
@@ -17,7 +16,7 @@ MAX_TIED = 6
 
 def chosen_block(studies: Sequence[Study]) -> TableBlock:
     """Return the params that each study chose on val, and the trials that are tied with the chosen one."""
-    varying, same = varying_fields([study.plan for study in studies], NAMES[1:])
+    varying, same = varying_fields([study.plan for study in studies], SETTING)
 
     rows = []
     for study in studies:

@@ -1,12 +1,13 @@
-"""Comparison of methods over tasks and over seeds."""
+"""Comparison of methods over tasks, and over seeds or draws of the images."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.study.selection import LEVEL
 from orchestrator.study.statistics import holm, paired_t, signed_rank
@@ -21,9 +22,9 @@ class Comparison:
     tasks: int
     """Number of tasks."""
     seeds: int
-    """Number of seeds that both methods have on every one of these tasks."""
+    """Number of seeds, or of draws, that both methods have on every one of these tasks."""
     difference: float
-    """Mean over tasks of the mean over seeds of `one` minus `other`: accuracy, 0..1."""
+    """Mean over tasks of the mean over seeds (and draws) of `one` minus `other`: accuracy, 0..1."""
     better_on: int
     """Number of tasks on which `one` has the higher mean."""
     p_tasks: float | None
@@ -33,11 +34,12 @@ class Comparison:
     covers the luck of the searches. None if a single pair on so few tasks could not reach 5 %.
     """
     p_seeds: float | None
-    """p-value of a paired t-test on the seeds, each with its mean over tasks.
+    """p-value of a paired t-test on the seeds, or on the draws if there are several, each with its mean over tasks.
 
     It tests whether the difference would hold with other seeds of the final trials, on these tasks and with the params
-    that the same searches chose. It does not cover the luck of a search. None with fewer than two seeds, or if all
-    seeds differ by the same amount.
+    that the same searches chose. It does not cover the luck of a search. With several draws of the images, the cases
+    are the draws; each has a search of its own, so their luck is covered. None with fewer than two cases, or if all
+    differ by the same amount.
     """
     num_pairs: int = 1
     """Number of pairs that the p over tasks is corrected for, or would be if there were more tasks."""
@@ -48,11 +50,23 @@ class Comparison:
         return min_tasks(self.num_pairs)
 
 
-Scores = Mapping[tuple[str, int], float]
-"""Test accuracy by task and seed."""
+Scores = Mapping[tuple[str, Any], float]
+"""Test accuracy by task and seed, or by task and (draw, seed)."""
+Unit = Callable[[Any], Any]
+"""Returns what a seed, or a (draw, seed), counts as in the t-test."""
 
 
-def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
+def each_seed(seed: Any) -> Any:
+    """Return the seed itself: each is a case of its own."""
+    return seed
+
+
+def each_draw(draw_and_seed: tuple[int, int]) -> int:
+    """Return the draw. Its seeds learn from the same images, so together they are one case."""
+    return draw_and_seed[0]
+
+
+def compare_methods(methods: Mapping[str, Scores], unit: Unit = each_seed) -> list[Comparison]:
     """Compare every pair of methods that have a task in common.
 
     The p-values are corrected for the number of pairs with Holm's method.
@@ -60,7 +74,7 @@ def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
     names = [*methods]
     pairs = [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
     # A pair without a common task has no comparison.
-    candidates = [_compare_pair(one, other, methods[one], methods[other]) for one, other in pairs]
+    candidates = [_compare_pair(one, other, methods[one], methods[other], unit) for one, other in pairs]
     comparisons = [comparison for comparison in candidates if comparison is not None]
 
     # A pair without a p-value is not one of the tests to correct for.
@@ -80,24 +94,27 @@ def compare_methods(methods: Mapping[str, Scores]) -> list[Comparison]:
     ]
 
 
-def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores) -> Comparison | None:
+def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores, unit: Unit) -> Comparison | None:
     common = sorted(one_scores.keys() & other_scores.keys())
     tasks = sorted({task for task, _ in common})
     if not tasks:
         return None
 
+    # Differences by task, and by seed or draw. A draw has the mean over the seeds that both methods have on it.
+    differences: dict[str, dict[Any, list[float]]] = {task: {} for task in tasks}
+    for task, seed in common:
+        differences[task].setdefault(unit(seed), []).append(one_scores[task, seed] - other_scores[task, seed])
+    means = {
+        task: {seed: statistics.mean(values) for seed, values in by_seed.items()}
+        for task, by_seed in differences.items()
+    }
+
     # A task counts with all seeds that both methods have on it.
-    seeds_by_task = {task: {seed for name, seed in common if name == task} for task in tasks}
-    by_task = [
-        rounded_mean(one_scores[task, seed] - other_scores[task, seed] for seed in sorted(seeds_by_task[task]))
-        for task in tasks
-    ]
+    by_task = [rounded_mean(means[task].values()) for task in tasks]
 
     # Only seeds that every task has: a mean over different tasks for each seed would not be comparable.
-    common_seeds = sorted(set.intersection(*seeds_by_task.values()))
-    by_seed = [
-        rounded_mean(one_scores[task, seed] - other_scores[task, seed] for task in tasks) for seed in common_seeds
-    ]
+    common_seeds = sorted(set.intersection(*({*by_seed} for by_seed in means.values())))
+    by_seed = [rounded_mean(means[task][seed] for task in tasks) for seed in common_seeds]
 
     return Comparison(
         one=one,
@@ -120,18 +137,28 @@ def min_tasks(num_pairs: int) -> int:
     return next(num_tasks for num_tasks in itertools.count(1) if 2 / 2**num_tasks * num_pairs < LEVEL)
 
 
-def comparison_text(comparisons: Sequence[Comparison]) -> Iterator[str]:
-    """Yield what the p-values test, and how many tasks they need where there are too few."""
+def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -> Iterator[str]:
+    """Yield what the p-values test, and how many tasks they need where there are too few.
+
+    Args:
+        units: what the cases of the t-tests are: seeds, draws or both.
+    """
     yield (
         "p over tasks: whether the difference would hold on other tasks like these (Wilcoxon's signed-rank test). Each "
         "task has a search of its own, so the test covers the luck of the searches. Cite this one."
     )
-    yield (
-        "p over seeds, same search: whether the difference would hold with other seeds of the final trials (paired "
-        "t-test). It does not cover the luck of one search on val: with five seeds, two equal methods whose scores "
-        "vary by 0.5 points from search to search, and as much from seed to seed, are called different in 32 % of "
-        "cases."
-    )
+    if "seeds" in units:
+        yield (
+            "p over seeds, same search: whether the difference would hold with other seeds of the final trials (paired "
+            "t-test). It does not cover the luck of one search on val: with five seeds, two equal methods whose scores "
+            "vary by 0.5 points from search to search, and as much from seed to seed, are called different in 32 % of "
+            "cases."
+        )
+    if "draws" in units:
+        yield (
+            "p over draws: whether the difference would hold with other images of this number, on these tasks (paired "
+            "t-test). Each draw has a search of its own, so the test covers the luck of the searches."
+        )
 
     # Several backbones or train sizes may lack the same number of tasks.
     lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}

@@ -195,15 +195,19 @@ FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown,
 def to_csv(table: ResultsTable) -> str:
     """Return the numbers of the main table, one line per cell: full precision, accuracies in percent.
 
-    A table with published rows has a last column: the protocol of such a row, and where it differs from ours.
+    A table with published rows has a column `protocol`: the protocol of such a row, and where it differs from ours. The
+    column `draws` exists only if a score is a mean over several draws. Its `std` is over draws then.
     """
     text = io.StringIO()
     # The default line ending of csv is CRLF, which would mix with the LF of a terminal.
     writer = csv.writer(text, lineterminator="\n")
     has_protocols = any(row.protocol for row in table.rows)
+    has_draws = any(score.draws > 1 for row in table.rows for score in row.scores.values())
     header = ["kind", "method", "backbone", "train_size", "column"]
     header += ["mean", "std", "seeds", "missing", "tuned", "source"]
-    writer.writerow([*header, "protocol"] if has_protocols else header)
+    header += ["draws"] if has_draws else []
+    header += ["protocol"] if has_protocols else []
+    writer.writerow(header)
 
     for row in table.rows:
         for column, score in row.scores.items():
@@ -211,8 +215,10 @@ def to_csv(table: ResultsTable) -> str:
             std = "" if score.std is None else repr(score.std)
             tuned = "" if row.tuned is None else repr(row.tuned)
             seeds = " ".join(map(str, score.seeds))
-            line = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
-            writer.writerow([*line, _protocol_text(row)] if has_protocols else line)
+            values = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+            values += [score.draws] if has_draws else []
+            values += [_protocol_text(row)] if has_protocols else []
+            writer.writerow(values)
     return text.getvalue()
 
 

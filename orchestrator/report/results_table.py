@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.report import protocols
+from orchestrator.report.draws import replicates, spread_unit
 from orchestrator.report.published import PublishedRow, published_rows
 from orchestrator.spec.labels import study_label
 from orchestrator.spec.plan import StudyPlan
@@ -36,8 +37,11 @@ class Score:
 
     mean: float
     std: float | None = None
-    """Standard deviation of the sample (n - 1); None for one seed, and for means over tasks."""
+    """Standard deviation of the sample (n - 1), over draws if there are several and over seeds otherwise; None for one
+    draw and one seed, and for means over tasks."""
     seeds: tuple[int, ...] = ()
+    draws: int = 1
+    """Number of random draws of the images that have a score. Their means over seeds are averaged."""
     missing: int = 0
     """Number of final trials that the spec asks for and that have no score."""
 
@@ -178,17 +182,22 @@ def _names(plan: StudyPlan) -> tuple[str, str, str]:
 
 
 def _scores(studies: Sequence[Study]) -> dict[str, Score]:
-    """Return the score of each task that has one."""
-    scores = {}
+    """Return the score of each task that has one. Each draw of a task has a study of its own."""
+    by_task: dict[str, list[Study]] = {}
     for study in studies:
-        scored = [(trial.score, trial.config.seed) for trial in study.requested_final_trials if trial.score is not None]
-        if scored:
-            values = [100 * score for score, _ in scored]
-            scores[study.plan.task] = Score(
+        by_task.setdefault(study.plan.task, []).append(study)
+
+    scores = {}
+    for task, draws in by_task.items():
+        trials = [trial for study in draws for trial in study.requested_final_trials if trial.score is not None]
+        if trials:
+            values = [100 * score for score in replicates([trials], spread_unit(study.plan for study in draws))]
+            scores[task] = Score(
                 mean=statistics.mean(values),
                 std=statistics.stdev(values) if len(values) > 1 else None,
-                seeds=tuple(seed for _, seed in scored),
-                missing=len(study.spec.final.seeds) - len(values),
+                seeds=tuple(dict.fromkeys(trial.config.seed for trial in trials)),
+                draws=len({trial.config.draw for trial in trials}),
+                missing=sum(len(study.spec.final.seeds) for study in draws) - len(trials),
             )
     return scores
 
@@ -226,7 +235,11 @@ def _with_means(
 
 
 def _mean(scores: Sequence[Score]) -> Score:
-    return Score(mean=statistics.mean(score.mean for score in scores), missing=sum(score.missing for score in scores))
+    return Score(
+        mean=statistics.mean(score.mean for score in scores),
+        draws=min(score.draws for score in scores),
+        missing=sum(score.missing for score in scores),
+    )
 
 
 def _published(

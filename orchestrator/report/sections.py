@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
 from orchestrator.report.chosen_params import chosen_block, selection_text
-from orchestrator.report.comparison import Comparison, compare_methods, comparison_text
+from orchestrator.report.comparison import Comparison, compare_methods, comparison_text, each_draw, each_seed
+from orchestrator.report.draws import spread_unit
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
@@ -18,6 +19,9 @@ from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from trainer.metric_names import PEEKING_GAIN
+
+P_OVER = {"draws": "p over draws", "seeds": "p over seeds, same search"}
+"""Header of the second test, by what its cases are."""
 
 
 def build_sections(studies: Sequence[Study]) -> list[Block]:
@@ -137,6 +141,13 @@ def _how_to_read(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]
         f"Each final trial was trained on {trained_on(studies)} and scored on test {scored}"
     )
 
+    num_draws = 1 + max(study.plan.draw for study in studies)
+    if num_draws > 1:
+        yield (
+            f"A train size with several draws of its images (here {num_draws}) has ± over draws: its values are mean "
+            "and std over draws of the mean over seeds."
+        )
+
     if table.groups:
         sizes = ", ".join(f"{group} {len(members)}" for group, members in table.groups.items())
         yield (
@@ -197,19 +208,23 @@ def _comparisons(studies: Sequence[Study]) -> Iterator[Block]:
 
     rows = []
     comparisons: list[Comparison] = []
+    units: dict[str, None] = {}
     for setting_studies in settings.values():
-        methods: dict[str, dict[tuple[str, int], float]] = {}
+        methods: dict[str, dict[tuple[str, object], float]] = {}
         for study in setting_studies:
             scores = methods.setdefault(study.plan.method, {})
             for trial in study.requested_final_trials:
                 if trial.score is not None:
-                    scores[study.plan.task, trial.config.seed] = trial.score
+                    scores[study.plan.task, (trial.config.draw, trial.config.seed)] = trial.score
 
         label = study_label(setting_studies[0].plan, varying)
-        for pair in compare_methods(methods):
+        unit = spread_unit(study.plan for study in setting_studies)
+        units[unit] = None
+        for pair in compare_methods(methods, each_draw if unit == "draws" else each_seed):
             comparisons.append(pair)
             p_tasks = _format_p(pair.p_tasks) if pair.tasks >= pair.tasks_needed else f"needs {pair.tasks_needed} tasks"
-            p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({pair.seeds})"
+            num_cases = f"{pair.seeds} draws" if unit == "draws" else f"{pair.seeds}"
+            p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({num_cases})"
             rows.append(
                 cells(
                     f"{pair.one} − {pair.other}",
@@ -221,14 +236,16 @@ def _comparisons(studies: Sequence[Study]) -> Iterator[Block]:
                 )
             )
 
+    num_of = " or ".join(sorted(units, reverse=True))
+    p_over = " or ".join(sorted(P_OVER[unit] for unit in units))
     yield TableBlock(
-        title="between methods, % points\np with Holm's correction over the pairs; (n): number of seeds",
-        header=("methods", *varying, "difference", "better on", "p over tasks", "p over seeds, same search"),
+        title=f"between methods, % points\np with Holm's correction over the pairs; (n): number of {num_of}",
+        header=("methods", *varying, "difference", "better on", "p over tasks", p_over),
         rows=rows,
         names=1 + len(varying),
     )
     if comparisons:
-        yield TextBlock(lines=(*comparison_text(comparisons),))
+        yield TextBlock(lines=(*comparison_text(comparisons, units),))
 
 
 def _format_p(p: float | None) -> str:
@@ -243,9 +260,12 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
         return
 
     # Imported here: its fits need numpy and scipy, which most reports do not.
-    from orchestrator.report.data_efficiency import curves, efficiency_table, fit_power_law
+    from orchestrator.report.data_efficiency import curves, efficiency_table, fit_power_law, intervals_over
 
     all_curves = curves([study.summary() for study in studies])
+
+    all_points = [point for curve in all_curves for point in curve.points]
+    over = intervals_over(all_points)
 
     rows = []
     for curve in all_curves:
@@ -253,11 +273,17 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
             interval = NOTHING
             if point.low is not None and point.high is not None:
                 interval = f"{100 * point.low:.1f} to {100 * point.high:.1f}"
-            rows.append(cells(curve.label, f"{point.images:,.0f}", f"{100 * point.mean:.1f}", interval))
+            rows.append(cells(curve.label, f"{point.size:,.0f}", f"{100 * point.mean:.1f}", interval))
 
+    counts_labels = all(curve.unit == "labels" for curve in all_curves)
     yield TableBlock(
-        title="accuracy over tuning-set size, mean over tasks",
-        header=("method", "images", "test %", "95 % interval over seeds"),
+        title="accuracy over tuning-set size, mean over tasks\n"
+        + (
+            "labels: of train and val, each image once"
+            if counts_labels
+            else "images: of train; labels of val come on top"
+        ),
+        header=("method", "labels" if counts_labels else "images", "test %", f"95 % interval over {over}"),
         rows=rows,
         names=1,
     )
@@ -277,7 +303,8 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
     """Return the gain from choosing the epoch on test. It is kept apart from all results."""
     tasks = tuple(dict.fromkeys(study.plan.task for study in studies))
 
-    gains: dict[tuple[str, ...], dict[str, float]] = {}
+    # By row and task: the mean gain of each draw.
+    gains: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for study in studies:
         trial_gains = [
             trial.last_metrics[PEEKING_GAIN]
@@ -287,7 +314,10 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
         if trial_gains:
             # In percentage points, as all differences of a report.
             by_task = gains.setdefault(study_label(study.plan, NAMES), {})
-            by_task[study.plan.task] = 100 * statistics.mean(trial_gains)
+            by_task.setdefault(study.plan.task, []).append(100 * statistics.mean(trial_gains))
+    means = {
+        names: {task: statistics.mean(draws) for task, draws in by_task.items()} for names, by_task in gains.items()
+    }
 
     rows = [
         cells(
@@ -295,7 +325,7 @@ def _peeking(studies: Sequence[Study]) -> TableBlock:
             *(f"{by_task[task]:+.1f}" if task in by_task else NOTHING for task in tasks),
             f"{statistics.mean(by_task.values()):+.1f}",
         )
-        for names, by_task in gains.items()
+        for names, by_task in means.items()
     ]
     return TableBlock(
         title="peeking, % points: gain from choosing the best epoch on test\nNo other number of this report uses it.",

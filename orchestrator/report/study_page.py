@@ -13,8 +13,7 @@ from orchestrator.report.blocks import Block, TableBlock, TextBlock, cells
 from orchestrator.report.render import to_markdown
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.searched import searched_block
-from orchestrator.spec.labels import format_params
-from orchestrator.spec.plan import format_train_size
+from orchestrator.spec.labels import format_params, setting_text
 from orchestrator.study.selection import find_tied, rank_by_val
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
@@ -40,7 +39,7 @@ def render_study_page(study: Study) -> str:
     num_by_state = study.summary().states
     counts = ", ".join(f"{num_by_state[state]} {state.value}" for state in TrialState if num_by_state[state])
     lines.append(f"trials: {counts or 'none yet'}")
-    lines.append(f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}")
+    lines.append(setting_text(plan))
 
     blocks: list[Block] = [TextBlock(lines=tuple(lines))]
     if best is not None:

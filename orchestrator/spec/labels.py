@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.plan import StudyPlan, format_train_size
+
+SETTING = ("backbone", "train_size", "draw")
+"""Fields that tell studies of one task and method apart."""
 
 
 def varying_fields(plans: Sequence[StudyPlan], names: tuple[str, ...]) -> tuple[list[str], str]:
     """Return which of these fields differ among the studies, and the values of the others in words.
 
-    A table needs a column for the fields that differ, and names the others in its title.
+    A table needs a column for the fields that differ, and names the others in its title. Draw 0 is not named there: it
+    is the only draw unless a spec asks for more.
     """
     # A dict instead of a set, to keep the order of the spec.
     values = {name: dict.fromkeys(f"{getattr(plan, name)}" for plan in plans) for name in names}
     common = [f"{name} {next(iter(distinct))}" for name, distinct in values.items() if len(distinct) == 1]
+    common = [text for text in common if text != "draw 0"]
 
     return [name for name, distinct in values.items() if len(distinct) > 1], ", ".join(common)
 
@@ -23,6 +28,12 @@ def varying_fields(plans: Sequence[StudyPlan], names: tuple[str, ...]) -> tuple[
 def study_label(plan: StudyPlan, names: Sequence[str]) -> tuple[str, ...]:
     """Return the table cells that name a study."""
     return tuple(str(getattr(plan, name)) for name in names)
+
+
+def setting_text(plan: StudyPlan) -> str:
+    """Return a study in words: task, method, backbone, train size and, of several, the draw."""
+    draw = f", draw {plan.draw}" if plan.draw else ""
+    return f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}{draw}"
 
 
 def format_params(params: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from orchestrator.spec.schema import Search, StudyMatrix, SweepSpec, task_names
 from orchestrator.spec.space import Choice, Dimension
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
+from trainer.validation import is_full
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,11 +131,6 @@ def _sizes_and_draws(spec: StudyMatrix) -> Iterator[tuple[float | int | str, int
     for train_size in spec.train_sizes:
         for draw in range(1 if is_full(train_size) else spec.draws):
             yield train_size, draw
-
-
-def is_full(train_size: float | int | str) -> bool:
-    """Return whether a train size is the share 1.0: all images. The number 1 is one image."""
-    return isinstance(train_size, float) and train_size == 1.0
 
 
 def format_train_size(train_size: float | int | str) -> str:

@@ -13,7 +13,7 @@ from orchestrator.spec.plan import longest_trial
 from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.validation import number_problem, unknown_name
+from trainer.validation import is_full, number_problem, unknown_name
 
 SWEEP_FIELDS = (
     "task",
@@ -117,7 +117,8 @@ def _corner_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
         combinations = [(axes[0], corner) for corner in corners] + [(axis, corners[0]) for axis in axes[1:]]
         for (task, size), corner in combinations:
             try:
-                TrainConfig.from_params(base | corner | {"task": task, "train_size": size})
+                val_size = "full" if is_full(size) else spec.val_size
+                TrainConfig.from_params(base | corner | {"task": task, "train_size": size, "val_size": val_size})
             except InvalidConfig as error:
                 for field, problem in error.problems.items():
                     key = "train_sizes" if field == "train_size" else params.keys.get(field, f"fixed.{field}")

@@ -341,7 +341,8 @@ def load_studies(spec: SweepSpec, database: StudyDatabase, *, epochs: bool = Tru
 
     for plan, (search, final) in zip(sweep_plan.studies, tables, strict=True):
         # Params of another space may lie outside this one.
-        family = families.setdefault((plan.backbone, plan.method, plan.train_size, repr(plan.space)), [])
+        axes = (plan.backbone, plan.method, plan.train_size, plan.draw)
+        family = families.setdefault((*axes, repr(plan.space)), [])
 
         # A study learns from the first half of the studies before it. So most studies can run side by side, and the
         # sources of each do not depend on which study is fastest.

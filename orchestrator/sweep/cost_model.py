@@ -171,6 +171,10 @@ def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:
         num_classes = row.num_classes
 
     available = sum(counts.get(split, 0) for split in splits)
+    if plan.val_size == "same" and "val" in splits and counts.get("train"):
+        # The size is taken of train, and val adds the same share.
+        return num_images(plan, ("train",), data_root) * available / counts["train"]
+
     match plan.train_size:
         case float() as fraction:
             return fraction * available

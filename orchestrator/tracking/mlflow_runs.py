@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
-from orchestrator.spec.labels import study_label, varying_fields
+from orchestrator.spec.labels import SETTING, study_label, varying_fields
 from orchestrator.spec.plan import StudyPlan, format_train_size
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
@@ -93,7 +93,7 @@ class MlflowRuns:
             "study": study.plan.key,
             DESCRIPTION_TAG: render_study_page(study),
         }
-        named, _ = varying_fields(study.sweep_plan.studies, ("backbone", "train_size"))
+        named, _ = varying_fields(study.sweep_plan.studies, SETTING)
         name = " ".join(study_label(study.plan, ["task", "method", *named]))
 
         run = self._client.create_run(self._experiment, tags=tags, run_name=name)
@@ -193,9 +193,8 @@ class MlflowRuns:
             return
 
         source = json.dumps({"source": card.source, "protocol": card.protocol, "importer": card.importer})
-        profile = json.dumps(
-            {**card.counts, "classes": len(card.class_names), "train_size": format_train_size(plan.train_size)}
-        )
+        part = {"train_size": format_train_size(plan.train_size), "val_size": plan.val_size, "draw": plan.draw}
+        profile = json.dumps({**card.counts, "classes": len(card.class_names), **part})
         dataset = Dataset(card.task, card.fingerprint, "sptune", source, profile=profile)
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "tuning")])])
 
@@ -207,6 +206,8 @@ class MlflowRuns:
             "method": plan.method,
             "backbone": plan.backbone,
             "train_size": format_train_size(plan.train_size),
+            "val_size": plan.val_size,
+            "draw": str(plan.draw),
         }
 
     def _log(self, run_id: str, by_step: Mapping[int, Mapping[str, float]], tags: Mapping[str, str]) -> None:

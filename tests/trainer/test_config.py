@@ -336,6 +336,7 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)
     needs: dict[str, dict[str, Any]] = {name: {"eval_split": "test"} for name in ("measure_peeking", "train_on")}
+    needs |= {name: {"train_size": 0.5} for name in ("val_size", "draw")}
     changed = [dataclasses.replace(config, **needs.get(n, {}), **{n: v}) for n, v in other.items()]
     prints = {config.fingerprint()} | {each.fingerprint() for each in changed}
     assert len(prints) == 1 + len(other)

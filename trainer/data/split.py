@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.image_cache import WholeImages, load_decoded, load_whole
-from trainer.data.subsets import TrainSize, nested_subset
+from trainer.data.subsets import TrainSize, ValSize, num_labels, part_name, split_rows
 from trainer.data.task_store import read_column
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View, cut
@@ -105,6 +105,8 @@ def load_split(
     transform: TransformName = "spt",
     view: View = "fixed",
     cache: str | None = None,
+    val_size: ValSize = "full",
+    draw: int = 0,
 ) -> Split:
     """Return the images of a split at a backbone's size. The last four splits stay in the process's memory.
 
@@ -113,8 +115,9 @@ def load_split(
     Args:
         root: the task store, a folder or a URI.
         split: train, val, test, or trainval: train and val together.
-        train_size: the part of the images to take, nested and stratified; 1.0 for all. A share is taken of train and of
-            val separately, a number of both together.
+        train_size: the part of the images to take, nested and stratified; 1.0 for all.
+        val_size: how much of val belongs to this size; see `split_rows`.
+        draw: which random draw of the images.
         cache: a folder on a local disk for decoded images, shared by the processes of a node.
 
     Raises:
@@ -126,20 +129,8 @@ def load_split(
 
     # The array holds these splits, one after the other; the wanted split is a part of it.
     array_splits = ("test",) if split == "test" else ("train", "val")
-    wanted_splits = array_splits if split in ("trainval", "test") else (split,)
     labels = {name: read_column(root, task, name, "label").to_numpy() for name in array_splits}
-    first_row = {}
-    num_rows = 0
-    for name in array_splits:
-        first_row[name] = num_rows
-        num_rows += len(labels[name])
-
-    # The rows of the array that `train_size` selects.
-    if isinstance(train_size, float):
-        rows_N = np.concatenate([first_row[name] + nested_subset(labels[name], train_size) for name in wanted_splits])
-    else:
-        wanted_labels = np.concatenate([labels[name] for name in wanted_splits])
-        rows_N = first_row[wanted_splits[0]] + nested_subset(wanted_labels, train_size)
+    rows_N = split_rows(labels, split, train_size, val_size, draw)
 
     array_labels = np.concatenate([labels[name] for name in array_splits])
     array_keys = _keys(root, task, array_splits)
@@ -162,8 +153,29 @@ def load_split(
         labels_N=torch.from_numpy(array_labels[rows_N].astype(np.int64)).to(device),
         keys=tuple(array_keys.take(pa.array(rows_N)).to_pylist()),
         view=view,
-        fingerprint=f"{card.fingerprint}/{split}/{train_size}/{transform}/{image_size}/{VIEW_IN_FINGERPRINT[view]}",
+        fingerprint="/".join(
+            [
+                card.fingerprint,
+                split,
+                part_name(split, train_size, val_size, draw),
+                transform,
+                str(image_size),
+                VIEW_IN_FINGERPRINT[view],
+            ]
+        ),
     )
+
+
+def count_labels(
+    root: str, task: str, split: str, train_size: TrainSize, val_size: ValSize = "full", draw: int = 0
+) -> int:
+    """Return the number of labels that a study has used, up to and including a trial that learns from `split`.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
+    labels = {name: read_column(root, task, name, "label").to_numpy() for name in ("train", "val")}
+    return num_labels(labels, split, train_size, val_size, draw)
 
 
 def prepare_test_split(

@@ -2,19 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.validation import parse_per_class
+from trainer.validation import is_full, parse_per_class
 
 SUBSET_SEED = 0
-"""Seed of all subsets. It is fixed, so that every method and trial of a size learns from the same images."""
+"""Seed of all subsets of draw 0. It is fixed, so that every method and trial of a size learns from the same images."""
 
 TrainSize = float | int | str
 """A share (0.1, 1.0), a number of images (200), or a number of images per class (`5 per class`)."""
 
+ValSize = Literal["full", "same"]
+"""All of val, or the same share of it as of train."""
 
-def nested_subset(labels_N: NDArray[np.int64], size: TrainSize) -> NDArray[np.int64]:
+Labels = Mapping[str, NDArray[np.int64]]
+"""Labels of some splits. Rows count through the splits, one after the other."""
+
+
+def split_rows(
+    labels: Labels, split: str, size: TrainSize, val_size: ValSize = "full", draw: int = 0
+) -> NDArray[np.int64]:
+    """Return the rows of a split that a size selects, in ascending order.
+
+    The tuning set of a size is a part of train and a part of val. With `val_size` same, the part of val is as large a
+    share of val as the part of train is of train, and trainval is both parts. With full, the size is taken of the split
+    itself: of trainval, a share of each split separately, but a number of both together.
+
+    Args:
+        labels: of train and val, or of test alone.
+        split: train, val, trainval or test.
+
+    Raises:
+        ValueError: if the split has fewer images than `size` asks for.
+    """
+    names = ("train", "val") if split == "trainval" else (split,)
+    first_row = {}
+    num_rows = 0
+    for name, labels_N in labels.items():
+        first_row[name] = num_rows
+        num_rows += len(labels_N)
+
+    # All images are no part, and a part of train alone does not depend on val.
+    if val_size == "same" and not is_full(size) and "val" in names:
+        parts = dict(zip(("train", "val"), _same_share(labels["train"], labels["val"], size, draw), strict=True))
+    elif isinstance(size, float):
+        parts = {name: nested_subset(labels[name], size, draw) for name in names}
+    else:
+        both_N = np.concatenate([labels[name] for name in names])
+        return first_row[names[0]] + nested_subset(both_N, size, draw)
+
+    return np.concatenate([first_row[name] + parts[name] for name in names])
+
+
+def num_labels(labels: Labels, split: str, size: TrainSize, val_size: ValSize, draw: int) -> int:
+    """Return the number of labels that a study has used, up to and including a trial.
+
+    These are the images of train that its search learns from, the images of val that judge its search, and the images
+    that the trial itself learns from. Each image counts once.
+
+    Args:
+        labels: of train and val.
+        split: what the trial learns from: train or trainval.
+    """
+    trained_on = split_rows(labels, split, size, val_size, draw)
+    searched_on = split_rows(labels, "train", size, val_size, draw)
+    judged_on = split_rows(labels, "val", size if val_size == "same" else 1.0, val_size, draw)
+
+    return len(np.unique(np.concatenate([trained_on, searched_on, judged_on])))
+
+
+def part_name(split: str, size: TrainSize, val_size: ValSize, draw: int) -> str:
+    """Return the part of a fingerprint that tells the images of a split from its other images, such as `0.1`."""
+    name = str(size)
+    if is_full(size):
+        return name
+
+    # The part of train alone is the same for both.
+    if val_size == "same" and split in ("val", "trainval"):
+        name += ", val same"
+    if draw:
+        name += f", draw {draw}"
+    return name
+
+
+def _same_share(
+    train_labels: NDArray[np.int64], val_labels: NDArray[np.int64], size: TrainSize, draw: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of a part of train, and those of the same share of val."""
+    train_rows = nested_subset(train_labels, size, draw)
+
+    # A number of images keeps to the share more closely than a share does, which is rounded class by class.
+    num_val = round(len(train_rows) / len(train_labels) * len(val_labels))
+    return train_rows, nested_subset(val_labels, max(num_val, len(np.unique(val_labels))), draw)
+
+
+def nested_subset(labels_N: NDArray[np.int64], size: TrainSize, draw: int = 0) -> NDArray[np.int64]:
     """Return the rows of a stratified part of the images, in ascending order.
 
     Each class is shuffled once. Then the form of `size` decides:
@@ -25,10 +111,13 @@ def nested_subset(labels_N: NDArray[np.int64], size: TrainSize) -> NDArray[np.in
 
     Of two sizes of one form, the smaller set is a subset of the larger one.
 
+    Args:
+        draw: which random draw. Draws are independent of each other.
+
     Raises:
         ValueError: if a class, or the whole set, has fewer images than `size` asks for.
     """
-    rng = np.random.default_rng(SUBSET_SEED)
+    rng = np.random.default_rng([SUBSET_SEED, draw] if draw else SUBSET_SEED)
     classes_K = np.unique(labels_N)
     shuffled = [rng.permutation(np.flatnonzero(labels_N == label)) for label in classes_K]
 

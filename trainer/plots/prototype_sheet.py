@@ -141,7 +141,16 @@ def cached_prototype_sheet(
     # On the CPU and past the cache of splits: only a thousand images go to the device, and no split of the training is
     # pushed out.
     images = load_split.__wrapped__(
-        data_root, task, config.train_split, size, config.pixels, "cpu", config.transform, view
+        data_root,
+        task,
+        config.train_split,
+        size,
+        config.pixels,
+        "cpu",
+        config.transform,
+        view,
+        val_size=config.val_size,
+        draw=config.draw,
     )
 
     # Everything that decides what the sheet looks like.

@@ -16,10 +16,11 @@ from torch import Tensor
 from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
-from trainer.data.split import Split, load_split, prepare_test_split
+from trainer.data.split import Split, count_labels, load_split, prepare_test_split
 from trainer.data.tasks import open_task
 from trainer.data.transforms import random_crops
 from trainer.metric_names import (
+    LABELS,
     LEARNABLE_PARAMETERS,
     LEARNABLE_SHARE,
     MICRO_BATCH_SIZE,
@@ -105,7 +106,13 @@ def train(
     )
     if config.final_norm == "fresh":
         frozen = with_fresh_norm(frozen)
-    train_split = load(config.train_split, config.train_size, view="whole" if is_augmented(config.task) else "fixed")
+    train_split = load(
+        config.train_split,
+        config.train_size,
+        view="whole" if is_augmented(config.task) else "fixed",
+        val_size=config.val_size,
+        draw=config.draw,
+    )
     steps_per_epoch = _steps_per_epoch(config, len(train_split))
     if config.eval_split == "test":
         # Now, because after hours of training it is late to find that the test images cannot be read.
@@ -198,6 +205,9 @@ def train(
             if epoch == 1:
                 metrics |= _model_size(model)
                 metrics[TRAIN_IMAGES] = len(train_split)
+                metrics[LABELS] = count_labels(
+                    data_root, config.task, config.train_split, config.train_size, config.val_size, config.draw
+                )
                 if len(method.prompt_inits) > 1:
                     metrics[PROTOTYPES_SECONDS] = initial.seconds
             if nmi_tokens_LTD is not None:
@@ -211,7 +221,7 @@ def train(
             is_last = epoch == config.epochs
             is_scored = config.eval_split == "val" or is_last
             if is_scored or config.measure_peeking:
-                eval_split = load(config.eval_split, 1.0)
+                eval_split = _load_eval_split(config, load)
                 model.eval()
                 logits_NK = logits_of(network, inputs_of, eval_split, eval_batch)
                 eval_scores = scores(logits_NK, eval_split.labels_N)
@@ -247,6 +257,13 @@ def train(
             if is_last:
                 run.writer.wait()
             yield finished
+
+
+def _load_eval_split(config: TrainConfig, load: Callable[..., Split]) -> Split:
+    """Return the images that a run is scored on: a whole split, or the part of val that belongs to the train size."""
+    if config.eval_split == "val" and config.val_size == "same":
+        return load("val", config.train_size, val_size="same", draw=config.draw)
+    return load(config.eval_split, 1.0)
 
 
 def _steps_per_epoch(config: TrainConfig, num_images: int) -> int:

@@ -74,7 +74,7 @@ def summary(
 
 
 def curve(*points: tuple[float, float], label: str = "spt_deep", tasks: tuple[str, ...] = ("a",)) -> Curve:
-    measured = tuple(Point(images=images, mean=mean) for images, mean in points)
+    measured = tuple(Point(size=images, mean=mean) for images, mean in points)
     return Curve(label=label, method=label, backbone=BUNDLED, points=measured, tasks=tasks)
 
 
@@ -82,7 +82,7 @@ def law_points(
     a: float, b: float, c: float, sizes: Sequence[float], noise: float = 0.0, seed: int = 0, error: float | None = None
 ) -> list[Point]:
     draw = random.Random(seed)
-    return [Point(images=n, mean=1 - (a * n**-b + c) + draw.gauss(0, noise), error=error) for n in sizes]
+    return [Point(size=n, mean=1 - (a * n**-b + c) + draw.gauss(0, noise), error=error) for n in sizes]
 
 
 def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None:
@@ -95,7 +95,7 @@ def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None
     (point,) = result.points
     per_seed = [0.60, 0.63, 0.66]
     assert point.mean == pytest.approx(0.63)
-    assert point.images == 100.0, "the mean over tasks"
+    assert point.size == 100.0, "the mean over tasks"
     assert point.error == pytest.approx(statistics.stdev(per_seed) / math.sqrt(3))
     assert point.low is not None
     assert point.high is not None
@@ -105,7 +105,7 @@ def test_a_point_is_the_mean_over_tasks_with_the_t_interval_over_seeds() -> None
 
 def test_one_seed_has_no_interval() -> None:
     (result,) = curves([summary("vtab/dtd", 0.1, [0.5])])
-    assert result.points == (Point(images=100.0, mean=0.5),)
+    assert result.points == (Point(size=100.0, mean=0.5),)
     (result,) = curves([summary("vtab/dtd", 0.1, {0: 0.5, 1: 0.6}), summary("vtab/svhn", 0.1, {1: 0.8, 2: 0.7})])
     assert result.points[0].mean == pytest.approx(0.65), "as in the table: of each task the mean over its seeds"
     assert result.points[0].low is None, "one seed only was scored on both tasks"
@@ -157,7 +157,7 @@ def test_each_method_and_backbone_has_a_curve_sorted_by_number_of_images() -> No
     assert [each.label for each in result] == [
         f"{method} {backbone}" for method in ("spt_deep", "linear") for backbone in (BUNDLED, ELSEWHERE)
     ]
-    assert all([point.images for point in each.points] == [50.0, 200.0, 800.0] for each in result)
+    assert all([point.size for point in each.points] == [50.0, 200.0, 800.0] for each in result)
     assert [each.label for each in curves([s for s in summaries if s.plan.backbone == BUNDLED])] == [
         "spt_deep",
         "linear",
@@ -236,7 +236,7 @@ def test_a_point_with_a_smaller_error_weighs_more() -> None:
     "means", [[0.5] * 5, [1.0] * 5, [0.0] * 4, [0.9, 0.8, 0.7, 0.6], [0.2, 0.9, 0.1, 0.8], [0.5, 0.7, 1.0]]
 )
 def test_awkward_curves_have_a_finite_law(means: list[float]) -> None:
-    law = fit_power_law([Point(images=100.0 * 2**i, mean=mean, error=0.0) for i, mean in enumerate(means)])
+    law = fit_power_law([Point(size=100.0 * 2**i, mean=mean, error=0.0) for i, mean in enumerate(means)])
     assert law is not None
     assert all(math.isfinite(value) for value in (law.a, law.b, law.c, law.a_error, law.b_error))
     assert law.c >= 0
@@ -250,7 +250,7 @@ def test_random_curves_have_a_finite_law() -> None:
     for _ in range(200):
         sizes = sorted(draw.uniform(10, 20_000) for _ in range(draw.randint(3, 7)))
         means = [draw.choice([draw.random(), 0.0, 1.0]) for _ in sizes]
-        law = fit_power_law([Point(images=n, mean=mean) for n, mean in zip(sizes, means, strict=True)])
+        law = fit_power_law([Point(size=n, mean=mean) for n, mean in zip(sizes, means, strict=True)])
         assert law is not None
         assert all(math.isfinite(value) for value in (law.a, law.b, law.c, law.a_error, law.b_error))
         assert all(math.isfinite(law.error(n)) for n in sizes)
@@ -268,9 +268,9 @@ def test_a_row_says_how_many_images_reach_the_accuracy_of_the_other() -> None:
     theirs = curve((100, 0.60), (1000, 0.743), label="linear")
     first, second = efficiency_table([ours, theirs])
     needed = 100 * 10**0.43
-    assert first.images == pytest.approx(needed)
+    assert first.size == pytest.approx(needed)
     assert str(first) == f"spt_deep reaches linear's 74.3 % with {needed:.0f} images; linear needs 1,000"
-    assert second.images is None
+    assert second.size is None
     assert str(second) == "linear does not reach spt_deep's 80.0 % with 1,000 images"
     (easy, _) = efficiency_table([curve((100, 0.8), (1000, 0.9)), theirs])
     assert str(easy) == "spt_deep reaches linear's 74.3 % with at most 100 images; linear needs 1,000"
@@ -280,7 +280,7 @@ def test_averages_over_different_tasks_or_backbones_are_not_compared() -> None:
     ours, theirs = curve((100, 0.7)), curve((100, 0.6), label="linear", tasks=("a", "b"))
     rows = efficiency_table([ours, theirs, dataclasses.replace(theirs, backbone=ELSEWHERE), curve(label="full")])
     assert [row.same_tasks for row in rows] == [False, False], "and one without points is compared with nothing"
-    assert rows[0].images is None
+    assert rows[0].size is None
     assert str(rows[0]) == "spt_deep and linear are not compared: they have scores on different tasks"
 
 

@@ -38,6 +38,7 @@ SPEC: dict[str, Any] = {
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_shallow", "linear"],
     "train_sizes": [0.1],
+    "val_size": "full",
     "fixed": {"epochs": 2, "warmup_epochs": 0, "batch_size": 16},
     "space": {
         "lr": {"type": "choice", "values": [1.0e-6, 0.05, 0.5]},

@@ -155,7 +155,7 @@ def test_a_run_reports_its_epochs(whole: Whole) -> None:
     each |= {"val/accuracy_ema"} if config.ema_decay else set()
     layers = {"all": 5, "first": 1, "none": 0}[method.prompted_layers]
     each |= {f"nmi/layer_{layer:02d}" for layer in range(layers)} if config.nmi else set()
-    once = {"learnable/parameters", "learnable/share", "train/images"}
+    once = {"learnable/parameters", "learnable/share", "train/images", "train/labels"}
     once |= {f"initial/nmi/layer_{layer:02d}" for layer in range(layers)} if config.nmi else set()
     once |= {"prototypes/seconds"} if config.method in ("spt_deep", "spt_shallow") else set()
     assert [set(epoch.metrics) for epoch in epochs] == [each | once, each, each]
