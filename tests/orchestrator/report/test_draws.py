@@ -107,10 +107,10 @@ def test_a_cell_is_the_mean_over_draws_of_the_mean_over_seeds(studies: list[Stud
 
 
 def test_the_report_says_that_the_spread_is_over_draws(studies: list[Study], blocks: list[Block]) -> None:
-    (line,) = (line for line in lines_of(blocks) if line.startswith("A train size "))
+    (line,) = (line for line in lines_of(blocks) if line.startswith("Where a train size "))
     assert line == (
-        "A train size with several draws of its images (here 3) has ± over draws: its values are mean and std over "
-        "draws of the mean over seeds."
+        "Where a train size has several draws of its images (here 3), values are mean ± std over draws: each draw "
+        "counts with its mean over seeds."
     )
     (bold,) = (line for line in lines_of(blocks) if line.startswith("Bold: "))
     assert "over draws where a train size has several, and over seeds of the final trials elsewhere" in bold
