@@ -220,7 +220,7 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
         + (
             "labels: of train and val, each image once"
             if counts_labels
-            else "images: of train; labels of val come on top"
+            else "images: of train; labels of val are not counted"
         ),
         header=("method", "labels" if counts_labels else "images", "test %", f"95 % interval over {over}"),
         rows=rows,

@@ -59,8 +59,8 @@ def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
         "Bold: not significantly worse (5 %) than the best of our methods on the same backbone and train size. "
         f"The column of a task is tested over {over} (Welch's t-test). {luck}"
         "A column of means is tested over its tasks (Wilcoxon's signed-rank test). "
-        f"Holm's correction counts all pairs of a column. A column has no bold if a method has one {too_few}, "
-        f"or if it averages fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
+        f"Holm's correction counts all pairs of a column. A task's column has no bold if a method has one {too_few}. "
+        f"A column of means has no bold with fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
     )
 
 

@@ -186,7 +186,7 @@ def test_trials_that_did_not_count_labels_are_placed_by_their_training_images(fr
     raw = small(tasks=TASKS[:1], train_sizes=[0.5, 1.0], val_size="full")
     table = table_block(build_sections(run(raw, fresh(), score=score, metrics=without_some_labels)), "accuracy over")
     assert table.header[1:] == ("images", "test %", "95 % interval over seeds")
-    assert table.title.endswith("images: of train; labels of val come on top")
+    assert table.title.endswith("images: of train; labels of val are not counted")
     assert [row[1].text for row in table.rows] == ["400", "800"] * 2, "one unit for all points"
 
 

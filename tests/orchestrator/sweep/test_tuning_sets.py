@@ -90,9 +90,9 @@ def test_a_share_of_an_own_task_is_compared_with_its_card(tmp_path: Path, monkey
         return find_missing(parse_spec(raw, "a test"), home, None)
 
     assert missing(train_sizes=[0.1, 0.125, 1.0]) == [
-        "train_sizes: 0.1 of the 40 train images of own/five is 4, fewer than its 5 classes, and each needs one at "
-        "least. Use a share of at least 0.125, a number of images such as 5, a number of each class, or val_size full, "
-        "which takes one image of each class."
+        "train_sizes: 0.1 of the 40 train images of own/five is 4, fewer than its 5 classes, and each needs at "
+        "least one. Use a share of at least 0.125, a number of images such as 5, a number of each class, or val_size "
+        "full, which takes one image of each class."
     ]
     assert missing(train_sizes=[0.1, 1.0], val_size="full") == missing(train_sizes=[0.125]) == []
 
