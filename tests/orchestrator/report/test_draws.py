@@ -115,6 +115,8 @@ def test_the_report_says_that_the_spread_is_over_draws(studies: list[Study], blo
     (bold,) = (line for line in lines_of(blocks) if line.startswith("Bold: "))
     assert "over draws where a train size has several, and over seeds of the final trials elsewhere" in bold
     assert "no bold if a method has one draw or one seed" in bold
+    (test,) = (line for line in lines_of(blocks) if line.startswith("p over draws: "))
+    assert "would hold with other images of the same number" in test
     without = build_sections([study for study in studies if study.plan.draw == 0])
     assert not [line for line in lines_of(without) if "draw" in line]
 
