@@ -17,8 +17,8 @@ from trainer.metric_names import accuracy_of
 from trainer.validation import rule_problems, type_problem, unknown_name
 
 NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "final_norm"})
-"""Fields that version 0.1.0 did not have. At their defaults they are no part of a fingerprint, so that the trials of
-old sweeps keep their ids. Add every new field here."""
+"""Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
+sweeps keep their ids. Add every new field here."""
 
 
 class InvalidConfig(ValueError):
@@ -67,8 +67,8 @@ class TrainConfig:
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""
 
     val_size: Literal["full", "same"] = "full"
-    """Val images to use if train_size is a part. full: all. same: the same share of val as of train, one image of
-    each class at least."""
+    """Val images to use if train_size is a part. full: all. same: the same share of val as of train, with at least one
+    image of each class."""
 
     draw: int = 0
     """Which random draw of the images train_size takes. Each number is another draw."""
@@ -88,8 +88,8 @@ class TrainConfig:
     every backbone, as both papers do."""
 
     final_norm: Literal["pretrained", "fresh"] = "pretrained"
-    """Last norm before the head. pretrained: the backbone's. fresh: with weight 1 and bias 0, as VPT's code has it on
-    MAE. Only full trains it."""
+    """Last norm before the head. pretrained: the backbone's. fresh: a new one with weight 1 and bias 0, as in VPT's
+    code for MAE. Only full trains it."""
 
     image_size: int | None = None
     """Side of the square in pixels, if not the backbone's usual one. Position embeddings are resampled to it."""
@@ -208,7 +208,7 @@ class TrainConfig:
         # The backbone's own size may be left out or given: the run is the same.
         values["image_size"] = self.pixels
 
-        # A run that does not use a newer field is the run that it was before the field existed.
+        # A run that does not use a newer field keeps the id that it had before the field existed.
         for field in dataclasses.fields(self):
             if field.name in NEWER_FIELDS and values[field.name] == field.default:
                 del values[field.name]

@@ -22,8 +22,8 @@ PEEKING_GAIN = "peeking/gain"
 # With the first epoch only.
 TRAIN_IMAGES = "train/images"
 LABELS = "train/labels"
-"""Labels that the study has used: the images that its search and this run learn from, and the images of val that judge
-its search. Each image counts once; test does not count."""
+"""Labels that the study has used: images that its search and this run learn from, and images of val that its search is
+scored on. Each image counts once. Images of test do not count."""
 LEARNABLE_PARAMETERS = "learnable/parameters"
 LEARNABLE_SHARE = "learnable/share"
 """Learnable parameters as a fraction of all."""

@@ -87,7 +87,7 @@ def is_full(size: float | int | str) -> bool:
 def share_problem(share: float, task: str, num_images: int, num_classes: int) -> str | None:
     """Return why a share of a task's train images is too small, or None.
 
-    A share takes at least one image of each class. A smaller one would be another number of images than it says.
+    A share takes at least one image of each class. So a smaller share would take more images than it says.
     """
     # Rounded, because 0.1 of 1,020 images is a hair more or less than 102.
     if round(share * num_images, 6) >= num_classes:
@@ -99,7 +99,7 @@ def share_problem(share: float, task: str, num_images: int, num_classes: int) ->
         ways_out = f"a share of at least {least:g}, {ways_out}"
     return (
         f"{share:g} of the {num_images} train images of {task} is {share * num_images:.4g}, fewer than its "
-        f"{num_classes} classes, and each needs one at least. Use {ways_out}, which takes one image of each class."
+        f"{num_classes} classes, and each needs at least one. Use {ways_out}, which takes one image of each class."
     )
 
 
@@ -220,7 +220,7 @@ def _part_problems(config: Any) -> Iterator[Problem]:
         return
     for name, is_used in (("val_size", config.val_size == "same"), ("draw", config.draw > 0)):
         if is_used:
-            yield name, "is for a part of the images: leave it out, or set a train_size below 1.0."
+            yield name, "is for a part of the images: leave it out, or set train_size to a part, such as 0.1 or 200."
 
 
 def _num_available(task: Task, config: Any) -> int:
@@ -242,7 +242,7 @@ def _most_images(task: Task, config: Any) -> int:
         # A share is rounded class by class, and takes at least one image of each.
         most = min(num_available, math.ceil(size * num_available) + 2 * task.num_classes)
 
-    # The same share of val is learnt from, too.
+    # The final trial also learns from the same share of val.
     if config.val_size == "same" and config.eval_split == "test" and config.train_on == "trainval":
         most += min(task.num_val, math.ceil(most / task.num_train * task.num_val) + task.num_classes)
     return most

@@ -31,7 +31,7 @@ NUM_LAW_STEPS = 60
 def tuning_size(studies: Sequence[Study], backbone: str) -> Figure | None:
     """Draw test accuracy by tuning-set size: a line per method with its 95 % band, its power law dotted.
 
-    The size is the number of labels of train and val, or of training images where a trial does not know its labels.
+    The size is the number of labels of train and val, or of training images if a trial did not count its labels.
 
     Args:
         studies: studies on one backbone, with all train sizes.

@@ -36,10 +36,10 @@ class Comparison:
     p_seeds: float | None
     """p-value of a paired t-test on the seeds, or on the draws if there are several, each with its mean over tasks.
 
-    It tests whether the difference would hold with other seeds of the final trials, on these tasks and with the params
-    that the same searches chose. It does not cover the luck of a search. With several draws of the images, the cases
-    are the draws; each has a search of its own, so their luck is covered. None with fewer than two cases, or if all
-    differ by the same amount.
+    Over seeds, it tests whether the difference would hold with other seeds of the final trials, on these tasks and with
+    the params that the same searches chose. It does not cover the luck of a search. Over draws, it tests whether the
+    difference would hold with other images. Each draw has a search of its own, so it covers the luck of the searches.
+    None with fewer than two seeds or draws, or if all differ by the same amount.
     """
     num_pairs: int = 1
     """Number of pairs that the p over tasks is corrected for, or would be if there were more tasks."""
@@ -52,8 +52,8 @@ class Comparison:
 
 Scores = Mapping[tuple[str, Any], float]
 """Test accuracy by task and seed, or by task and (draw, seed)."""
-Unit = Callable[[Any], Any]
-"""Returns what a seed, or a (draw, seed), counts as in the t-test."""
+CaseOf = Callable[[Any], Any]
+"""Returns the case of the t-test that a seed, or a (draw, seed), belongs to."""
 
 
 def each_seed(seed: Any) -> Any:
@@ -66,15 +66,19 @@ def each_draw(draw_and_seed: tuple[int, int]) -> int:
     return draw_and_seed[0]
 
 
-def compare_methods(methods: Mapping[str, Scores], unit: Unit = each_seed) -> list[Comparison]:
-    """Compare every pair of methods that have a task in common.
+def compare_methods(methods: Mapping[str, Scores], case_of: CaseOf = each_seed) -> list[Comparison]:
+    """Return the comparison of every pair of methods that have a task in common.
 
-    The p-values are corrected for the number of pairs with Holm's method.
+    The p-values have Holm's correction for the number of pairs.
+
+    Args:
+        methods: scores by name of the method.
+        case_of: `each_seed`, or `each_draw` if the seeds are (draw, seed).
     """
     names = [*methods]
     pairs = [(one, other) for index, one in enumerate(names) for other in names[index + 1 :]]
     # A pair without a common task has no comparison.
-    candidates = [_compare_pair(one, other, methods[one], methods[other], unit) for one, other in pairs]
+    candidates = [_compare_pair(one, other, methods[one], methods[other], case_of) for one, other in pairs]
     comparisons = [comparison for comparison in candidates if comparison is not None]
 
     # A pair without a p-value is not one of the tests to correct for.
@@ -94,7 +98,7 @@ def compare_methods(methods: Mapping[str, Scores], unit: Unit = each_seed) -> li
     ]
 
 
-def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores, unit: Unit) -> Comparison | None:
+def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores, case_of: CaseOf) -> Comparison | None:
     common = sorted(one_scores.keys() & other_scores.keys())
     tasks = sorted({task for task, _ in common})
     if not tasks:
@@ -103,7 +107,7 @@ def _compare_pair(one: str, other: str, one_scores: Scores, other_scores: Scores
     # Differences by task, and by seed or draw. A draw has the mean over the seeds that both methods have on it.
     differences: dict[str, dict[Any, list[float]]] = {task: {} for task in tasks}
     for task, seed in common:
-        differences[task].setdefault(unit(seed), []).append(one_scores[task, seed] - other_scores[task, seed])
+        differences[task].setdefault(case_of(seed), []).append(one_scores[task, seed] - other_scores[task, seed])
     means = {
         task: {seed: statistics.mean(values) for seed, values in by_seed.items()}
         for task, by_seed in differences.items()
@@ -156,8 +160,8 @@ def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -
         )
     if "draws" in units:
         yield (
-            "p over draws: whether the difference would hold with other images of this number, on these tasks (paired "
-            "t-test). Each draw has a search of its own, so the test covers the luck of the searches."
+            "p over draws: whether the difference would hold with other images of the same number, on these tasks "
+            "(paired t-test). Each draw has a search of its own, so the test covers the luck of the searches."
         )
 
     # Several backbones or train sizes may lack the same number of tasks.

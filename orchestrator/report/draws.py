@@ -1,7 +1,7 @@
 """Scores of final trials over the random draws of a tuning set, and over seeds.
 
-The trials of a draw learn from the same images. So their seeds do not tell how much a score depends on the choice of
-the images, and a spread over draws does.
+The trials of a draw learn from the same images. So a spread over seeds does not show how much a score depends on the
+choice of the images. A spread over draws does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Protocol of each published row: in words, and where it differs from what the sweep did."""
+"""Protocols of published rows in words, and their differences from the sweep's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EPOCHS = {
 SCHEDULE = ("epochs", "warmup_epochs", "optimizer", "batch_size")
 PIXELS = ("transform", "normalize")
 IN_WORDS = {"train_on": "training images", "chosen_on": "the split that the params were chosen on", "epoch": "epoch"}
-"""Fields of a protocol whose names say too little."""
+"""Words for the fields of a protocol whose names are not clear enough."""
 
 
 def trained_on(studies: Sequence[Study]) -> str:
@@ -48,17 +48,17 @@ def describe(row: PublishedRow, benchmarks: Sequence[str]) -> tuple[str, ...]:
 
 
 def differences(row: PublishedRow, benchmarks: Sequence[str], studies: Sequence[Study]) -> tuple[str, ...]:
-    """Return where the protocol of a row differs from that of our studies, and what is not known of it.
+    """Return where the protocol of a row differs from that of our studies, and what is not known about it.
 
     Args:
         row: a published row.
         benchmarks: those of which the report prints a number of the row.
         studies: our studies that the row is compared with, on one backbone.
     """
-    # Benchmarks often differ in the same way, which is one sentence.
+    # A difference that several benchmarks share is one sentence.
     names: dict[str, list[str]] = {}
     for benchmark in benchmarks:
-        # A recorded spec may name a task that the catalog has no longer.
+        # A recorded spec may name a task that the catalog no longer has.
         ours = [study for study in studies if benchmark_of(study.plan.task) == benchmark and study.plan.task in TASKS]
         for difference in _differences(row, row.protocols[benchmark], ours):
             names.setdefault(difference, []).append(benchmark.upper())
@@ -71,7 +71,7 @@ def differences(row: PublishedRow, benchmarks: Sequence[str], studies: Sequence[
 def marks(notes: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Return the mark of each row's notes, in the order of the rows: a to z, then aa, ab, ...
 
-    Rows with the same notes share a mark. One mark a row, because a name with several is too wide for a terminal.
+    Rows with the same notes share a mark. A row has one mark, because several would be too wide for a terminal.
     """
     different = dict.fromkeys(row_notes for row_notes in notes if row_notes)
     return {row_notes: _letters(number) for number, row_notes in enumerate(different)}
@@ -111,7 +111,7 @@ def _not_known(protocol: Protocol) -> list[str]:
 
 
 def _differences(row: PublishedRow, protocol: Protocol, studies: Sequence[Study]) -> Iterator[str]:
-    """Yield the differences on one benchmark, the gravest first."""
+    """Yield the differences on one benchmark, the most important first."""
     yield from _training_images(protocol, studies)
 
     # We choose on val, and score the last epoch.
@@ -142,7 +142,7 @@ def _differences(row: PublishedRow, protocol: Protocol, studies: Sequence[Study]
 
 
 def _training_images(protocol: Protocol, studies: Sequence[Study]) -> Iterator[str]:
-    """Yield in what the training images differ, with their numbers."""
+    """Yield how the training images differ, with the number of images of each task."""
     if not protocol.train_on:
         return
     (theirs,) = protocol.train_on
@@ -173,7 +173,8 @@ def _num_images(task: str, train_on: str) -> int:
 def _setting(name: str, theirs: Sequence[object], studies: Sequence[Study], *, is_ours: bool) -> str:
     """Return a setting with both values if they differ, and an empty text otherwise.
 
-    Each of our studies of the same method must have one of their values. Of other methods it is enough that some have.
+    With studies of the row's method, the values agree if all of ours are among theirs. With studies of other methods
+    only, they agree if any of ours is among theirs.
     """
     ours = dict.fromkeys(value for study in studies for value in _our_values(study, name))
     agrees = ours.keys() <= set(theirs) if is_ours else not ours.keys().isdisjoint(theirs)

@@ -1,4 +1,4 @@
-"""Section of a report on what each study searched: its ranges, its fixed values and its sampler."""
+"""Section of a report that lists what each study searches: its ranges, its fixed values and its sampler."""
 
 from __future__ import annotations
 

@@ -140,8 +140,8 @@ def _how_to_read(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]
     num_draws = 1 + max(study.plan.draw for study in studies)
     if num_draws > 1:
         yield (
-            f"A train size with several draws of its images (here {num_draws}) has ± over draws: its values are mean "
-            "and std over draws of the mean over seeds."
+            f"Where a train size has several draws of its images (here {num_draws}), values are mean ± std over draws: "
+            "each draw counts with its mean over seeds."
         )
 
     if table.groups:
@@ -220,7 +220,7 @@ def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:
         + (
             "labels: of train and val, each image once"
             if counts_labels
-            else "images: of train; labels of val come on top"
+            else "images: of train; labels of val are not counted"
         ),
         header=("method", "labels" if counts_labels else "images", "test %", f"95 % interval over {over}"),
         rows=rows,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from orchestrator.report.comparison import min_tasks, rounded_mean
+from orchestrator.report.draws import Unit, replicates, spread_unit
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable
 from orchestrator.spec.labels import study_label
+from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.selection import LEVEL
 from orchestrator.study.statistics import holm, signed_rank, welch
 from orchestrator.study.study import Study
@@ -20,22 +21,22 @@ Names = tuple[str, ...]
 def find_bold(table: ResultsTable, studies: Sequence[Study]) -> set[tuple[Names, str]]:
     """Return names and column of our cells that are not significantly worse than the best of their column.
 
-    Methods are compared on the same backbone and train size. The column of a task is tested over seeds (Welch's
-    t-test), a column of means over its tasks (Wilcoxon's signed-rank test). Holm's correction counts all pairs of
-    methods, so it covers that the best is chosen on the same numbers. A column in which a pair cannot be tested has no
-    bold cell.
+    Methods are compared on the same backbone and train size. The column of a task is tested over seeds, or over draws
+    if there are several (Welch's t-test). A column of means is tested over its tasks (Wilcoxon's signed-rank test).
+    Holm's correction counts all pairs of methods, so it accounts for choosing the best on the same numbers. A column in
+    which a pair cannot be tested has no bold cell.
     """
-    replicates = _replicates(studies)
+    scores = _replicates(studies)
 
     bold: set[tuple[Names, str]] = set()
     for rows in _rows_by_setting(table):
         for column in (*table.tasks, *table.means):
             scored = [row for row in rows if column in row.scores]
             if column in table.tasks:
-                p_values = _p_over_seeds([replicates[row.names][column] for row in scored])
+                p_values = _p_over_seeds([scores[row.names][column] for row in scored])
             else:
                 p_values = _p_over_tasks(scored, table.groups.get(column.removesuffix(" mean"), table.tasks))
-            bold |= {(row.names, column) for row in _not_worse(scored, column, p_values)}
+            bold |= {(row.names, column) for row in not_worse(scored, column, p_values)}
 
     return bold
 
@@ -46,14 +47,30 @@ def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
     if largest < 2:
         return
 
-    has_draws = any(study.plan.draw > 0 for study in studies)
+    units = _units(studies)
+    if len(units) > 1:
+        over = "draws where a train size has several, and over seeds of the final trials elsewhere"
+    else:
+        over = "draws" if "draws" in units else "seeds of the final trials"
+
+    luck = "A test over seeds does not cover the luck of the search. " if "seeds" in units else ""
+    too_few = " or one ".join(unit.removesuffix("s") for unit in units)
     yield (
         "Bold: not significantly worse (5 %) than the best of our methods on the same backbone and train size. "
-        f"The column of a task is tested over {'draws' if has_draws else 'seeds of the final trials'} (Welch's t-test)"
-        f"{'' if has_draws else ', which does not cover the luck of its search'}; a column of means is tested over its "
-        "tasks (Wilcoxon's signed-rank test). Holm's correction counts all pairs of a column. A column has no bold if "
-        f"a method has one seed, or if it averages fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
+        f"The column of a task is tested over {over} (Welch's t-test). {luck}"
+        "A column of means is tested over its tasks (Wilcoxon's signed-rank test). "
+        f"Holm's correction counts all pairs of a column. A task's column has no bold if a method has one {too_few}. "
+        f"A column of means has no bold with fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
     )
+
+
+def _units(studies: Sequence[Study]) -> list[Unit]:
+    """Return what the tests of task columns are over: draws, seeds, or both if train sizes differ in this."""
+    plans: dict[Names, list[StudyPlan]] = {}
+    for study in studies:
+        plans.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study.plan)
+
+    return sorted({spread_unit(of_setting) for of_setting in plans.values()})
 
 
 def _rows_by_setting(table: ResultsTable) -> list[list[ResultsRow]]:
@@ -67,21 +84,21 @@ def _rows_by_setting(table: ResultsTable) -> list[list[ResultsRow]]:
 
 def _replicates(studies: Sequence[Study]) -> dict[Names, dict[str, list[float]]]:
     """Return the independent scores of each row and task: one a draw if there are several draws, else one a seed."""
-    by_draw: dict[Names, dict[str, dict[int, list[float]]]] = {}
+    # Each draw of a task has a study of its own.
+    draws: dict[Names, dict[str, list[Study]]] = {}
     for study in studies:
-        scores = [trial.score for trial in study.requested_final_trials if trial.score is not None]
-        if scores:
-            by_task = by_draw.setdefault(tuple(study_label(study.plan, NAMES)), {})
-            by_task.setdefault(study.plan.task, {})[study.plan.draw] = scores
+        by_task = draws.setdefault(tuple(study_label(study.plan, NAMES)), {})
+        by_task.setdefault(study.plan.task, []).append(study)
 
-    return {names: {task: _independent(draws) for task, draws in tasks.items()} for names, tasks in by_draw.items()}
+    return {
+        names: {task: _scores_of_draws(of_task) for task, of_task in by_task.items()}
+        for names, by_task in draws.items()
+    }
 
 
-def _independent(draws: Mapping[int, list[float]]) -> list[float]:
-    # Final trials of a draw share its images and its search, so several draws count once each.
-    if len(draws) > 1:
-        return [statistics.mean(scores) for scores in draws.values()]
-    return next(iter(draws.values()))
+def _scores_of_draws(draws: Sequence[Study]) -> list[float]:
+    trials = [trial for study in draws for trial in study.requested_final_trials]
+    return replicates([trials], spread_unit(study.plan for study in draws))
 
 
 def _p_over_seeds(scores: Sequence[Sequence[float]]) -> list[float | None]:
@@ -99,7 +116,7 @@ def _p_over_tasks(rows: Sequence[ResultsRow], tasks: Sequence[str]) -> list[floa
     ]
 
 
-def _not_worse(rows: Sequence[ResultsRow], column: str, p_values: Sequence[float | None]) -> list[ResultsRow]:
+def not_worse(rows: Sequence[ResultsRow], column: str, p_values: Sequence[float | None]) -> list[ResultsRow]:
     """Return the rows that are not significantly worse than the best one; none if a pair cannot be tested.
 
     Args:

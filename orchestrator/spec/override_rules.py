@@ -44,7 +44,7 @@ def study_kinds(spec: StudyMatrix) -> list[StudyKind]:
 
 def override_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     """Yield the path of an entry and a sentence for each reason why the entry has no effect."""
-    # The keys that at least one study has its value from.
+    # Paths that give at least one study a value.
     effective: set[str] = set()
     selecting: set[int] = set()
     for kind in study_kinds(spec):
@@ -69,7 +69,7 @@ def override_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
         if not keys:
             yield path, f"{path}: changes nothing; give it fixed, space or search."
 
-        # The order of the entries decides, so an entry may be hidden by those below it.
+        # Later entries win, so those below may replace everything that an entry gives.
         for key in keys:
             if index in selecting and key not in effective:
                 yield path, f"{key}: later entries replace it in every study; put this entry below them."
@@ -93,7 +93,7 @@ def _unknown_names(spec: StudyMatrix, entry: StudyOverride) -> Iterator[tuple[st
 
 
 def _changed_keys(entry: StudyOverride) -> Iterator[str]:
-    """Yield the path within the entry of everything that it changes."""
+    """Yield the path, within the entry, of each key that it changes."""
     for name in entry.fixed:
         # A name in both is a mistake that is reported elsewhere.
         if name not in entry.space:

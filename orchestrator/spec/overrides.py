@@ -1,4 +1,4 @@
-"""Merges what `per` gives some studies into the spec's own `fixed`, `space` and `search`."""
+"""Merge of a spec's `fixed`, `space` and `search` with the entries of `per` that select a study."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Params:
     fixed: dict[str, Any]
     space: dict[str, Dimension]
     keys: dict[str, str]
-    """Path in the spec that each name has its value from, such as `space.lr` or `per.1.fixed.lr`."""
+    """By name, the path in the spec that gives its value, such as `space.lr` or `per.1.fixed.lr`."""
 
     def used_by(self, method: str) -> Params:
         """Return the params without what has no effect on a method."""
@@ -72,7 +72,7 @@ def merge_search(search: Search, overrides: Overrides) -> Search:
 
 
 def search_key(name: str, overrides: Overrides) -> str:
-    """Return the path in the spec that a key of a study's search has its value from, such as `per.1.search.trials`."""
+    """Return the path in the spec that gives a key of a study's search, such as `per.1.search.trials`."""
     indices = [index for index, entry in overrides if name in entry.search.values]
     return f"per.{indices[-1]}.search.{name}" if indices else f"search.{name}"
 

@@ -206,7 +206,7 @@ class StudyOverride(SpecPart):
     """Keys of `search` that differ, such as {trials: 240, sampler: grid, pruner: {type: none}}."""
 
     def selects(self, task: str, backbone: str, method: str) -> bool:
-        """Whether the entry holds for a study."""
+        """Return whether the entry selects a study."""
         # A recorded spec of a newer version may have selectors that this version does not know and so ignores.
         if self.method is None and self.backbone is None and self.group is None:
             return False

@@ -1,4 +1,4 @@
-"""What each study of a sweep searches, in words, for studies that search the same together."""
+"""What each study of a sweep searches, in words. Studies that search the same are listed together."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def format_dimension(dimension: Dimension) -> str:
 
 
 def _is_common(name: str, parts: Sequence[Sequence[StudyPlan]]) -> bool:
-    """Whether all studies have the same fixed value."""
+    """Return whether all studies have the same fixed value."""
     # By repr, so that 1 and 1.0 and True are three values.
     values = {repr(part[0].fixed[name]) if name in part[0].fixed else "" for part in parts}
     return len(values) == 1
@@ -74,7 +74,7 @@ def _format_fixed(fixed: Mapping[str, Any]) -> str:
 
 
 def _name_studies(part: Sequence[StudyPlan], plans: Sequence[StudyPlan]) -> str:
-    """Return the methods of some studies, with their backbones and tasks where other studies have others."""
+    """Return the methods of some studies, with backbones and tasks if the sweep has more of them."""
     methods_by_scope: dict[str, list[str]] = {}
     for method in dict.fromkeys(plan.method for plan in part):
         of_method = [plan for plan in part if plan.method == method]
@@ -93,7 +93,7 @@ def _name_studies(part: Sequence[StudyPlan], plans: Sequence[StudyPlan]) -> str:
 
 
 def _name_tasks(part: Sequence[StudyPlan], plans: Sequence[StudyPlan]) -> list[str]:
-    """Return the tasks of some studies. A group of which they have every task is named instead of its tasks."""
+    """Return the tasks of some studies. A group replaces its tasks if the studies have all of them."""
     tasks = dict.fromkeys(plan.task for plan in part)
     missing = {plan.group for plan in plans if plan.task not in tasks}
     return list(dict.fromkeys(plan.task if plan.group in missing else plan.group for plan in part))

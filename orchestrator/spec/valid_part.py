@@ -1,4 +1,4 @@
-"""The part of a wrong spec that is right, so that it is checked too and the user sees all problems at once."""
+"""The valid part of a spec with mistakes. It is checked too, so that the user sees all problems at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Location = tuple[int | str, ...]
 
 
 def invalid_fields(raw: dict[str, Any], invalid: Sequence[Location]) -> set[str]:
-    """Return the fields of TrainConfig whose values are wrong or lost, and the paths of the wrong entries of `per`.
+    """Return the fields of TrainConfig that are wrong or were removed, and the paths of wrong entries of `per`.
 
-    Problems of these are left out: they may come from what was taken away.
+    Further problems of these are not reported, because the removal may have caused them.
 
     Args:
         invalid: where the spec is wrong.
@@ -97,7 +97,7 @@ def _valid_entry(entry: Any, invalid: Sequence[Location]) -> Any:
 
 
 def _is_kept(invalid: Sequence[Location]) -> bool:
-    """Whether the rest of an entry holds: only some of its dimensions, or its search, are wrong."""
+    """Return whether the rest of an entry is kept: only some of its dimensions, or its search, are wrong."""
     return all(
         location and (location[0] == "search" or (location[0] == "space" and location[1:])) for location in invalid
     )

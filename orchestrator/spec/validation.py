@@ -207,7 +207,7 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
         float_ranges = [name for name, dimension in params.space.items() if isinstance(dimension, FloatRange)]
         for name in float_ranges:
             yield (
-                f"{params.keys[name]}: sampler grid tries every value, and a float range has no end of them; "
+                f"{params.keys[name]}: sampler grid tries every value, and a float range has infinitely many; "
                 "list some: {type: choice, values: [...]}."
             )
 

@@ -148,24 +148,24 @@ def _as_running(trial: Trial) -> Trial:
 
 
 def _as_worst(trial: Trial, search: Search, worst_score: float) -> Trial:
-    """Return a diverged trial in the form in which the sampler takes it for the worst trial.
+    """Return a diverged trial in the form that makes the sampler rank it as the worst trial.
 
     Args:
         worst_score: lowest score of the trials that the sampler sees; any number if none has a score.
     """
-    # Without its epochs: the median pruner compares with those of complete trials, and this one did not get to its end.
-    # Its rungs stay. ASHA and Hyperband compare with every trial that reached a rung, whatever became of it.
-    told = dataclasses.replace(trial, state=TrialState.PRUNED, error=None, cause=None, epochs=())
+    # Without its epochs: the median pruner would compare other trials with them, although this one did not finish.
+    # Its rungs stay: ASHA and Hyperband compare with every trial that reached a rung, also with failed ones.
+    pruned = dataclasses.replace(trial, state=TrialState.PRUNED, error=None, cause=None, epochs=())
 
     match search.sampler:
         case "tpe":
-            # Pruned before its first epoch, which is last in TPE's order. TPE ranks every complete trial above every
-            # pruned one, so a complete trial with a low score would rank above trials that were pruned.
-            return told
+            # A trial that was pruned before its first epoch is the last in TPE's order. A complete trial with a low
+            # score would not be: TPE ranks every complete trial above every pruned one.
+            return pruned
         case "gp" | "cmaes":
             # These two learn from complete trials only. CMA-ES uses ranks, so any score up to the worst means the same.
             # A Gaussian process uses distances: a score far below the others would bend its surface.
-            return dataclasses.replace(told, state=TrialState.COMPLETE, score=worst_score)
+            return dataclasses.replace(pruned, state=TrialState.COMPLETE, score=worst_score)
         case _:
             # Random search learns nothing, and the grid does not repeat a failed point.
             return trial

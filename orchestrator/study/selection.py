@@ -40,7 +40,7 @@ def find_tied(trials: Sequence[Trial], level: float = LEVEL) -> list[Trial]:
 
     The others are significantly worse than the best one on the same images (`find_worse`). The test accounts for the
     number of trials, and for choosing the best on these images. If all trials are equally good, all are tied in 95 % of
-    the cases. A trial counts as different if its single predictions are not known, or if it was scored on other images.
+    cases. A trial is never tied if its single predictions are not known, or if it was scored on other images.
     """
     by_val = rank_by_val(trials)
     if not by_val or CORRECT not in by_val[0].provenance:

@@ -9,20 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_FLIPS = 999
-"""Number of random sign flips of a test. With the observed signs they are 1000."""
+"""Number of random sign flips of a test. The observed signs are one more: 1000 in all."""
 
 
 def find_worse(correct_TN: NDArray[np.bool_], level: float) -> NDArray[np.bool_]:
-    """Return which trials are significantly worse than the best one, with images [T trials, N images] in common.
+    """Return which trials are significantly worse than the best one, bool ``[T]``. Shapes: T trials, N images.
 
     It is a max-T test by sign flips (Westfall and Young, Resampling-Based Multiple Testing, 1993), with step-down
-    (Romano and Wolf, JASA 100, 2005). The statistic is that of McNemar's test, (n10 - n01) / sqrt(n10 + n01), between
-    the best trial and another. If trials are equally good, all differences of an image may change their sign together.
-    So each flip draws a sign for each image, finds *its own* best trial, and keeps the largest statistic. A trial is
-    worse if its statistic is larger than those of all but a share `level` of the flips.
+    (Romano and Wolf, JASA 100, 2005). The statistic is that of McNemar's test between the best trial and another,
+    (n10 - n01) / sqrt(n10 + n01): n10 images are right in the best trial only, n01 in the other only.
+
+    If all trials are equally good, the differences between trials on an image could as well have the other sign. So
+    each flip draws a sign for each image, finds its own best trial, and keeps the largest statistic. A trial is worse
+    if at most a share `level` of the flips have a statistic as large as its own.
 
     Because each flip has its own best trial, the test accounts for choosing the best on the same images. Because the
-    trials of a flip share their signs, it uses how alike their predictions are. Of two trials it is McNemar's test.
+    trials of a flip share their signs, it uses how alike their predictions are. For two trials it is McNemar's test.
 
     Args:
         correct_TN: which images each trial classified right.
@@ -30,7 +32,7 @@ def find_worse(correct_TN: NDArray[np.bool_], level: float) -> NDArray[np.bool_]
     """
     num_right_T = correct_TN.sum(axis=1).astype(np.float64)
 
-    # Images that all trials get right, or all wrong, tell none apart.
+    # Images that all trials get right, or all get wrong, do not distinguish trials.
     is_telling_N = correct_TN.any(axis=0) & ~correct_TN.all(axis=0)
     # Sums of whole numbers are exact in float32, so the result is the same on every machine.
     telling_TN = correct_TN[:, is_telling_N].astype(np.float32)
@@ -47,7 +49,7 @@ def find_worse(correct_TN: NDArray[np.bool_], level: float) -> NDArray[np.bool_]
     signs_FN = 2.0 * np.random.default_rng(0).integers(0, 2, (NUM_FLIPS, telling_TN.shape[1])).astype(np.float32) - 1.0
     flipped_FT = signs_FN @ telling_TN.T
 
-    # Step-down: without the trials that are worse, the others have fewer rivals.
+    # Step-down: trials that are worse are removed, and the test is repeated with fewer rivals.
     candidates = np.arange(len(correct_TN))
     while True:
         flipped_FC = flipped_FT[:, candidates]

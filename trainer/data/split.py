@@ -24,7 +24,7 @@ from trainer.storage.s3 import redact_query
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
 VIEW_IN_FINGERPRINT: dict[View, str] = {"fixed": "fixed", "whole": "whole-2"}
-"""Views of 0.1.0 called `whole` were squashed. Prototypes that were built from them are not used again."""
+"""Text in a fingerprint for each view. In 0.1.0, `whole` meant squashed views: prototypes of those are built again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -183,7 +183,7 @@ def prepare_test_split(
 ) -> None:
     """Read all of the test split and decode it into the image cache. Nothing of it stays in memory.
 
-    Call it before a training that ends with a test: a split that cannot be read is then found before the first step.
+    Call it before a training that ends with a test. Then an unreadable split is found before the first step.
     The arguments are those of `load_split`, which finds the images decoded.
 
     Raises:
@@ -197,7 +197,7 @@ def prepare_test_split(
             read_column(root, task, "test", column)
         load_decoded(root, card, ("test",), image_size, transform, cache)
     except (ValueError, OSError) as error:
-        # A missing file is named already. Errors of a disk or a bucket have a number, which decides about retries.
+        # The error of a missing file names it. Errors of a disk or a bucket have a number, which retries depend on.
         if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
             raise
 

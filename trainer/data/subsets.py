@@ -46,7 +46,7 @@ def split_rows(
         first_row[name] = num_rows
         num_rows += len(labels_N)
 
-    # All images are no part, and a part of train alone does not depend on val.
+    # `val_size` matters only for a part of the images, and only where val is used.
     if val_size == "same" and not is_full(size) and "val" in names:
         parts = dict(zip(("train", "val"), _same_share(labels["train"], labels["val"], size, draw), strict=True))
     elif isinstance(size, float):
@@ -61,8 +61,8 @@ def split_rows(
 def num_labels(labels: Labels, split: str, size: TrainSize, val_size: ValSize, draw: int) -> int:
     """Return the number of labels that a study has used, up to and including a trial.
 
-    These are the images of train that its search learns from, the images of val that judge its search, and the images
-    that the trial itself learns from. Each image counts once.
+    These are the images of train that its search learns from, the images of val that its search is scored on, and the
+    images that the trial itself learns from. Each image counts once.
 
     Args:
         labels: of train and val.
@@ -70,18 +70,18 @@ def num_labels(labels: Labels, split: str, size: TrainSize, val_size: ValSize, d
     """
     trained_on = split_rows(labels, split, size, val_size, draw)
     searched_on = split_rows(labels, "train", size, val_size, draw)
-    judged_on = split_rows(labels, "val", size if val_size == "same" else 1.0, val_size, draw)
+    scored_on = split_rows(labels, "val", size if val_size == "same" else 1.0, val_size, draw)
 
-    return len(np.unique(np.concatenate([trained_on, searched_on, judged_on])))
+    return len(np.unique(np.concatenate([trained_on, searched_on, scored_on])))
 
 
 def part_name(split: str, size: TrainSize, val_size: ValSize, draw: int) -> str:
-    """Return the part of a fingerprint that tells the images of a split from its other images, such as `0.1`."""
+    """Return the text in a fingerprint that says which images of a split are used, such as `0.1, draw 2`."""
     name = str(size)
     if is_full(size):
         return name
 
-    # The part of train alone is the same for both.
+    # The part of train is the same for both values of val_size.
     if val_size == "same" and split in ("val", "trainval"):
         name += ", val same"
     if draw:
@@ -95,7 +95,7 @@ def _same_share(
     """Return the rows of a part of train, and those of the same share of val."""
     train_rows = nested_subset(train_labels, size, draw)
 
-    # A number of images keeps to the share more closely than a share does, which is rounded class by class.
+    # As a number of images, because a share is rounded class by class and can miss the share of train.
     num_val = round(len(train_rows) / len(train_labels) * len(val_labels))
     return train_rows, nested_subset(val_labels, max(num_val, len(np.unique(val_labels))), draw)
 

@@ -69,7 +69,7 @@ def decode(image: bytes, size: int, transform: TransformName, *, augmented: bool
 def decode_whole(image: bytes, size: int) -> NDArray[np.uint8]:
     """Return the whole view of an encoded image, ``[H, W, 3]``, for a network that sees squares of side `size`.
 
-    It has the pixels of the photograph, unless that has more than `whole_size` allows.
+    It has the pixels of the photograph, unless they are more than `whole_size` allows.
     """
     with Image.open(io.BytesIO(image)) as opened:
         picture = to_rgb(opened)

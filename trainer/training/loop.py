@@ -83,7 +83,7 @@ def train(
         TrainingInterrupted: if `stop` returned True.
         ValueError: if the images are too few for a batch, the checkpoint is of another config or network or of a newer
             version of sptune, the weights do not fit (WeightsError), or the test split of a final run is damaged. All
-            of this is found before the first step.
+            these errors come before the first step.
         OSError: if data, prototype cache or folder cannot be read or written.
     """
     # Data: the task's card. Its images follow the backbone: they take minutes to decode, and wrong weights must be
@@ -115,7 +115,7 @@ def train(
     )
     steps_per_epoch = _steps_per_epoch(config, len(train_split))
     if config.eval_split == "test":
-        # Now, because after hours of training it is late to find that the test images cannot be read.
+        # Before training: otherwise unreadable test images would be found only after hours.
         prepare_test_split(data_root, config.task, config.pixels, config.transform, cache)
 
     # Prototypes: the initial value of the prompt.
@@ -213,7 +213,7 @@ def train(
             if nmi_tokens_LTD is not None:
                 metrics |= nmi_metrics(model.prompt_LPD.detach(), nmi_tokens_LTD)
                 if epoch == 1:
-                    # Of the prompt before the first step: after a resume, the model's own prompt has moved.
+                    # The initial prompt, because the model's own prompt has already learned.
                     start = nmi_metrics(initial.prompt_LPD.to(device), nmi_tokens_LTD)
                     metrics |= {initial_of(name): value for name, value in start.items()}
 

@@ -76,11 +76,12 @@ def normalized_mutual_information(prompt_PD: Tensor, tokens_TD: Tensor) -> float
     - Ties. Equal coordinates are ranked by their position, which both vectors share. If half of the coordinates of each
       are equal, NMI is 13 % and 18 %; if three quarters are, 39 % and 46 %. Ties in one vector alone do nothing.
     - Channel offsets. If both vectors contain the same offset for each channel, with the variance of the rest, NMI is
-      11 % and 8 %; with four times that variance, 28 % and 21 %. Patch tokens of one layer have such offsets and
-      more in common, so a prompt that is made of tokens is close to any token: in the bundled network on demo/digits,
-      two random tokens have 8 % to 22 % by layer, and a uniform prompt and a token 3 % to 4 %.
+      11 % and 8 %; with four times that variance, 28 % and 21 %. Patch tokens of one layer have such offsets and more
+      in common. So NMI is high between any token and a prompt that is made of tokens. In the bundled network on
+      demo/digits, it is 8 % to 22 % between two random tokens, depending on the layer, and 3 % to 4 % between a
+      uniform prompt and a token.
 
-    So first compare a prompt with its own value before the first step (epoch 0), and only then two methods.
+    So compare a prompt with its own value before the first step (epoch 0) first, and two methods after that.
     """
     width = prompt_PD.shape[1]
     bins = max(2, math.isqrt(width // 5))

@@ -40,8 +40,8 @@ class EpochMetrics:
 
     Every epoch has train/loss, train/lr and train/images_per_s; and val/accuracy and its kin, or test/... at the last
     epoch. If asked for, also nmi/layer_00 and on, peeking/accuracy and peeking/gain. The first epoch adds
-    train/images, learnable/parameters, learnable/share and prototypes/seconds, and if NMI is asked for also its value
-    before the first step, initial/nmi/layer_00 and on.
+    train/images, train/labels, learnable/parameters, learnable/share and prototypes/seconds. If NMI is asked for, it
+    also adds the values before the first step: initial/nmi/layer_00 and on.
     """
     resumed: bool = field(default=False, compare=False)
     """True if the epoch was restored from a checkpoint instead of trained in this attempt."""

@@ -107,13 +107,16 @@ def test_a_cell_is_the_mean_over_draws_of_the_mean_over_seeds(studies: list[Stud
 
 
 def test_the_report_says_that_the_spread_is_over_draws(studies: list[Study], blocks: list[Block]) -> None:
-    spread, bold, test = (line for line in lines_of(blocks) if "over draws" in line)
-    assert "is tested over draws (Welch's t-test);" in bold
-    assert test.startswith("p over draws: whether the difference would hold with other images")
-    assert spread == (
-        "A train size with several draws of its images (here 3) has ± over draws: its values are mean and std over "
-        "draws of the mean over seeds."
+    (line,) = (line for line in lines_of(blocks) if line.startswith("Where a train size "))
+    assert line == (
+        "Where a train size has several draws of its images (here 3), values are mean ± std over draws: each draw "
+        "counts with its mean over seeds."
     )
+    (bold,) = (line for line in lines_of(blocks) if line.startswith("Bold: "))
+    assert "over draws where a train size has several, and over seeds of the final trials elsewhere" in bold
+    assert "no bold if a method has one draw or one seed" in bold
+    (test,) = (line for line in lines_of(blocks) if line.startswith("p over draws: "))
+    assert "would hold with other images of the same number" in test
     without = build_sections([study for study in studies if study.plan.draw == 0])
     assert not [line for line in lines_of(without) if "draw" in line]
 
@@ -185,7 +188,7 @@ def test_trials_that_did_not_count_labels_are_placed_by_their_training_images(fr
     raw = small(tasks=TASKS[:1], train_sizes=[0.5, 1.0], val_size="full")
     table = table_block(build_sections(run(raw, fresh(), score=score, metrics=without_some_labels)), "accuracy over")
     assert table.header[1:] == ("images", "test %", "95 % interval over seeds")
-    assert table.title.endswith("images: of train; labels of val come on top")
+    assert table.title.endswith("images: of train; labels of val are not counted")
     assert [row[1].text for row in table.rows] == ["400", "800"] * 2, "one unit for all points"
 
 

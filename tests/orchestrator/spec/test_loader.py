@@ -72,7 +72,7 @@ def problems(raw: dict[str, Any]) -> list[str]:
         ("search.pruner", {"type": "hyperband", "min_epoch": 1, "min_epochs": 1},
          "search.pruner.min_epoch: 'min_epoch' is not a key here; did you mean 'min_epochs'?"),
         ("search.sampler", "grid",
-         "space.lr: sampler grid tries every value, and a float range has no end of them; "
+         "space.lr: sampler grid tries every value, and a float range has infinitely many; "
          "list some: {type: choice, values: [...]}."),
         ("budget", {"max_trials": 0}, "budget.max_trials: input should be greater than or equal to 1, got 0."),
         ("budget", {"max_hours": 0}, "budget.max_hours: input should be greater than 0, got 0."),

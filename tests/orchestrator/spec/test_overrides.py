@@ -164,7 +164,7 @@ GRID = {"method": "linear", "space": {"lr": CHOICE}, "search": {"sampler": "grid
          "per.0.search.pruner.min_epochs: must be below epochs=5, or no trial is ever stopped; got 5."),
         # A grid needs points, in the merged space.
         ([LINEAR | {"search": {"sampler": "grid", "trials": 2}}],
-         "space.lr: sampler grid tries every value, and a float range has no end of them; "
+         "space.lr: sampler grid tries every value, and a float range has infinitely many; "
          "list some: {type: choice, values: [...]}."),
         ([GRID | {"search": {"sampler": "grid", "trials": 3}}],
          "per.0.search.trials: 3 exceed the 2 points of the grid; use at most 2, or list more values."),

@@ -54,8 +54,8 @@ def problems_of(**changes: Any) -> str:
         (
             "vtab/sun397",
             0.1,
-            "0.1 of the 800 train images of vtab/sun397 is 80, fewer than its 397 classes, and each needs one at "
-            "least. Use a share of at least 0.497, a number of images such as 397, a number of each class, or "
+            "0.1 of the 800 train images of vtab/sun397 is 80, fewer than its 397 classes, and each needs at "
+            "least one. Use a share of at least 0.497, a number of images such as 397, a number of each class, or "
             "val_size full, which takes one image of each class.",
         ),
         ("vtab/cifar100", 0.12, "0.12 of the 800 train images of vtab/cifar100 is 96, fewer than its 100 classes"),
@@ -90,9 +90,9 @@ def test_a_share_of_an_own_task_is_compared_with_its_card(tmp_path: Path, monkey
         return find_missing(parse_spec(raw, "a test"), home, None)
 
     assert missing(train_sizes=[0.1, 0.125, 1.0]) == [
-        "train_sizes: 0.1 of the 40 train images of own/five is 4, fewer than its 5 classes, and each needs one at "
-        "least. Use a share of at least 0.125, a number of images such as 5, a number of each class, or val_size full, "
-        "which takes one image of each class."
+        "train_sizes: 0.1 of the 40 train images of own/five is 4, fewer than its 5 classes, and each needs at "
+        "least one. Use a share of at least 0.125, a number of images such as 5, a number of each class, or val_size "
+        "full, which takes one image of each class."
     ]
     assert missing(train_sizes=[0.1, 1.0], val_size="full") == missing(train_sizes=[0.125]) == []
 
@@ -111,9 +111,13 @@ def test_a_sweep_of_0_1_0_with_parts_goes_on_with_all_of_val_and_refuses_the_new
         new_sweep(parse_spec(raw_study, "the file"), record_url)
     assert "val_size was full, is same (in demo/digits spt_deep vit_nano_patch4_32.mae 0.5" in str(refused.value)
 
+    # Version 0.1.0 recorded no val_size.
+    database = StudyDatabase(record_url)
+    recorded = {name: value for name, value in database.sweeps()["small"].items() if name != "val_size"}
+    database.save_sweep("small", recorded)
+
     # `sptune resume` reads the recorded spec.
-    recorded = StudyDatabase(record_url).sweeps()["small"]
-    resumed = new_sweep(parse_spec(recorded, "the record"), record_url)
+    resumed = new_sweep(parse_spec(database.sweeps()["small"], "the record"), record_url)
     drive(resumed)
     assert resumed.is_done
     assert {trial.config.val_size for study in resumed.studies for trial in study.trials} == {"full"}
