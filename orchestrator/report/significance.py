@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.report.comparison import min_tasks, rounded_mean
+from orchestrator.report.draws import replicates, spread_unit
 from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable
 from orchestrator.spec.labels import study_label
 from orchestrator.study.selection import LEVEL
@@ -46,13 +47,23 @@ def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
     if largest < 2:
         return
 
-    has_draws = any(study.plan.draw > 0 for study in studies)
+    # A part of the images may have several draws, while all images have one.
+    drawn_sizes = {study.plan.train_size for study in studies if study.plan.draw > 0}
+    has_single = any(study.plan.train_size not in drawn_sizes for study in studies)
+    seeds = "seeds of the final trials (Welch's t-test), which does not cover the luck of its search"
+    if not drawn_sizes:
+        cases = seeds
+    elif has_single:
+        cases = f"draws (Welch's t-test), and where there is one draw over {seeds}"
+    else:
+        cases = "draws (Welch's t-test)"
+
     yield (
         "Bold: not significantly worse (5 %) than the best of our methods on the same backbone and train size. "
-        f"The column of a task is tested over {'draws' if has_draws else 'seeds of the final trials'} (Welch's t-test)"
-        f"{'' if has_draws else ', which does not cover the luck of its search'}; a column of means is tested over its "
-        "tasks (Wilcoxon's signed-rank test). Holm's correction counts all pairs of a column. A column has no bold if "
-        f"a method has one seed, or if it averages fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
+        f"The column of a task is tested over {cases}; a column of means is tested over its tasks (Wilcoxon's "
+        "signed-rank test). Holm's correction counts all pairs of a column. A column has no bold if a method has one "
+        f"{'draw and one seed' if drawn_sizes else 'seed'}, or if it averages fewer than "
+        f"{min_tasks(largest * (largest - 1) // 2)} tasks."
     )
 
 
@@ -66,22 +77,26 @@ def _rows_by_setting(table: ResultsTable) -> list[list[ResultsRow]]:
 
 
 def _replicates(studies: Sequence[Study]) -> dict[Names, dict[str, list[float]]]:
-    """Return the independent scores of each row and task: one a draw if there are several draws, else one a seed."""
-    by_draw: dict[Names, dict[str, dict[int, list[float]]]] = {}
+    """Return the independent scores of each row and task: one a draw if the size has several draws, else one a seed.
+
+    Final trials of a draw share its images and its search, so they count once. That holds for the first draw that is
+    finished, too.
+    """
+    by_task: dict[Names, dict[str, list[Study]]] = {}
     for study in studies:
-        scores = [trial.score for trial in study.requested_final_trials if trial.score is not None]
-        if scores:
-            by_task = by_draw.setdefault(tuple(study_label(study.plan, NAMES)), {})
-            by_task.setdefault(study.plan.task, {})[study.plan.draw] = scores
+        names = tuple(study_label(study.plan, NAMES))
+        by_task.setdefault(names, {}).setdefault(study.plan.task, []).append(study)
 
-    return {names: {task: _independent(draws) for task, draws in tasks.items()} for names, tasks in by_draw.items()}
+    return {
+        names: {task: _scores_of(draws) for task, draws in tasks.items() if any(draw.has_result for draw in draws)}
+        for names, tasks in by_task.items()
+    }
 
 
-def _independent(draws: Mapping[int, list[float]]) -> list[float]:
-    # Final trials of a draw share its images and its search, so several draws count once each.
-    if len(draws) > 1:
-        return [statistics.mean(scores) for scores in draws.values()]
-    return next(iter(draws.values()))
+def _scores_of(draws: Sequence[Study]) -> list[float]:
+    """Return the independent scores of one task. Each draw of it has a study of its own."""
+    trials = [trial for draw in draws for trial in draw.requested_final_trials]
+    return replicates([trials], spread_unit(draw.plan for draw in draws))
 
 
 def _p_over_seeds(scores: Sequence[Sequence[float]]) -> list[float | None]:
