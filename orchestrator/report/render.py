@@ -64,7 +64,6 @@ def _rich_line(line: str, *, is_warning: bool) -> Text:
 def _rich_table(block: TableBlock) -> Table:
     """Return a table in which no text is cut off. With spans no cell wraps either: `_split_to_fit` limits the width."""
     table = Table(title=block.title)
-    last = len(block.header) - 1
 
     for index, name in enumerate(block.header):
         justify: Literal["left", "right"] = "left" if _is_text(block, index) else "right"

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
 from orchestrator.report.chosen_params import chosen_block, selection_text
-from orchestrator.report.comparison import Comparison, compare_methods, comparison_text, each_draw, each_seed
-from orchestrator.report.draws import spread_unit
+from orchestrator.report.comparison_table import comparison_blocks
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
@@ -19,9 +18,6 @@ from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from trainer.metric_names import PEEKING_GAIN
-
-P_OVER = {"draws": "p over draws", "seeds": "p over seeds, same search"}
-"""Header of the second test, by what its cases are."""
 
 
 def build_sections(studies: Sequence[Study]) -> list[Block]:
@@ -35,7 +31,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         TextBlock(lines=(*_missing(studies),), is_warning=True),
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _protocols(table),
-        *_comparisons(studies),
+        *comparison_blocks(studies),
         chosen,
         TextBlock(lines=(selection_text(studies),) if chosen.rows else ()),
         searched_block([study.plan for study in studies]),
@@ -196,63 +192,6 @@ def _sources(table: ResultsTable) -> Iterator[str]:
     absent = [backbone for backbone in backbones if not published_rows(backbone)]
     if absent:
         yield f"No published results are known for {', '.join(absent)}."
-
-
-def _comparisons(studies: Sequence[Study]) -> Iterator[Block]:
-    """Yield the comparison of every pair of methods on the same backbone and train size, and what it tests."""
-    varying, _ = varying_fields([study.plan for study in studies], NAMES[1:])
-
-    # Studies by backbone and train size: methods are compared within each.
-    settings: dict[tuple[str, ...], list[Study]] = {}
-    for study in studies:
-        settings.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study)
-
-    rows = []
-    comparisons: list[Comparison] = []
-    units: dict[str, None] = {}
-    for setting_studies in settings.values():
-        methods: dict[str, dict[tuple[str, object], float]] = {}
-        for study in setting_studies:
-            scores = methods.setdefault(study.plan.method, {})
-            for trial in study.requested_final_trials:
-                if trial.score is not None:
-                    scores[study.plan.task, (trial.config.draw, trial.config.seed)] = trial.score
-
-        label = study_label(setting_studies[0].plan, varying)
-        unit = spread_unit(study.plan for study in setting_studies)
-        units[unit] = None
-        for pair in compare_methods(methods, each_draw if unit == "draws" else each_seed):
-            comparisons.append(pair)
-            p_tasks = _format_p(pair.p_tasks) if pair.tasks >= pair.tasks_needed else f"needs {pair.tasks_needed} tasks"
-            num_cases = f"{pair.seeds} draws" if unit == "draws" else f"{pair.seeds}"
-            p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({num_cases})"
-            rows.append(
-                cells(
-                    f"{pair.one} − {pair.other}",
-                    *label,
-                    f"{100 * pair.difference:+.1f}",
-                    f"{pair.better_on} of {pair.tasks}",
-                    p_tasks,
-                    p_seeds,
-                )
-            )
-
-    num_of = " or ".join(sorted(units, reverse=True))
-    p_over = " or ".join(sorted(P_OVER[unit] for unit in units))
-    yield TableBlock(
-        title=f"between methods, % points\np with Holm's correction over the pairs; (n): number of {num_of}",
-        header=("methods", *varying, "difference", "better on", "p over tasks", p_over),
-        rows=rows,
-        names=1 + len(varying),
-    )
-    if comparisons:
-        yield TextBlock(lines=(*comparison_text(comparisons, units),))
-
-
-def _format_p(p: float | None) -> str:
-    if p is None:
-        return NOTHING
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from orchestrator.report.comparison import min_tasks, rounded_mean
 from orchestrator.report.draws import replicates, spread_unit

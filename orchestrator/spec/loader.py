@@ -235,7 +235,9 @@ def _explain(detail: Any, location: Location) -> str:
         return "is missing."
 
     if kind == "model_type":
-        return f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; got {value!r}."
+        return (
+            f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; got {value!r}."
+        )
 
     if kind in ("union_tag_not_found", "model_attributes_type"):
         example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
@@ -256,7 +258,7 @@ def _explain(detail: Any, location: Location) -> str:
 
 
 def _part_at(location: Location) -> type[BaseModel]:
-    """Return the part of a spec at a location, for its keys. The location may have the `type` of the part at its end."""
+    """Return the part of a spec at a location, for its keys. The location may end with the `type` of the part."""
     parts: dict[Location, type[BaseModel]] = {
         (): SweepSpec,
         ("search",): Search,

@@ -11,7 +11,6 @@ from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import Search
 from orchestrator.spec.space import Choice, Dimension
 
-
 SHOWN_IF_DIFFERENT = ("startup_trials", "max_concurrent")
 """Keys of a search that are named only where studies differ in them."""
 
@@ -74,7 +73,7 @@ def _different_keys(plans: Sequence[StudyPlan]) -> list[str]:
 
 def _format_search(search: Search, different: Sequence[str]) -> str:
     """Return how a study searches, on one line."""
-    pruner = search.pruner.type
+    pruner: str = search.pruner.type
     if "pruner" in different:
         settings = search.pruner.model_dump(exclude={"type"})
         pruner += f" {format_setting(settings)}" if settings else ""

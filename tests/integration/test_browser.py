@@ -37,9 +37,9 @@ SPEC: dict[str, Any] = {
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep", "linear"],
     "train_sizes": [0.2],
-    "fixed": {"epochs": 2, "warmup_epochs": 1, "batch_size": 32},
+    "fixed": {"epochs": 16, "warmup_epochs": 1, "batch_size": 8},
     "space": {
-        "lr": {"type": "float", "low": 5.0e-3, "high": 5.0e-2, "log": True},
+        "lr": {"type": "float", "low": 2.0e-2, "high": 2.0e-1, "log": True},
         "prompt_length": {"type": "choice", "values": [5, 10]},
         "prompt_init": {"type": "choice", "values": ["random", "mean_pool"]},
     },

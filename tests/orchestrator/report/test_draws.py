@@ -108,8 +108,10 @@ def test_a_cell_is_the_mean_over_draws_of_the_mean_over_seeds(studies: list[Stud
 
 
 def test_the_report_says_that_the_spread_is_over_draws(studies: list[Study], blocks: list[Block]) -> None:
-    (line,) = (line for line in lines_of(blocks) if "over draws" in line)
-    assert line == (
+    spread, bold, test = (line for line in lines_of(blocks) if "over draws" in line)
+    assert "is tested over draws (Welch's t-test), and where there is one draw over seeds of the final trials" in bold
+    assert test.startswith("p over draws: whether the difference would hold with other images")
+    assert spread == (
         "A train size with several draws of its images (here 3) has ± over draws: its values are mean and std over "
         "draws of the mean over seeds."
     )
@@ -150,7 +152,7 @@ def test_methods_are_paired_by_draw_and_seed_and_each_draw_is_one_case(
     studies: list[Study], blocks: list[Block]
 ) -> None:
     table = table_block(blocks, "between methods")
-    assert table.header[-1] == "p over seeds or draws"
+    assert table.header[-1] == "p over draws or p over seeds, same search"
     by_size = {row[1].text: [cell.text for cell in row] for row in table.rows}
 
     # Of a draw only the seeds that both methods have: seed 44 of draw 1 failed.

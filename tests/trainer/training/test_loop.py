@@ -265,12 +265,12 @@ EFFECTS: dict[str, Any] = {
     "train_size": 0.1, "transform": "vpt", "normalize": "imagenet", "image_size": 24,
     "epochs": 3, "warmup_epochs": 1, "batch_size": 8, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.02,
     "head_weight_decay": 0.6, "drop_path": 0.2, "precision": "bf16", "seed": 43,
-    "final_norm": "fresh",
+    "final_norm": "fresh", "draw": 1,
 }  # fmt: skip
 """A value of each field that must change the result of two epochs of spt_shallow at the defaults."""
 MEASURES = {"ema_decay": 0.9, "nmi": True}
 """Fields that only add metrics."""
-ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking"}
+ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
 
 
 def test_every_option_has_an_effect_or_only_measures(
