@@ -128,7 +128,10 @@ def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_
     if report.cache_kind:
         advice = f"SPTUNE_CACHE is on {report.cache_kind}: a folder on a local disk of this machine is faster."
     elif report.cache_free_gb < MIN_FREE_GB:
-        advice = "SPTUNE_CACHE has little free space: 50,000 images at 224 pixels take 7.5 GB when decoded."
+        advice = (
+            "SPTUNE_CACHE has little free space: 50,000 decoded images at 224 pixels take 7.5 GB, the photographs of "
+            "NABirds up to 60 GB."
+        )
 
     # One line that names everything that was checked.
     parts = ["home", "versions"]

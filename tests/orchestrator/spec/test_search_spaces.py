@@ -90,7 +90,8 @@ def test_a_page_tells_its_true_cost(page: tuple[Path, SweepSpec]) -> None:
     num_search = sum(study.search.trials for study in studies)
     if len({study.search.trials for study in studies}) == 1:
         search = studies[0].search.trials
-        cost = f"{count} studies x ({search} search + {final} final) trials = {num_search} + {count * final}. "
+        noun = "study" if count == 1 else "studies"
+        cost = f"{count} {noun} x ({search} search + {final} final) trials = {num_search} + {count * final}. "
     else:
         # Methods that search with as many trials are one product: 38 x 24 for both SPT variants.
         parts = " + ".join(f"{number} x {search}" for (_, search), number in trials)
