@@ -47,22 +47,22 @@ def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
         return
 
     # A part of the images may have several draws, while all images have one.
-    drawn_sizes = {study.plan.train_size for study in studies if study.plan.draw > 0}
-    has_single = any(study.plan.train_size not in drawn_sizes for study in studies)
+    drawn_sizes = {repr(study.plan.train_size) for study in studies if study.plan.draw > 0}
+    has_single = any(repr(study.plan.train_size) not in drawn_sizes for study in studies)
     seeds = "seeds of the final trials (Welch's t-test), which does not cover the luck of its search"
     if not drawn_sizes:
-        cases = seeds
+        cases, too_few = seeds, "one seed"
     elif has_single:
         cases = f"draws (Welch's t-test), and where there is one draw over {seeds}"
+        too_few = "one finished draw of several, or one draw and one seed"
     else:
-        cases = "draws (Welch's t-test)"
+        cases, too_few = "draws (Welch's t-test)", "one finished draw"
 
     yield (
         "Bold: not significantly worse (5 %) than the best of our methods on the same backbone and train size. "
         f"The column of a task is tested over {cases}; a column of means is tested over its tasks (Wilcoxon's "
-        "signed-rank test). Holm's correction counts all pairs of a column. A column has no bold if a method has one "
-        f"{'draw and one seed' if drawn_sizes else 'seed'}, or if it averages fewer than "
-        f"{min_tasks(largest * (largest - 1) // 2)} tasks."
+        "signed-rank test). Holm's correction counts all pairs of a column. A column has no bold if a method has "
+        f"{too_few}, or if it averages fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
     )
 
 

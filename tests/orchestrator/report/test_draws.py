@@ -146,6 +146,8 @@ def test_the_text_on_bold_says_what_each_size_is_tested_over(studies: list[Study
     parts = [study for study in studies if study.plan.train_size == 0.5]
     (draws,) = bold_text(build_results_table(parts), parts)
     assert "tested over draws (Welch's t-test); a column of means" in draws
+    assert "no bold if a method has one finished draw, or if it averages" in draws
+    assert "no bold if a method has one finished draw of several, or one draw and one seed, or if" in both
 
 
 def test_methods_are_paired_by_draw_and_seed_and_each_draw_is_one_case(
