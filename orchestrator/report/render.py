@@ -64,11 +64,11 @@ def _rich_line(line: str, *, is_warning: bool) -> Text:
 def _rich_table(block: TableBlock) -> Table:
     """Return a table in which no text is cut off. With spans no cell wraps either: `_split_to_fit` limits the width."""
     table = Table(title=block.title)
-    last = len(block.header) - 1
 
     for index, name in enumerate(block.header):
         justify: Literal["left", "right"] = "left" if _is_text(block, index) else "right"
-        wraps = block.last_is_text and index == last
+        # Names of several words may be long, so they share what is left with the text.
+        wraps = block.last_is_text and _is_text(block, index)
         no_wrap = bool(block.spans) or (block.last_is_text and not wraps)
 
         # A column that wraps must keep its longest word on one line.

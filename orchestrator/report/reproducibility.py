@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.report.blocks import TextBlock
 from orchestrator.report.protocols import trained_on
-from orchestrator.spec.searched import format_search
+from orchestrator.spec.searched import searches
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 
@@ -44,15 +44,10 @@ def _images(studies: Sequence[Study]) -> Iterator[str]:
 def _rules(studies: Sequence[Study]) -> Iterator[str]:
     """Yield how the search and the final trials were done. Studies of several sweeps can differ in it."""
     # Studies that search alike are named only where others search in another way.
-    methods_by_search: dict[str, dict[str, None]] = {}
-    for study in studies:
-        methods_by_search.setdefault(format_search(study.plan.search), {})[study.plan.method] = None
-    searches = [
-        f"{', '.join(methods)}: {search}" if len(methods_by_search) > 1 else search
-        for search, methods in methods_by_search.items()
-    ]
+    names_by_search = searches([study.plan for study in studies])
+    texts = [f"{names}: {search}" if len(names_by_search) > 1 else search for search, names in names_by_search.items()]
     select = dict.fromkeys(study.spec.final.select for study in studies)
-    yield f"search: {'; '.join(searches)}; scored on val at the last epoch; select: {', '.join(select)}"
+    yield f"search: {'; '.join(texts)}; scored on val at the last epoch; select: {', '.join(select)}"
 
     epochs = dict.fromkeys(trial.config.epochs for study in studies for trial in study.requested_final_trials)
     seeds = dict.fromkeys(seed for study in studies for seed in study.spec.final.seeds)

@@ -23,6 +23,7 @@ from trainer.metric_names import PEEKING_GAIN
 def build_sections(studies: Sequence[Study]) -> list[Block]:
     """Return the report on the studies of one or more sweeps. Empty sections are left out."""
     table = build_results_table(studies)
+    chosen = chosen_block(studies)
     blocks = [
         results_block(table, studies),
         _notes(table),
@@ -31,8 +32,8 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _protocols(table),
         *comparison_blocks(studies),
-        chosen_block(studies),
-        TextBlock(lines=(selection_text(studies),)),
+        chosen,
+        TextBlock(lines=(selection_text(studies),) if chosen.rows else ()),
         searched_block([study.plan for study in studies]),
         *_efficiency(studies),
         _peeking(studies),

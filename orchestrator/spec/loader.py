@@ -22,19 +22,31 @@ from orchestrator.spec.schema import (
     Asha,
     Budget,
     Final,
+    Hyperband,
+    Median,
+    NoPruner,
     Search,
     SearchOverride,
     StudyMatrix,
     StudyOverride,
     SweepSpec,
 )
-from orchestrator.spec.space import FloatRange
+from orchestrator.spec.space import Choice, FloatRange, IntRange
 from orchestrator.spec.valid_part import Location, invalid_fields, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, search_problems
 from trainer.validation import number_problem, unknown_name
 
-TAGS = ("float", "int", "choice", "asha", "hyperband", "median", "none")
-"""Values of `type`. Pydantic adds them to the location of an error, though they are no keys of the YAML file."""
+TAGS: dict[str, type[BaseModel]] = {
+    "float": FloatRange,
+    "int": IntRange,
+    "choice": Choice,
+    "asha": Asha,
+    "hyperband": Hyperband,
+    "median": Median,
+    "none": NoPruner,
+}
+"""Values of `type`, with the keys that belong to them. Pydantic adds them to the location of an error, though they are
+no keys of the YAML file."""
 
 MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
@@ -217,10 +229,15 @@ def _explain(detail: Any, location: Location) -> str:
     value = detail["input"]
 
     if kind == "extra_forbidden":
-        return unknown_name(str(location[-1]), _part_at(location[:-1]).model_fields, "a key here")
+        return unknown_name(str(location[-1]), _part_at(detail["loc"][:-1]).model_fields, "a key here")
 
     if kind == "missing":
         return "is missing."
+
+    if kind == "model_type":
+        return (
+            f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; got {value!r}."
+        )
 
     if kind in ("union_tag_not_found", "model_attributes_type"):
         example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
@@ -241,22 +258,20 @@ def _explain(detail: Any, location: Location) -> str:
 
 
 def _part_at(location: Location) -> type[BaseModel]:
-    """Return the part of a spec at a location, for its keys."""
+    """Return the part of a spec at a location, for its keys. The location may end with the `type` of the part."""
     parts: dict[Location, type[BaseModel]] = {
         (): SweepSpec,
         ("search",): Search,
-        ("search", "pruner"): Asha,
         ("final",): Final,
         ("resources",): Resources,
         ("cluster",): Cluster,
         ("budget",): Budget,
         ("per",): StudyOverride,
         ("per", "search"): SearchOverride,
-        ("per", "search", "pruner"): Asha,
     }
     # Entries of a list have the same keys, whatever their number.
     names = tuple(part for part in location if isinstance(part, str))
     if names in parts:
         return parts[names]
 
-    return ResourceOverride if names[:2] == ("resources", "backbones") else FloatRange
+    return ResourceOverride if names[:2] == ("resources", "backbones") else TAGS[str(location[-1])]

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.spec.labels import format_setting
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import Search
 from orchestrator.spec.space import Choice, Dimension
+
+SHOWN_IF_DIFFERENT = ("startup_trials", "max_concurrent")
+"""Keys of a search that are named only where studies differ in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +36,12 @@ def searched_parts(plans: Sequence[StudyPlan]) -> tuple[list[SearchedPart], str]
         plans_by_content.setdefault(content, []).append(plan)
 
     parts = [*plans_by_content.values()]
+    different = _different_keys(plans)
     common = [name for name in parts[0][0].fixed if _is_common(name, parts)] if parts else []
     searched = [
         SearchedPart(
             studies=_name_studies(part, plans),
-            search=format_search(part[0].search),
+            search=_format_search(part[0].search, different),
             space="; ".join(f"{name} {format_dimension(entry)}" for name, entry in part[0].space.items()) or "nothing",
             fixed=_format_fixed({name: value for name, value in part[0].fixed.items() if name not in common}),
         )
@@ -45,9 +50,40 @@ def searched_parts(plans: Sequence[StudyPlan]) -> tuple[list[SearchedPart], str]
     return searched, _format_fixed({name: parts[0][0].fixed[name] for name in common})
 
 
-def format_search(search: Search) -> str:
+def searches(plans: Sequence[StudyPlan]) -> dict[str, str]:
+    """Return how studies search, each search with the names of its studies. Later studies of a search add no entry."""
+    different = _different_keys(plans)
+    plans_by_search: dict[str, list[StudyPlan]] = {}
+    for plan in plans:
+        plans_by_search.setdefault(_format_search(plan.search, different), []).append(plan)
+
+    return {search: _name_studies(part, plans) for search, part in plans_by_search.items()}
+
+
+def _different_keys(plans: Sequence[StudyPlan]) -> list[str]:
+    """Return the keys of `search` that are named only because the studies differ in them."""
+    names = [name for name in SHOWN_IF_DIFFERENT if len({getattr(plan.search, name) for plan in plans}) > 1]
+
+    # The settings of pruners of different types need not be known to tell them apart.
+    pruners = {repr(plan.search.pruner) for plan in plans}
+    if len(pruners) > len({plan.search.pruner.type for plan in plans}):
+        names.append("pruner")
+    return names
+
+
+def _format_search(search: Search, different: Sequence[str]) -> str:
     """Return how a study searches, on one line."""
-    return f"{search.trials} trials, sampler {search.sampler}, pruner {search.pruner.type}, seed {search.seed}"
+    pruner: str = search.pruner.type
+    if "pruner" in different:
+        settings = search.pruner.model_dump(exclude={"type"})
+        pruner += f" {format_setting(settings)}" if settings else ""
+
+    values = [f"{search.trials} trials", f"sampler {search.sampler}", f"pruner {pruner}", f"seed {search.seed}"]
+    # With it, the first params come from other studies.
+    if search.transfer:
+        values.append(f"transfer {search.transfer}")
+    values += [f"{name} {getattr(search, name)}" for name in SHOWN_IF_DIFFERENT if name in different]
+    return ", ".join(values)
 
 
 def format_dimension(dimension: Dimension) -> str:

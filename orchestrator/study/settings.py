@@ -30,10 +30,18 @@ def setting_conflicts(old: dict[str, Any], new: dict[str, Any], plan: StudyPlan)
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
     return [
-        f"{name} was {format_setting(old.get(name))}, is {format_setting(new.get(name))}"
+        f"{name} was {format_setting(old.get(name))}, is {format_setting(new.get(name))}{_cure(name, old)}"
         for name in changed
         if not _is_widened(name, old, plan)
     ]
+
+
+def _cure(name: str, old: dict[str, Any]) -> str:
+    """Return what to write where a key is newer than the trials. The user may have edited nothing then."""
+    if name not in BEFORE_KEY_EXISTED or old[name] != BEFORE_KEY_EXISTED[name]:
+        return ""
+
+    return f"; to go on with these trials, write `{name}: {old[name]}` in the spec"
 
 
 def _is_widened(name: str, old: dict[str, Any], plan: StudyPlan) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.errors import ConflictError
+from orchestrator.spec.overrides import merge_params, overrides_of, search_key
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.study import Study
@@ -20,7 +21,8 @@ def check_spec_matches_trials(spec: SweepSpec, studies: Iterable[Study]) -> None
     plans_by_difference: dict[str, list[StudyPlan]] = {}
     for study in studies:
         for difference in study.conflicts():
-            plans_by_difference.setdefault(difference, []).append(study.plan)
+            text = f"{difference}{_origin(spec, study.plan, difference)}"
+            plans_by_difference.setdefault(text, []).append(study.plan)
 
     if not plans_by_difference:
         return
@@ -34,3 +36,14 @@ def check_spec_matches_trials(spec: SweepSpec, studies: Iterable[Study]) -> None
         "Undo the edit, or give the spec another name. You can add trials, tasks, methods, seeds and sizes, and widen "
         "ranges, without a new name."
     )
+
+
+def _origin(spec: SweepSpec, plan: StudyPlan, difference: str) -> str:
+    """Return the entry of `per` that gives a study its changed value, in words; empty if no entry does."""
+    overrides = overrides_of(spec, plan.task, plan.backbone, plan.method)
+    setting = difference.partition(" was ")[0]
+    part, _, name = setting.partition(".")
+    keys = merge_params(spec, overrides).keys
+
+    key = search_key(name, overrides) if part == "search" else keys.get(name, setting)
+    return f", from {key}" if key.startswith("per.") else ""

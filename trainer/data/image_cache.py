@@ -117,12 +117,32 @@ def load_whole(
         lambda image_HWC: image_HWC.shape[:2],
     )
 
-    size_N2 = np.fromfile(f"{stem}.sizes", np.int32).reshape(num_images, 2).astype(np.int64)
+    size_N2 = _read_sizes(stem, num_images)
     bytes_N = 3 * size_N2.prod(axis=1)
 
     # Mapped read-only: a file may be larger than the memory. numpy cannot map an empty one.
     pixels = np.memmap(f"{stem}.u8", np.uint8, "r") if num_images else np.empty(0, np.uint8)
     return WholeImages(np.asarray(pixels), torch.from_numpy(size_N2), np.cumsum(bytes_N) - bytes_N)
+
+
+def _read_sizes(stem: Path, num_images: int) -> NDArray[np.int64]:
+    """Return height and width of each whole view ``[N, 2]``.
+
+    Raises:
+        OSError: if the files of the views do not fit together.
+    """
+    sizes_file = stem.with_name(f"{stem.name}.sizes")
+    images_file = stem.with_name(f"{stem.name}.u8")
+    sizes = np.fromfile(sizes_file, np.int32).astype(np.int64) if sizes_file.exists() else np.empty(0, np.int64)
+
+    # Wrong sizes would cut crops from other images without an error.
+    if len(sizes) != 2 * num_images or 3 * sizes.reshape(-1, 2).prod(axis=1).sum() != images_file.stat().st_size:
+        raise OSError(
+            f"{sizes_file} is damaged: its sizes do not fit to the pixels beside it. Delete {images_file}; the images "
+            "are decoded again."
+        )
+
+    return sizes.reshape(num_images, 2)
 
 
 def _decode_once(
@@ -164,9 +184,8 @@ def _decode_into(
     sizes_part = stem.with_name(f"{stem.name}.sizes.part")
     progress = stem.with_name(f"{stem.name}.progress")
 
-    # Version 0.1.0 wrote no sizes: what it left unfinished is decoded again.
-    num_done = json.loads(progress.read_text()) if progress.exists() and sizes_part.exists() else 0
-    done_N2 = np.fromfile(sizes_part, np.int32, 2 * num_done).reshape(num_done, 2) if num_done else np.empty((0, 2))
+    done_N2 = _sizes_done(progress, sizes_part, images_part)
+    num_done = len(done_N2)
 
     with (
         images_part.open("r+b" if num_done else "wb") as images_file,
@@ -196,6 +215,21 @@ def _decode_into(
     sizes_part.replace(stem.with_name(f"{stem.name}.sizes"))
     images_part.replace(stem.with_name(f"{stem.name}.u8"))
     progress.unlink(missing_ok=True)
+
+
+def _sizes_done(progress: Path, sizes_part: Path, images_part: Path) -> NDArray[np.int32]:
+    """Return height and width ``[N, 2]`` of the images that an earlier process decoded; none if they are no use."""
+    try:
+        num_done = int(json.loads(progress.read_text()))
+        num_bytes = images_part.stat().st_size
+        sizes = np.fromfile(sizes_part, np.int32, 2 * num_done)
+    except (FileNotFoundError, ValueError):
+        # There was no such process, or it was killed while it wrote the number. Version 0.1.0 wrote no sizes.
+        return np.empty((0, 2), np.int32)
+
+    done_N2 = sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
+    is_whole = len(done_N2) == num_done and 3 * done_N2.prod(axis=1, dtype=np.int64).sum() <= num_bytes
+    return done_N2 if is_whole else done_N2[:0]
 
 
 def _examples_from(root: str, card: Card, splits: tuple[str, ...], start: int) -> Iterator[Example]:

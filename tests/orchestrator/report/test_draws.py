@@ -26,6 +26,7 @@ from orchestrator.report.export import export_studies
 from orchestrator.report.render import to_csv
 from orchestrator.report.results_table import build_results_table
 from orchestrator.report.sections import build_sections
+from orchestrator.report.significance import bold_text, find_bold
 from orchestrator.report.study_page import render_study_page
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_sweep
@@ -119,6 +120,37 @@ def test_the_report_says_that_the_spread_is_over_draws(studies: list[Study], blo
     assert "would hold with other images of the same number" in test
     without = build_sections([study for study in studies if study.plan.draw == 0])
     assert not [line for line in lines_of(without) if "draw" in line]
+
+
+def test_seeds_of_the_only_finished_draw_are_no_draws(fresh: Callable[[], str]) -> None:
+    """With one draw of three finished, its two seeds were tested as if they were draws, and bold followed."""
+    raw = small(tasks=["vtab/dtd"], train_sizes=[0.5], draws=3)
+
+    def far_apart(trial: Trial) -> float:
+        return 0.9 * (trial.config.method == "full") + 0.001 * trial.config.seed / 44 + 0.01
+
+    def other_draws_fail(trial: Trial) -> Failure | None:
+        return Failure(cause=FailureCause.ERROR, error="OSError: no space") if trial.config.draw else None
+
+    one_draw = run(raw, fresh(), score=far_apart, fail=other_draws_fail)
+    assert find_bold(build_results_table(one_draw), one_draw) == set()
+    cell = next(row.scores["vtab/dtd"] for row in build_results_table(one_draw).rows if row.kind == "ours")
+    assert cell.std is None and cell.draws == 1
+
+    all_draws = run(raw, fresh(), score=lambda trial: far_apart(trial) + 0.001 * trial.config.draw)
+    assert {names[0] for names, _ in find_bold(build_results_table(all_draws), all_draws)} == {"full"}
+
+
+def test_the_text_on_bold_says_what_each_size_is_tested_over(studies: list[Study]) -> None:
+    table = build_results_table(studies)
+    (both,) = bold_text(table, studies)
+    assert "over draws where a train size has several, and over seeds of the final trials elsewhere (Welch's" in both
+    assert "A task's column has no bold if a method has one draw or one seed." in both
+
+    parts = [study for study in studies if study.plan.train_size == 0.5]
+    (draws,) = bold_text(build_results_table(parts), parts)
+    assert "is tested over draws (Welch's t-test). A column of means" in draws
+    assert "A task's column has no bold if a method has one draw." in draws
 
 
 def test_methods_are_paired_by_draw_and_seed_and_each_draw_is_one_case(

@@ -86,6 +86,7 @@ def test_a_sweep_without_results_has_a_report(record_url: str) -> None:
     table = cells_of(table_block(blocks, "test accuracy"))
     assert {cell.text for (name, _), cell in table.items() if name == "full"} == {"full", "—"}
     assert len([line for line in lines_of(blocks) if line.startswith("missing: ")]) == 6
+    assert not any(line.startswith(("trial: ", "tied: ")) for line in lines_of(blocks)), "nothing was chosen"
     for write in FORMATS.values():
         assert "24 missing" in write(blocks)
     sweep.next_trial()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from orchestrator.report.blocks import Block, TextBlock
+from orchestrator.report.blocks import Block, TableBlock, TextBlock, cells
 from orchestrator.report.render import to_csv, to_html, to_latex, to_markdown
 from orchestrator.report.results_table import build_results_table
 from orchestrator.report.sections import build_sections
@@ -130,6 +130,21 @@ def test_a_table_that_fits_is_not_split(natural: list[Study]) -> None:
     assert printed(build_sections(natural), 1000).count("spt_deep, published") == 1
     parts = printed(build_sections(natural), 120).count("spt_deep, published")
     assert 1 < parts < printed(build_sections(natural), 60).count("spt_deep, published")
+
+
+def test_long_names_leave_room_for_the_text_beside_them() -> None:
+    """On 80 columns, what a study searches had a column of three letters beside its name and its search."""
+    row = ("spt_deep (demo/shapes_loc)", "20 trials, sampler tpe, pruner asha, seed 0", "lr 0.005 to 0.05 (log); " * 4)
+    block = TableBlock(
+        title="what is searched",
+        header=("studies", "search", "params"),
+        rows=[cells(*row)],
+        names=2,
+        last_is_text=True,
+    )
+    lines = printed([block], 80).splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) <= 12
+    assert any("lr 0.005 to" in line for line in lines)
 
 
 def test_a_terminal_prints_an_error_without_reading_it_as_markup() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,36 @@ def test_a_condition_that_cannot_come_true_is_refused(
 def test_a_condition_that_can_come_true_is_accepted(raw_spec: dict[str, Any], when: dict[str, object]) -> None:
     raw_spec["space"]["init_images"] = {**SHARE, "when": when}
     assert parse_spec(raw_spec, "a test").space["init_images"].when.keys() == when.keys()
+
+
+@pytest.mark.parametrize(
+    ("where", "part", "keys"),
+    [
+        ("space.lr", {"type": "choice", "vals": [0.1]}, "'vals' is not a key here; did you mean 'values'?"),
+        ("space.lr", {"type": "int", "low": 1, "high": 2, "loww": 3}, "did you mean 'low'?"),
+        (
+            "search.pruner",
+            {"type": "median", "min_epochs": 1, "reduction": 4},
+            "'reduction' is not a key here; there are type, min_epochs.",
+        ),
+        ("search", 3, "must be a mapping with keys such as trials, sampler, startup_trials; got 3."),
+    ],
+)
+def test_the_keys_that_a_message_names_belong_to_the_type_of_the_part(
+    raw_spec: dict[str, Any], where: str, part: object, keys: str
+) -> None:
+    for prefix in ("", "per.0."):
+        spec = copy.deepcopy(raw_spec)
+        holder: dict[str, Any] = spec
+        if prefix:
+            spec["per"] = [{"method": "linear"}]
+            holder = spec["per"][0]
+        *parents, name = where.split(".")
+        for parent in parents:
+            holder = holder.setdefault(parent, {})
+        holder[name] = part
+
+        assert any(problem.startswith(f"{prefix}{where}") and keys in problem for problem in problems(spec))
 
 
 def test_a_condition_on_a_parameter_that_is_wrong_itself_is_told_once(raw_spec: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.loader import parse_recorded_spec, parse_spec
 from orchestrator.spec.plan import StudyPlan, plan_studies, plan_sweep
 from orchestrator.spec.schema import Search, StudyMatrix, SweepSpec
-from orchestrator.spec.searched import searched_parts
+from orchestrator.spec.searched import searched_parts, searches
 from trainer.config import unused_fields
 
 BASE, LARGE = "vit_base_patch16_224.mae", "vit_large_patch16_224.mae"
@@ -328,3 +328,25 @@ def test_what_is_searched_is_told_once_for_all_studies_that_share_it(raw_spec: d
         (f"linear ({rest}, {others})", f"40 trials, {search}", "lr 0.001 to 0.1 (log)", ""),
         ("linear (vtab/dtd, fgvc)", f"40 trials, {search}", "lr 0.001 to 0.1 (log)", "batch_size 8"),
     ]
+
+
+def test_studies_that_search_in_another_way_do_not_look_alike(raw_spec: dict[str, Any]) -> None:
+    """Each of these keys changes which trials run, so two rows that differ in nothing visible would be a riddle."""
+    raw_spec["per"] = [
+        {"method": "linear", "search": {"pruner": {"type": "asha", "min_epochs": 2, "reduction": 3}, "transfer": 2}},
+        {"method": "linear", "search": {"max_concurrent": 1, "startup_trials": 1}},
+    ]
+    plans = plan_sweep(parse_spec(raw_spec, "a test")).studies
+    parts, _ = searched_parts(plans)
+    texts = [part.search for part in parts]
+    assert len({*texts}) == len(texts) == 2
+    assert searches(plans) == {part.search: part.studies for part in parts}
+    for words in ("min_epochs: 2", "reduction: 3", "transfer 2", "max_concurrent 1", "startup_trials 1"):
+        assert [words in text for text in texts] == ["linear" in part.studies for part in parts]
+
+
+def test_searches_of_one_method_are_told_apart_by_their_tasks(raw_spec: dict[str, Any]) -> None:
+    raw_spec |= {"tasks": ["vtab/dtd", "vtab/svhn"], "methods": ["linear"], "space": {"lr": raw_spec["space"]["lr"]}}
+    raw_spec["per"] = [{"group": "vtab/svhn", "search": {"trials": 3}}]
+    names = [*searches(plan_sweep(parse_spec(raw_spec, "a test")).studies).values()]
+    assert names == ["linear (vtab/dtd)", "linear (vtab/svhn)"]

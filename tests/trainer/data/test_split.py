@@ -188,6 +188,67 @@ def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
     assert all(np.array_equal(whole.image(row), decode_whole(e.image, 16)) for row, e in enumerate(examples))
 
 
+@pytest.mark.parametrize("damage", ["empty progress", "short sizes", "short pixels", "no pixels"])
+def test_what_a_power_cut_left_half_written_is_decoded_again(
+    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    root, card = stored
+    count = 0
+
+    def crash_at_300(image: bytes, size: int) -> NDArray[np.uint8]:
+        nonlocal count
+        count += 1
+        if count == 300:
+            raise KeyboardInterrupt
+        return decode_whole(image, size)
+
+    monkeypatch.setattr(image_cache, "decode_whole", crash_at_300)
+    with pytest.raises(KeyboardInterrupt):
+        load_whole(root, card, ("train", "val"), 16, str(tmp_path))
+
+    (progress,) = tmp_path.glob("*.progress")
+    (sizes,) = tmp_path.glob("*.sizes.part")
+    (pixels,) = (file for file in tmp_path.glob("*.part") if file != sizes)
+    match damage:
+        case "empty progress":
+            progress.write_text("")
+        case "short sizes":
+            sizes.write_bytes(sizes.read_bytes()[:11])
+        case "short pixels":
+            pixels.write_bytes(pixels.read_bytes()[:1000])
+        case _:
+            pixels.unlink()
+
+    whole = load_whole(root, card, ("train", "val"), 16, str(tmp_path))
+    examples = [example for split in ("train", "val") for example in read_examples(root, card.task, split)]
+    assert all(np.array_equal(whole.image(row), decode_whole(e.image, 16)) for row, e in enumerate(examples))
+
+
+@pytest.mark.parametrize("damage", ["missing", "odd", "swapped"])
+def test_damaged_sizes_are_refused_with_the_file_to_delete(
+    stored: tuple[str, Card], tmp_path: Path, damage: str
+) -> None:
+    """Other sizes would cut every crop from the wrong pixels, without an error."""
+    root, card = stored
+    before = load_whole(root, card, ("test",), 16, str(tmp_path))
+    (sizes,) = tmp_path.glob("*.sizes")
+    match damage:
+        case "missing":
+            sizes.unlink()
+        case "odd":
+            sizes.write_bytes(sizes.read_bytes()[:-3])
+        case _:
+            np.roll(np.fromfile(sizes, np.int32) + 1, 2).tofile(sizes)
+
+    with pytest.raises(OSError, match=r"is damaged: its sizes do not fit .* Delete .*\.u8; the images") as refused:
+        load_whole(root, card, ("test",), 16, str(tmp_path))
+
+    # The way out of the message.
+    Path(str(refused.value).split("Delete ")[1].partition(";")[0]).unlink()
+    after = load_whole(root, card, ("test",), 16, str(tmp_path))
+    assert np.array_equal(after.pixels, before.pixels) and torch.equal(after.size_N2, before.size_N2)
+
+
 def test_whole_views_stay_in_their_file(stored: tuple[str, Card], tmp_path: Path) -> None:
     whole = load_whole(*stored, ("train", "val"), 32, str(tmp_path))
     base = whole.pixels
