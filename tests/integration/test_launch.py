@@ -330,4 +330,4 @@ def test_plan_answers_at_once_and_without_torch() -> None:
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert seconds < 3, "0.5 s of computing, whatever else the machine does"
     assert planned.stdout.endswith("False\n")
-    assert "6 studies, 24 search trials, 12 final trials" in planned.stdout
+    assert "6 studies, 18 search trials, 12 final trials" in planned.stdout
