@@ -39,6 +39,45 @@ SIZE_BYTES = 2 * np.dtype(np.int32).itemsize
 """Height and width of an image in the file of sizes."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The stored images that a file is filled from, in the order of the task store."""
+
+    root: str
+    card: Card
+    splits: tuple[str, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Number of images of all splits."""
+        return sum(count_examples(self.root, self.card.task, split) for split in self.splits)
+
+    def stem(self, variant: str, cache: str | None) -> Path:
+        """Return the path of the files without their suffixes.
+
+        It holds all that the pixels depend on, so a changed task or transform never meets an old file.
+        """
+        name = f"{self.card.fingerprint}-{'-'.join(self.splits)}-{self.num_images}-{variant}"
+        return cache_folder(cache) / name
+
+    def examples(self, start: int) -> Iterator[Example]:
+        """Yield the examples of the splits, one split after the other, without the first `start` of them."""
+        for split in self.splits:
+            count = count_examples(self.root, self.card.task, split)
+            if start < count:
+                yield from read_examples(self.root, self.card.task, split, start)
+            start = max(0, start - count)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Decoder:
+    """How an encoded image becomes pixels."""
+
+    decode: Callable[[bytes], NDArray[np.uint8]]
+    size_of: Callable[[NDArray[np.uint8]], tuple[int, ...]]
+    """Returns height and width of the pixels."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeImages:
     """Whole views of some splits of a task, in the order of the task store.
@@ -82,17 +121,16 @@ def load_decoded(
         OSError: if the store cannot be read or the cache cannot be written.
     """
     augmented = is_augmented(card.task)
-    num_images = sum(count_examples(root, card.task, split) for split in splits)
+    source = _Source(root=root, card=card, splits=splits)
 
     def decode_fixed(image: bytes) -> NDArray[np.uint8]:
         square_CSS: NDArray[np.uint8] = decode(image, image_size, transform, augmented=augmented).numpy()
         return square_CSS
 
-    # The name holds all that the pixels depend on, so a changed task or transform never meets an old file.
-    variant = f"{transform}-{'augmented-' if augmented else ''}fixed-{image_size}-v{VERSION}"
-    stem = cache_folder(cache) / f"{card.fingerprint}-{'-'.join(splits)}-{num_images}-{variant}"
-    _decode_once(stem, root, card, splits, decode_fixed, lambda square_CSS: square_CSS.shape[1:])
+    stem = source.stem(f"{transform}-{'augmented-' if augmented else ''}fixed-{image_size}-v{VERSION}", cache)
+    _decode_once(stem, source, _Decoder(decode=decode_fixed, size_of=lambda square_CSS: square_CSS.shape[1:]))
 
+    num_images = source.num_images
     num_values = num_images * 3 * image_size**2
     flat = torch.from_file(f"{stem}.u8", shared=False, size=num_values, dtype=torch.uint8)
     return flat.view(num_images, 3, image_size, image_size)
@@ -105,18 +143,14 @@ def load_whole(
 
     Arguments and errors are those of `load_decoded`.
     """
-    num_images = sum(count_examples(root, card.task, split) for split in splits)
-    variant = f"whole-{image_size}-v{WHOLE_VERSION}"
-    stem = cache_folder(cache) / f"{card.fingerprint}-{'-'.join(splits)}-{num_images}-{variant}"
-    _decode_once(
-        stem,
-        root,
-        card,
-        splits,
-        lambda image: decode_whole(image, image_size),
-        lambda image_HWC: image_HWC.shape[:2],
+    source = _Source(root=root, card=card, splits=splits)
+    stem = source.stem(f"whole-{image_size}-v{WHOLE_VERSION}", cache)
+    decoder = _Decoder(
+        decode=lambda image: decode_whole(image, image_size), size_of=lambda image_HWC: image_HWC.shape[:2]
     )
+    _decode_once(stem, source, decoder)
 
+    num_images = source.num_images
     size_N2 = _read_sizes(stem, num_images)
     bytes_N = 3 * size_N2.prod(axis=1)
 
@@ -145,20 +179,8 @@ def _read_sizes(stem: Path, num_images: int) -> NDArray[np.int64]:
     return sizes.reshape(num_images, 2)
 
 
-def _decode_once(
-    stem: Path,
-    root: str,
-    card: Card,
-    splits: tuple[str, ...],
-    decode_one: Callable[[bytes], NDArray[np.uint8]],
-    size_of: Callable[[NDArray[np.uint8]], tuple[int, ...]],
-) -> None:
-    """Fill the files of some images unless they are there: pixels in `.u8`, height and width of each in `.sizes`.
-
-    Args:
-        decode_one: returns the pixels of an encoded image.
-        size_of: returns height and width of its pixels.
-    """
+def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
+    """Fill the files of some images unless they are there: pixels in `.u8`, height and width of each in `.sizes`."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     images_file = stem.with_name(f"{stem.name}.u8")
     if images_file.exists():
@@ -168,17 +190,10 @@ def _decode_once(
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have decoded them while this one waited for the lock.
         if not images_file.exists():
-            _decode_into(stem, root, card, splits, decode_one, size_of)
+            _decode_into(stem, source, decoder)
 
 
-def _decode_into(
-    stem: Path,
-    root: str,
-    card: Card,
-    splits: tuple[str, ...],
-    decode_one: Callable[[bytes], NDArray[np.uint8]],
-    size_of: Callable[[NDArray[np.uint8]], tuple[int, ...]],
-) -> None:
+def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
     """Fill the files from where an earlier process stopped. Give them their final names at the end."""
     images_part = stem.with_name(f"{stem.name}.part")
     sizes_part = stem.with_name(f"{stem.name}.sizes.part")
@@ -198,11 +213,11 @@ def _decode_into(
         sizes_file.truncate(num_done * SIZE_BYTES)
         sizes_file.seek(0, os.SEEK_END)
 
-        examples = _examples_from(root, card, splits, num_done)
+        examples = source.examples(num_done)
         while block := list(islice(examples, BLOCK)):
-            for pixels in pool.map(decode_one, [example.image for example in block]):
+            for pixels in pool.map(decoder.decode, [example.image for example in block]):
                 images_file.write(pixels.tobytes())
-                sizes_file.write(np.array(size_of(pixels), np.int32).tobytes())
+                sizes_file.write(np.array(decoder.size_of(pixels), np.int32).tobytes())
 
             # The block is on disk before the progress file counts it.
             for file in (images_file, sizes_file):
@@ -230,12 +245,3 @@ def _sizes_done(progress: Path, sizes_part: Path, images_part: Path) -> NDArray[
     done_N2 = sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
     is_whole = len(done_N2) == num_done and 3 * done_N2.prod(axis=1, dtype=np.int64).sum() <= num_bytes
     return done_N2 if is_whole else done_N2[:0]
-
-
-def _examples_from(root: str, card: Card, splits: tuple[str, ...], start: int) -> Iterator[Example]:
-    """Yield the examples of the splits, one split after the other, without the first `start` of them."""
-    for split in splits:
-        count = count_examples(root, card.task, split)
-        if start < count:
-            yield from read_examples(root, card.task, split, start)
-        start = max(0, start - count)
