@@ -25,7 +25,6 @@ from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
-from orchestrator.spec.overrides import searched_names
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
@@ -288,7 +287,7 @@ def _run(
 
         # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
         num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
-        searched = searched_names(plan.space for plan in plan_sweep(spec).studies)
+        searched = list(dict.fromkeys(name for plan in plan_sweep(spec).studies for name in plan.space))
         runs = MlflowRuns(home.mlflow_uri, spec.name, trials_folder, home.mlflow_artifacts, home.data_root, searched)
         tracker = MlflowTracker(runs)
         # The tracker is closed when the stack unwinds, so its answer is collected in a list.

@@ -130,7 +130,7 @@ def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_
     elif report.cache_free_gb < MIN_FREE_GB:
         advice = (
             "SPTUNE_CACHE has little free space: 50,000 decoded images at 224 pixels take 7.5 GB, the photographs of "
-            "NABirds up to 60 GB."
+            "NABirds up to 56 GB."
         )
 
     # One line that names everything that was checked.

@@ -19,9 +19,9 @@ from orchestrator.figures.style import (
     finish,
     name_axes,
     panels,
-    study_title,
     style_of,
 )
+from orchestrator.spec.labels import setting_text
 from orchestrator.study.trial import TrialState
 from trainer.metric_names import NMI_LAYER, TRAIN_LOSS, VAL_ACCURACY, metrics_by_epoch
 
@@ -64,7 +64,7 @@ def learning_curves(study: Study) -> Figure | None:
     name_axes(right, "epoch", "train loss")
     for ax in (left, right):
         _set_epochs(ax, max(len(trial.epochs) for trial in trials))
-    return finish(figure, f"search: {study_title(study.plan)}", legend)
+    return finish(figure, f"search: {setting_text(study.plan)}", legend)
 
 
 def _set_epochs(ax: Axes, last: int, bins: int = 6) -> None:

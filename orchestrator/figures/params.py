@@ -23,10 +23,10 @@ from orchestrator.figures.style import (
     log_y,
     name_axes,
     panels,
-    study_title,
     style_at,
     style_of,
 )
+from orchestrator.spec.labels import setting_text
 from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
 from trainer.metric_names import PROTOTYPES_SECONDS, VAL_ACCURACY
@@ -74,7 +74,7 @@ def against_params(study: Study) -> Figure | None:
         name_axes(ax, name, "val accuracy, %" if index % columns == 0 else "")
 
     ordered = {word: legend[word] for word in LEGEND_ORDER if word in legend}
-    return finish(figure, f"search: {study_title(study.plan)}", ordered)
+    return finish(figure, f"search: {setting_text(study.plan)}", ordered)
 
 
 def reached(trial: Trial) -> float | None:
@@ -229,7 +229,7 @@ def choice_grid(study: Study) -> Figure | None:
     if cost:
         log_y(axes[1], [*cost.values()])
         name_axes(axes[1], number_name, "building time, s")
-    return finish(figure, f"{text_name} by {number_name}: {study_title(study.plan)}", legend, of=text_name)
+    return finish(figure, f"{text_name} by {number_name}: {setting_text(study.plan)}", legend, of=text_name)
 
 
 Cells = dict[tuple[str, str], float]

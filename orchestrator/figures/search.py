@@ -24,9 +24,9 @@ from orchestrator.figures.style import (
     number,
     panels,
     plain,
-    study_title,
     style_of,
 )
+from orchestrator.spec.labels import setting_text
 from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
 
@@ -104,7 +104,7 @@ def parallel_coordinates(study: Study) -> Figure | None:
         bar.outline.set_linewidth(0.6)
 
     ordered = {word: legend[word] for word in LEGEND_ORDER if word in legend}
-    return finish(figure, f"search: {study_title(study.plan)}", ordered)
+    return finish(figure, f"search: {setting_text(study.plan)}", ordered)
 
 
 def _percent(trial: Trial) -> float:
@@ -238,4 +238,4 @@ def importance_bars(study: Study, importances: Mapping[str, float]) -> Figure | 
     # Room for the numbers. If all importances are 0, the axis still needs a width.
     ax.set_xlim(0, 1.12 * 100 * max(shares.values()) or 1.0)
     name_axes(ax, "importance, %")
-    return finish(figure, f"search: {study_title(study.plan)}")
+    return finish(figure, f"search: {setting_text(study.plan)}")

@@ -20,11 +20,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from orchestrator.spec.labels import setting_text
 from trainer.catalog import METHODS
 
 if TYPE_CHECKING:
-    from orchestrator.spec.plan import StudyPlan
+    pass
 
 # Width of one column and of two, in inches.
 NARROW = 3.3
@@ -217,11 +216,6 @@ def decades(low: float, high: float, most: int = 4) -> list[float]:
 def number(value: float) -> str:
     """Return a number as the label of a tick: 1,000 and 0.05, 1e-05."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def study_title(plan: StudyPlan) -> str:
-    """Return a study as part of a title."""
-    return setting_text(plan)
 
 
 def plain(text: str) -> str:

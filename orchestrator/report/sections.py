@@ -49,10 +49,11 @@ def results_block(table: ResultsTable, studies: Sequence[Study]) -> TableBlock:
     kept = [0, *(index for index, name in enumerate(NAMES) if name in varying)]
     columns = (*table.tasks, *table.means)
     bold = find_bold(table, studies)
+    marks = table.marks
 
     rows = []
     for row in table.rows:
-        row_cells = [Cell(_method_text(row, table.marks)), *(Cell(row.names[index]) for index in kept[1:])]
+        row_cells = [Cell(_method_text(row, marks)), *(Cell(row.names[index]) for index in kept[1:])]
         row_cells.append(Cell(NOTHING if row.tuned is None else f"{row.tuned:.3g}"))
 
         for column in columns:

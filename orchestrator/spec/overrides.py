@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +75,3 @@ def search_key(name: str, overrides: Overrides) -> str:
     """Return the path in the spec that gives a key of a study's search, such as `per.1.search.trials`."""
     indices = [index for index, entry in overrides if name in entry.search.values]
     return f"per.{indices[-1]}.search.{name}" if indices else f"search.{name}"
-
-
-def searched_names(spaces: Iterable[dict[str, Dimension]]) -> list[str]:
-    """Return the names that any of these spaces has, each once, in their order."""
-    return list(dict.fromkeys(name for space in spaces for name in space))

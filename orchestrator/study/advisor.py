@@ -57,9 +57,9 @@ class Advisor:
         trials: the search trials so far. The caller appends new ones to this list.
     """
 
-    def __init__(self, plan: StudyPlan, search: Search, trials: list[Trial]) -> None:
+    def __init__(self, plan: StudyPlan, trials: list[Trial]) -> None:
         self._plan = plan
-        self._search = search
+        self._search = plan.search
         self._trials = trials
         self._distributions = optuna_distributions(plan, "search")
         self._pending: dict[int, _PendingTrial] = {}

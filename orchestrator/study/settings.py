@@ -15,13 +15,16 @@ def study_settings(plan: StudyPlan) -> dict[str, Any]:
     # More trials extend a study, so their number is no setting.
     values = plan.search.model_dump(exclude={"trials"})
 
-    return (
+    settings = (
         {f"search.{name}": value for name, value in values.items()}
         | {f"space.{name}": dimension.model_dump() for name, dimension in plan.space.items()}
         | {f"fixed.{name}": value for name, value in plan.fixed.items()}
-        # Left out where it is what version 0.1.0 did, so that the settings of its studies are unchanged.
-        | {name: value for name, value in {"val_size": plan.val_size}.items() if value != BEFORE_KEY_EXISTED[name]}
     )
+
+    # Left out where it is what version 0.1.0 did, so that the settings of its studies are unchanged.
+    if plan.val_size != BEFORE_KEY_EXISTED["val_size"]:
+        settings["val_size"] = plan.val_size
+    return settings
 
 
 def setting_conflicts(old: dict[str, Any], new: dict[str, Any], plan: StudyPlan) -> list[str]:

@@ -46,7 +46,7 @@ class Study:
         self.plan = plan
         self.search_table = search
         self.final_table = final
-        self.advisor = Advisor(plan, plan.search, search.trials)
+        self.advisor = Advisor(plan, search.trials)
         self._sources = sources
         # Id of the best trial, and the configs of its final trials. They are asked for often, and slow to make.
         self._final_configs: tuple[str, dict[str, tuple[int, TrainConfig]]] = ("", {})

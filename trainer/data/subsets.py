@@ -48,7 +48,7 @@ def split_rows(
 
     # `val_size` matters only for a part of the images, and only where val is used.
     if val_size == "same" and not is_full(size) and "val" in names:
-        parts = dict(zip(("train", "val"), _same_share(labels["train"], labels["val"], size, draw), strict=True))
+        parts = _same_share(labels, size, draw)
     elif isinstance(size, float):
         parts = {name: nested_subset(labels[name], size, draw) for name in names}
     else:
@@ -89,15 +89,14 @@ def part_name(split: str, size: TrainSize, val_size: ValSize, draw: int) -> str:
     return name
 
 
-def _same_share(
-    train_labels: NDArray[np.int64], val_labels: NDArray[np.int64], size: TrainSize, draw: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the rows of a part of train, and those of the same share of val."""
-    train_rows = nested_subset(train_labels, size, draw)
+def _same_share(labels: Labels, size: TrainSize, draw: int) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of a part of train and of the same share of val, each counted within its split."""
+    train_rows = nested_subset(labels["train"], size, draw)
 
     # As a number of images, because a share is rounded class by class and can miss the share of train.
-    num_val = round(len(train_rows) / len(train_labels) * len(val_labels))
-    return train_rows, nested_subset(val_labels, max(num_val, len(np.unique(val_labels))), draw)
+    num_val = round(len(train_rows) / len(labels["train"]) * len(labels["val"]))
+    num_classes = len(np.unique(labels["val"]))
+    return {"train": train_rows, "val": nested_subset(labels["val"], max(num_val, num_classes), draw)}
 
 
 def nested_subset(labels_N: NDArray[np.int64], size: TrainSize, draw: int = 0) -> NDArray[np.int64]:

@@ -205,7 +205,8 @@ def test_what_every_study_overrides_may_stay_in_the_spec(raw_spec: dict[str, Any
 
 
 def test_a_grid_and_a_float_range_go_together_if_no_study_has_both(raw_spec: dict[str, Any]) -> None:
-    parse_spec(raw_spec | {"per": [GRID]}, "a test")
+    spec = parse_spec(raw_spec | {"per": [GRID]}, "a test")
+    assert {study.search.sampler for study in plan_sweep(spec).studies} == {"grid", spec.search.sampler}
 
 
 def test_a_missing_value_may_come_from_an_entry(raw_spec: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def diverged(trial: Trial, epochs: int = 0) -> Trial:
     )
 
 
-def plan_of(space: dict[str, Dimension]) -> StudyPlan:
+def plan_of(space: dict[str, Dimension], search: Search) -> StudyPlan:
     return StudyPlan(
         task="vtab/dtd",
         backbone="b",
@@ -56,7 +56,7 @@ def plan_of(space: dict[str, Dimension]) -> StudyPlan:
         train_size=1.0,
         fixed={"epochs": EPOCHS},
         space=space,
-        search=Search(trials=1),
+        search=search,
     )
 
 
@@ -76,7 +76,7 @@ def new_trial(number: int, params: dict[str, Any], attrs: dict[str, Any]) -> Tri
 def search_through(search: Search, space: dict[str, Dimension] = SPACE) -> list[Trial]:
     """Run a search on simulated learning curves, one trial at a time."""
     trials: list[Trial] = []
-    advisor = Advisor(plan_of(space), search, trials)
+    advisor = Advisor(plan_of(space, search), trials)
 
     for number in range(search.trials):
         trials.append(new_trial(number, *advisor.suggest(number)))
@@ -159,7 +159,7 @@ def test_a_pruned_trial_is_better_than_a_diverged_one() -> None:
     learning_rates = []
     for seed in range(20):
         search = Search(trials=40, sampler="tpe", seed=seed, startup_trials=5, max_concurrent=1)
-        params, _ = Advisor(plan_of(SPACE), search, mixed_trials(states)).suggest(len(states))
+        params, _ = Advisor(plan_of(SPACE, search), mixed_trials(states)).suggest(len(states))
         learning_rates.append(params["lr"])
     assert sum(lr > LARGEST_LR for lr in learning_rates) <= 4, learning_rates
 
@@ -172,7 +172,7 @@ def test_a_sampler_learns_nothing_from_a_failure_of_another_kind(sampler: str) -
     def suggestion(lr: float, state: str, seed: int) -> dict[str, Any]:
         search = Search(trials=40, sampler=sampler, seed=seed, startup_trials=4, max_concurrent=1)  # type: ignore[arg-type]
         trials: list[Trial] = []
-        advisor = Advisor(plan_of(SPACE), search, trials)
+        advisor = Advisor(plan_of(SPACE, search), trials)
         for number, trial in enumerate(mixed_trials([*known, (lr, state)])):
             # CMA-ES keeps its state in the attributes of the trials, so it must have suggested them.
             params, attrs = advisor.suggest(number, {"lr": trial.params["lr"]})
@@ -198,7 +198,7 @@ def test_a_diverged_trial_prunes_no_other(sampler: str, pruner: Asha | Hyperband
     for num_epochs in (0, 3):
         trials = [diverged(new_trial(number, {"lr": 5.0, "wd": 0.001}, {}), num_epochs) for number in range(4)]
         search = Search(trials=9, sampler=sampler, seed=0, startup_trials=9, max_concurrent=1, pruner=pruner)  # type: ignore[arg-type]
-        advisor = Advisor(plan_of(SPACE), search, trials)
+        advisor = Advisor(plan_of(SPACE, search), trials)
         params, attrs = advisor.suggest(4)
         trials.append(dataclasses.replace(new_trial(4, params, attrs), epochs=({"val/accuracy": 0.1},) * 3))
         assert not advisor.should_prune(trials[4])[0]
@@ -213,7 +213,7 @@ def test_conditional_params_and_nothing_but_diverged_trials_are_no_obstacle(samp
     }
     search = Search(trials=8, sampler=sampler, seed=0, startup_trials=2, max_concurrent=1)  # type: ignore[arg-type]
     trials: list[Trial] = []
-    advisor = Advisor(plan_of(space), search, trials)
+    advisor = Advisor(plan_of(space, search), trials)
     for number in range(search.trials):
         trials.append(diverged(new_trial(number, *advisor.suggest(number))))
     for trial in trials:

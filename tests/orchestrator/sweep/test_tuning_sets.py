@@ -68,11 +68,12 @@ def test_a_share_with_fewer_images_than_classes_is_refused(task: str, share: flo
 def test_a_share_that_its_classes_fill_is_accepted() -> None:
     # The shares that the sentence above names, and one that is exactly an image of each class.
     for task, share in (("vtab/sun397", 0.497), ("vtab/cifar100", 0.125), ("fgvc/oxford_flowers", 0.1)):
-        parse_spec(small(tasks=[task], train_sizes=[share]), "a test")
+        assert parse_spec(small(tasks=[task], train_sizes=[share]), "a test").train_sizes == [share]
 
 
 def test_with_full_val_every_share_is_accepted_as_before() -> None:
-    parse_spec(small(tasks=["vtab/sun397"], train_sizes=[0.01, 0.2], val_size="full"), "a test")
+    spec = parse_spec(small(tasks=["vtab/sun397"], train_sizes=[0.01, 0.2], val_size="full"), "a test")
+    assert spec.train_sizes == [0.01, 0.2]
 
 
 def test_a_share_of_an_own_task_is_compared_with_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
