@@ -156,22 +156,28 @@ def test_whole_views_have_the_pixels_of_the_transform_bit_for_bit(
     assert {3: all(shrunk), 8: True, 32: not any(shrunk)}[size]
 
 
-def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
-    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, card = stored
+def crash_at_image_300(root: str, card: Card, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode whole views until the process is interrupted. After that, decoding works again."""
     count = 0
 
-    def crash_at_300(image: bytes, size: int) -> NDArray[np.uint8]:
+    def crash(image: bytes, size: int) -> NDArray[np.uint8]:
         nonlocal count
         count += 1
         if count == 300:
             raise KeyboardInterrupt
         return decode_whole(image, size)
 
-    monkeypatch.setattr(image_cache, "decode_whole", crash_at_300)
-    with pytest.raises(KeyboardInterrupt):
-        load_whole(root, card, ("train", "val"), 16, str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "decode_whole", crash)
+        with pytest.raises(KeyboardInterrupt):
+            load_whole(root, card, ("train", "val"), 16, str(cache))
+
+
+def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
+    stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, card = stored
+    crash_at_image_300(root, card, tmp_path, monkeypatch)
     assert not list(tmp_path.glob("*.u8"))
 
     # Bytes of a block that was not finished lie behind the last one that was.
@@ -179,9 +185,15 @@ def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
         with part.open("ab") as file:
             file.write(b"\x07" * 1000)
 
-    count = -10_000
+    decoded: list[bytes] = []
+
+    def counted(image: bytes, size: int) -> NDArray[np.uint8]:
+        decoded.append(image)
+        return decode_whole(image, size)
+
+    monkeypatch.setattr(image_cache, "decode_whole", counted)
     whole = load_whole(root, card, ("train", "val"), 16, str(tmp_path))
-    assert count == -10_000 + 760 - 299 // image_cache.BLOCK * image_cache.BLOCK
+    assert len(decoded) == 760 - 299 // image_cache.BLOCK * image_cache.BLOCK
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".sizes", ".u8"]
 
     examples = [example for split in ("train", "val") for example in read_examples(root, card.task, split)]
@@ -193,18 +205,7 @@ def test_what_a_power_cut_left_half_written_is_decoded_again(
     stored: tuple[str, Card], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     root, card = stored
-    count = 0
-
-    def crash_at_300(image: bytes, size: int) -> NDArray[np.uint8]:
-        nonlocal count
-        count += 1
-        if count == 300:
-            raise KeyboardInterrupt
-        return decode_whole(image, size)
-
-    monkeypatch.setattr(image_cache, "decode_whole", crash_at_300)
-    with pytest.raises(KeyboardInterrupt):
-        load_whole(root, card, ("train", "val"), 16, str(tmp_path))
+    crash_at_image_300(root, card, tmp_path, monkeypatch)
 
     (progress,) = tmp_path.glob("*.progress")
     (sizes,) = tmp_path.glob("*.sizes.part")
