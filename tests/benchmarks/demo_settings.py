@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from orchestrator.spec.loader import find_spec, load_spec
@@ -31,13 +32,13 @@ def main() -> None:
 
     plans = plan_sweep(load_spec(find_spec(options.spec))).studies
     table = Table("study", "lr", "epochs", "val %", "twice the epochs", "val %", title="is each method trained enough?")
+    runs = [(plan, lr) for plan in plans for lr in lrs_of(plan)]
     with tempfile.TemporaryDirectory() as temporary:
         root = options.data or temporary
-        for plan in plans:
-            for lr in lrs_of(plan):
-                once, twice = (val_accuracy(plan, lr, factor, root) for factor in (1, 2))
-                row = [plan.key, f"{lr:.3g}", plan.epochs, f"{once:.1f}", 2 * plan.epochs, f"{twice:.1f}"]
-                table.add_row(*map(str, row))
+        for plan, lr in track(runs, "training"):
+            once, twice = (val_accuracy(plan, lr, factor, root) for factor in (1, 2))
+            row = [plan.key, f"{lr:.3g}", plan.epochs, f"{once:.1f}", 2 * plan.epochs, f"{twice:.1f}"]
+            table.add_row(*map(str, row))
     Console(width=140).print(table)
 
 
