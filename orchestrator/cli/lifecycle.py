@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -132,7 +133,7 @@ def _mlflow_address(home: Home) -> str:
     # A relative path is shorter to type, and people mostly stay in the folder where they launched.
     folder = Path(home.root)
     shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"sptune ui --home {shortest}"
+    return f"sptune ui --home {shlex.quote(shortest)}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
