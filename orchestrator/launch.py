@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.drivers.context import trial_context
-from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import ServiceError, SpecError, UserError
@@ -28,6 +29,7 @@ from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_c
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
+from trainer.storage.local_cache import cache_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +129,7 @@ def launch(
     # The addresses come first: the spec's tasks and weights are looked for in the home that they name.
     cluster = _cluster_of(spec)
     place = home_at(home, cluster)
-    weights = weights or cluster.weights
+    weights = weights_at(weights, cluster)
     parsed = _load(spec, place, weights)
 
     # Here and below, slow libraries are imported after the spec is known to be right: its mistakes are printed in a
@@ -166,17 +168,20 @@ def resume(
     The other arguments and the errors are those of `launch`.
     """
     place, database, spec = find_sweep(home, name, strict=True)
-    weights = weights or spec.cluster.weights
+    database.close()
+    weights = weights_at(weights, spec.cluster)
     # The spec was checked when it was recorded, but data and weights may have moved since.
     problems = [*place.problems(), *find_missing(spec, place, weights)]
     if problems:
         raise SpecError(f"the recorded spec of {spec.name}", problems)
 
+    from orchestrator.environment.connections import open_database
+
     place.create()
     return _run(
         spec,
         place,
-        database,
+        open_database(place),
         driver=driver,
         address=address or spec.cluster.address,
         weights=weights,
@@ -279,6 +284,9 @@ def _run(
 
     # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
     with contextlib.ExitStack() as stack:
+        # SQLite then puts its log into the file, which can be read and copied alone.
+        stack.callback(database.close)
+
         # The lease writes, and the format of a newer version is not ours to write.
         database.check_version(spec.name)
         lease = database.lease(spec.name)
@@ -381,6 +389,10 @@ def _drive(
 
     from orchestrator.drivers.ray import cluster
     from orchestrator.drivers.ray.driver import RayDriver
+
+    # Workers of this machine inherit it, and they run in other folders.
+    if "SPTUNE_CACHE" in os.environ:
+        os.environ["SPTUNE_CACHE"] = str(cache_folder())
 
     # The nodes are checked over the same connection that the driver uses.
     with cluster.connected(address):

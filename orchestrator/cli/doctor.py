@@ -11,8 +11,9 @@ from rich.table import Table
 
 from orchestrator.cli.options import AddressOption, HomeOption, WeightsOption, console
 from orchestrator.doctor.checks import Finding, check_nodes, check_services
-from orchestrator.environment.home import home_at
+from orchestrator.environment.home import home_at, weights_at
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec
+from orchestrator.spec.resources import Cluster
 
 STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 
@@ -36,9 +37,9 @@ def doctor(
     cluster = load_cluster(path) if path else None
     place = home_at(home, cluster)
     sweep = load_spec(path) if path else None
+    weights = weights_at(weights, cluster or Cluster())
     if cluster is not None:
         address = address or cluster.address
-        weights = weights or cluster.weights
 
     with console.status("checking the servers"):
         findings = check_services(place)

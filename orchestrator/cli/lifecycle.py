@@ -137,7 +137,7 @@ def _mlflow_address(home: Home) -> str:
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Stop a sweep that runs in another terminal or on another machine. Running trials save at their next epoch."""
-    _, database, spec = find_sweep(home, sweep)
+    _, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
     lease = database.lease(name)
     if not lease.request_stop():
@@ -166,7 +166,7 @@ def rm(
     """
     from orchestrator.study.study import load_studies
 
-    place, database, spec = find_sweep(home, sweep)
+    place, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
     if study and (trial or where):
         raise UserError("--study deletes whole studies; use it without --trial and --where.")

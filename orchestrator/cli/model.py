@@ -9,15 +9,17 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.options import HomeOption, WeightsOption, console
-from orchestrator.environment.home import home_at
+from orchestrator.environment.home import home_at, weights_at
 from orchestrator.errors import UserError
+from orchestrator.spec.resources import Cluster
 from trainer.catalog import BACKBONES
 from trainer.model.weights import WeightsError, find_weights
 
 
 def backbones(weights: WeightsOption = None) -> None:
     """List the backbones and where the weights of each would come from."""
-    if weights and "://" not in weights and not Path(weights).expanduser().exists():
+    weights = weights_at(weights, Cluster())
+    if weights and "://" not in weights and not Path(weights).exists():
         raise UserError(f"weights {weights}: there is no such file or folder.")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("backbone", no_wrap=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.catalog import BUNDLED, BackboneRow
+from trainer.storage.addresses import absolute_address
 from trainer.storage.local_cache import cache_folder
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".npz")
@@ -54,6 +55,10 @@ def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
     """
     # What the user names comes first, also for the bundled backbone.
     if location is not None:
+        try:
+            location = absolute_address(location)
+        except ValueError as error:
+            raise WeightsError(f"weights {error}") from None
         source = _find_at_uri(location.rstrip("/"), row) if "://" in location else _find_at_path(location, row)
         if source is not None:
             return source
@@ -119,7 +124,7 @@ def _names_to_use(row: BackboneRow) -> str:
 
 
 def _find_at_path(location: str, row: BackboneRow) -> WeightsSource | None:
-    path = Path(location).expanduser()
+    path = Path(location)
     if path.is_file():
         return WeightsSource("file", path)
     if not path.is_dir():
