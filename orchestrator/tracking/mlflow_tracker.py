@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from orchestrator.redaction import redact
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.sweep.tracker import SyncLog
@@ -99,7 +100,7 @@ class MlflowTracker:
             except Exception as error:
                 # Servers, proxies and disks raise errors of many classes. All of them are worth a retry.
                 message = str(error).splitlines()[0] if str(error) else ""
-                self.problem = f"{type(error).__name__}: {message}"
+                self.problem = redact(f"{type(error).__name__}: {message}")
                 if not self._wait_for_retry(key, work, delay_s):
                     return
                 delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)

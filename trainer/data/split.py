@@ -19,7 +19,7 @@ from trainer.data.subsets import TrainSize, ValSize, num_labels, part_name, spli
 from trainer.data.task_store import read_column
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View, cut
-from trainer.storage.s3 import redact_query
+from trainer.redaction import redact
 
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
@@ -204,9 +204,7 @@ def prepare_test_split(
         # Errors of the Parquet reader and of Pillow name no file.
         kind = ValueError if isinstance(error, ValueError) else OSError
         reason = str(error).rstrip(".")
-        raise kind(
-            f"{redact_query(root)}/{task}/test.parquet cannot be read: {reason}. Import the task again."
-        ) from error
+        raise kind(f"{redact(root)}/{task}/test.parquet cannot be read: {reason}. Import the task again.") from error
 
 
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from trainer.catalog import TASKS
+from trainer.redaction import redact
 from trainer.storage.files import delete_file, has_folders, open_filesystem, read_bytes, translate_errors, write_bytes
-from trainer.storage.s3 import redact_query
 
 SPLITS = ("train", "val", "test")
 """The splits that are stored; `trainval` is put together when it is loaded."""
@@ -191,9 +191,7 @@ def _parse_card(data: bytes, root: str, task: str) -> Card:
         if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
             raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
     except (ValueError, TypeError) as error:
-        raise TaskMissing(
-            f"{redact_query(root)}/{task}/card.json is damaged ({error}); import the task again."
-        ) from error
+        raise TaskMissing(f"{redact(root)}/{task}/card.json is damaged ({error}); import the task again.") from error
     return card
 
 
@@ -246,7 +244,7 @@ def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
             file = filesystem.open_input_file(path)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{redact_query(root)}/{task} has a card and no {split}.parquet; import the task again."
+                f"{redact(root)}/{task} has a card and no {split}.parquet; import the task again."
             ) from None
         with file:
             yield file

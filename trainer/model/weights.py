@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.catalog import BUNDLED, BackboneRow
+from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
 from trainer.storage.local_cache import cache_folder
 
@@ -39,7 +40,7 @@ class WeightsSource:
 
     def __str__(self) -> str:
         labels = {"bundled": "in this package", "hub": "timm's hub", "cache": "Hugging Face cache"}
-        return labels.get(self.kind, _redact(self.uri or str(self.path)))
+        return labels.get(self.kind, redact(self.uri or str(self.path)))
 
 
 def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
@@ -67,7 +68,7 @@ def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
         assets = importlib.resources.files("trainer") / "assets"
         return WeightsSource("bundled", Path(str(assets / f"{BUNDLED}.safetensors")))
 
-    nor_in_location = f", nor in {_redact(location)}" if location else ""
+    nor_in_location = f", nor in {redact(location)}" if location else ""
     way_out = f"Name a file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
     if not row.on_hub:
         raise WeightsError(f"{row.name} has no weights on timm's hub{nor_in_location}. {way_out}")
@@ -141,7 +142,7 @@ def _find_at_uri(uri: str, row: BackboneRow) -> WeightsSource | None:
 
     stamps = file_stamps(uri)
     if stamps is None:
-        raise WeightsError(f"weights {_redact(uri)}: there is no such file or folder.")
+        raise WeightsError(f"weights {redact(uri)}: there is no such file or folder.")
     if "" in stamps:
         return WeightsSource("uri", None, uri, stamps[""])
 
@@ -159,7 +160,7 @@ def _fetch_uri(source: WeightsSource) -> Path:
     """Return this machine's copy of the file at a URI. One process makes it while the others wait."""
     from trainer.storage.files import open_filesystem, read_chunks
 
-    key = hashlib.sha256(f"{_redact(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{redact(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
     folder = cache_folder() / "weights" / key
     # The copy keeps the file's name, because its suffix tells the format.
     copy = folder / open_filesystem(source.uri)[1].rpartition("/")[2]
@@ -181,12 +182,6 @@ def _fetch_uri(source: WeightsSource) -> Path:
             file.flush()
             os.fsync(file.fileno())
             if file.tell() != source.stamp[0]:
-                raise OSError(f"{_redact(source.uri)} was replaced while it was read; try again.")
+                raise OSError(f"{redact(source.uri)} was replaced while it was read; try again.")
         part.replace(copy)
     return copy
-
-
-def _redact(location: str) -> str:
-    from trainer.storage.s3 import redact_query
-
-    return redact_query(location)

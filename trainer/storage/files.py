@@ -14,7 +14,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from trainer.storage.s3 import StorageError, address_of, check_bucket, explain, open_bucket, redact_query
+from trainer.redaction import redact
+from trainer.storage.s3 import StorageError, address_of, check_bucket, explain, open_bucket
 
 __all__ = [
     "StorageError",
@@ -72,7 +73,7 @@ def translate_errors(location: str | Path, action: str) -> Iterator[None]:
             raise
 
         # Blocks may be nested: the innermost one names what was tried.
-        storage_error.tried = storage_error.tried or f"{redact_query(str(location))} cannot be {action}"
+        storage_error.tried = storage_error.tried or f"{redact(str(location))} cannot be {action}"
 
         # An error that an inner block has translated cannot be its own cause.
         if storage_error is error:
