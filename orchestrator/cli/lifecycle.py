@@ -140,13 +140,22 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     _, database, spec = find_sweep(home, sweep)
     name = spec.name
     lease = database.lease(name)
-    if not lease.request_stop():
+    asked = lease.request_stop()
+    if not asked:
         raise UserError(f"no driver is running {name}: there is nothing to stop.")
 
-    # The holder disappears when the driver has saved and released its lease.
-    with console.status(f"waiting for the running trials of {name} to save"):
-        while lease.holders():
+    # The driver disappears when it has saved and released its lease.
+    with console.status(f"waiting for {asked[0].describe()} to save the running trials of {name}"):
+        left = asked
+        while any(driver.is_alive for driver in left):
             time.sleep(0.5)
+            left = lease.drivers()
+
+    if left:
+        raise UserError(
+            f"the driver of {name} died before it had saved. Finished epochs are kept. "
+            f"Run `sptune resume {sweep}` to continue."
+        )
     console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
 
 

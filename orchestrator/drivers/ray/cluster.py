@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 import socket
@@ -50,6 +51,15 @@ def connected(address: str | None) -> Iterator[None]:
         _check_address(address)
 
     try:
+        _start(address)
+        yield
+    finally:
+        # After a failed or interrupted start as well: processes of Ray may run already.
+        shut_down()
+
+
+def _start(address: str | None) -> None:
+    try:
         # "local" is explicit: by default Ray joins any cluster that someone has started on this machine.
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
@@ -59,10 +69,24 @@ def connected(address: str | None) -> Iterator[None]:
             "this machine is one of its nodes, and that RAY_AUTH_TOKEN is its token; or leave --address out."
         ) from None
 
+
+def shut_down() -> None:
+    """Disconnect this process from Ray, and end a local Ray.
+
+    Tune leaves reference cycles that hold Ray's object references. If Python's collector frees them in another thread
+    while Ray shuts down, Ray ends the process with status 1 and without a word. So they are freed before, and nothing
+    that exists now is collected meanwhile, not even if another thread asks for it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
     try:
-        yield
-    finally:
         ray.shutdown()
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _check_address(address: str) -> None:

@@ -7,7 +7,6 @@ that has the lease writes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from optuna.study import StudyDirection
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import BEFORE_KEY_EXISTED
 from orchestrator.study.storage.bulk_read import load_trials
-from orchestrator.study.storage.lease import GRACE_PERIOD_S, HEARTBEAT_S, Lease
+from orchestrator.study.storage.lease import Lease
 from orchestrator.study.storage.optuna_ids import study_id
 from orchestrator.study.storage.stored_names import (
     HISTORY,
@@ -55,10 +54,7 @@ class StudyDatabase:
         # A server may have closed an idle connection: test each one before it is used.
         options["pool_pre_ping"] = not is_sqlite
 
-        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-            self._storage = RDBStorage(
-                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_S, grace_period=GRACE_PERIOD_S
-            )
+        self._storage = RDBStorage(url, engine_kwargs=options)
 
         if is_sqlite:
             sqlalchemy.event.listen(self._storage.engine, "connect", _use_write_ahead_log)
