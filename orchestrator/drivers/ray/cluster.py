@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _start(address: str | None) -> None:
+    # Ray's processes inherit the mask. A terminal that is lost signals them too, and they must live until trials saved.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         # "local" is explicit: by default Ray joins any cluster that someone has started on this machine.
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -68,6 +71,8 @@ def _start(address: str | None) -> None:
             f"no Ray cluster at {address}: {reason}. Check that the cluster is running with this version of Ray, that "
             "this machine is one of its nodes, and that RAY_AUTH_TOKEN is its token; or leave --address out."
         ) from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def shut_down() -> None:

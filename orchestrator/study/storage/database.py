@@ -17,6 +17,7 @@ from optuna.study import StudyDirection
 
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import BEFORE_KEY_EXISTED
+from orchestrator.study.storage.backoff import PatientConnection
 from orchestrator.study.storage.bulk_read import load_trials
 from orchestrator.study.storage.lease import Lease
 from orchestrator.study.storage.optuna_ids import study_id
@@ -49,7 +50,8 @@ class StudyDatabase:
         is_sqlite = url.startswith("sqlite")
 
         # The tracker's thread writes too: wait for the other connection instead of failing.
-        options: dict[str, Any] = {"connect_args": {"timeout": 60} if is_sqlite else {"connect_timeout": 10}}
+        patience: dict[str, Any] = {"timeout": 0.1, "factory": PatientConnection}
+        options: dict[str, Any] = {"connect_args": patience if is_sqlite else {"connect_timeout": 10}}
 
         # A server may have closed an idle connection: test each one before it is used.
         options["pool_pre_ping"] = not is_sqlite

@@ -30,7 +30,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from orchestrator.errors import LeaseError
-from orchestrator.study.storage.backoff import retry_while_locked
+from orchestrator.study.storage.backoff import WaitInterrupted, retry_while_locked
 from orchestrator.study.storage.driver_process import HOST, PID, ProcessState, describe_this_process, state_of
 from orchestrator.study.storage.optuna_ids import trial_id
 from orchestrator.study.storage.stored_names import DRIVER_ATTRS
@@ -192,6 +192,11 @@ class Lease:
             self._thread.join()
 
         seconds = time.monotonic() - self._since
+        # A database that does not answer has no say: a driver that has ended counts as dead soon.
+        with contextlib.suppress(WaitInterrupted):
+            retry_while_locked(self._release, seconds)
+
+    def _release(self, seconds: float) -> None:
         for trial in self._running_drivers():
             if trial_id(trial) == self._trial_id:
                 self._storage.set_trial_user_attr(self._trial_id, SECONDS, seconds)
