@@ -60,6 +60,9 @@ class Progress:
 
 OnProgress = Callable[[Progress], None]
 
+STOPPED_PATIENCE_S = 2.0
+"""Seconds to wait for an MLflow that is away, if a signal stopped the sweep."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
@@ -271,6 +274,7 @@ def _run(
     rerun: Rerun | None = None,
 ) -> SweepOutcome:
     """Hold the lease, and drive the sweep to its end."""
+    from orchestrator.drivers import signals
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
     from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
@@ -284,6 +288,9 @@ def _run(
 
     # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
     with contextlib.ExitStack() as stack:
+        # Outermost: a signal ends whatever is waited for, and what the stack holds is still saved.
+        stack.enter_context(signals.interrupt_on_signal())
+
         # SQLite then puts its log into the file, which can be read and copied alone.
         stack.callback(database.close)
 
@@ -300,10 +307,10 @@ def _run(
         tracker = MlflowTracker(runs)
         # The tracker is closed when the stack unwinds, so its answer is collected in a list.
         unlogged: list[int] = []
-        stack.callback(lambda: unlogged.append(_close_tracker(tracker, on_progress, notes)))
+        stack.callback(lambda: unlogged.append(_close_tracker(tracker, signals.is_stopping(), on_progress, notes)))
 
         sweep = Sweep.resume(spec, database, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
-        stack.callback(sweep.close)
+        stack.callback(lambda: _close_sweep(sweep, on_progress, notes))
 
         was_finished = sweep.is_done
         is_interrupted = False
@@ -319,7 +326,13 @@ def _run(
                 # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
 
-    CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
+    try:
+        CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
+    except OSError as error:
+        # A disk that is full must not cost the results.
+        note = f"what `sptune plan` expects was not updated: {error}"
+        on_progress(Progress("logging to MLflow", note=note))
+        notes.append(note)
     return SweepOutcome(
         name=spec.name,
         home=home,
@@ -405,12 +418,32 @@ def _drive(
         RayDriver(context).run(sweep, on_change)
 
 
-def _close_tracker(tracker: MlflowTracker, on_progress: OnProgress, notes: list[str]) -> int:
-    """Log the rest to MLflow, and return how much could not be logged."""
+def _close_sweep(sweep: Sweep, on_progress: OnProgress, notes: list[str]) -> None:
+    """Save the states of the trials, unless a signal ended the wait for the study database."""
+    from orchestrator.study.storage.backoff import WaitInterrupted
+
+    try:
+        sweep.close()
+    except WaitInterrupted as error:
+        note = f"{error}. The last epochs are not recorded; a resumed sweep takes them from the trials' checkpoints."
+        on_progress(Progress("running trials", sweep, note))
+        notes.append(note)
+
+
+def _close_tracker(tracker: MlflowTracker, is_stopped: bool, on_progress: OnProgress, notes: list[str]) -> int:
+    """Log the rest to MLflow, and return how much could not be logged. Ctrl-C ends the wait.
+
+    Args:
+        is_stopped: whether a signal stopped the sweep: then the user does not want to wait for a server that is away.
+    """
     on_progress(Progress("logging to MLflow"))
-    num_unlogged = tracker.close()
+    try:
+        num_unlogged = tracker.close(STOPPED_PATIENCE_S if is_stopped else None)
+    except KeyboardInterrupt:
+        num_unlogged = tracker.num_pending
     if num_unlogged:
-        note = f"MLflow lacks {num_unlogged} trials and studies ({tracker.problem}). The next launch logs them."
+        problem = tracker.problem or "interrupted"
+        note = f"MLflow lacks {num_unlogged} trials and studies ({problem}). The next launch logs them."
         on_progress(Progress("logging to MLflow", note=note))
         notes.append(note)
     return num_unlogged

@@ -22,6 +22,7 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
+    surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import parse_trial_filter
 from orchestrator.environment.home import Home
@@ -103,13 +104,19 @@ def _rerun(failed: bool, trial: list[str] | None, where: str | None) -> api.Reru
 
 def _finish(outcome: api.SweepOutcome) -> None:
     """Print the results of a launch, and exit with its status."""
+    with surviving_lost_output():
+        _print_outcome(outcome)
+    raise typer.Exit(_exit_status(outcome))
+
+
+def _print_outcome(outcome: api.SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
         way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
         console.print(f"stopped. {way_out}", highlight=False)
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
-        raise typer.Exit(INTERRUPTED)
+        return
 
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
@@ -119,10 +126,15 @@ def _finish(outcome: api.SweepOutcome) -> None:
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
         console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+
+
+def _exit_status(outcome: api.SweepOutcome) -> int:
+    if outcome.is_interrupted:
+        return INTERRUPTED
+    if outcome.halt is not None:
         # Scripts tell a stop by a person from one by a budget.
-        raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
-    if outcome.studies_without_result:
-        raise typer.Exit(NO_RESULT)
+        return INTERRUPTED if outcome.halt.interrupt_running else HALTED
+    return NO_RESULT if outcome.studies_without_result else 0
 
 
 def _mlflow_address(home: Home) -> str:
@@ -140,13 +152,22 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     _, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
     lease = database.lease(name)
-    if not lease.request_stop():
+    asked = lease.request_stop()
+    if not asked:
         raise UserError(f"no driver is running {name}: there is nothing to stop.")
 
-    # The holder disappears when the driver has saved and released its lease.
-    with console.status(f"waiting for the running trials of {name} to save"):
-        while lease.holders():
+    # The driver disappears when it has saved and released its lease.
+    with console.status(f"waiting for {asked[0].describe()} to save the running trials of {name}"):
+        left = asked
+        while any(driver.is_alive for driver in left):
             time.sleep(0.5)
+            left = lease.drivers()
+
+    if left:
+        raise UserError(
+            f"the driver of {name} died before it had saved. Finished epochs are kept. "
+            f"Run `sptune resume {sweep}` to continue."
+        )
     console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
 
 

@@ -42,7 +42,10 @@ TRANSIENT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, er
 
 
 def run_trial(
-    config: TrainConfig, context: TrialContext, stop: Callable[[], bool] = lambda: False
+    config: TrainConfig,
+    context: TrialContext,
+    stop: Callable[[], bool] = lambda: False,
+    stop_waiting: Callable[[], bool] = lambda: False,
 ) -> Iterator[Epoch | Failure]:
     """Train one config, from its checkpoint if it has one.
 
@@ -51,6 +54,7 @@ def run_trial(
     Args:
         stop: called between training steps. If it returns True, the trial saves a checkpoint and the attempt ends with
             a `Failure` of cause LOST.
+        stop_waiting: called while the trial waits for storage. If it returns True, the attempt ends in the same way.
 
     Yields:
         Each epoch, those of earlier attempts first. The last item is a `Failure` if the trial did not reach its end.
@@ -67,7 +71,7 @@ def run_trial(
         config = dataclasses.replace(config)
         folder = f"{context.trials_folder}/{config.fingerprint()}"
 
-        for epoch, end_provenance in _train_with_retries(config, context, folder, stop):
+        for epoch, end_provenance in _train_with_retries(config, context, folder, stop, stop_waiting):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
 
@@ -111,7 +115,11 @@ def failure_cause(error: Exception) -> FailureCause:
 
 
 def _train_with_retries(
-    config: TrainConfig, context: TrialContext, folder: str, stop: Callable[[], bool]
+    config: TrainConfig,
+    context: TrialContext,
+    folder: str,
+    stop: Callable[[], bool],
+    stop_waiting: Callable[[], bool],
 ) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
     """Train. If storage is full or away, wait and resume from the last checkpoint.
 
@@ -144,11 +152,11 @@ def _train_with_retries(
         except OSError as error:
             if error.errno not in TRANSIENT_ERRNOS or delay_s is None:
                 raise
-            logging.getLogger("trainer").warning("%s; trying again in %g s", error, delay_s)
+            logging.getLogger("trainer").warning("%s; trying again in %g s; Ctrl-C ends the wait", error, delay_s)
         else:
             return
 
-        _wait(delay_s, stop)
+        _wait(delay_s, lambda: stop() or stop_waiting())
 
 
 def _wait(delay_s: float, stop: Callable[[], bool]) -> None:

@@ -66,9 +66,20 @@ class MlflowTracker:
         if study.search_table.synced_digest != digest:
             self._enqueue(study.plan.key, lambda: self._log_study(study, digest))
 
-    def close(self) -> int:
-        """Log what is left, for `patience_s` if MLflow does not answer, and return how much could not be logged."""
+    @property
+    def num_pending(self) -> int:
+        """How much is not logged yet."""
+        return len(self._pending)
+
+    def close(self, patience_s: float | None = None) -> int:
+        """Log what is left, and return how much could not be logged.
+
+        Args:
+            patience_s: how long to retry if MLflow does not answer, if not the tracker's own.
+        """
         with self._changed:
+            if patience_s is not None:
+                self._patience_s = patience_s
             self._closing_since = time.monotonic()
             self._changed.notify()
         if self._thread is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +52,17 @@ def connected(address: str | None) -> Iterator[None]:
         _check_address(address)
 
     try:
+        _start(address)
+        yield
+    finally:
+        # After a failed or interrupted start as well: processes of Ray may run already.
+        shut_down()
+
+
+def _start(address: str | None) -> None:
+    # Ray's processes inherit the mask. A terminal that is lost signals them too, and they must live until trials saved.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
         # "local" is explicit: by default Ray joins any cluster that someone has started on this machine.
         ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError, RayError) as error:
@@ -58,11 +71,27 @@ def connected(address: str | None) -> Iterator[None]:
             f"no Ray cluster at {address}: {reason}. Check that the cluster is running with this version of Ray, that "
             "this machine is one of its nodes, and that RAY_AUTH_TOKEN is its token; or leave --address out."
         ) from None
-
-    try:
-        yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def shut_down() -> None:
+    """Disconnect this process from Ray, and end a local Ray.
+
+    Tune leaves reference cycles that hold Ray's object references. If Python's collector frees them in another thread
+    while Ray shuts down, Ray ends the process with status 1 and without a word. So they are freed before, and nothing
+    that exists now is collected meanwhile, not even if another thread asks for it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    try:
         ray.shutdown()
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
 
 
 def _check_address(address: str) -> None:
