@@ -26,6 +26,7 @@ from torch import Tensor
 from trainer.catalog import is_augmented
 from trainer.data.task_store import Card, Example, count_examples, read_examples
 from trainer.data.transforms import TransformName, decode, decode_whole
+from trainer.machine import usable_cores
 from trainer.storage.local_cache import cache_folder
 
 VERSION = 1
@@ -205,7 +206,7 @@ def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
     with (
         images_part.open("r+b" if num_done else "wb") as images_file,
         sizes_part.open("r+b" if num_done else "wb") as sizes_file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         # Bytes of a block that was not finished may lie behind the last block that was.
         images_file.truncate(3 * int(done_N2.prod(axis=1, dtype=np.int64).sum()))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.resources
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from trainer.storage.local_cache import cache_folder
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".npz")
 HUB_FILE = "model.safetensors"
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Folder of the weights that come with this package. Its place is fixed: another package may have its name."""
 
 
 class WeightsError(ValueError):
@@ -59,8 +60,7 @@ def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
             return source
 
     if row.name == BUNDLED:
-        assets = importlib.resources.files("trainer") / "assets"
-        return WeightsSource("bundled", Path(str(assets / f"{BUNDLED}.safetensors")))
+        return WeightsSource("bundled", ASSETS / f"{BUNDLED}.safetensors")
 
     nor_in_location = f", nor in {_redact(location)}" if location else ""
     way_out = f"Name a file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
