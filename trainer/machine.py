@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,21 @@ def memory_limit(root: Path = Path("/")) -> Limit:
         if number.isdecimal():
             limits.append(Limit(int(number), "memory limit of the control group"))
     return min(limits, key=lambda limit: limit.amount)
+
+
+def process_limit(root: Path = Path("/")) -> Limit | None:
+    """Return how many processes and threads this user or this container may have; None if nothing limits them."""
+    limits = []
+    soft = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    # The superuser is exempt from this one.
+    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:
+        limits.append(Limit(soft, "ulimit -u"))
+
+    for folder, _ in _control_groups("pids", root):
+        number = _read(folder / "pids.max")
+        if number.isdecimal():
+            limits.append(Limit(int(number), "pids.max of the control group"))
+    return min(limits, key=lambda limit: limit.amount, default=None)
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:

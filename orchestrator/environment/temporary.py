@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -25,7 +26,7 @@ def default_ray_folder() -> Path:
     """Return the folder that Ray itself would choose for its sockets and logs."""
     # Without a variable, the function above returns the folder.
     name = variable_of_folder()
-    return Path(os.path.abspath(os.environ.get(name, name))) / "ray"
+    return Path(os.environ.get(name, name)).absolute() / "ray"
 
 
 def problem_of_folder(folder: Path) -> str | None:
@@ -49,9 +50,7 @@ def short_folder() -> Path | None:
 
 
 def _candidates() -> Iterator[Path]:
-    try:
+    # Python raises if it finds no folder that it can write to. It does not look at all of those below.
+    with contextlib.suppress(OSError):
         yield Path(tempfile.gettempdir())
-    except OSError:
-        # Python has found no folder that it can write to. It does not look at all of those below.
-        pass
     yield from map(Path, OTHER_FOLDERS)

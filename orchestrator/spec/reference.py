@@ -179,7 +179,7 @@ def _shipped_examples() -> dict[str, Any]:
 
     # Shipped specs are valid and realistic, and name fields that this package must not know.
     for page in sorted(SHIPPED_SPECS.glob("*.yaml")):
-        spec = yaml.safe_load(page.read_text())
+        spec = yaml.safe_load(page.read_text(encoding="utf-8"))
         # Most specs give what one method needs in `per`.
         for part in (spec, *spec.get("per", ())):
             for name, value in {**part.get("space", {}), **part.get("fixed", {})}.items():

@@ -15,8 +15,8 @@ CUDA_CONTEXT_GB = 0.5
 def memory_gb(device: str) -> tuple[float, float]:
     """Return the peak memory of this process and the total memory, in 1e9 bytes.
 
-    Both are the GPU's on a CUDA device. On a CPU the total is what the process may use of the machine. The peak counts from the last call of
-    `reset_peak_memory` on a GPU, and from the start of the process on a CPU.
+    Both are the GPU's on a CUDA device. On a CPU the total is what the process may use of the machine. The peak counts
+    from the last call of `reset_peak_memory` on a GPU, and from the start of the process on a CPU.
     """
     if torch.device(device).type == "cuda":
         peak_gb = torch.cuda.max_memory_reserved() / 1e9 + CUDA_CONTEXT_GB

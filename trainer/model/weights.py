@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.catalog import BUNDLED, BackboneRow
-from trainer.storage.local_cache import cache_folder
+from trainer.storage.local_cache import cache_folder, make_cache_folder
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".npz")
 HUB_FILE = "model.safetensors"
@@ -161,7 +161,7 @@ def _fetch_uri(source: WeightsSource) -> Path:
     if copy.exists():
         return copy
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(folder)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have made the copy while this one waited.
