@@ -24,12 +24,12 @@ from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
-from orchestrator.errors import ServiceError, SpecError, UserError
+from orchestrator.errors import HomeError, ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
-from trainer.storage.local_cache import cache_folder
+from trainer.storage.local_cache import cache_folder, cache_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -356,6 +356,11 @@ def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> 
         UserError: if the sweep could not run.
     """
     on_progress(Progress("checking the servers"))
+    # On a cluster the cache is on each node, and the check of the nodes tries it.
+    problem = cache_problem() if address is None else None
+    if problem is not None:
+        raise HomeError(problem)
+
     if address is not None:
         from orchestrator.doctor.checks import check_services, raise_on_errors
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from orchestrator.spec.labels import SETTING, format_duration, study_label, vary
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
+from trainer.machine import usable_cores
 
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
@@ -85,8 +85,8 @@ def plan(
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
         return
     num_slots = workers or _num_slots(sweep)
-    _print_estimate(sweep, plans, progress, num_slots)
     _print_memory(sweep, plans, place, num_slots)
+    _print_estimate(sweep, plans, progress, num_slots)
 
 
 def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
@@ -275,7 +275,7 @@ def _resources_per_trial(sweep: SweepSpec) -> str:
 
 
 def _num_slots(sweep: SweepSpec) -> int:
-    """Return how many trials fit the cores of this machine at once."""
+    """Return how many trials fit the cores that may be used on this machine."""
     # The largest trial decides, so that the estimate holds for every study.
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)
-    return max(1, (os.cpu_count() or 1) // cpus)
+    return max(1, usable_cores() // cpus)

@@ -26,7 +26,8 @@ from torch import Tensor
 from trainer.catalog import is_augmented
 from trainer.data.task_store import Card, Example, count_examples, read_examples
 from trainer.data.transforms import TransformName, decode, decode_whole
-from trainer.storage.local_cache import cache_folder
+from trainer.machine import usable_cores
+from trainer.storage.local_cache import cache_folder, make_cache_folder
 
 VERSION = 1
 """Part of the name of a file of fixed views. Increase it when the same bytes and transform give other pixels."""
@@ -181,11 +182,11 @@ def _read_sizes(stem: Path, num_images: int) -> NDArray[np.int64]:
 
 def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
     """Fill the files of some images unless they are there: pixels in `.u8`, height and width of each in `.sizes`."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     images_file = stem.with_name(f"{stem.name}.u8")
     if images_file.exists():
         return
 
+    make_cache_folder(stem.parent)
     with stem.with_name(f"{stem.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have decoded them while this one waited for the lock.
@@ -205,7 +206,7 @@ def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
     with (
         images_part.open("r+b" if num_done else "wb") as images_file,
         sizes_part.open("r+b" if num_done else "wb") as sizes_file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         # Bytes of a block that was not finished may lie behind the last block that was.
         images_file.truncate(3 * int(done_N2.prod(axis=1, dtype=np.int64).sum()))
@@ -224,7 +225,7 @@ def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             num_done += len(block)
-            progress.write_text(json.dumps(num_done))
+            progress.write_text(json.dumps(num_done), encoding="utf-8")
 
     # The images come last: readers take the files as complete once that file exists.
     sizes_part.replace(stem.with_name(f"{stem.name}.sizes"))
@@ -235,7 +236,7 @@ def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
 def _sizes_done(progress: Path, sizes_part: Path, images_part: Path) -> NDArray[np.int32]:
     """Return height and width ``[N, 2]`` of the images that an earlier process decoded; none if they are no use."""
     try:
-        num_done = int(json.loads(progress.read_text()))
+        num_done = int(json.loads(progress.read_text(encoding="utf-8")))
         num_bytes = images_part.stat().st_size
         sizes = np.fromfile(sizes_part, np.int32, 2 * num_done)
     except (FileNotFoundError, ValueError):

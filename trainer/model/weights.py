@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.resources
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Literal
 from trainer.catalog import BUNDLED, BackboneRow
 from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
-from trainer.storage.local_cache import cache_folder
+from trainer.storage.local_cache import cache_folder, make_cache_folder
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".npz")
 HUB_FILE = "model.safetensors"
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Folder of the weights that come with this package. Its place is fixed: another package may have its name."""
 
 
 class WeightsError(ValueError):
@@ -65,8 +66,7 @@ def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
             return source
 
     if row.name == BUNDLED:
-        assets = importlib.resources.files("trainer") / "assets"
-        return WeightsSource("bundled", Path(str(assets / f"{BUNDLED}.safetensors")))
+        return WeightsSource("bundled", ASSETS / f"{BUNDLED}.safetensors")
 
     nor_in_location = f", nor in {redact(location)}" if location else ""
     way_out = f"Name a file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
@@ -167,7 +167,7 @@ def _fetch_uri(source: WeightsSource) -> Path:
     if copy.exists():
         return copy
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(folder)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have made the copy while this one waited.
