@@ -47,8 +47,31 @@ def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[H
     return home_at(home, spec.cluster), database, spec
 
 
+def sweep_names(home: Home) -> list[str]:
+    """Return the names of all sweeps of a home.
+
+    Raises:
+        UserError: if there is none.
+    """
+    return [*_recorded_specs(home)[1]]
+
+
 def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str, object]]:
-    where = home.root if home.database_file else f"the study database {redact(home.database_url)}"
+    database, specs = _recorded_specs(home)
+    if name not in specs:
+        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {_describe(home)}')}")
+    # Before the spec is parsed, whose keys a newer version may use differently.
+    database.check_version(name)
+    return database, specs[name]
+
+
+def _describe(home: Home) -> str:
+    return home.root if home.database_file else f"the study database {redact(home.database_url)}"
+
+
+def _recorded_specs(home: Home) -> tuple[StudyDatabase, dict[str, dict[str, object]]]:
+    """Return the study database, and the recorded spec of each of its sweeps."""
+    where = _describe(home)
     # SQLite would create an empty file, and reading must not write.
     if home.database_file is not None and not home.database_file.exists():
         raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or name another with --home.")
@@ -59,11 +82,7 @@ def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str,
     specs = database.sweeps()
     if not specs:
         raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
-    if name not in specs:
-        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
-    # Before the spec is parsed, whose keys a newer version may use differently.
-    database.check_version(name)
-    return database, specs[name]
+    return database, specs
 
 
 def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
