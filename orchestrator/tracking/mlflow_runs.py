@@ -102,6 +102,8 @@ class MlflowRuns:
             "phase": "study",
             "study": study.plan.key,
             DESCRIPTION_TAG: render_study_page(study),
+            # Whatever was logged to an earlier parent run, this one has nothing yet.
+            DIGEST: "",
         }
         named, _ = varying_fields(study.sweep_plan.studies, SETTING)
         name = " ".join(study_label(study.plan, ["task", "method", *named]))

@@ -54,6 +54,9 @@ class MlflowTracker:
         self._given_up: set[str] = set()
         # What MLflow has, by trial id or study key; None before it was asked.
         self._logged: dict[str, LoggedRun] | None = None
+        # Run ids that the study database remembers, and whether some came after MLflow was asked.
+        self._known: set[str] = set()
+        self._has_new_known = False
         self._num_logged_epochs: dict[str, int] = {}
         # Guards `_pending` and `_closing_since`, and wakes the thread.
         self._changed = threading.Condition()
@@ -80,12 +83,14 @@ class MlflowTracker:
     def open_study(self, study: Study) -> None:
         """Prepare for a study. Its parent run is created together with the run of its first trial."""
         self._studies[study.plan.key] = study
+        self._add_known(study.search_table.mlflow_run)
 
     def sync(self, trial: Trial, log: SyncLog) -> None:
         """Let the thread log all of a trial that MLflow lacks. A later state replaces one that is not logged yet."""
         self._trials[trial.trial_id] = trial, log
+        self._add_known(log.synced_run(trial.number)[0])
         if _was_synced(trial, log):
-            self._enqueue(CHECK, self._load)
+            self._enqueue(CHECK, self._check)
         else:
             self._enqueue(trial.trial_id, functools.partial(self._log_trial, trial, log))
 
@@ -94,7 +99,7 @@ class MlflowTracker:
         digest = study.digest
         self._digests[study.plan.key] = digest
         if study.search_table.synced_digest == digest:
-            self._enqueue(CHECK, self._load)
+            self._enqueue(CHECK, self._check)
         else:
             self._enqueue(study.plan.key, functools.partial(self._log_study, study, digest))
 
@@ -198,31 +203,29 @@ class MlflowTracker:
         with contextlib.suppress(Exception):
             self._load()
 
+    def _add_known(self, run_id: str | None) -> None:
+        if run_id is not None and run_id not in self._known:
+            self._known.add(run_id)
+            self._has_new_known = True
+
     def _load(self) -> dict[str, LoggedRun]:
-        """Return what MLflow has. When it is asked, all that it lacks of finished trials and studies becomes work."""
-        if self._logged is not None:
-            return self._logged
-
-        parents = [run for study in self._studies.values() if (run := study.search_table.mlflow_run) is not None]
-        trials = [*self._trials.values()]
-        children = [run for trial, log in trials if (run := log.synced_run(trial.number)[0]) is not None]
-        logged = self._runs.load([*parents, *children])
-
-        self._num_logged_epochs.clear()
-        self._logged = logged
-        try:
-            for trial, _ in trials:
-                if trial.trial_id in logged:
-                    self._put_below_parent(logged, trial)
-            self._enqueue_lacking(logged, trials)
-        except Exception:
+        """Return what MLflow has, by trial id or study key. If that is not known, MLflow is asked and all is checked."""
+        if self._logged is None or self._has_new_known:
+            self._has_new_known = False
+            # If the question fails, what was known before must not be used.
             self._logged = None
-            raise
-        return logged
+            self._logged = self._runs.load({*self._known})
+            self._known |= {run.run_id for run in self._logged.values()}
+            self._num_logged_epochs.clear()
+            self._enqueue(CHECK, self._check)
+        return self._logged
 
-    def _enqueue_lacking(self, logged: dict[str, LoggedRun], trials: list[tuple[Trial, SyncLog]]) -> None:
+    def _check(self) -> None:
         """Enqueue what the study database believes to be in MLflow although it is not."""
-        for trial, log in trials:
+        logged = self._load()
+        for trial, log in [*self._trials.values()]:
+            if trial.trial_id in logged:
+                self._put_below_parent(logged, trial)
             if _was_synced(trial, log) and not has_all(logged.get(trial.trial_id), trial):
                 self._enqueue(trial.trial_id, functools.partial(self._log_trial, trial, log))
 
@@ -289,6 +292,7 @@ class MlflowTracker:
             study = self._studies[trial.study]
             run = self._runs.create_trial(study, trial, self._parent(study).run_id)
             logged[trial.trial_id] = run
+            self._known.add(run.run_id)
             self._num_logged_epochs[trial.trial_id] = 0
 
         if log.synced_run(trial.number)[0] != run.run_id:
@@ -308,6 +312,7 @@ class MlflowTracker:
         if run is None:
             run = self._runs.create_study(study)
             logged[study.plan.key] = run
+            self._known.add(run.run_id)
         if study.search_table.mlflow_run != run.run_id:
             study.search_table.save_mlflow_run(run.run_id)
         return run
