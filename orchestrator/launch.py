@@ -26,7 +26,6 @@ from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import HomeError, ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
-from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
 from trainer.storage.local_cache import cache_folder, cache_problem
@@ -91,7 +90,7 @@ class SweepOutcome:
     num_rerun: int
     """Finished trials that were run again."""
     num_unlogged: int
-    """Trials and studies that MLflow still lacks. The next launch logs them."""
+    """Trials and studies that MLflow still lacks. `sptune sync` and the next launch log them."""
     notes: tuple[str, ...]
     """Sentences about what went wrong without stopping the sweep, such as an MLflow server that is away."""
 
@@ -278,7 +277,7 @@ def _run(
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
     from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.mlflow_runs import MlflowRuns
+    from orchestrator.tracking.mlflow_runs import open_runs
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     notes = _check_servers(home, address if driver == "ray" else None, on_progress)
@@ -302,12 +301,12 @@ def _run(
 
         # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
         num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
-        searched = list(dict.fromkeys(name for plan in plan_sweep(spec).studies for name in plan.space))
-        runs = MlflowRuns(home.mlflow_uri, spec.name, trials_folder, home.mlflow_artifacts, home.data_root, searched)
-        tracker = MlflowTracker(runs)
+        tracker = MlflowTracker(open_runs(home, spec, database.sweep_id(spec.name)))
         # The tracker is closed when the stack unwinds, so its answer is collected in a list.
         unlogged: list[int] = []
-        stack.callback(lambda: unlogged.append(_close_tracker(tracker, signals.is_stopping(), on_progress, notes)))
+        stack.callback(
+            lambda: unlogged.append(_close_tracker(tracker, spec.name, signals.is_stopping(), on_progress, notes))
+        )
 
         sweep = Sweep.resume(spec, database, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
         stack.callback(lambda: _close_sweep(sweep, on_progress, notes))
@@ -435,7 +434,9 @@ def _close_sweep(sweep: Sweep, on_progress: OnProgress, notes: list[str]) -> Non
         notes.append(note)
 
 
-def _close_tracker(tracker: MlflowTracker, is_stopped: bool, on_progress: OnProgress, notes: list[str]) -> int:
+def _close_tracker(
+    tracker: MlflowTracker, sweep: str, is_stopped: bool, on_progress: OnProgress, notes: list[str]
+) -> int:
     """Log the rest to MLflow, and return how much could not be logged. Ctrl-C ends the wait.
 
     Args:
@@ -446,9 +447,10 @@ def _close_tracker(tracker: MlflowTracker, is_stopped: bool, on_progress: OnProg
         num_unlogged = tracker.close(STOPPED_PATIENCE_S if is_stopped else None)
     except KeyboardInterrupt:
         num_unlogged = tracker.num_pending
-    if num_unlogged:
-        problem = tracker.problem or "interrupted"
-        note = f"MLflow lacks {num_unlogged} trials and studies ({problem}). The next launch logs them."
+    if num_unlogged or tracker.problem is not None:
+        lacks = f"it lacks {num_unlogged} trials and studies" if num_unlogged else "what it has was not checked"
+        problem = tracker.problem or "was not waited for"
+        note = f"MLflow {problem}. So {lacks}; `sptune sync {sweep}` logs them once this is resolved."
         on_progress(Progress("logging to MLflow", note=note))
         notes.append(note)
     return num_unlogged

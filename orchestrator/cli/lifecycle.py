@@ -186,6 +186,7 @@ def rm(
     Deleted trials count as never run: the next `launch` or `resume` runs what the spec asks for.
     """
     from orchestrator.study.study import load_studies
+    from orchestrator.tracking.mlflow_runs import release_experiment
 
     place, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
@@ -213,8 +214,10 @@ def rm(
     # A driver at work would write the deleted trials again.
     lease.acquire(name)
     try:
-        _delete(spec, place, studies, matches, with_studies=is_whole)
+        sweep_id = database.sweep_id(name)
+        _delete(spec, place, sweep_id, studies, matches, with_studies=is_whole)
         if is_whole and study is None:
+            release_experiment(place, spec, sweep_id)
             database.delete_sweep(name)
             delete_folder(place.trials_folder(name).rpartition("/")[0])
     finally:
@@ -225,6 +228,7 @@ def rm(
 def _delete(
     spec: SweepSpec,
     home: Home,
+    sweep_id: str,
     studies: list[Study],
     matches: Callable[[Trial], bool],
     *,
@@ -233,17 +237,18 @@ def _delete(
     """Delete from MLflow and disk first, from the study database last: after an interruption, `rm` can be repeated."""
     from orchestrator.tracking.mlflow_runs import delete_runs
 
-    run_ids = [
-        table.synced_run(trial.number)[0]
-        for study in studies
-        for table in (study.search_table, study.final_table)
-        for trial in table.trials
-        if matches(trial)
-    ]
-    if with_studies:
-        run_ids += [study.search_table.mlflow_run for study in studies]
+    keys: list[str] = []
+    run_ids: list[str | None] = []
+    for study in studies:
+        for table in (study.search_table, study.final_table):
+            deleted = [trial for trial in table.trials if matches(trial)]
+            keys += [trial.trial_id for trial in deleted]
+            run_ids += [table.synced_run(trial.number)[0] for trial in deleted]
+        if with_studies:
+            keys.append(study.plan.key)
+            run_ids.append(study.search_table.mlflow_run)
     # MLflow first: if its server is away, nothing has been deleted yet.
-    delete_runs(home.mlflow_uri, [run_id for run_id in run_ids if run_id is not None])
+    delete_runs(home, spec, sweep_id, keys, [run_id for run_id in run_ids if run_id is not None])
 
     for study in studies:
         for trial in study.trials:

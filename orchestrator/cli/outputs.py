@@ -114,10 +114,10 @@ def register(
         # The registry needs the run's artifacts, which are logged when the trial has ended.
         run_id, synced_state = study.final_table.synced_run(trial.number)
         if run_id is None or synced_state is None:
-            raise UserError(f"{trial.trial_id} is not in MLflow yet; `sptune resume {sweep}` logs it.")
+            raise UserError(f"{trial.trial_id} is not in MLflow yet; `sptune sync {sweep}` logs it.")
 
         model = name or _model_name(study)
-        version = register_model(place.mlflow_uri, run_id, model)
+        version = register_model(place, run_id, model)
         console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}", highlight=False)
 
 

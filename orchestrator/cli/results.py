@@ -1,22 +1,16 @@
-"""The commands that show a sweep: `status`, `failures`, `report` and `ui`."""
+"""The commands that show a sweep: `status`, `failures` and `report`."""
 
 from __future__ import annotations
 
 import enum
 import json
-import os
-import socket
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
-from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
-from orchestrator.errors import UserError
-from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
 from trainer.run_folder import LOG
 
@@ -150,33 +144,6 @@ def report(
             print(to_csv(build_results_table(studies)), end="")
         case _:
             print(FORMATS[form.value](build_sections(studies)), end="")
-
-
-def ui(
-    home: HomeOption = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
-) -> None:
-    """Serve the MLflow of a home at 127.0.0.1, and print the address of each sweep. Stop it with Ctrl-C."""
-    from orchestrator.tracking.mlflow_runs import view_paths
-
-    place = home_at(home)
-    if place.mlflow_file is None:
-        if not place.mlflow_uri:
-            raise UserError("this home has no MLflow: set MLFLOW_TRACKING_URI to the address of a server.")
-        raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
-    if not place.mlflow_file.exists():
-        raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
-    # Otherwise MLflow would start, fail, and leave its own trace on the screen.
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
-    console.print(f"MLflow at http://127.0.0.1:{port} for {place.root}; Ctrl-C stops it.", highlight=False)
-    for name, path in view_paths(place.mlflow_uri).items():
-        console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
-    # One worker process: SQLite allows one writer at a time.
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
-    # Ctrl-C and the exit status then belong to MLflow's server, and no process of ours waits beside it.
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
 
 
 def print_report(studies: Sequence[Study]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from orchestrator.environment.connections import explain_mlflow_error
 from orchestrator.environment.process import bypass_proxy_for_loopback, proxy_hint
 from orchestrator.errors import ServiceError
 from orchestrator.redaction import redact
+from orchestrator.tracking.mlflow_client import limit_requests
 
 MIN_MAJOR_VERSION = 3
 """Oldest major version of a server that has all the functions that we use."""
@@ -21,8 +20,7 @@ def check_reachable(uri: str) -> str:
     """
     bypass_proxy_for_loopback()
     # MLflow's defaults try for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    limit_requests()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds

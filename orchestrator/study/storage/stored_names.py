@@ -23,6 +23,7 @@ SWEEP_ATTRS = {
     "spec": "spec",
     "halt_reason": "halt",
     "schema_version": "schema_version",
+    "sweep_id": "sweep_id",
 }
 """User attributes of a sweep's own Optuna study."""
 
