@@ -18,7 +18,7 @@ from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.run_folder import RunCard
-from trainer.storage.run_results import read_card, read_result
+from trainer.storage.run_results import read_result, read_run_card
 from trainer.storage.tensors import unpack_tensors
 
 
@@ -126,7 +126,7 @@ def _read_run(folder: str | Path) -> tuple[RunCard, dict[str, Tensor]]:
         ValueError: if one is missing or damaged, or they are of different runs.
         OSError: if the folder cannot be read.
     """
-    card = read_card(str(folder))
+    card = read_run_card(str(folder))
     stored = read_result(str(folder), run_folder.PROMPT, unpack_tensors)
     if card is None or stored is None:
         raise ValueError(

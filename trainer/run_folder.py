@@ -40,6 +40,8 @@ class RunCard:
     config: TrainConfig
     class_names: list[str]
     backbone_sha256: str
+    backbone_part: str = ""
+    """Which of several networks in the weights file was taken; empty for the only one."""
     learnt_from: str
     """Fingerprint of the training images."""
     scored_on: str
@@ -80,7 +82,12 @@ class RunCard:
             )
 
         try:
-            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            # Cards of earlier versions lack the fields that have a default.
+            fields = {
+                field.name: values[field.name]
+                for field in dataclasses.fields(cls)
+                if field.name in values or field.default is dataclasses.MISSING
+            }
             fields["config"] = TrainConfig.from_params(values["config"])
         except unreadable as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error

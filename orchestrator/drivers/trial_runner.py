@@ -30,7 +30,7 @@ from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.model.device_memory import memory_gb, reset_peak_memory
 from trainer.plots.run_plots import draw_run_plots
 from trainer.storage.files import write_bytes
-from trainer.storage.run_results import read_card, read_predictions
+from trainer.storage.run_results import read_predictions, read_run_card
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 
 STORAGE_RETRY_DELAYS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
@@ -164,11 +164,13 @@ def _wait(delay_s: float, stop: Callable[[], bool]) -> None:
 
 def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
     """Return the images that a finished trial learnt from and was scored on; for a search trial, which were correct."""
-    card = read_card(folder)
+    card = read_run_card(folder)
     table = read_predictions(folder, columns=["correct"])
     assert card is not None and table is not None, "the trainer writes them before it yields the last epoch"
 
     provenance = {"learnt_from": card.learnt_from, "scored_on": card.scored_on, "protocol": card.protocol}
+    if card.backbone_part:
+        provenance["backbone_part"] = card.backbone_part
     # Final trials are not compared image by image, and the test split may have many images.
     if config.eval_split == "val":
         provenance["correct"] = pack_correct(table["correct"].to_numpy())

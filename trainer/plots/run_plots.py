@@ -20,7 +20,7 @@ from trainer.plots.prototype_sheet import cached_prototype_sheet
 from trainer.plots.style import BLUE, ORANGE
 from trainer.storage.files import write_bytes
 from trainer.storage.integrity import read_checked
-from trainer.storage.run_results import read_card, read_predictions
+from trainer.storage.run_results import read_predictions, read_run_card
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def draw_run_plots(
     write_bytes(f"{folder}/{run_folder.LEARNING_CURVE_PLOT}", learning_curve(config, epochs))
 
     table = _existing(read_predictions(folder), folder, run_folder.PREDICTIONS)
-    class_names = _existing(read_card(folder), folder, run_folder.CARD).class_names
+    class_names = _existing(read_run_card(folder), folder, run_folder.CARD).class_names
     label_N = table["label"].to_numpy()
     predicted_N = table["prediction"].to_numpy()
     matrix = confusion_matrix(label_N, predicted_N, class_names, f"{config.task} {config.eval_metric}")

@@ -35,7 +35,7 @@ def read_result(folder: str, name: str, parse: Callable[[bytes], T]) -> T | None
         raise DamagedFile(f"{error} {RUN_AGAIN}") from error
 
 
-def read_card(folder: str) -> RunCard | None:
+def read_run_card(folder: str) -> RunCard | None:
     """Return the card of a run, or None if it does not exist. Errors are those of `read_result`."""
     return read_result(folder, CARD, RunCard.from_json)
 
@@ -58,7 +58,7 @@ def has_whole_results(folder: str) -> bool:
     """
     try:
         results = (
-            read_card(folder),
+            read_run_card(folder),
             read_predictions(folder),
             read_result(folder, PROMPT, safetensors.deserialize),
         )

@@ -244,6 +244,7 @@ def train(
                     config=config,
                     class_names=task_card.class_names,
                     backbone_sha256=frozen.sha256,
+                    backbone_part=frozen.part,
                     learnt_from=train_split.fingerprint,
                     scored_on=eval_split.fingerprint,
                     protocol=task_card.protocol,
