@@ -28,6 +28,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 from trainer.config import field_types
 from trainer.metric_names import metrics_by_epoch
+from trainer.storage.files import publish
 from trainer.storage.integrity import DamagedFile
 from trainer.storage.run_results import read_predictions
 
@@ -170,7 +171,7 @@ def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
         with pq.ParquetWriter(draft, schema) as writer:
             for table in tables:
                 writer.write_table(table)
-        draft.replace(path)
+        publish(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     return path

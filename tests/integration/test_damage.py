@@ -81,27 +81,28 @@ def test_a_damaged_file_gives_the_same_result_or_is_named(
     finished: tuple[Path, dict[str, bytes]],
     interrupted: Path,
     tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     complete, expected = finished
     original = complete if state == "finished" else interrupted
     generator = random.Random(f"{kind} {state}")
     files = [file.relative_to(original) for file in sorted(original.rglob("*")) if file.is_file()]
     assert len(files) > 10
+    problems = []
 
     for index, name in enumerate(file for file in files if not file.name.endswith(NOT_READ)):
         folder = tmp_path / str(index)
         shutil.copytree(original, folder)
         data = (folder / name).read_bytes()
-        damaged = damage(data, kind, generator)
-        (folder / name).write_bytes(damaged)
+        (folder / name).write_bytes(damage(data, kind, generator))
 
-        caplog.clear()
         try:
             found = run(folder)
         except (ValueError, OSError) as error:
-            assert name.name in str(error) and "\n" not in str(error), f"{name}, {kind}: {error}"
+            # The task store cannot be made again here.
+            if name.name not in str(error) or "\n" in str(error) or name.parts[0] != "data":
+                problems.append(f"{name}, {kind}: {error}")
         else:
-            assert found == expected, f"{name}, {kind}: another result, without a word"
-            # It was not read, it is as good as before, it was made again, or it is named.
+            if found != expected:
+                problems.append(f"{name}, {kind}: another result, without a word")
         shutil.rmtree(folder)
+    assert problems == []

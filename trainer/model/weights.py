@@ -9,6 +9,7 @@ import fcntl
 import glob
 import hashlib
 import importlib.resources
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,8 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
     if source.kind == "cache" and _is_damaged_copy(source.path):
         # Its link leads nowhere then, so it is downloaded again.
         source = find_weights(row, location)
+    if source.kind == "bundled" and source.path is not None:
+        _check_bundled(source.path)
     if source.path is not None:
         return source.path
     if source.kind == "uri":
@@ -109,6 +112,13 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
             f"{row.name} could not be downloaded from timm's hub: {reason}. Download it where there is a network and "
             f"name the file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
         ) from error
+
+
+def _check_bundled(path: Path) -> None:
+    """Raise WeightsError if the file of this package is not the one that its card describes."""
+    card = json.loads(path.with_suffix(".card.json").read_text())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != card["sha256"]:
+        raise WeightsError(f"{path} is damaged: its checksum is wrong. Install sptune again.")
 
 
 def _file_names(row: BackboneRow) -> list[str]:
