@@ -32,6 +32,7 @@ from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
 from trainer.storage.files import delete_folder
+from trainer.storage.run_results import has_whole_results
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study
@@ -74,30 +75,51 @@ def resume(
 ) -> None:
     """Resume a sweep by its name, with the spec that the study database holds.
 
-    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them.
+    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them. `--trial`
+    also runs a complete trial again whose result files are damaged or missing.
     """
     from orchestrator.cli.progress import LiveView
 
     driver: api.DriverName = "inline" if inline else "ray"
-    rerun = _rerun(failed, trial, where)
+    rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
             sweep, home=home, driver=driver, address=address, weights=weights, rerun=rerun, on_progress=view
         )
     if rerun is not None:
-        console.print(f"{outcome.num_rerun} failed trials of {outcome.name} were run again.", highlight=False)
+        kind = "trials" if trial else "failed trials"
+        console.print(f"{outcome.num_rerun} {kind} of {outcome.name} were run again.", highlight=False)
     _finish(outcome)
 
 
-def _rerun(failed: bool, trial: list[str] | None, where: str | None) -> api.Rerun | None:
-    """Return which failed trials to run again; None if the user asked for none."""
+def _trials_folder(home: str | None, sweep: str) -> str:
+    place, _, spec = find_sweep(home, sweep)
+    return place.trials_folder(spec.name)
+
+
+def _rerun(
+    failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]
+) -> api.Rerun | None:
+    """Return which trials to run again; None if the user asked for none.
+
+    Args:
+        find_folder: returns the folder of the sweep's trials.
+    """
     # Parsed first, so that a mistake in --where is found even if nothing else asks for a rerun.
     is_selected = parse_trial_filter(where, trial or [])
     if not (failed or trial or where):
         return None
 
+    # Only where trials are named: it reads their results.
+    folder = find_folder() if trial else None
+
     def matches(candidate: Trial) -> bool:
-        return candidate.state is TrialState.FAILED and is_selected(candidate)
+        if not is_selected(candidate):
+            return False
+        if candidate.state is TrialState.FAILED:
+            return True
+        is_own = candidate.state is TrialState.COMPLETE and candidate.duplicate_of is None
+        return folder is not None and is_own and not has_whole_results(f"{folder}/{candidate.trial_id}")
 
     return api.Rerun(matches, must_match=bool(trial or where))
 

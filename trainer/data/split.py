@@ -19,7 +19,6 @@ from trainer.data.subsets import TrainSize, ValSize, num_labels, part_name, spli
 from trainer.data.task_store import read_column
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View, cut
-from trainer.redaction import redact
 
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
@@ -192,19 +191,9 @@ def prepare_test_split(
         OSError: if the file or one of its images cannot be read, or the cache cannot be written.
     """
     card = open_task(root, task)
-    try:
-        for column in ("label", "key"):
-            read_column(root, task, "test", column)
-        load_decoded(root, card, ("test",), image_size, transform, cache)
-    except (ValueError, OSError) as error:
-        # The error of a missing file names it. Errors of a disk or a bucket have a number, which retries depend on.
-        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
-            raise
-
-        # Errors of the Parquet reader and of Pillow name no file.
-        kind = ValueError if isinstance(error, ValueError) else OSError
-        reason = str(error).rstrip(".")
-        raise kind(f"{redact(root)}/{task}/test.parquet cannot be read: {reason}. Import the task again.") from error
+    for column in ("label", "key"):
+        read_column(root, task, "test", column)
+    load_decoded(root, card, ("test",), image_size, transform, cache)
 
 
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:

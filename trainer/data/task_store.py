@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +21,16 @@ from pyarrow import fs
 
 from trainer.catalog import TASKS
 from trainer.redaction import redact
-from trainer.storage.files import delete_file, has_folders, open_filesystem, read_bytes, translate_errors, write_bytes
+from trainer.storage.files import (
+    delete_file,
+    has_folders,
+    open_filesystem,
+    publish,
+    read_bytes,
+    translate_errors,
+    write_bytes,
+)
+from trainer.storage.integrity import pack_json, parse_json, verify
 
 SPLITS = ("train", "val", "test")
 """The splits that are stored; `trainval` is put together when it is loaded."""
@@ -114,7 +122,11 @@ def write_task(
 
         try:
             for split in SPLITS:
-                with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
+                with (
+                    filesystem.open_output_stream(parts[split]) as stream,
+                    # Readers compare the checksums, so a damaged page is an error and not another image.
+                    pq.ParquetWriter(stream, SCHEMA, write_page_checksum=True) as writer,
+                ):
                     counts[split] = 0
                     for group in _row_groups(splits[split]):
                         for example in group:
@@ -131,7 +143,7 @@ def write_task(
                 delete_file(f"{root}/{task}/card.json")
 
             for split in SPLITS:
-                filesystem.move(parts[split], f"{folder}/{split}.parquet")
+                publish(parts[split], f"{folder}/{split}.parquet", filesystem)
         finally:
             for part in parts.values():
                 if filesystem.get_file_info(part).type == fs.FileType.File:
@@ -149,7 +161,7 @@ def write_task(
         licence=licence,
         repairs=repairs or [],
     )
-    write_bytes(f"{root}/{task}/card.json", json.dumps(dataclasses.asdict(card), indent=2).encode())
+    write_bytes(f"{root}/{task}/card.json", pack_json(dataclasses.asdict(card)))
     return card
 
 
@@ -186,7 +198,8 @@ def read_card(root: str, task: str) -> Card | None:
 
 def _parse_card(data: bytes, root: str, task: str) -> Card:
     try:
-        card = Card(**json.loads(data))
+        verify(data)
+        card = Card(**parse_json(data))
         # Both become parts of file names, so no other text is accepted.
         if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
             raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
@@ -199,10 +212,11 @@ def read_column(root: str, task: str, split: str, column: str) -> pa.ChunkedArra
     """Return one column of a split. The other columns are not read.
 
     Raises:
-        OSError: if the store cannot be read.
+        OSError: if the store cannot be read, or the file is damaged.
+        ValueError: if the file is damaged.
     """
     with _open(root, task, split) as file:
-        return pq.read_table(file, columns=[column])[column]
+        return pq.read_table(file, columns=[column], page_checksum_verification=True)[column]
 
 
 def count_examples(root: str, task: str, split: str) -> int:
@@ -222,7 +236,7 @@ def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[
         OSError: if the store cannot be read.
     """
     with _open(root, task, split) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
 
         first_row = 0
         for group in range(parquet.num_row_groups):
@@ -247,4 +261,26 @@ def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
                 f"{redact(root)}/{task} has a card and no {split}.parquet; import the task again."
             ) from None
         with file:
-            yield file
+            try:
+                yield file
+            except (ValueError, KeyError, OSError, OverflowError, pa.ArrowException) as error:
+                raise split_error(root, task, split, error) from error
+
+
+def split_error(root: str, task: str, split: str, error: Exception, example: Example | None = None) -> Exception:
+    """Return the error for a split that cannot be read, with the name of its file, and of the image if it is known.
+
+    It is an OSError or a ValueError as the given one. Errors of a disk or a bucket are returned as they are: they have
+    a number, which retries depend on.
+    """
+    if getattr(error, "errno", None) is not None:
+        return error
+
+    place = f"{redact(root)}/{task}"
+    image = f", image {example.key!r}" if example else ""
+    delete = (
+        f"Delete {place}, which is made again at its first use, or import" if task.startswith("demo/") else "Import"
+    )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"{place}/{split}.parquet{image} cannot be read: {reason}. {delete} the task again.")

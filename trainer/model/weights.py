@@ -6,8 +6,10 @@ Finding and downloading weights needs no torch.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
-import os
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -95,6 +97,11 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
         OSError: if a URI cannot be read, or the copy cannot be written.
     """
     source = find_weights(row, location)
+    if source.kind == "cache" and _is_damaged_copy(source.path):
+        # Its link leads nowhere then, so it is downloaded again.
+        source = find_weights(row, location)
+    if source.kind == "bundled" and source.path is not None:
+        _check_bundled(source.path)
     if source.path is not None:
         return source.path
     if source.kind == "uri":
@@ -111,6 +118,13 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
             f"{row.name} could not be downloaded from timm's hub: {reason}. Download it where there is a network and "
             f"name the file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
         ) from error
+
+
+def _check_bundled(path: Path) -> None:
+    """Raise WeightsError if the file of this package is not the one that its card describes."""
+    card = json.loads(path.with_suffix(".card.json").read_text())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != card["sha256"]:
+        raise WeightsError(f"{path} is damaged: its checksum is wrong. Install sptune again.")
 
 
 def _file_names(row: BackboneRow) -> list[str]:
@@ -158,30 +172,64 @@ def _find_at_uri(uri: str, row: BackboneRow) -> WeightsSource | None:
 
 def _fetch_uri(source: WeightsSource) -> Path:
     """Return this machine's copy of the file at a URI. One process makes it while the others wait."""
-    from trainer.storage.files import open_filesystem, read_chunks
+    from trainer.storage.files import open_filesystem, publish, read_chunks
 
     key = hashlib.sha256(f"{redact(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
     folder = cache_folder() / "weights" / key
     # The copy keeps the file's name, because its suffix tells the format.
-    copy = folder / open_filesystem(source.uri)[1].rpartition("/")[2]
-    if copy.exists():
-        return copy
+    name = open_filesystem(source.uri)[1].rpartition("/")[2]
+
+    found = _whole_copy(folder, name)
+    if found is not None:
+        return found
 
     make_cache_folder(folder)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have made the copy while this one waited.
-        if copy.exists():
-            return copy
+        found = _whole_copy(folder, name)
+        if found is not None:
+            return found
 
         # The copy appears under its name only when it is complete.
-        part = copy.with_name(f"{copy.name}.part")
+        part = folder / f"{name}.part"
+        sha256 = hashlib.sha256()
         with part.open("wb") as file:
             for chunk in read_chunks(source.uri):
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+                sha256.update(chunk)
             if file.tell() != source.stamp[0]:
                 raise OSError(f"{redact(source.uri)} was replaced while it was read; try again.")
-        part.replace(copy)
+
+        # The name of its folder is its checksum, as in the Hugging Face cache the name of the file is.
+        copy = folder / sha256.hexdigest() / name
+        copy.parent.mkdir(exist_ok=True)
+        publish(part, copy)
     return copy
+
+
+def _whole_copy(folder: Path, name: str) -> Path | None:
+    """Return the undamaged copy of a file in the folder of its URI, or None."""
+    # Versions before kept it in the folder itself.
+    copies = [*folder.glob(f"*/{glob.escape(name)}"), folder / name]
+    return next((copy for copy in copies if copy.exists() and not _is_damaged_copy(copy)), None)
+
+
+def _is_damaged_copy(copy: Path | None) -> bool:
+    """Return whether a downloaded file is another than its path says. It is then set aside.
+
+    The path of a copy ends in its SHA-256, or in its SHA-256 and its name. Paths without one are not compared.
+    """
+    from trainer.storage.integrity import set_aside
+
+    assert copy is not None, "a copy is a file of this machine"
+    file = copy.resolve()
+    names = [name for name in (file.name, file.parent.name) if re.fullmatch("[0-9a-f]{64}", name)]
+    if not names:
+        return False
+
+    with file.open("rb") as opened:
+        is_damaged = hashlib.file_digest(opened, "sha256").hexdigest() != names[0]
+    if is_damaged:
+        set_aside(file, f"{copy} is damaged: its checksum is wrong.")
+    return is_damaged
