@@ -33,6 +33,12 @@ class ImportRefused(ValueError):
     """A source that cannot be imported. The message gives the rule, the value and the way out."""
 
 
+def first_names(names: Sequence[str], count: int = 3) -> str:
+    """Return the first names and the number of the others, for a message."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Member:
     """A file in an archive."""
@@ -180,9 +186,8 @@ class SourceFiles:
         """Raise ImportRefused if a name is missing or in two archives."""
         missing = [name for name in names if name not in self._files and name not in self._members]
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise ImportRefused(
-                f"{self.path} lacks {', '.join(missing[:3])}{more}. Add what is missing, or download the source again."
+                f"{self.path} lacks {first_names(missing)}. Add what is missing, or download the source again."
             )
 
         # An unpacked file comes before any archive, so there is nothing to choose.
