@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trainer.data.images import DARK, TURNED, read_image
-from trainer.data.importers.archive import ImportRefused, first_names
+from trainer.data.importers.archive import ImportRefused
+from trainer.data.importers.names import first_names
 
 MAX_NAMED = 20
 """Images that cannot be read and are named in an error."""

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from trainer.catalog import OWN, TASKS, is_own
 from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.own_layout import describe
 from trainer.data.importers.image_tally import ImageTally
+from trainer.data.importers.names import is_system_name, printable
 from trainer.data.importers.source import Source, SourceRecord, split_records
 from trainer.data.importers.sources.folders import own_row
 from trainer.data.task_store import SPLITS, Card, Example, write_task
@@ -72,7 +74,9 @@ def find_candidates(path: Path, task: str | None = None, form: str | None = None
     tree = SourceFiles(path)
     candidates = _match(allowed, tree, task)
     if not candidates and path.is_dir():
-        for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
+        for folder in sorted(
+            folder for folder in path.iterdir() if folder.is_dir() and not is_system_name(folder.name)
+        ):
             candidates += _match(allowed, SourceFiles(folder), task)
     if not candidates:
         raise ImportRefused(_no_match_message(path, tree, allowed, task))
@@ -114,7 +118,9 @@ def _no_match_message(path: Path, tree: SourceFiles, allowed: list[Source], task
     if recognising:
         return f"{path} looks like images of your own: give them a name, such as --task {OWN}{path.stem.lower()}."
 
-    names = ", ".join(tree.names[:3]) or "nothing"
+    names = ", ".join(map(printable, tree.names[:3])) or "nothing"
+    if len(tree.names) > 3:
+        names += f"; it has {describe(tree.names)}"
     of_task = f" of {task}" if task else ""
     forms = [f"  {source.form}: {source.where}" for source in allowed if task in source.tasks and source.where]
     way_out = "It can come from\n" + "\n".join(forms) if forms else "`sptune data list` says what is needed."
