@@ -72,6 +72,8 @@ class SourceFiles:
         # The other archive that holds a name. Refused when the name is requested, because many archives share a README.
         self._duplicates: dict[str, Path] = {}
 
+        self.archives: list[str] = []
+        """The names of the archives."""
         self.folders: set[str] = set()
         """The folders, also empty ones."""
         self.unreadable: dict[str, str] = {}
@@ -91,6 +93,7 @@ class SourceFiles:
             if not file_name.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES):
                 self._files.add(file_name)
                 continue
+            self.archives.append(file_name)
             for member_name, member in _list_members(self._folder / file_name).items():
                 name = posixpath.join(posixpath.dirname(file_name), member_name)
                 system_name = system_part(name)

@@ -17,6 +17,7 @@ from trainer.data.importers.formats.own_layout import (
     is_image_name,
     left_out,
 )
+from trainer.data.importers.formats.shards import PART_OF, check_counted
 from trainer.data.importers.formats.split_lists import ONE_PART, TWO_PARTS, check_present
 from trainer.data.importers.formats.two_columns import read_two_columns
 from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
@@ -55,8 +56,6 @@ LICENCES = {
 }
 """Licences by folder, where known."""
 
-PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Parts by the names that users give their folders."""
 ONE_IN = 10
 """If a user's own data has no val or no test part, one image in this many is drawn for it."""
 
@@ -125,8 +124,8 @@ def own_folder(tree: SourceFiles, task: str) -> Listing:
     """List a user's own images, `train/cat/1.jpg` or `cat/1.jpg`. Folders around all images are ignored.
 
     Raises:
-        ImportRefused: if no images are in class folders, or a folder beside the classes has none, or the parts are not
-            train, val and test, or train and test, or train, or none.
+        ImportRefused: if no images are in class folders, a folder beside the classes has none, an archive of a series
+            is missing, or the parts are not train, val and test, or train and test, or train, or none.
     """
     images = [name for name in tree.names if is_image_name(name)]
     if not images:
@@ -135,6 +134,8 @@ def own_folder(tree: SourceFiles, task: str) -> Listing:
             f"{describe(tree.names) or 'no files'}. Give the folder above the class folders, or convert the files to "
             "JPEG or PNG."
         )
+
+    check_counted(tree.archives)
 
     # Which part each image is in, if it is in one.
     prefix = _common_prefix(images)
