@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
+from trainer.data.images import reason_of
 from trainer.data.transforms import decode
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
@@ -73,11 +73,10 @@ class Classifier:
         data = image if isinstance(image, bytes) else image.read_bytes()
         try:
             return decode(data, self.config.pixels, self.config.transform, augmented=is_augmented(self.config.task))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's plugins raise errors of every kind for damaged bytes.
+        except Exception as error:
             name = f"image {index}" if isinstance(image, bytes) else str(image)
-            # Pillow's own text names a BytesIO object at some address.
-            reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(f"{name} cannot be decoded as an image: {reason}") from error
+            raise ValueError(f"{name} cannot be decoded as an image: {reason_of(error)}") from error
 
 
 def load_classifier(folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Classifier:

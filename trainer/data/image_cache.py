@@ -62,7 +62,7 @@ class _Source:
     @property
     def num_images(self) -> int:
         """Number of images of all splits."""
-        return sum(count_examples(self.root, self.card.task, split) for split in self.splits)
+        return sum(count_examples(self.root, self.card.task, split, self.card) for split in self.splits)
 
     def stem(self, variant: str, cache: str | None) -> Path:
         """Return the path of the files without their suffixes.
@@ -75,9 +75,9 @@ class _Source:
     def examples(self, start: int) -> Iterator[tuple[str, Example]]:
         """Yield split and example, one split after the other, without the first `start` examples."""
         for split in self.splits:
-            count = count_examples(self.root, self.card.task, split)
+            count = count_examples(self.root, self.card.task, split, self.card)
             if start < count:
-                for example in read_examples(self.root, self.card.task, split, start):
+                for example in read_examples(self.root, self.card.task, split, start, self.card):
                     yield split, example
             start = max(0, start - count)
 
@@ -139,7 +139,9 @@ def load_decoded(
     source = _Source(root=root, card=card, splits=splits)
 
     def decode_fixed(image: bytes) -> NDArray[np.uint8]:
-        square_CSS: NDArray[np.uint8] = decode(image, image_size, transform, augmented=augmented).numpy()
+        square_CSS: NDArray[np.uint8] = decode(
+            image, image_size, transform, augmented=augmented, upright=card.upright
+        ).numpy()
         return square_CSS
 
     stem = source.stem(f"{transform}-{'augmented-' if augmented else ''}fixed-{image_size}-v{VERSION}", cache)
@@ -162,7 +164,8 @@ def load_whole(
     source = _Source(root=root, card=card, splits=splits)
     stem = source.stem(f"whole-{image_size}-v{WHOLE_VERSION}", cache)
     decoder = _Decoder(
-        decode=lambda image: decode_whole(image, image_size), size_of=lambda image_HWC: image_HWC.shape[:2]
+        decode=lambda image: decode_whole(image, image_size, upright=card.upright),
+        size_of=lambda image_HWC: image_HWC.shape[:2],
     )
     _decode_once(stem, source, decoder)
 

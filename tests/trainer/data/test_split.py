@@ -163,12 +163,12 @@ def crash_at_image_300(root: str, card: Card, cache: Path, monkeypatch: pytest.M
     """Decode whole views until the process is interrupted. After that, decoding works again."""
     count = 0
 
-    def crash(image: bytes, size: int) -> NDArray[np.uint8]:
+    def crash(image: bytes, size: int, *, upright: bool) -> NDArray[np.uint8]:
         nonlocal count
         count += 1
         if count == 300:
             raise KeyboardInterrupt
-        return decode_whole(image, size)
+        return decode_whole(image, size, upright=upright)
 
     with monkeypatch.context() as patch:
         patch.setattr(image_cache, "decode_whole", crash)
@@ -190,9 +190,9 @@ def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
 
     decoded: list[bytes] = []
 
-    def counted(image: bytes, size: int) -> NDArray[np.uint8]:
+    def counted(image: bytes, size: int, *, upright: bool) -> NDArray[np.uint8]:
         decoded.append(image)
-        return decode_whole(image, size)
+        return decode_whole(image, size, upright=upright)
 
     monkeypatch.setattr(image_cache, "decode_whole", counted)
     whole = load_whole(root, card, ("train", "val"), 16, str(tmp_path))
