@@ -85,7 +85,7 @@ def test_every_sampler_goes_on_in_a_wider_space(raw_study: dict[str, Any], recor
          "space.prompt_length was {type: choice, values: [1, 5, 64]}, is {type: choice, values: [1, 5, 6]} "
          "(in demo/digits spt_deep vit_nano_patch4_32.mae 1 and 1 more)"),
         ("space.lr", {**LR, "high": 1.0, "when": {"prompt_init": ["random", "mean_pool"]}}, "space.lr was"),
-        ("space.drop_path", {"type": "float", "low": 0.0, "high": 0.5}, "space.drop_path was None, is {type: float"),
+        ("space.drop_path", {"type": "float", "low": 0.0, "high": 0.5}, "space.drop_path was not set, is {type: float"),
         ("search.sampler", "random", "search.sampler was tpe, is random"),
         ("search.transfer", 2, "search.transfer was 0, is 2"),
         ("search.pruner", {"type": "none"},
