@@ -28,6 +28,7 @@ from orchestrator.errors import HomeError, ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
+from trainer.storage.files import delete_folder
 from trainer.storage.local_cache import cache_folder, cache_problem
 
 if TYPE_CHECKING:
@@ -308,7 +309,14 @@ def _run(
             lambda: unlogged.append(_close_tracker(tracker, spec.name, signals.is_stopping(), on_progress, notes))
         )
 
-        sweep = Sweep.resume(spec, database, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
+        sweep = Sweep.resume(
+            spec,
+            database,
+            tracker,
+            lease=lease,
+            on_finish=checkpoints.delete_unneeded,
+            on_delete=functools.partial(_delete_outputs, home),
+        )
         stack.callback(lambda: _close_sweep(sweep, on_progress, notes))
 
         was_finished = sweep.is_done
@@ -387,6 +395,19 @@ def _reset_trials(spec: SweepSpec, database: StudyDatabase, rerun: Rerun) -> int
     if rerun.must_match and num_reset == 0:
         raise UserError(f"no failed trial of {spec.name} matches; `sptune failures {spec.name}` lists them.")
     return num_reset
+
+
+def _delete_outputs(home: Home, study: Study) -> None:
+    """Delete the runs of a study from MLflow, and the folders of its trials."""
+    from orchestrator.tracking.mlflow_runs import delete_runs
+
+    tables = (study.search_table, study.final_table)
+    run_ids = [table.synced_run(trial.number)[0] for table in tables for trial in table.trials]
+    # MLflow first: if its server is away, nothing has been deleted yet.
+    delete_runs(home.mlflow_uri, [run_id for run_id in [*run_ids, study.search_table.mlflow_run] if run_id])
+
+    for trial in study.trials:
+        delete_folder(f"{home.trials_folder(study.spec.name)}/{trial.trial_id}")
 
 
 def _drive(

@@ -237,7 +237,7 @@ def test_nothing_that_is_read_can_run_code(path: Path) -> None:
             assert "weights_only=True" in told
         if told.startswith(("np.load(", "numpy.load(")):
             assert "allow_pickle=True" not in told
-        assert not told.startswith(("yaml.load(", "yaml.unsafe_load(")) or "_UniqueKeyLoader" in told
+        assert not told.startswith(("yaml.load(", "yaml.unsafe_load("))
         # CIFAR-100's own archive is a pickle: read by an unpickler that builds plain values and refuses all else.
         assert not told.startswith(("pickle.load(", "pickle.loads("))
         assert not told.startswith(("eval(", "exec(", "os.system("))

@@ -14,6 +14,8 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
+from trainer.config import InvalidConfig
+from trainer.validation import shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,10 +64,16 @@ def main() -> None:
         app()
     except UserError as error:
         _exit_with(str(error))
+    except InvalidConfig as error:
+        # A spec that was recorded before a rule existed: what follows from it is refused today.
+        problems = "; ".join(f"{field}: {problem}" for field, problem in error.problems.items())
+        _exit_with(
+            f"the recorded spec has values that cannot be used: {problems} Correct the spec and launch it again."
+        )
     except Exception as error:
         from orchestrator.environment.connections import explain_error
 
-        sentence = explain_error(error)
+        sentence = explain_error(error) or _file_problem(error)
         if sentence is None:
             raise
         _exit_with(sentence)
@@ -73,6 +81,14 @@ def main() -> None:
         # Here, because Python would complain at its end that nobody reads the rest.
         with surviving_lost_output():
             sys.stdout.flush()
+
+
+def _file_problem(error: Exception) -> str | None:
+    """Return a sentence about a file or folder that the system refuses; None for any other error."""
+    if not isinstance(error, OSError) or not error.filename or not error.strerror:
+        return None
+
+    return f"{shown(str(error.filename))}: {error.strerror}."
 
 
 def _exit_with(sentence: str) -> None:

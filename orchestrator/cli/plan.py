@@ -202,6 +202,11 @@ def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
 
     # A plan that counts trials of other settings would be wrong without saying so.
     check_spec_matches_trials(sweep, studies)
+    for study in studies:
+        # A launch deletes these trials. Here they are only not counted.
+        if study.is_obsolete:
+            study.search_table.trials.clear()
+            study.final_table.trials.clear()
     return _Progress(
         num_finished={study.plan.key: study.summary().num_finished for study in studies},
         seconds_left={study.plan.key: cost_model.estimate(study, home.data_root).seconds for study in studies},

@@ -136,6 +136,12 @@ class Trial:
         return self.lost_seconds + sum(epoch.get(EPOCH_SECONDS, 0.0) for epoch in self.epochs)
 
     @property
+    def has_produced(self) -> bool:
+        """Whether it has a finished epoch or an outcome. To have diverged is an outcome; another failure is none."""
+        has_outcome = self.state in (TrialState.COMPLETE, TrialState.PRUNED) or self.cause is FailureCause.DIVERGED
+        return has_outcome or bool(self.epochs or self.last_metrics)
+
+    @property
     def error_summary(self) -> str:
         """The first line of the error, without the stack trace; empty if there is no error."""
         return self.error.splitlines()[0] if self.error else ""
