@@ -329,7 +329,7 @@ def main() -> None:
         }
         print(f"linear probe: {card['linear_probe_accuracy']}")
 
-    (arguments.out / f"{name}.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    (arguments.out / f"{name}.card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from orchestrator.cli import data, lifecycle, model, outputs, results
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
+from trainer.plain_text import printable
+from trainer.terminal import open_terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,6 +57,7 @@ app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
 
 def main() -> None:
     """Run the command. A user's mistake is a sentence on standard error and exit status 2, without a stack trace."""
+    open_terminal()
     # Servers that sptune starts inherit it, too.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
@@ -71,5 +74,7 @@ def main() -> None:
 
 
 def _exit_with(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    # A sentence may list problems, one on each line.
+    text = printable(sentence, keep="\n")
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -30,6 +31,7 @@ from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
+from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
@@ -114,11 +116,13 @@ def _finish(outcome: api.SweepOutcome) -> None:
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
     print_report(outcome.studies)
-    console.print(f"\nEvery trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
 
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
-        console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+        console.print()
+        console.print(f"{sentence}", highlight=False, soft_wrap=True)
         # Scripts tell a stop by a person from one by a budget.
         raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
     if outcome.studies_without_result:
@@ -132,7 +136,7 @@ def _mlflow_address(home: Home) -> str:
     # A relative path is shorter to type, and people mostly stay in the folder where they launched.
     folder = Path(home.root)
     shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"sptune ui --home {shortest}"
+    return f"sptune ui --home {shlex.quote(shortest)}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
@@ -147,7 +151,7 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     with console.status(f"waiting for the running trials of {name} to save"):
         while lease.holders():
             time.sleep(0.5)
-    console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.", highlight=False)
 
 
 def rm(
@@ -182,11 +186,11 @@ def rm(
     num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
     is_whole = not (trial or where)
     if not num_trials and not is_whole:
-        raise UserError(f"no trial of {name} matches; `sptune status {sweep}` shows what there is.")
+        raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
 
     what = f"{num_trials} trials" + (f" of {len(studies)} studies, and these" if is_whole else "")
     if not yes:
-        typer.confirm(f"Delete {what} of {name}? This cannot be undone.", abort=True)
+        typer.confirm(f"Delete {what} of {printable(name)}? This cannot be undone.", abort=True)
 
     lease = database.lease(name)
     # A driver at work would write the deleted trials again.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from orchestrator.environment.home import DEFAULT_HOME
+from trainer.terminal import TextConsole
 
-console = Console()
+console = TextConsole()
 
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")

@@ -16,6 +16,7 @@ from orchestrator.spec.labels import SETTING, format_duration, study_label, vary
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
+from trainer.terminal import shown
 
 LINE_EVERY_S = 1.0
 """Least time between two plain lines, except before the last."""
@@ -188,4 +189,4 @@ class LiveView:
         assert self._sweep is not None, "the table is shown only while trials run"
         num_rows = max(3, self._console.height - 6)
         table = progress_table(self._sweep.summaries(), num_rows)
-        return Group(table, Text(self._summary(self._sweep), style="bold"))
+        return Group(table, shown(self._summary(self._sweep), "bold"))

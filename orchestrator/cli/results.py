@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
+from trainer.redaction import redact_all
 from trainer.run_folder import LOG
+from trainer.terminal import shown, write_document
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study
@@ -68,7 +71,7 @@ def status(
             "studies": [_json_row(summary) for summary in summaries],
         }
         # Plain print: rich would wrap and colour what a script parses.
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(redact_all(facts), indent=2))
         return
 
     console.print(progress_table(summaries))
@@ -93,10 +96,10 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     for group in group_failures(failed):
         # The newest trial, because an older one may have failed under code that was repaired since.
         latest = group.trials[-1]
-        console.print(f"[red]{len(group.trials)} × {group.cause.value}[/red]: {latest.error_summary}", highlight=False)
+        heading = shown(f"{len(group.trials)} × {group.cause.value}", "red")
+        console.print(heading + shown(f": {latest.error_summary}"), soft_wrap=True)
         for line in group.trace:
-            # A trace may contain square brackets, which rich would take for markup.
-            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"    {line}")
 
         for trial in group.trials[:MAX_TRIALS_SHOWN]:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
@@ -105,13 +108,14 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
 
         log = f"{place.trials_folder(spec.name)}/{latest.trial_id}/{LOG}"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
-        command = f"sptune resume {sweep} --where '{group.condition}'"
-        console.print(f"  retry: {command}\n", highlight=False, soft_wrap=True)
+        command = f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
+        console.print(f"  retry: {command}")
+        console.print()
 
     for study in studies:
         reason = study.search_table.stop_reason
         if reason:
-            console.print(f"[red]stopped[/red] {study.plan.key}: {reason}", highlight=False)
+            console.print(shown("stopped", "red") + shown(f" {study.plan.key}: {reason}"), soft_wrap=True)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.", highlight=False)
 
@@ -134,9 +138,9 @@ def report(
         case Form.terminal:
             print_report(studies)
         case Form.csv:
-            print(to_csv(build_results_table(studies)), end="")
+            write_document(to_csv(build_results_table(studies)))
         case _:
-            print(FORMATS[form.value](build_sections(studies)), end="")
+            write_document(FORMATS[form.value](build_sections(studies)))
 
 
 def ui(
@@ -152,7 +156,9 @@ def ui(
             raise UserError("this home has no MLflow: set MLFLOW_TRACKING_URI to the address of a server.")
         raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
     if not place.mlflow_file.exists():
-        raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
+        raise UserError(
+            f"{place.root} has no MLflow database yet; run `sptune launch demo --home {shlex.quote(place.root)}` first."
+        )
     # Otherwise MLflow would start, fail, and leave its own trace on the screen.
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:

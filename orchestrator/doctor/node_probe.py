@@ -123,7 +123,9 @@ def _gpus() -> tuple[tuple[str, ...], str]:
     # Ray hides GPUs from this process with CUDA_VISIBLE_DEVICES. A process without that variable sees all of them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_NAMES]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    process = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
+    )
 
     if process.returncode != 0:
         # The last line of a traceback is the error.

@@ -79,7 +79,7 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
         SpecError: with every problem of the YAML, of keys and types, and of the configs that follow from the spec.
     """
     try:
-        raw = yaml.load(path.read_text(), _UniqueKeyLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
 
@@ -92,7 +92,7 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
 def load_cluster(path: Path) -> Cluster:
     """Return the `cluster` part of a spec file. It is empty if that part is wrong; `load_spec` then says why."""
     try:
-        return parse_cluster(yaml.load(path.read_text(), _UniqueKeyLoader))
+        return parse_cluster(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader))
     except (yaml.YAMLError, UnicodeDecodeError):
         return Cluster()
 

@@ -99,8 +99,8 @@ def render_reference() -> str:
 
 def refresh(page: Path) -> None:
     """Replace the generated part of the page."""
-    written_by_hand = page.read_text().partition(BEGIN)[0]
-    page.write_text(f"{written_by_hand}{BEGIN}\n\n{render_reference()}")
+    written_by_hand = page.read_text(encoding="utf-8").partition(BEGIN)[0]
+    page.write_text(f"{written_by_hand}{BEGIN}\n\n{render_reference()}", encoding="utf-8")
 
 
 @functools.cache
@@ -179,7 +179,7 @@ def _shipped_examples() -> dict[str, Any]:
 
     # Shipped specs are valid and realistic, and name fields that this package must not know.
     for page in sorted(Path(search_spaces.__path__[0]).glob("*.yaml")):
-        spec = yaml.safe_load(page.read_text())
+        spec = yaml.safe_load(page.read_text(encoding="utf-8"))
         # Most specs give what one method needs in `per`.
         for part in (spec, *spec.get("per", ())):
             for name, value in {**part.get("space", {}), **part.get("fixed", {})}.items():

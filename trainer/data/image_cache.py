@@ -186,7 +186,7 @@ def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
     if images_file.exists():
         return
 
-    with stem.with_name(f"{stem.name}.lock").open("w") as lock:
+    with stem.with_name(f"{stem.name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have decoded them while this one waited for the lock.
         if not images_file.exists():
@@ -224,7 +224,7 @@ def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             num_done += len(block)
-            progress.write_text(json.dumps(num_done))
+            progress.write_text(json.dumps(num_done), encoding="utf-8")
 
     # The images come last: readers take the files as complete once that file exists.
     sizes_part.replace(stem.with_name(f"{stem.name}.sizes"))
@@ -235,7 +235,7 @@ def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
 def _sizes_done(progress: Path, sizes_part: Path, images_part: Path) -> NDArray[np.int32]:
     """Return height and width ``[N, 2]`` of the images that an earlier process decoded; none if they are no use."""
     try:
-        num_done = int(json.loads(progress.read_text()))
+        num_done = int(json.loads(progress.read_text(encoding="utf-8")))
         num_bytes = images_part.stat().st_size
         sizes = np.fromfile(sizes_part, np.int32, 2 * num_done)
     except (FileNotFoundError, ValueError):

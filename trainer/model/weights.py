@@ -163,7 +163,7 @@ def _fetch_uri(source: WeightsSource) -> Path:
         return copy
 
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have made the copy while this one waited.
         if copy.exists():
