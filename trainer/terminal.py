@@ -58,8 +58,13 @@ def open_terminal() -> None:
 
 def write_document(text: str) -> None:
     """Write a document, such as a page of HTML, to standard output. It is UTF-8 in every locale."""
+    text = printable(redact(text), keep="\n\t")
+    # A program that calls ours may read it from a stream of text.
+    if not hasattr(sys.stdout, "buffer"):
+        print(text, end="")
+        return
     sys.stdout.flush()
-    sys.stdout.buffer.write(printable(redact(text), keep="\n\t").encode())
+    sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 
 

@@ -59,13 +59,13 @@ def _progress_cells(summary: StudySummary, seconds: float | None) -> list[str | 
 
     work: str | Text = format_duration(seconds) if seconds else ""
     if summary.stop_reason:
-        work = Text("stopped", style="red")
+        work = shown("stopped", "red")
     return [
         f"{summary.num_finished}/{summary.num_planned}",
         _count(summary.states[TrialState.RUNNING]),
         _count(summary.states[TrialState.WAITING]),
         _count(summary.states[TrialState.PRUNED]),
-        Text(_count(summary.states[TrialState.FAILED]), style="red"),
+        shown(_count(summary.states[TrialState.FAILED]), "red"),
         f"{100 * best:.1f}" if best is not None else "",
         test,
         work,
