@@ -15,6 +15,8 @@ from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
+from trainer.plain_text import printable
+from trainer.terminal import open_terminal
 from trainer.validation import shown
 
 app = typer.Typer(
@@ -58,6 +60,7 @@ app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
 
 def main() -> None:
     """Run the command. A user's mistake is a sentence on standard error and exit status 2, without a stack trace."""
+    open_terminal()
     # Servers that sptune starts inherit it, too.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
@@ -92,5 +95,7 @@ def _file_problem(error: Exception) -> str | None:
 
 
 def _exit_with(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    # A sentence may list problems, one on each line.
+    text = printable(sentence, keep="\n")
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -31,6 +32,7 @@ from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
+from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
 
@@ -143,11 +145,13 @@ def _print_outcome(outcome: api.SweepOutcome) -> None:
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
     print_report(outcome.studies)
-    console.print(f"\nEvery trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
 
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
-        console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+        console.print()
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
 def _exit_status(outcome: api.SweepOutcome) -> int:
@@ -166,7 +170,7 @@ def _mlflow_address(home: Home) -> str:
     # A relative path is shorter to type, and people mostly stay in the folder where they launched.
     folder = Path(home.root)
     shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"sptune ui --home {shortest}"
+    return f"sptune ui --home {shlex.quote(shortest)}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
@@ -188,9 +192,9 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     if left:
         raise UserError(
             f"the driver of {name} died before it had saved. Finished epochs are kept. "
-            f"Run `sptune resume {sweep}` to continue."
+            f"Run `sptune resume {shlex.quote(sweep)}` to continue."
         )
-    console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.", highlight=False)
 
 
 def rm(
@@ -226,11 +230,11 @@ def rm(
     num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
     is_whole = not (trial or where)
     if not num_trials and not is_whole:
-        raise UserError(f"no trial of {name} matches; `sptune status {sweep}` shows what there is.")
+        raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
 
     what = f"{num_trials} trials" + (f" of {len(studies)} studies, and these" if is_whole else "")
     if not yes:
-        typer.confirm(f"Delete {what} of {name}? This cannot be undone.", abort=True)
+        typer.confirm(f"Delete {what} of {printable(name)}? This cannot be undone.", abort=True)
 
     lease = database.lease(name)
     # A driver at work would write the deleted trials again.

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from trainer.config import TrainConfig
 from trainer.metric_names import EPOCH_SECONDS
+from trainer.plain_text import printable
+from trainer.redaction import redact
 
 Phase = Literal["search", "final"]
 
@@ -72,6 +74,10 @@ class Failure:
     """One sentence, then the stack trace."""
     seconds: float = 0.0
     """Seconds of the attempt after its last epoch."""
+
+    def __post_init__(self) -> None:
+        # Databases and logs keep it for everyone to read, and PostgreSQL refuses some control characters.
+        object.__setattr__(self, "error", printable(redact(self.error), keep="\n\t"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
