@@ -26,7 +26,7 @@ FLOORS = {
         prompt_init training plots inference pretrain __init__ __main__
     """,
     "orchestrator": """
-        errors redaction spec study sweep environment drivers report figures tracking served doctor launch
+        errors redaction spec study sweep environment drivers report figures tracking served doctor deletion outcome run_sweep launch
         __init__ cli __main__
     """,
 }

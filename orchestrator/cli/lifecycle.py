@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,18 +26,16 @@ from orchestrator.cli.options import (
     surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.deletion import delete_outputs
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
+from orchestrator.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
-from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
 from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
-
-if TYPE_CHECKING:
-    from orchestrator.study.study import Study
 
 NO_RESULT, HALTED, INTERRUPTED = 1, 3, 130
 """Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
@@ -59,7 +57,7 @@ def launch(
     """
     from orchestrator.cli.progress import LiveView
 
-    driver: api.DriverName = "inline" if inline else "ray"
+    driver: DriverName = "inline" if inline else "ray"
     with LiveView(console) as view:
         outcome = api.launch(spec, home=home, driver=driver, address=address, weights=weights, on_progress=view)
     _finish(outcome)
@@ -82,7 +80,7 @@ def resume(
     """
     from orchestrator.cli.progress import LiveView
 
-    driver: api.DriverName = "inline" if inline else "ray"
+    driver: DriverName = "inline" if inline else "ray"
     rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
@@ -99,9 +97,7 @@ def _trials_folder(home: str | None, sweep: str) -> str:
     return place.trials_folder(spec.name)
 
 
-def _rerun(
-    failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]
-) -> api.Rerun | None:
+def _rerun(failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]) -> Rerun | None:
     """Return which trials to run again; None if the user asked for none.
 
     Args:
@@ -123,17 +119,17 @@ def _rerun(
         is_own = candidate.state is TrialState.COMPLETE and candidate.duplicate_of is None
         return folder is not None and is_own and not has_whole_results(f"{folder}/{candidate.trial_id}")
 
-    return api.Rerun(matches, must_match=bool(trial or where))
+    return Rerun(matches, must_match=bool(trial or where))
 
 
-def _finish(outcome: api.SweepOutcome) -> None:
+def _finish(outcome: SweepOutcome) -> None:
     """Print the results of a launch, and exit with its status."""
     with surviving_lost_output():
         _print_outcome(outcome)
     raise typer.Exit(_exit_status(outcome))
 
 
-def _print_outcome(outcome: api.SweepOutcome) -> None:
+def _print_outcome(outcome: SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
@@ -154,7 +150,7 @@ def _print_outcome(outcome: api.SweepOutcome) -> None:
         console.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _exit_status(outcome: api.SweepOutcome) -> int:
+def _exit_status(outcome: SweepOutcome) -> int:
     if outcome.is_interrupted:
         return INTERRUPTED
     if outcome.halt is not None:
@@ -241,7 +237,13 @@ def rm(
     lease.acquire(name)
     try:
         sweep_id = database.sweep_id(name)
-        _delete(spec, place, sweep_id, studies, matches, with_studies=is_whole)
+        # The study database comes last: after an interruption, `rm` can be repeated.
+        delete_outputs(place, spec, sweep_id, studies, matches, with_studies=is_whole)
+        for each in studies:
+            if is_whole:
+                each.delete_trials()
+            else:
+                each.reset_trials(matches, discard_progress=True)
         if is_whole and study is None:
             release_experiment(place, spec, sweep_id)
             database.delete_sweep(name)
@@ -249,41 +251,3 @@ def rm(
     finally:
         lease.release()
     console.print(f"deleted {what} of {name}.", highlight=False)
-
-
-def _delete(
-    spec: SweepSpec,
-    home: Home,
-    sweep_id: str,
-    studies: list[Study],
-    matches: Callable[[Trial], bool],
-    *,
-    with_studies: bool,
-) -> None:
-    """Delete from MLflow and disk first, from the study database last: after an interruption, `rm` can be repeated."""
-    from orchestrator.tracking.mlflow_runs import delete_runs
-
-    keys: list[str] = []
-    run_ids: list[str | None] = []
-    for study in studies:
-        for table in (study.search_table, study.final_table):
-            deleted = [trial for trial in table.trials if matches(trial)]
-            keys += [trial.trial_id for trial in deleted]
-            run_ids += [table.synced_run(trial.number)[0] for trial in deleted]
-        if with_studies:
-            keys.append(study.plan.key)
-            run_ids.append(study.search_table.mlflow_run)
-    # MLflow first: if its server is away, nothing has been deleted yet.
-    delete_runs(home, spec, sweep_id, keys, [run_id for run_id in run_ids if run_id is not None])
-
-    for study in studies:
-        for trial in study.trials:
-            if matches(trial):
-                delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
-
-    for study in studies:
-        if with_studies:
-            study.search_table.delete()
-            study.final_table.delete()
-        else:
-            study.reset_trials(matches, discard_progress=True)
