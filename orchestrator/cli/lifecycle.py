@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -23,18 +23,19 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
+    surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.deletion import delete_outputs
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
+from orchestrator.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
-from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
+from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
-
-if TYPE_CHECKING:
-    from orchestrator.study.study import Study
+from trainer.storage.run_results import has_whole_results
 
 NO_RESULT, HALTED, INTERRUPTED = 1, 3, 130
 """Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
@@ -56,7 +57,7 @@ def launch(
     """
     from orchestrator.cli.progress import LiveView
 
-    driver: api.DriverName = "inline" if inline else "ray"
+    driver: DriverName = "inline" if inline else "ray"
     with LiveView(console) as view:
         outcome = api.launch(spec, home=home, driver=driver, address=address, weights=weights, on_progress=view)
     _finish(outcome)
@@ -74,56 +75,88 @@ def resume(
 ) -> None:
     """Resume a sweep by its name, with the spec that the study database holds.
 
-    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them.
+    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them. `--trial`
+    also runs a complete trial again whose result files are damaged or missing.
     """
     from orchestrator.cli.progress import LiveView
 
-    driver: api.DriverName = "inline" if inline else "ray"
-    rerun = _rerun(failed, trial, where)
+    driver: DriverName = "inline" if inline else "ray"
+    rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
             sweep, home=home, driver=driver, address=address, weights=weights, rerun=rerun, on_progress=view
         )
     if rerun is not None:
-        console.print(f"{outcome.num_rerun} failed trials of {outcome.name} were run again.", highlight=False)
+        kind = "trials" if trial else "failed trials"
+        console.print(f"{outcome.num_rerun} {kind} of {outcome.name} were run again.", highlight=False)
     _finish(outcome)
 
 
-def _rerun(failed: bool, trial: list[str] | None, where: str | None) -> api.Rerun | None:
-    """Return which failed trials to run again; None if the user asked for none."""
+def _trials_folder(home: str | None, sweep: str) -> str:
+    place, _, spec = find_sweep(home, sweep)
+    return place.trials_folder(spec.name)
+
+
+def _rerun(failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]) -> Rerun | None:
+    """Return which trials to run again; None if the user asked for none.
+
+    Args:
+        find_folder: returns the folder of the sweep's trials.
+    """
     # Parsed first, so that a mistake in --where is found even if nothing else asks for a rerun.
     is_selected = parse_trial_filter(where, trial or [])
     if not (failed or trial or where):
         return None
 
+    # Only where trials are named: it reads their results.
+    folder = find_folder() if trial else None
+
     def matches(candidate: Trial) -> bool:
-        return candidate.state is TrialState.FAILED and is_selected(candidate)
+        if not is_selected(candidate):
+            return False
+        if candidate.state is TrialState.FAILED:
+            return True
+        is_own = candidate.state is TrialState.COMPLETE and candidate.duplicate_of is None
+        return folder is not None and is_own and not has_whole_results(f"{folder}/{candidate.trial_id}")
 
-    return api.Rerun(matches, must_match=bool(trial or where))
+    return Rerun(matches, must_match=bool(trial or where))
 
 
-def _finish(outcome: api.SweepOutcome) -> None:
+def _finish(outcome: SweepOutcome) -> None:
     """Print the results of a launch, and exit with its status."""
+    with surviving_lost_output():
+        _print_outcome(outcome)
+    raise typer.Exit(_exit_status(outcome))
+
+
+def _print_outcome(outcome: SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
         way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
         console.print(f"stopped. {way_out}", highlight=False)
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
-        raise typer.Exit(INTERRUPTED)
+        return
 
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
     print_report(outcome.studies)
-    console.print(f"\nEvery trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
 
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
-        console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+        console.print()
+        console.print(sentence, highlight=False, soft_wrap=True)
+
+
+def _exit_status(outcome: SweepOutcome) -> int:
+    if outcome.is_interrupted:
+        return INTERRUPTED
+    if outcome.halt is not None:
         # Scripts tell a stop by a person from one by a budget.
-        raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
-    if outcome.studies_without_result:
-        raise typer.Exit(NO_RESULT)
+        return INTERRUPTED if outcome.halt.interrupt_running else HALTED
+    return NO_RESULT if outcome.studies_without_result else 0
 
 
 def _mlflow_address(home: Home) -> str:
@@ -141,14 +174,23 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     _, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
     lease = database.lease(name)
-    if not lease.request_stop():
+    asked = lease.request_stop()
+    if not asked:
         raise UserError(f"no driver is running {name}: there is nothing to stop.")
 
-    # The holder disappears when the driver has saved and released its lease.
-    with console.status(f"waiting for the running trials of {name} to save"):
-        while lease.holders():
+    # The driver disappears when it has saved and released its lease.
+    with console.status(f"waiting for {asked[0].describe()} to save the running trials of {name}"):
+        left = asked
+        while any(driver.is_alive for driver in left):
             time.sleep(0.5)
-    console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
+            left = lease.drivers()
+
+    if left:
+        raise UserError(
+            f"the driver of {name} died before it had saved. Finished epochs are kept. "
+            f"Run `sptune resume {shlex.quote(sweep)}` to continue."
+        )
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.", highlight=False)
 
 
 def rm(
@@ -166,6 +208,7 @@ def rm(
     Deleted trials count as never run: the next `launch` or `resume` runs what the spec asks for.
     """
     from orchestrator.study.study import load_studies
+    from orchestrator.tracking.mlflow_runs import release_experiment
 
     place, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
@@ -183,56 +226,28 @@ def rm(
     num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
     is_whole = not (trial or where)
     if not num_trials and not is_whole:
-        raise UserError(f"no trial of {name} matches; `sptune status {sweep}` shows what there is.")
+        raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
 
     what = f"{num_trials} trials" + (f" of {len(studies)} studies, and these" if is_whole else "")
     if not yes:
-        typer.confirm(f"Delete {what} of {name}? This cannot be undone.", abort=True)
+        typer.confirm(f"Delete {what} of {printable(name)}? This cannot be undone.", abort=True)
 
     lease = database.lease(name)
     # A driver at work would write the deleted trials again.
     lease.acquire(name)
     try:
-        _delete(spec, place, studies, matches, with_studies=is_whole)
+        sweep_id = database.sweep_id(name)
+        # The study database comes last: after an interruption, `rm` can be repeated.
+        delete_outputs(place, spec, sweep_id, studies, matches, with_studies=is_whole)
+        for each in studies:
+            if is_whole:
+                each.delete_trials()
+            else:
+                each.reset_trials(matches, discard_progress=True)
         if is_whole and study is None:
+            release_experiment(place, spec, sweep_id)
             database.delete_sweep(name)
             delete_folder(place.trials_folder(name).rpartition("/")[0])
     finally:
         lease.release()
     console.print(f"deleted {what} of {name}.", highlight=False)
-
-
-def _delete(
-    spec: SweepSpec,
-    home: Home,
-    studies: list[Study],
-    matches: Callable[[Trial], bool],
-    *,
-    with_studies: bool,
-) -> None:
-    """Delete from MLflow and disk first, from the study database last: after an interruption, `rm` can be repeated."""
-    from orchestrator.tracking.mlflow_runs import delete_runs
-
-    run_ids = [
-        table.synced_run(trial.number)[0]
-        for study in studies
-        for table in (study.search_table, study.final_table)
-        for trial in table.trials
-        if matches(trial)
-    ]
-    if with_studies:
-        run_ids += [study.search_table.mlflow_run for study in studies]
-    # MLflow first: if its server is away, nothing has been deleted yet.
-    delete_runs(home.mlflow_uri, [run_id for run_id in run_ids if run_id is not None])
-
-    for study in studies:
-        for trial in study.trials:
-            if matches(trial):
-                delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
-
-    for study in studies:
-        if with_studies:
-            study.search_table.delete()
-            study.final_table.delete()
-        else:
-            study.reset_trials(matches, discard_progress=True)

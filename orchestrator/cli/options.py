@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from orchestrator.environment.home import DEFAULT_HOME
+from trainer.terminal import TextConsole
 
-console = Console()
+console = TextConsole()
+
+
+@contextlib.contextmanager
+def surviving_lost_output() -> Iterator[None]:
+    """Print nothing more if the terminal or the reading end of the pipe is gone."""
+    try:
+        yield
+    except OSError:
+        # What Python still has in its buffer goes there as well when the process ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
 
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")

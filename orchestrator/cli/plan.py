@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from orchestrator.spec.labels import SETTING, format_duration, study_label, vary
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
+from trainer.machine import usable_cores
+from trainer.terminal import shown
 
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
@@ -85,8 +86,8 @@ def plan(
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
         return
     num_slots = workers or _num_slots(sweep)
-    _print_estimate(sweep, plans, progress, num_slots)
     _print_memory(sweep, plans, place, num_slots)
+    _print_estimate(sweep, plans, progress, num_slots)
 
 
 def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
@@ -202,6 +203,11 @@ def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
 
     # A plan that counts trials of other settings would be wrong without saying so.
     check_spec_matches_trials(sweep, studies)
+    for study in studies:
+        # A launch deletes these trials. Here they are only not counted.
+        if study.is_obsolete:
+            study.search_table.trials.clear()
+            study.final_table.trials.clear()
     return _Progress(
         num_finished={study.plan.key: study.summary().num_finished for study in studies},
         seconds_left={study.plan.key: cost_model.estimate(study, home.data_root).seconds for study in studies},
@@ -221,13 +227,11 @@ def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slot
 
         # Trials share a device: what counts is the sum of those that run beside each other.
         share = memory_share(resources, rate, num_slots)
-        verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
-        console.print(
-            f"memory of {study.method} {study.backbone}: {rate.peak_gb:.1f} GB a trial, "
-            f"{share:.0%} of the device with those beside it: {verdict}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        facts = f"{rate.peak_gb:.1f} GB a trial, {share:.0%} of the device with those beside it: "
+        verdict = shown("fits")
+        if share > 1:
+            verdict = shown("does not fit", "red") + shown("; give each trial more in `resources`")
+        console.print(shown(f"memory of {study.method} {study.backbone}: {facts}") + verdict, soft_wrap=True)
 
 
 def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: str | None) -> None:
@@ -275,7 +279,7 @@ def _resources_per_trial(sweep: SweepSpec) -> str:
 
 
 def _num_slots(sweep: SweepSpec) -> int:
-    """Return how many trials fit the cores of this machine at once."""
+    """Return how many trials fit the cores that may be used on this machine."""
     # The largest trial decides, so that the estimate holds for every study.
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)
-    return max(1, (os.cpu_count() or 1) // cpus)
+    return max(1, usable_cores() // cpus)

@@ -1,26 +1,24 @@
-"""The commands that show a sweep: `status`, `failures`, `report` and `ui`."""
+"""The commands that show a sweep: `status`, `failures` and `report`."""
 
 from __future__ import annotations
 
 import enum
 import json
-import os
-import socket
-import sys
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
-from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
-from orchestrator.errors import UserError
-from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
+from trainer.redaction import redact_all
 from trainer.run_folder import LOG
+from trainer.terminal import shown, write_document
 
 if TYPE_CHECKING:
+    from orchestrator.study.storage.lease import DriverStatus
     from orchestrator.study.study import Study
     from orchestrator.study.summary import StudySummary
 
@@ -46,7 +44,6 @@ def status(
 ) -> None:
     """Show the progress of a sweep and which driver runs it. Works from any terminal and changes nothing."""
     from orchestrator.cli.progress import num_running, progress_table, summary_line
-    from orchestrator.study.storage.lease import describe_holder
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
 
@@ -54,31 +51,44 @@ def status(
     name = spec.name
     # Epochs are read too: the time that is left is computed from them.
     summaries = [study.summary() for study in load_studies(spec, database)]
-    drivers = database.lease(name).holders()
+    drivers = database.lease(name).drivers()
+    alive = next((driver for driver in drivers if driver.is_alive), None)
+    dead = next((driver for driver in drivers if not driver.is_alive), None)
     halt = database.halt_reason(name)
     num_checkpoints, checkpoint_bytes, trial_bytes = CheckpointRetention(place.trials_folder(name), spec.keep).size()
 
     if as_json:
         facts = {
             "sweep": name,
-            "driver": drivers[0] if drivers else None,
+            "driver": alive.holder if alive is not None else None,
+            "dead_driver": dead.holder if dead is not None else None,
             "halted": halt,
             "checkpoint_bytes": checkpoint_bytes,
             "trial_bytes": trial_bytes,
             "studies": [_json_row(summary) for summary in summaries],
         }
         # Plain print: rich would wrap and colour what a script parses.
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(redact_all(facts), indent=2))
         return
 
     console.print(progress_table(summaries))
     console.print(f"{name}: {summary_line(summaries, num_running(summaries))}", highlight=False)
-    driver = f"driven by {describe_holder(drivers[0])}" if drivers else "no driver is running it"
-    console.print(f"{driver}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
+    console.print(f"{_driver_line(name, alive, dead)}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
     console.print(
         f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all",
         highlight=False,
     )
+
+
+def _driver_line(name: str, alive: DriverStatus | None, dead: DriverStatus | None) -> str:
+    if alive is not None:
+        return f"driven by {alive.describe()}"
+    if dead is not None:
+        return (
+            f"no driver is running it: {dead.describe()} is dead, {dead.describe_last_heartbeat()}. "
+            f"Run `sptune resume {name}` to continue"
+        )
+    return "no driver is running it"
 
 
 def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
@@ -93,10 +103,10 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     for group in group_failures(failed):
         # The newest trial, because an older one may have failed under code that was repaired since.
         latest = group.trials[-1]
-        console.print(f"[red]{len(group.trials)} × {group.cause.value}[/red]: {latest.error_summary}", highlight=False)
+        heading = shown(f"{len(group.trials)} × {group.cause.value}", "red")
+        console.print(heading + shown(f": {latest.error_summary}"), soft_wrap=True)
         for line in group.trace:
-            # A trace may contain square brackets, which rich would take for markup.
-            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"    {line}")
 
         for trial in group.trials[:MAX_TRIALS_SHOWN]:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
@@ -105,13 +115,14 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
 
         log = f"{place.trials_folder(spec.name)}/{latest.trial_id}/{LOG}"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
-        command = f"sptune resume {sweep} --where '{group.condition}'"
-        console.print(f"  retry: {command}\n", highlight=False, soft_wrap=True)
+        command = f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
+        console.print(f"  retry: {command}")
+        console.print()
 
     for study in studies:
         reason = study.search_table.stop_reason
         if reason:
-            console.print(f"[red]stopped[/red] {study.plan.key}: {reason}", highlight=False)
+            console.print(shown("stopped", "red") + shown(f" {study.plan.key}: {reason}"), soft_wrap=True)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.", highlight=False)
 
@@ -134,36 +145,9 @@ def report(
         case Form.terminal:
             print_report(studies)
         case Form.csv:
-            print(to_csv(build_results_table(studies)), end="")
+            write_document(to_csv(build_results_table(studies)))
         case _:
-            print(FORMATS[form.value](build_sections(studies)), end="")
-
-
-def ui(
-    home: HomeOption = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
-) -> None:
-    """Serve the MLflow of a home at 127.0.0.1, and print the address of each sweep. Stop it with Ctrl-C."""
-    from orchestrator.tracking.mlflow_runs import view_paths
-
-    place = home_at(home)
-    if place.mlflow_file is None:
-        if not place.mlflow_uri:
-            raise UserError("this home has no MLflow: set MLFLOW_TRACKING_URI to the address of a server.")
-        raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
-    if not place.mlflow_file.exists():
-        raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
-    # Otherwise MLflow would start, fail, and leave its own trace on the screen.
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.")
-    console.print(f"MLflow at http://127.0.0.1:{port} for {place.root}; Ctrl-C stops it.", highlight=False)
-    for name, path in view_paths(place.mlflow_uri).items():
-        console.print(f"  {name}: http://127.0.0.1:{port}{path}", highlight=False, soft_wrap=True)
-    # One worker process: SQLite allows one writer at a time.
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", place.mlflow_uri, "--workers", "1"]
-    # Ctrl-C and the exit status then belong to MLflow's server, and no process of ours waits beside it.
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port)])
+            write_document(FORMATS[form.value](build_sections(studies)))
 
 
 def print_report(studies: Sequence[Study]) -> None:

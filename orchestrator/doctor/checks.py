@@ -18,6 +18,7 @@ from orchestrator.environment.provenance import code, versions
 from orchestrator.errors import ClusterError, ServiceError, UserError
 from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec, task_names
+from orchestrator.tracking.mlflow_locations import local_path, stale_locations
 from trainer.data.tasks import open_task
 from trainer.storage.files import delete_file, read_bytes, write_bytes
 
@@ -280,6 +281,16 @@ def _check_database(home: Home) -> Finding:
 
 def _check_mlflow(home: Home) -> Finding:
     if home.mlflow_file is not None:
+        stale = stale_locations(home)
+        if stale:
+            return Finding(
+                where=THIS_MACHINE,
+                subject="MLflow",
+                detail=f"{home.mlflow_file} looks for artifacts in {', '.join(map(local_path, stale))}, because the "
+                "home was moved or copied",
+                verdict="warning",
+                remedy="The next `sptune launch`, `sptune sync` or `sptune ui` corrects it.",
+            )
         return Finding(where=THIS_MACHINE, subject="MLflow", detail=f"SQLite, {home.mlflow_file}")
 
     # Importing MLflow takes seconds, and only a server needs it.

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import HomeError, UserError
-from orchestrator.redaction import SECRET_VARIABLES, redact
+from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
 from orchestrator.spec.resources import Cluster
 from orchestrator.study.storage.sqlite_url import sqlite_file, sqlite_url
 from trainer.run_folder import CARD
@@ -123,8 +123,7 @@ class Home:
         Nothing is created.
         """
         for key, address, variable in (("home", self.root, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
-            # A folder's name is no secret, whatever it looks like.
-            if "://" in address and redact(address) != address:
+            if has_secret(address):
                 secrets = SECRET_VARIABLES[key]
                 yield f"{variable} {redact(address)}: keep keys out of the address; put them into {secrets}."
 

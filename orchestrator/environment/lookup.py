@@ -55,18 +55,21 @@ def find_sweep(
     return home_at(home, spec.cluster), database, spec
 
 
-def _load_recorded_spec(home: Home, name: str, *, writes: bool) -> tuple[StudyDatabase, dict[str, object]]:
-    if not home.database_url:
-        raise UserError("\n".join(home.problems()))
+def sweep_names(home: Home) -> list[str]:
+    """Return the names of all sweeps of a home.
 
-    where = home.root if home.database_file else f"the study database {home.database_name}"
-    # For reading first: a database that does not exist must not be created here.
-    database = read_database(home)
-    specs = database.sweeps() if database is not None else {}
-    if database is None or not specs:
-        raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or name another with --home.")
+    Raises:
+        UserError: if there is none.
+    """
+    database, specs = _recorded_specs(home)
+    database.close()
+    return [*specs]
+
+
+def _load_recorded_spec(home: Home, name: str, *, writes: bool) -> tuple[StudyDatabase, dict[str, object]]:
+    database, specs = _recorded_specs(home)
     if name not in specs:
-        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {where}')}")
+        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {_describe(home)}')}")
     # Before the spec is parsed, whose keys a newer version may use differently.
     database.check_version(name)
 
@@ -74,6 +77,25 @@ def _load_recorded_spec(home: Home, name: str, *, writes: bool) -> tuple[StudyDa
         database.close()
         database = open_database(home)
     return database, specs[name]
+
+
+def _describe(home: Home) -> str:
+    return home.root if home.database_file else f"the study database {home.database_name}"
+
+
+def _recorded_specs(home: Home) -> tuple[StudyDatabase, dict[str, dict[str, object]]]:
+    """Return the study database, open for reading, and the recorded spec of each of its sweeps."""
+    if not home.database_url:
+        raise UserError("\n".join(home.problems()))
+
+    # For reading: a database that does not exist must not be created here.
+    database = read_database(home)
+    specs = database.sweeps() if database is not None else {}
+    if database is None or not specs:
+        raise UserError(
+            f"{_describe(home)} holds no sweep; start one with `sptune launch demo`, or name another with --home."
+        )
+    return database, specs
 
 
 def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:

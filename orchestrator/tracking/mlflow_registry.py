@@ -8,8 +8,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.environment.home import Home
 from orchestrator.errors import UserError
 from orchestrator.tracking import mlflow_pyfunc
+from orchestrator.tracking.mlflow_client import connect, explain, is_refusal
+from orchestrator.tracking.mlflow_locations import correct_locations
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 MODEL_FOLDER = "model"
 """Folder of the model among the artifacts of a final trial."""
+MAX_ATTEMPTS = 3
+"""How often a registration is tried if MLflow does not answer."""
 
 
 def save_model(folder: Path) -> None:
@@ -50,35 +55,42 @@ def save_model(folder: Path) -> None:
         )
 
 
-def register(uri: str, run_id: str, name: str) -> str:
+def register(home: Home, run_id: str, name: str) -> str:
     """Register the model of a final trial, and return its version. A model that is registered keeps its version.
 
     Args:
-        uri: tracking server or database.
+        home: home of the sweep.
         run_id: the trial's MLflow run.
         name: name of the registered model.
 
     Raises:
         UserError: if the run has no model, or MLflow refuses, with its reason.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(tracking_uri=uri)
-    try:
-        if not client.list_artifacts(run_id, MODEL_FOLDER):
-            raise UserError(f"run {run_id} has no model among its artifacts; name a final trial that is complete.")
+    correct_locations(home)
+    client = connect(home.mlflow_uri)
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            if not client.list_artifacts(run_id, MODEL_FOLDER):
+                raise UserError(f"run {run_id} has no model among its artifacts; name a final trial that is complete.")
+            return _get_or_create_version(client, run_id, name)
+        except MlflowException as error:
+            # The version may have been created although the answer was lost, so the next attempt looks first.
+            if attempt == MAX_ATTEMPTS or is_refusal(error):
+                raise UserError(f"MLflow does not register {name}: it {explain(error)}.") from None
+    raise AssertionError("the last attempt returns or raises")
 
-        # The command may have been interrupted, or run before: there is one version a run.
-        _create_registered_model(client, name)
-        for version in client.search_model_versions(f"name = '{name}'"):
-            if version.run_id == run_id:
-                return str(version.version)
 
-        source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
-        return str(client.create_model_version(name, source, run_id).version)
-    except MlflowException as error:
-        raise UserError(f"MLflow does not register {name}: {error.message}") from None
+def _get_or_create_version(client: MlflowClient, run_id: str, name: str) -> str:
+    """Return the version of a run's model, which is registered unless it is already: there is one version a run."""
+    _create_registered_model(client, name)
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id:
+            return str(version.version)
+
+    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
+    return str(client.create_model_version(name, source, run_id).version)
 
 
 def _create_registered_model(client: MlflowClient, name: str) -> None:

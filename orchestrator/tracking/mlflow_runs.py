@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
-import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.environment.home import Home
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.labels import SETTING, study_label, varying_fields
-from orchestrator.spec.plan import StudyPlan, format_train_size
+from orchestrator.spec.plan import StudyPlan, format_train_size, plan_sweep
+from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
+from orchestrator.tracking.mlflow_client import is_missing
+from orchestrator.tracking.mlflow_experiment import PARENT, LoggedRun, MlflowExperiment, remove_run
+from orchestrator.tracking.mlflow_locations import correct_locations, is_inside
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 from orchestrator.tracking.mlflow_registry import save_model
 from trainer import run_folder
 from trainer.data.task_store import read_card
 from trainer.metric_names import TRAIN_LOSS, metrics_by_epoch
-from trainer.storage.files import read_bytes
+from trainer.storage.integrity import DamagedFile, read_checked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
 ARTIFACTS = (
     run_folder.PROTOTYPES,
     run_folder.PROMPT,
@@ -45,14 +50,12 @@ RUN_STATUS = {
     TrialState.PRUNED: "KILLED",
     TrialState.FAILED: "FAILED",
 }
-SHARED_VIEW = "mlflow.sharedViewState."
-"""Prefix of the tags in which MLflow stores shared views of an experiment."""
-VIEW = "sptune"
-"""Key of our shared view."""
 MAX_METRICS_PER_BATCH = 1000
 """Most metrics that MLflow accepts in one request."""
 DESCRIPTION_TAG = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run, in Markdown."""
+DIGEST = "digest"
+"""Tag of a parent run with the digest of the study that was logged last."""
 
 
 class MlflowRuns:
@@ -68,50 +71,65 @@ class MlflowRuns:
     """
 
     def __init__(
-        self, uri: str, sweep: str, trials: str, artifacts: str | None, data_root: str, params: Sequence[str] = ()
+        self,
+        uri: str,
+        sweep: str,
+        trials: str,
+        artifacts: str | None,
+        data_root: str,
+        params: Sequence[str] = (),
+        *,
+        sweep_id: str = "",
     ) -> None:
-        self._uri = uri
-        self._sweep = sweep
+        self._experiment = MlflowExperiment(uri, sweep, artifacts, sweep_id=sweep_id, params=params)
         self._trials = trials
-        self._artifacts = artifacts
         self._data_root = data_root
-        self._params = params
+
+    @property
+    def changes(self) -> Counter[str]:
+        """Number of runs that were `created`, `restored` or `removed` as duplicates."""
+        return self._experiment.changes
 
     def open(self) -> None:
         """Connect to MLflow, and create the experiment if it is missing."""
-        _ = self._experiment
+        self._experiment.open()
 
-    def find(self, tag: str, value: str) -> str | None:
-        """Return the id of a run with this tag, or None."""
-        runs = self._client.search_runs([self._experiment], f"tags.{tag} = '{value}'", max_results=1)
-        return runs[0].info.run_id if runs else None
+    def load(self, known: Collection[str]) -> dict[str, LoggedRun]:
+        """Return what MLflow has of the sweep, by trial id or study key; see `MlflowExperiment.load`."""
+        return self._experiment.load(known)
 
-    def create_study(self, study: Study) -> str:
-        """Create the parent run of a study, and return its id."""
+    def create_study(self, study: Study) -> LoggedRun:
+        """Create the parent run of a study."""
         tags = self._tags(study.plan) | {
             "phase": "study",
             "study": study.plan.key,
             DESCRIPTION_TAG: render_study_page(study),
+            # Whatever was logged to an earlier parent run, this one has nothing yet.
+            DIGEST: "",
         }
         named, _ = varying_fields(study.sweep_plan.studies, SETTING)
         name = " ".join(study_label(study.plan, ["task", "method", *named]))
 
-        run = self._client.create_run(self._experiment, tags=tags, run_name=name)
+        run_id = self._experiment.create_run(name, tags)
         # Its children go on, but a parent that stays RUNNING looks like a process that died.
-        self._client.set_terminated(run.info.run_id)
-        return str(run.info.run_id)
+        self._client.set_terminated(run_id)
+        return LoggedRun(run_id, "FINISHED", tags, has_params=False)
 
-    def create_trial(self, study: Study, trial: Trial, parent: str) -> str:
-        """Create the run of a trial, and return its id."""
+    def create_trial(self, study: Study, trial: Trial, parent: str) -> LoggedRun:
+        """Create the run of a trial below the parent run with this id."""
         tags = self._tags(study.plan) | {
-            "mlflow.parentRunId": parent,
+            PARENT: parent,
             "trial_id": trial.trial_id,
             "phase": trial.phase,
             "seed": str(trial.config.seed),
-            "state": trial.state.value,
+            "state": TrialState.RUNNING.value,
         }
         name = f"trial {trial.number}" if trial.phase == "search" else f"final seed {trial.config.seed}"
-        return str(self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id)
+        return LoggedRun(self._experiment.create_run(name, tags), "RUNNING", tags, has_params=False)
+
+    def move_below(self, run_id: str, parent: str) -> None:
+        """Make a run the child of another parent run."""
+        self._client.set_tag(run_id, PARENT, parent)
 
     def log_params(self, run_id: str, trial: Trial) -> None:
         """Log all fields of a trial's TrainConfig."""
@@ -125,7 +143,7 @@ class MlflowRuns:
         return max((metric.step for metric in self._client.get_metric_history(run_id, TRAIN_LOSS)), default=0)
 
     def log_epochs(self, run_id: str, trial: Trial, num_logged: int) -> None:
-        """Log the metrics of a trial's epochs after the first `num_logged`, and the trial's tags.
+        """Log the metrics of a trial's epochs after the first `num_logged`, and the tags of an unfinished trial.
 
         Values before the first step are logged at step 0.
         """
@@ -133,15 +151,11 @@ class MlflowRuns:
         by_epoch = {
             epoch: metrics for epoch, metrics in metrics_by_epoch(trial.epochs).items() if max(epoch, 1) > num_logged
         }
-        tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
+        tags = {} if trial.state.is_finished else _trial_tags(trial)
 
         # Provenance does not change from epoch to epoch. `correct` is a long code, of use only to our own statistics.
         if num_logged == 0 or trial.state is not TrialState.RUNNING:
             tags |= {name: text for name, text in trial.provenance.items() if name != "correct"}
-
-        # Empty texts in a later attempt remove the error of the attempt before.
-        if trial.cause is not None or trial.attempt > 1:
-            tags |= {"error": trial.error_summary, "cause": trial.cause.value if trial.cause else ""}
 
         self._log(run_id, by_epoch, tags)
 
@@ -150,7 +164,10 @@ class MlflowRuns:
         self._client.update_run(run_id, status=RUN_STATUS[state])
 
     def log_outcome(self, run_id: str, trial: Trial) -> None:
-        """Log the outcome of a finished trial: last and best metrics, artifacts, and the model of a final trial."""
+        """Log the outcome of a finished trial: last and best metrics, artifacts, and the model of a final trial.
+
+        The tags with its state and the status come last: a run that has both has everything (`has_all`).
+        """
         if trial.state is TrialState.FAILED:
             self._client.log_text(run_id, str(trial.error), "error.txt")
         else:
@@ -159,7 +176,12 @@ class MlflowRuns:
         folder = f"{self._trials}/{trial.trial_id}"
         with tempfile.TemporaryDirectory() as scratch:
             for name in ARTIFACTS:
-                data = read_bytes(f"{folder}/{name}")
+                data = None
+                try:
+                    data = read_checked(f"{folder}/{name}", bytes)
+                except DamagedFile as error:
+                    log.warning("%s It is not logged to MLflow.", error)
+
                 # A pruned or failed trial has only some of them.
                 if data is not None:
                     Path(scratch, name).write_bytes(data)
@@ -168,19 +190,24 @@ class MlflowRuns:
                 save_model(Path(scratch))
             self._client.log_artifacts(run_id, scratch)
 
+        self._log(run_id, {}, _trial_tags(trial))
         self._client.set_terminated(run_id, RUN_STATUS[trial.state])
 
-    def log_study(self, run_id: str, study: Study) -> None:
-        """Log a study's description, its summary metrics, the images it learns from, and its figures."""
+    def log_study(self, run_id: str, study: Study, digest: str) -> None:
+        """Log a study's description, its summary metrics, the images it learns from, its figures, and its digest."""
         from orchestrator.figures.draw import save_figure, study_figures
         from orchestrator.study.importance import param_importances
 
-        self._log(run_id, {0: study_summary_metrics(study)}, {DESCRIPTION_TAG: render_study_page(study)})
+        page = render_study_page(study)
+        self._log(run_id, {0: study_summary_metrics(study)}, {DESCRIPTION_TAG: page})
         self._log_dataset(run_id, study.plan)
         with tempfile.TemporaryDirectory() as scratch:
             for name, figure in study_figures(study, param_importances):
                 save_figure(figure, Path(scratch), name)
             self._client.log_artifacts(run_id, scratch, "figures")
+
+        # Comes last: it says that MLflow has all of the study as it is now.
+        self._log(run_id, {}, {DIGEST: digest})
 
     def _log_dataset(self, run_id: str, plan: StudyPlan) -> None:
         """Log the card of a study's task as MLflow's dataset, once."""
@@ -200,7 +227,6 @@ class MlflowRuns:
 
     def _tags(self, plan: StudyPlan) -> dict[str, Any]:
         return {
-            "sweep": self._sweep,
             "task": plan.task,
             "group": plan.group,
             "method": plan.method,
@@ -229,31 +255,46 @@ class MlflowRuns:
         if tags:
             self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 
-    @functools.cached_property
+    @property
     def _client(self) -> MlflowClient:
-        # The tracker retries by itself, and must notice soon that the driver wants to end.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        from mlflow import MlflowClient
+        return self._experiment.client
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        return MlflowClient(tracking_uri=self._uri)
 
-    @functools.cached_property
-    def _experiment(self) -> str:
-        """Id of the sweep's experiment, which is created if it is missing."""
-        experiment = self._client.get_experiment_by_name(self._sweep)
-        if experiment is not None:
-            experiment_id = str(experiment.experiment_id)
-        else:
-            location = f"{self._artifacts}/{self._sweep}" if self._artifacts else None
-            experiment_id = str(self._client.create_experiment(self._sweep, artifact_location=location))
+def open_runs(home: Home, spec: SweepSpec, sweep_id: str) -> MlflowRuns:
+    """Return the MLflow runs of a sweep.
 
-        # Chooses the kind of table that MLflow shows first.
-        self._client.set_experiment_tag(experiment_id, "mlflow.experimentKind", "custom_model_development")
-        self._client.set_experiment_tag(experiment_id, f"{SHARED_VIEW}{VIEW}", json.dumps(_view(self._params)))
-        return experiment_id
+    Args:
+        sweep_id: identity of the sweep in the study database.
+    """
+    # A home that was moved or copied: artifacts are read, written and deleted in this home and in no other.
+    correct_locations(home)
+    searched = list(dict.fromkeys(name for plan in plan_sweep(spec).studies for name in plan.space))
+    return MlflowRuns(
+        home.mlflow_uri,
+        spec.name,
+        home.trials_folder(spec.name),
+        home.mlflow_artifacts,
+        home.data_root,
+        searched,
+        sweep_id=sweep_id,
+    )
+
+
+def has_all(run: LoggedRun | None, trial: Trial) -> bool:
+    """Whether a run has everything of a finished trial."""
+    if run is None:
+        return False
+    attempt = run.tags.get("attempt", str(trial.attempt))
+    is_same = (run.tags.get("state"), attempt) == (trial.state.value, str(trial.attempt))
+    return is_same and run.status == RUN_STATUS[trial.state]
+
+
+def _trial_tags(trial: Trial) -> dict[str, str]:
+    tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
+    # Empty texts in a later attempt remove the error of the attempt before.
+    if trial.cause is not None or trial.attempt > 1:
+        tags |= {"error": trial.error_summary, "cause": trial.cause.value if trial.cause else ""}
+    return tags
 
 
 def outcome_metrics(trial: Trial) -> dict[str, float]:
@@ -272,54 +313,39 @@ def outcome_metrics(trial: Trial) -> dict[str, float]:
     return metrics
 
 
-def _view(params: Sequence[str]) -> dict[str, Any]:
-    """Return a view of an experiment's table with our columns, in the form that MLflow's "Share view" stores."""
-    columns = ["tags.`state`", "metrics.`final/val/accuracy`", "metrics.`final/test/accuracy`"]
-    return {
-        "searchFilter": "",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": [*columns, *(f"params.`{name}`" for name in params)],
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-    }
+def delete_runs(home: Home, spec: SweepSpec, sweep_id: str, keys: Collection[str], known: Collection[str]) -> None:
+    """Delete runs of a sweep and their artifacts. The rows in MLflow's database stay until `mlflow gc`.
 
-
-def view_paths(uri: str) -> dict[str, str]:
-    """Return the path of each sweep's table with our columns, to be appended to a server's address."""
-    from mlflow import MlflowClient
-
-    experiments = MlflowClient(tracking_uri=uri).search_experiments()
-    # MLflow returns the newest first.
-    return {
-        experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}"
-        for experiment in reversed(experiments)
-        if f"{SHARED_VIEW}{VIEW}" in experiment.tags
-    }
-
-
-def delete_runs(uri: str, run_ids: list[str]) -> None:
-    """Delete runs and their artifacts. The rows in MLflow's database stay until `mlflow gc`."""
-    from mlflow import MlflowClient
+    Args:
+        sweep_id: identity of the sweep in the study database.
+        keys: trial ids, and keys of studies.
+        known: ids of their runs as the study database knows them. MLflow may have others.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    client = MlflowClient(tracking_uri=uri)
-    for run_id in run_ids:
+    correct_locations(home)
+    experiment = MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id)
+    found = experiment.find_runs(known)
+    run_ids = [*known, *(run_id for key in keys for run_id in found.get(key, []))]
+    for run_id in dict.fromkeys(run_ids):
         try:
-            run = client.get_run(run_id)
+            run = experiment.client.get_run(run_id)
         except MlflowException as error:
             # A deletion that was interrupted is repeated as a whole.
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            if is_missing(error):
                 continue
             raise
 
-        # A run may have no artifacts.
-        with contextlib.suppress(MlflowException, FileNotFoundError):
-            get_artifact_repository(run.info.artifact_uri, tracking_uri=uri).delete_artifacts()
-        client.delete_run(run_id)
+        location = run.info.artifact_uri
+        # Without a server that chooses the folder, artifacts outside the home belong to somebody else.
+        if home.mlflow_artifacts is None or is_inside(location, home.mlflow_artifacts):
+            # A run may have no artifacts.
+            with contextlib.suppress(MlflowException, FileNotFoundError):
+                get_artifact_repository(location, tracking_uri=home.mlflow_uri).delete_artifacts()
+        remove_run(experiment.client, run)
+
+
+def release_experiment(home: Home, spec: SweepSpec, sweep_id: str) -> None:
+    """Let a later sweep of the same name take the experiment of a sweep that is deleted."""
+    MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id).release()

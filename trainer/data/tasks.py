@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
 from trainer.data.task_store import Card, TaskMissing, read_card
-from trainer.storage.s3 import redact_query
+from trainer.redaction import redact
 
 
 def open_task(root: str, task: str) -> Card:
@@ -34,10 +36,12 @@ def open_task(root: str, task: str) -> Card:
 def missing_task(root: str, task: str) -> TaskMissing:
     """Return the error for a task that is not in the store, for callers of `read_card` that need the task."""
     if _is_demo(task):
-        way_out = f"It is made at its first use, for example by `sptune data show {task}`."
+        way_out = f"It is made at its first use, for example by `sptune data show {shlex.quote(task)}`."
     else:
-        way_out = f"Import it: sptune data import PATH --task {task} (`sptune data list` says where to get it)."
-    return TaskMissing(f"{task} is not in the task store {redact_query(root)}. {way_out}")
+        way_out = (
+            f"Import it: sptune data import PATH --task {shlex.quote(task)} (`sptune data list` says where to get it)."
+        )
+    return TaskMissing(f"{task} is not in the task store {redact(root)}. {way_out}")
 
 
 def _is_demo(task: str) -> bool:

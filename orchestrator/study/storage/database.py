@@ -8,6 +8,7 @@ that has the lease writes.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -104,6 +105,18 @@ class StudyDatabase:
     def save_halt_reason(self, name: str, reason: str | None) -> None:
         """Save why the driver ends before the sweep is done."""
         self._storage.set_study_user_attr(self._sweep_id(name), SWEEP_ATTRS["halt_reason"], reason)
+
+    def sweep_id(self, name: str) -> str:
+        """Return the identity of a sweep, among all that ever had this name. A sweep without one gets it now.
+
+        Call with the lease. It moves with the home, and a sweep that is deleted and launched again has another.
+        """
+        study = self._sweep_id(name)
+        stored: str | None = self._storage.get_study_user_attrs(study).get(SWEEP_ATTRS["sweep_id"])
+        if stored is None:
+            stored = uuid.uuid4().hex[:12]
+            self._storage.set_study_user_attr(study, SWEEP_ATTRS["sweep_id"], stored)
+        return stored
 
     def lease(self, name: str) -> Lease:
         """Return the lease that one driver at a time has on the sweep."""

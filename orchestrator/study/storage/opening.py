@@ -12,16 +12,14 @@ import fcntl
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
-from orchestrator.study.storage.lease import GRACE_PERIOD_S, HEARTBEAT_S
+from orchestrator.study.storage.backoff import PatientConnection
 from orchestrator.study.storage.sqlite_url import sqlite_file, sqlite_url
 
 CREATION_LOCK = 7_788_623
@@ -178,7 +176,9 @@ def _is_whole(engine: sqlalchemy.Engine) -> bool:
 def _engine_options(url: str, *, read_only: bool) -> dict[str, Any]:
     is_sqlite = url.startswith("sqlite")
     # The tracker's thread writes too: wait for the other connection instead of failing.
-    options: dict[str, Any] = {"connect_args": {"timeout": 60} if is_sqlite else {"connect_timeout": 10}}
+    patience: dict[str, Any] = {"timeout": 0.1, "factory": PatientConnection}
+    options: dict[str, Any] = {"connect_args": patience if is_sqlite else {"connect_timeout": 10}}
+
     # A server may have closed an idle connection: test each one before it is used.
     options["pool_pre_ping"] = not is_sqlite
     if read_only and not is_sqlite:
@@ -191,15 +191,12 @@ def _engine(url: str, *, read_only: bool = False) -> sqlalchemy.Engine:
 
 
 def _storage(url: str, *, read_only: bool = False) -> RDBStorage:
-    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
-        return RDBStorage(
-            # Optuna takes the URL for a template.
-            url.replace("{", "{{").replace("}", "}}"),
-            engine_kwargs=_engine_options(url, read_only=read_only),
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_PERIOD_S,
-            skip_table_creation=read_only,
-        )
+    return RDBStorage(
+        # Optuna takes the URL for a template.
+        url.replace("{", "{{").replace("}", "}}"),
+        engine_kwargs=_engine_options(url, read_only=read_only),
+        skip_table_creation=read_only,
+    )
 
 
 def _use_write_ahead_log(connection: Any, _: object) -> None:

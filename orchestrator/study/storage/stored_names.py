@@ -23,6 +23,7 @@ SWEEP_ATTRS = {
     "spec": "spec",
     "halt_reason": "halt",
     "schema_version": "schema_version",
+    "sweep_id": "sweep_id",
 }
 """User attributes of a sweep's own Optuna study."""
 
@@ -33,6 +34,9 @@ DRIVER_ATTRS = {
     "since": "since",
     "seconds": "seconds",
     "stop": "stop",
+    "boot": "boot",
+    "namespaces": "namespaces",
+    "start_ticks": "start_ticks",
 }
 """User attributes of a driver, which is a trial of the sweep's own Optuna study."""
 

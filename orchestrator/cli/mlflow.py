@@ -1,0 +1,215 @@
+"""The commands about MLflow: `ui` and `sync`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from orchestrator.cli.options import HomeOption, console
+from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.lookup import find_sweep, sweep_names
+from orchestrator.errors import LeaseError, ServiceError, UserError
+from orchestrator.redaction import redact
+
+PROXY_VARIABLES = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_URL", "VSCODE_PROXY_URI", "CODESPACE_NAME")
+"""Variables of environments in which a browser reaches this machine through a proxy with another host name."""
+LINE_EVERY_S = 10.0
+"""Seconds between two lines of progress where the output is not a terminal."""
+
+
+def sync(
+    sweep: Annotated[
+        str | None,
+        typer.Argument(metavar="[SWEEP]", help="The `name` in its spec, or the spec's file; default: every sweep."),
+    ] = None,
+    home: HomeOption = None,
+) -> None:
+    """Make MLflow equal to the study database: log what it lacks, and restore what was deleted there.
+
+    Trains nothing and changes no trial. Use it after runs were deleted in MLflow's page, after its database was lost,
+    or with another address: `MLFLOW_TRACKING_URI=http://HOST:5000 sptune sync demo`.
+
+    Exit status: 0 if MLflow has everything, 1 if something could not be logged, 2 for a mistake.
+    """
+    names = [sweep] if sweep is not None else sweep_names(home_at(home))
+    # Of several sweeps, all are tried.
+    results = [_sync(name, home, is_only=sweep is not None) for name in names]
+    if not all(results):
+        raise typer.Exit(1)
+
+
+def _sync(sweep: str, home: str | None, *, is_only: bool) -> bool:
+    """Synchronize one sweep, print what was done, and return whether MLflow has all of it."""
+    from orchestrator.tracking.mlflow_sync import sync_sweep
+
+    place, database, spec = find_sweep(home, sweep, writes=True)
+    last_line_at = time.monotonic()
+    with console.status(f"logging {spec.name} to MLflow") as status:
+
+        def show(num_left: int) -> None:
+            nonlocal last_line_at
+            status.update(f"logging {spec.name} to MLflow: {num_left} trials and studies are left")
+            if not console.is_terminal and time.monotonic() - last_line_at > LINE_EVERY_S:
+                last_line_at = time.monotonic()
+                _print(f"{spec.name}: {num_left} trials and studies are left")
+
+        try:
+            outcome = sync_sweep(place, database, spec, show)
+        except LeaseError as error:
+            # Its driver logs it. That is a mistake only if this sweep was asked for.
+            if is_only:
+                raise
+            _print(f"{spec.name}: left to its driver. {error}")
+            return True
+
+    parts = [
+        (outcome.num_created, "runs created"),
+        (outcome.num_restored, "runs restored"),
+        (outcome.num_removed, "second runs of a trial removed"),
+        (outcome.num_logged, "trials and studies logged"),
+    ]
+    done = ", ".join(f"{count} {what}" for count, what in parts if count)
+    if outcome.problem is None:
+        _print(f"{spec.name}: {f'{done}. ' if done else ''}MLflow has everything.")
+        return True
+    _print(f"{spec.name}: {f'{done}. ' if done else ''}{outcome.num_left} are left: MLflow {outcome.problem}.")
+    return False
+
+
+def ui(
+    home: HomeOption = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
+    allowed_hosts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST[,HOST]",
+            help="Host names of a proxy, such as JupyterHub's, through which browsers come. Without them MLflow "
+            "answers 403, `Invalid Host header`.",
+        ),
+    ] = None,
+) -> None:
+    """Serve the MLflow of a home at 127.0.0.1, and print the address of each sweep. Stop it with Ctrl-C.
+
+    A home without permission to write is served from a copy of its database, so changes made in the page are lost.
+    """
+    place = home_at(home)
+    if place.mlflow_file is None:
+        if not place.mlflow_uri:
+            raise UserError("this home has no MLflow: set MLFLOW_TRACKING_URI to the address of a server.")
+        raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
+    if not place.mlflow_file.exists():
+        raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
+
+    hosts = _host_names(allowed_hosts)
+    _check_port(port)
+    if os.access(place.mlflow_file, os.W_OK) and os.access(place.mlflow_file.parent, os.W_OK):
+        from orchestrator.tracking.mlflow_locations import correct_locations
+
+        correct_locations(place)
+        _print_addresses(place, place.mlflow_uri, port, has_hosts=bool(hosts))
+        # Ctrl-C and the exit status then belong to MLflow's server, and no process of ours waits beside it.
+        os.execv(sys.executable, _server_command(place, place.mlflow_uri, port, hosts))
+    _serve_snapshot(place, port, hosts)
+
+
+def _serve_snapshot(home: Home, port: int, hosts: list[str]) -> None:
+    """Serve a copy of the database of a home that cannot be written, with the artifacts where they are."""
+    from orchestrator.tracking.mlflow_locations import snapshot
+
+    with tempfile.TemporaryDirectory(prefix="sptune-ui-") as folder:
+        try:
+            uri = snapshot(home, Path(folder))
+        except sqlite3.Error as error:
+            raise UserError(f"MLflow's database {home.mlflow_file} cannot be read: {error}.") from None
+
+        _print(f"{home.root} cannot be written: this is a copy of its MLflow database as it is now.")
+        _print_addresses(home, uri, port, has_hosts=bool(hosts))
+        server = subprocess.Popen(_server_command(home, uri, port, hosts))
+        # The copy is deleted when the server has ended.
+        signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = server.wait()
+    raise typer.Exit(code)
+
+
+def _server_command(home: Home, uri: str, port: int, hosts: list[str]) -> list[str]:
+    # One worker process: SQLite allows one writer at a time.
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(home.mlflow_artifacts)]
+    if hosts:
+        # The page sends its requests with the proxy's origin, so that must be allowed, too.
+        local = ["localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*"]
+        command += ["--allowed-hosts", ",".join([*local, *hosts, *(f"{host}:*" for host in hosts)])]
+        origins = [f"{scheme}://{host}{end}" for host in hosts for scheme in ("https", "http") for end in ("", ":*")]
+        command += ["--cors-allowed-origins", ",".join(origins)]
+    return command
+
+
+def _host_names(text: str | None) -> list[str]:
+    """Return the host names in an option, which may be written as addresses."""
+    names = []
+    for part in (text or "").split(","):
+        address = part.strip()
+        if not address:
+            continue
+        host = urlsplit(address if "://" in address else f"//{address}").hostname
+        if not host:
+            raise UserError(f"--allowed-hosts {redact(address)}: write host names, such as hub.example.org.")
+        names.append(host)
+    return names
+
+
+def _check_port(port: int) -> None:
+    """Raise UserError if a server cannot listen at a port.
+
+    Otherwise MLflow would start, fail, and leave its own trace on the screen.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise UserError(
+                f"port {port} is reserved for the administrator; choose one above 1023 with --port."
+            ) from None
+        except OSError:
+            raise UserError(f"port {port} is taken, perhaps by another `sptune ui`; choose one with --port.") from None
+
+
+def _print_addresses(home: Home, uri: str, port: int, *, has_hosts: bool) -> None:
+    from orchestrator.tracking.mlflow_client import explain
+    from orchestrator.tracking.mlflow_experiment import view_paths
+
+    try:
+        paths = view_paths(uri)
+    except Exception as error:
+        # SQLite, SQLAlchemy and MLflow each raise errors of their own.
+        raise ServiceError(f"MLflow {explain(error)} ({home.mlflow_file}).") from None
+
+    _print(f"MLflow at http://127.0.0.1:{port} for {home.root}; Ctrl-C stops it.")
+    for name, path in paths.items():
+        _print(f"  {name}: http://127.0.0.1:{port}{path}")
+
+    if not has_hosts and any(os.environ.get(name) for name in PROXY_VARIABLES):
+        prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/")
+        where = f"JupyterHub shows it at {prefix}/proxy/{port}/. " if prefix else ""
+        _print(
+            f"{where}If a proxy's page answers 403, `Invalid Host header`, stop this and add --allowed-hosts HOST, "
+            "with the host name in the browser's address bar."
+        )
+
+
+def _print(line: str) -> None:
+    # A path may contain square brackets, which rich would take for markup.
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
