@@ -20,7 +20,8 @@ def load(folder: str | Path, *, weights: str | None = None, device: str = "cpu")
         device: device of the model, such as cpu or cuda.
 
     Raises:
-        ValueError: if there is no such path, the folder holds no finished run, or the backbone's weights are not those it was trained on.
+        ValueError: if the path cannot be used, the folder holds no finished run, or the backbone's weights are not
+            those it was trained on.
         OSError: if the folder cannot be read.
     """
     # Here, because torch takes a second to import and trainer.config needs none.
