@@ -20,10 +20,12 @@ def load(folder: str | Path, *, weights: str | None = None, device: str = "cpu")
         device: device of the model, such as cpu or cuda.
 
     Raises:
-        ValueError: if the folder holds no finished run, or the backbone's weights are not those it was trained on.
+        ValueError: if the path cannot be used, the folder holds no finished run, or the backbone's weights are not
+            those it was trained on.
         OSError: if the folder cannot be read.
     """
     # Here, because torch takes a second to import and trainer.config needs none.
     from trainer.inference import load_classifier
+    from trainer.storage.addresses import absolute_address
 
-    return load_classifier(folder, weights=weights, device=device)
+    return load_classifier(absolute_address(str(folder)), weights=weights, device=device)

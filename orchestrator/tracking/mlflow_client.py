@@ -40,9 +40,14 @@ def connect(uri: str) -> MlflowClient:
     limit_requests()
     from mlflow import MlflowClient
 
+    from orchestrator.study.storage.opening import creation_lock
+
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri)
+    # It creates MLflow's tables if they are missing, and several drivers may start in a new home. MLflow has a lock of
+    # its own, but in TMPDIR, which may differ between them.
+    with creation_lock(uri):
+        return MlflowClient(tracking_uri=uri)
 
 
 def is_missing(error: BaseException) -> bool:

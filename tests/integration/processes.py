@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.storage.sqlite_url import sqlite_url
 from orchestrator.study.study import Study, load_studies
 
 SPTUNE = str(Path(sys.executable).with_name("sptune"))
@@ -94,7 +95,7 @@ def _title(process: psutil.Process) -> str:
 
 def outcome(home: Path, sweep: str) -> list[tuple[object, ...]]:
     """Return all that a sweep decided and found, from the study database in a home."""
-    return outcome_in_database(f"sqlite:///{home / 'studies.db'}", sweep)
+    return outcome_in_database(sqlite_url(home.absolute() / "studies.db"), sweep)
 
 
 def outcome_in_database(url: str, sweep: str) -> list[tuple[object, ...]]:

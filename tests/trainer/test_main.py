@@ -34,6 +34,32 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
+@pytest.mark.parametrize(
+    ("home", "data", "expected"),
+    [
+        (None, None, "sptune-home/data"),
+        ("h", None, "h/data"),
+        ("/h", None, "/h/data"),
+        ("s3://bucket/h", None, "s3://bucket/h/data"),
+        ("h", "d", "d"),
+        ("", "", "sptune-home/data"),
+    ],
+)
+def test_tasks_are_in_the_home_unless_a_task_store_is_named(
+    home: str | None, data: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("SPTUNE_HOME", home), ("SPTUNE_DATA", data)):
+        if text is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, text)
+
+    _, options = parse(["--task", "demo/digits", "--method", "linear", "--out", "out"])
+    assert options.data == (expected if "://" in expected else str(tmp_path / expected))
+    assert options.out == str(tmp_path / "out")
+
+
 PROGRAM = """
 import atexit, runpy, sys
 atexit.register(lambda: print(*sys.modules, file=sys.stderr))

@@ -227,3 +227,18 @@ def test_a_bucket_that_hangs_for_a_while_is_waited_for(
         work()
         assert not waker.is_alive()
     assert read_bytes(file) == b"new"
+
+
+def test_a_link_in_a_folder_is_deleted_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    folder = tmp_path / "home" / "trials"
+    folder.mkdir(parents=True)
+    (folder / "link").symlink_to(elsewhere)
+    (tmp_path / "home" / "link").symlink_to(elsewhere)
+
+    delete_folder(tmp_path / "home" / "link")
+    delete_folder(folder)
+    assert [*(tmp_path / "home").iterdir()] == []
+    assert (elsewhere / "file").exists()
