@@ -209,7 +209,7 @@ class MlflowTracker:
             self._has_new_known = True
 
     def _load(self) -> dict[str, LoggedRun]:
-        """Return what MLflow has, by trial id or study key. If that is not known, MLflow is asked and all is checked."""
+        """Return what MLflow has, by trial id or study key. If that is not known, ask MLflow and check all."""
         if self._logged is None or self._has_new_known:
             self._has_new_known = False
             # If the question fails, what was known before must not be used.

@@ -23,7 +23,7 @@ from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Trial
 from orchestrator.sweep.sweep import Sweep
-from orchestrator.tracking.mlflow_locations import is_inside, local_path, stale_locations
+from orchestrator.tracking.mlflow_locations import is_inside, local_path, snapshot, stale_locations
 from orchestrator.tracking.mlflow_runs import open_runs
 from orchestrator.tracking.mlflow_sync import SyncOutcome, sync_sweep
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
@@ -315,6 +315,23 @@ def test_a_home_that_was_moved_finds_its_artifacts_and_writes_new_ones_into_itse
     assert projection(moved) == fresh
     assert not old.exists()
     assert stale_locations(moved) == []
+
+
+def test_a_home_that_cannot_be_written_is_shown_from_a_copy_that_finds_its_artifacts(
+    home: Home, original: Path, tmp_path: Path
+) -> None:
+    assert home.mlflow_file is not None
+    before = home.mlflow_file.read_bytes()
+    (tmp_path / "shown").mkdir()
+    client = MlflowClient(tracking_uri=snapshot(home, tmp_path / "shown"))
+    experiment = client.get_experiment_by_name(NAME)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 4
+    for run in runs:
+        assert is_inside(run.info.artifact_uri, str(home.mlflow_artifacts)), "not in the home that it was copied from"
+        assert client.list_artifacts(run.info.run_id)
+    assert home.mlflow_file.read_bytes() == before, "and nothing is written"
 
 
 @pytest.mark.parametrize("name", ["two words", "a#b", "a?b", "100%", "a%3Fb", "größe", "a;b", "a=b", "a&b+c"])
