@@ -46,7 +46,8 @@ def sync(
         is_whole = _sync(sweep, home)
     else:
         # All are tried, whatever is wrong with one of them.
-        is_whole = all([_sync_one_of_several(name, home) for name in sweep_names(home_at(home))])
+        results = [_sync_one_of_several(name, home) for name in sweep_names(home_at(home))]
+        is_whole = all(results)
     if not is_whole:
         raise typer.Exit(1)
 

@@ -135,9 +135,11 @@ def _stale_locations(uri: str, artifacts: str) -> list[str]:
     try:
         with engine.connect() as connection:
             return _stale_roots(connection, artifacts)
-    except OperationalError:
+    except OperationalError as error:
         # MLflow has not made its tables yet.
-        return []
+        if "no such table" in str(error):
+            return []
+        raise
     finally:
         engine.dispose()
 
