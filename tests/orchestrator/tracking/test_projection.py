@@ -228,7 +228,6 @@ TAMPERS: dict[str, Callable[[Home], None]] = {
     "a parent purged": purge("study"),
     "children purged": purge("final", "search"),
     "the experiment deleted": delete_experiment,
-    "runs and experiment deleted": both(delete("search"), delete_experiment),
     "the experiment purged": purge_experiment,
     "the experiment renamed": rename_experiment,
     "the name given to somebody else": give_name_to_somebody_else,
@@ -238,7 +237,6 @@ TAMPERS: dict[str, Callable[[Home], None]] = {
     "an earlier version": forget,
     "an earlier version, its parent deleted": both(forget, delete("study")),
     "an earlier version, its experiment renamed": both(forget, rename_experiment),
-    "an earlier version, answers lost": both(forget, leave_second_runs),
 }
 
 
@@ -300,7 +298,7 @@ def test_what_is_removed_in_a_copy_of_a_home_stays_in_the_original(home: Home, o
     assert not [file for file in (Path(home.root) / "mlartifacts").rglob("*") if file.is_file()]
 
 
-@pytest.mark.parametrize("name", ["two words", "a#b", "100%", "a%20b", "größe", "mlartifacts"])
+@pytest.mark.parametrize("name", ["two words#", "100%", "a%20b?", "mlartifacts größe"])
 def test_a_home_that_was_moved_finds_its_artifacts_and_writes_new_ones_into_itself(
     home: Home, fresh: set[tuple[object, ...]], tmp_path: Path, name: str
 ) -> None:
