@@ -13,9 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.redaction import redact
+
 
 class UserError(Exception):
-    """A mistake outside this program. The text names the rule, the value and the way out."""
+    """A mistake outside this program. The text names the rule, the value and the way out.
+
+    Secrets in the text are redacted: it is printed, logged and handed to callers.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redact(text))
 
 
 class SpecError(UserError):
@@ -29,7 +37,7 @@ class SpecError(UserError):
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
-        self.problems = list(problems)
+        self.problems = [redact(problem) for problem in problems]
 
 
 class HomeError(UserError):

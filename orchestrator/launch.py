@@ -14,19 +14,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.drivers.context import trial_context
-from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
-from orchestrator.errors import ServiceError, SpecError, UserError
+from orchestrator.errors import HomeError, ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
+from trainer.storage.local_cache import cache_folder, cache_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +58,9 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+STOPPED_PATIENCE_S = 2.0
+"""Seconds to wait for an MLflow that is away, if a signal stopped the sweep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ def launch(
     # The addresses come first: the spec's tasks and weights are looked for in the home that they name.
     cluster = _cluster_of(spec)
     place = home_at(home, cluster)
-    weights = weights or cluster.weights
+    weights = weights_at(weights, cluster)
     parsed = _load(spec, place, weights)
 
     # Here and below, slow libraries are imported after the spec is known to be right: its mistakes are printed in a
@@ -165,17 +170,20 @@ def resume(
     The other arguments and the errors are those of `launch`.
     """
     place, database, spec = find_sweep(home, name, strict=True)
-    weights = weights or spec.cluster.weights
+    database.close()
+    weights = weights_at(weights, spec.cluster)
     # The spec was checked when it was recorded, but data and weights may have moved since.
     problems = [*place.problems(), *find_missing(spec, place, weights)]
     if problems:
         raise SpecError(f"the recorded spec of {spec.name}", problems)
 
+    from orchestrator.environment.connections import open_database
+
     place.create()
     return _run(
         spec,
         place,
-        database,
+        open_database(place),
         driver=driver,
         address=address or spec.cluster.address,
         weights=weights,
@@ -265,6 +273,7 @@ def _run(
     rerun: Rerun | None = None,
 ) -> SweepOutcome:
     """Hold the lease, and drive the sweep to its end."""
+    from orchestrator.drivers import signals
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
     from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
@@ -278,6 +287,12 @@ def _run(
 
     # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
     with contextlib.ExitStack() as stack:
+        # Outermost: a signal ends whatever is waited for, and what the stack holds is still saved.
+        stack.enter_context(signals.interrupt_on_signal())
+
+        # SQLite then puts its log into the file, which can be read and copied alone.
+        stack.callback(database.close)
+
         # The lease writes, and the format of a newer version is not ours to write.
         database.check_version(spec.name)
         lease = database.lease(spec.name)
@@ -289,10 +304,12 @@ def _run(
         tracker = MlflowTracker(open_runs(home, spec, database.sweep_id(spec.name)))
         # The tracker is closed when the stack unwinds, so its answer is collected in a list.
         unlogged: list[int] = []
-        stack.callback(lambda: unlogged.append(_close_tracker(tracker, spec.name, on_progress, notes)))
+        stack.callback(
+            lambda: unlogged.append(_close_tracker(tracker, spec.name, signals.is_stopping(), on_progress, notes))
+        )
 
         sweep = Sweep.resume(spec, database, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
-        stack.callback(sweep.close)
+        stack.callback(lambda: _close_sweep(sweep, on_progress, notes))
 
         was_finished = sweep.is_done
         is_interrupted = False
@@ -308,7 +325,13 @@ def _run(
                 # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
 
-    CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
+    try:
+        CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
+    except OSError as error:
+        # A disk that is full must not cost the results.
+        note = f"what `sptune plan` expects was not updated: {error}"
+        on_progress(Progress("logging to MLflow", note=note))
+        notes.append(note)
     return SweepOutcome(
         name=spec.name,
         home=home,
@@ -332,6 +355,11 @@ def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> 
         UserError: if the sweep could not run.
     """
     on_progress(Progress("checking the servers"))
+    # On a cluster the cache is on each node, and the check of the nodes tries it.
+    problem = cache_problem() if address is None else None
+    if problem is not None:
+        raise HomeError(problem)
+
     if address is not None:
         from orchestrator.doctor.checks import check_services, raise_on_errors
 
@@ -379,6 +407,10 @@ def _drive(
     from orchestrator.drivers.ray import cluster
     from orchestrator.drivers.ray.driver import RayDriver
 
+    # Workers of this machine inherit it, and they run in other folders.
+    if "SPTUNE_CACHE" in os.environ:
+        os.environ["SPTUNE_CACHE"] = str(cache_folder())
+
     # The nodes are checked over the same connection that the driver uses.
     with cluster.connected(address):
         if address is not None:
@@ -390,13 +422,35 @@ def _drive(
         RayDriver(context).run(sweep, on_change)
 
 
-def _close_tracker(tracker: MlflowTracker, sweep: str, on_progress: OnProgress, notes: list[str]) -> int:
-    """Log the rest to MLflow, and return how much could not be logged."""
+def _close_sweep(sweep: Sweep, on_progress: OnProgress, notes: list[str]) -> None:
+    """Save the states of the trials, unless a signal ended the wait for the study database."""
+    from orchestrator.study.storage.backoff import WaitInterrupted
+
+    try:
+        sweep.close()
+    except WaitInterrupted as error:
+        note = f"{error}. The last epochs are not recorded; a resumed sweep takes them from the trials' checkpoints."
+        on_progress(Progress("running trials", sweep, note))
+        notes.append(note)
+
+
+def _close_tracker(
+    tracker: MlflowTracker, sweep: str, is_stopped: bool, on_progress: OnProgress, notes: list[str]
+) -> int:
+    """Log the rest to MLflow, and return how much could not be logged. Ctrl-C ends the wait.
+
+    Args:
+        is_stopped: whether a signal stopped the sweep: then the user does not want to wait for a server that is away.
+    """
     on_progress(Progress("logging to MLflow"))
-    num_unlogged = tracker.close()
-    if tracker.problem is not None:
+    try:
+        num_unlogged = tracker.close(STOPPED_PATIENCE_S if is_stopped else None)
+    except KeyboardInterrupt:
+        num_unlogged = tracker.num_pending
+    if num_unlogged or tracker.problem is not None:
         lacks = f"it lacks {num_unlogged} trials and studies" if num_unlogged else "what it has was not checked"
-        note = f"MLflow {tracker.problem}. So {lacks}; `sptune sync {sweep}` logs them once this is resolved."
+        problem = tracker.problem or "was not waited for"
+        note = f"MLflow {problem}. So {lacks}; `sptune sync {sweep}` logs them once this is resolved."
         on_progress(Progress("logging to MLflow", note=note))
         notes.append(note)
     return num_unlogged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import json
 import re
@@ -261,6 +262,7 @@ def test_the_bundled_backbone_is_small_and_its_card_says_how_it_was_made() -> No
         assert f"{100 * figure:.1f} %" in guide
     assert f"{card['parameters']:,} parameters" in guide
     assert card["command"].startswith("python -m trainer.pretrain")
+    assert card["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def test_no_file_of_the_repository_is_large() -> None:

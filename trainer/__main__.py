@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, field_types
 from trainer.metric_names import TRAIN_LOSS
+from trainer.storage.addresses import absolute_address
 from trainer.training.loop import EpochMetrics, TrainingDiverged, train
 
 GROUPS = {
@@ -84,19 +85,22 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
     places.add_argument(
         "--out",
         metavar="FOLDER",
+        type=_address,
         help="Folder (path or URI) for checkpoint and results. If it holds a checkpoint of the same config, the run "
         "resumes from it. Nothing is kept if not given.",
     )
     places.add_argument(
         "--data",
         metavar="FOLDER",
-        default=os.environ.get("SPTUNE_DATA", "sptune-home/data"),
-        help="Task store. Demo tasks are made in it at first use. Default: SPTUNE_DATA, or sptune-home/data.",
+        type=_address,
+        default=os.environ.get("SPTUNE_DATA") or f"{os.environ.get('SPTUNE_HOME') or 'sptune-home'}/data",
+        help="Task store. Demo tasks are made in it at first use. Default: SPTUNE_DATA, or `data` in the home: "
+        "SPTUNE_HOME, or sptune-home.",
     )
     places.add_argument(
         "--weights",
         metavar="PATH",
-        default=os.environ.get("SPTUNE_WEIGHTS"),
+        default=os.environ.get("SPTUNE_WEIGHTS") or None,
         help="File, or folder of files, that is searched first for the backbone's weights. Default: SPTUNE_WEIGHTS, or "
         "timm's hub.",
     )
@@ -104,6 +108,7 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
         "--prototype-cache",
         "--bank",
         metavar="FOLDER",
+        type=_address,
         help="Folder of prototypes that runs share, so that each set is built once. Built anew if not given.",
     )
     places.add_argument(
@@ -147,6 +152,13 @@ def _add_field(group: argparse._ArgumentGroup, field: dataclasses.Field[Any], do
         help=help_text.replace("%", "%%"),
         **keywords,
     )
+
+
+def _address(text: str) -> str:
+    try:
+        return absolute_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _size(text: str) -> float | int | str:

@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
+from trainer.data.images import reason_of
 from trainer.data.transforms import decode
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.run_folder import RunCard
-from trainer.storage.files import read_bytes
+from trainer.storage.run_results import read_result, read_run_card
+from trainer.storage.tensors import unpack_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +73,10 @@ class Classifier:
         data = image if isinstance(image, bytes) else image.read_bytes()
         try:
             return decode(data, self.config.pixels, self.config.transform, augmented=is_augmented(self.config.task))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's plugins raise errors of every kind for damaged bytes.
+        except Exception as error:
             name = f"image {index}" if isinstance(image, bytes) else str(image)
-            # Pillow's own text names a BytesIO object at some address.
-            reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(f"{name} cannot be decoded as an image: {reason}") from error
+            raise ValueError(f"{name} cannot be decoded as an image: {reason_of(error)}") from error
 
 
 def load_classifier(folder: str | Path, *, weights: str | None = None, device: str = "cpu") -> Classifier:
@@ -127,21 +125,14 @@ def _read_run(folder: str | Path) -> tuple[RunCard, dict[str, Tensor]]:
         ValueError: if one is missing or damaged, or they are of different runs.
         OSError: if the folder cannot be read.
     """
-    card_bytes = read_bytes(f"{folder}/{run_folder.CARD}")
-    tensor_bytes = read_bytes(f"{folder}/{run_folder.PROMPT}")
-    if card_bytes is None or tensor_bytes is None:
+    card = read_run_card(str(folder))
+    stored = read_result(str(folder), run_folder.PROMPT, unpack_tensors)
+    if card is None or stored is None:
         raise ValueError(
             f"{folder} holds no finished run: card.json and prompt.safetensors are written at the end of one."
         )
 
-    try:
-        card = RunCard.from_json(card_bytes)
-    except ValueError as error:
-        raise ValueError(f"{folder}/card.json cannot be read: {error}.") from error
-    try:
-        learnt = load_tensors(tensor_bytes)
-    except SafetensorError as error:
-        raise ValueError(f"{folder}/prompt.safetensors is damaged: {error}.") from error
+    learnt, _ = stored
 
     # The two files may have been copied from different runs.
     shapes = {name: list(tensor.shape) for name, tensor in learnt.items()}

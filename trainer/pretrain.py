@@ -9,6 +9,7 @@ Shapes: B batch, N patches, V visible patches, T tokens with CLS, D width, K pix
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import math
@@ -26,13 +27,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.progress import track
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from trainer.model import backbone
+from trainer.storage.files import write_bytes
 from trainer.training.checkpoint import load_state, save_state
 
 ARCHITECTURE = backbone.vit_nano_patch4_32.__name__
@@ -296,14 +298,13 @@ def main() -> None:
 
     # Half precision halves the size of the file, which ships with the package.
     name = f"{ARCHITECTURE}.mae"
-    save_file(
-        {key: value.half().contiguous() for key, value in vit.state_dict().items()},
-        arguments.out / f"{name}.safetensors",
-    )
+    weights = save({key: value.half().contiguous() for key, value in vit.state_dict().items()})
+    write_bytes(arguments.out / f"{name}.safetensors", weights)
 
     # The card says how the weights were made. It lies beside them in the package.
     card = {
         "name": name,
+        "sha256": hashlib.sha256(weights).hexdigest(),
         "parameters": sum(p.numel() for p in vit.parameters()),
         "data": f"{len(images)} images of {arguments.images}, at {image_size}x{image_size}",
         "objective": "masked autoencoder, normalised pixels (arXiv 2111.06377)",
@@ -329,7 +330,7 @@ def main() -> None:
         }
         print(f"linear probe: {card['linear_probe_accuracy']}")
 
-    (arguments.out / f"{name}.card.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_bytes(arguments.out / f"{name}.card.json", f"{json.dumps(card, indent=2)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ SCHEMA_VERSION = 1
 """Version of `card.json`. Cards without one are of version 1."""
 
 
+class NewerVersion(ValueError):
+    """A file that a newer version of sptune wrote. It is not damaged."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunCard:
     """Facts of a finished run, written as `card.json` after every other file but the checkpoint."""
@@ -36,6 +40,8 @@ class RunCard:
     config: TrainConfig
     class_names: list[str]
     backbone_sha256: str
+    backbone_part: str = ""
+    """Which of several networks in the weights file was taken; empty for the only one."""
     learnt_from: str
     """Fingerprint of the training images."""
     scored_on: str
@@ -48,16 +54,17 @@ class RunCard:
     metrics: dict[str, float]
     """Metrics of the last epoch."""
 
-    def to_json(self) -> bytes:
-        """Return the content of `card.json`."""
-        return json.dumps({"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}, indent=2).encode()
+    def to_values(self) -> dict[str, Any]:
+        """Return the content of `card.json`, without its checksum."""
+        return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: bytes) -> RunCard:
         """Return the card of a `card.json`.
 
         Raises:
-            ValueError: if the text is not a card, or a newer version of sptune wrote it.
+            NewerVersion: if a newer version of sptune wrote the card.
+            ValueError: if the text is not a card.
         """
         # Errors of JSON that is cut short, or is not what a card holds: a list, a key less, a value of another type.
         unreadable = (ValueError, KeyError, TypeError, AttributeError)
@@ -69,13 +76,18 @@ class RunCard:
 
         # Before any other key: a newer version may have renamed them.
         if is_newer:
-            raise ValueError(
+            raise NewerVersion(
                 f"schema_version is {values['schema_version']}, and this version of sptune reads up to "
                 f"{SCHEMA_VERSION}; upgrade sptune"
             )
 
         try:
-            fields = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+            # Cards of earlier versions lack the fields that have a default.
+            fields = {
+                field.name: values[field.name]
+                for field in dataclasses.fields(cls)
+                if field.name in values or field.default is dataclasses.MISSING
+            }
             fields["config"] = TrainConfig.from_params(values["config"])
         except unreadable as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error

@@ -11,6 +11,7 @@ import typer
 from orchestrator import __version__
 from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results
 from orchestrator.cli.doctor import doctor
+from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
 
@@ -68,6 +69,10 @@ def main() -> None:
         if sentence is None:
             raise
         _exit_with(sentence)
+    finally:
+        # Here, because Python would complain at its end that nobody reads the rest.
+        with surviving_lost_output():
+            sys.stdout.flush()
 
 
 def _exit_with(sentence: str) -> None:

@@ -16,6 +16,7 @@ from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
 from trainer.catalog import OWN, TASKS
 from trainer.data.task_store import SPLITS, Card, read_card
+from trainer.storage.addresses import absolute_address
 from trainer.storage.files import list_folders
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Such as vtab/
 
 
 def _root(data: str | None) -> str:
-    return data or home_at().data_root
+    try:
+        return absolute_address(data) if data else home_at().data_root
+    except ValueError as error:
+        raise UserError(f"--data {error}") from None
 
 
 def _tasks(root: str) -> list[str]:

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from orchestrator.cli.options import AddressOption, HomeOption, WeightsOption, console
 from orchestrator.doctor.checks import Finding, check_nodes, check_services
-from orchestrator.environment.home import home_at
+from orchestrator.doctor.machine import check_machine
+from orchestrator.environment.home import home_at, weights_at
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec
+from orchestrator.spec.resources import Cluster
 
 STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 
@@ -28,20 +30,20 @@ def doctor(
 ) -> None:
     """Check what a sweep needs, on each node of a cluster, and print what is wrong and how to repair it.
 
-    Checks the home, the study database and MLflow; with `--address` also the versions, home, GPUs, data, weights and
-    cache of each node. Starts nothing. Exit status 1 if there is an error. A launch on a cluster does the same checks
-    before it starts.
+    Checks this machine's limits, folders and proxies, the home, the study database and MLflow; with `--address` also
+    the versions, home, GPUs, data, weights and cache of each node. Starts nothing. Exit status 1 if there is an error.
+    A launch on a cluster does the checks of the servers and the nodes before it starts.
     """
     path = find_spec(spec) if spec else None
     cluster = load_cluster(path) if path else None
     place = home_at(home, cluster)
     sweep = load_spec(path) if path else None
+    weights = weights_at(weights, cluster or Cluster())
     if cluster is not None:
         address = address or cluster.address
-        weights = weights or cluster.weights
 
     with console.status("checking the servers"):
-        findings = check_services(place)
+        findings = [*check_machine(place), *check_services(place)]
 
     # Without a usable home the nodes have nothing to check.
     if not any(finding.subject in ("addresses", "home") for finding in _errors(findings)):

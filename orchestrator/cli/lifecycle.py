@@ -22,6 +22,7 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
+    surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import parse_trial_filter
 from orchestrator.environment.home import Home
@@ -31,6 +32,7 @@ from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
 from trainer.storage.files import delete_folder
+from trainer.storage.run_results import has_whole_results
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study
@@ -73,43 +75,70 @@ def resume(
 ) -> None:
     """Resume a sweep by its name, with the spec that the study database holds.
 
-    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them.
+    `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them. `--trial`
+    also runs a complete trial again whose result files are damaged or missing.
     """
     from orchestrator.cli.progress import LiveView
 
     driver: api.DriverName = "inline" if inline else "ray"
-    rerun = _rerun(failed, trial, where)
+    rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
             sweep, home=home, driver=driver, address=address, weights=weights, rerun=rerun, on_progress=view
         )
     if rerun is not None:
-        console.print(f"{outcome.num_rerun} failed trials of {outcome.name} were run again.", highlight=False)
+        kind = "trials" if trial else "failed trials"
+        console.print(f"{outcome.num_rerun} {kind} of {outcome.name} were run again.", highlight=False)
     _finish(outcome)
 
 
-def _rerun(failed: bool, trial: list[str] | None, where: str | None) -> api.Rerun | None:
-    """Return which failed trials to run again; None if the user asked for none."""
+def _trials_folder(home: str | None, sweep: str) -> str:
+    place, _, spec = find_sweep(home, sweep)
+    return place.trials_folder(spec.name)
+
+
+def _rerun(
+    failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]
+) -> api.Rerun | None:
+    """Return which trials to run again; None if the user asked for none.
+
+    Args:
+        find_folder: returns the folder of the sweep's trials.
+    """
     # Parsed first, so that a mistake in --where is found even if nothing else asks for a rerun.
     is_selected = parse_trial_filter(where, trial or [])
     if not (failed or trial or where):
         return None
 
+    # Only where trials are named: it reads their results.
+    folder = find_folder() if trial else None
+
     def matches(candidate: Trial) -> bool:
-        return candidate.state is TrialState.FAILED and is_selected(candidate)
+        if not is_selected(candidate):
+            return False
+        if candidate.state is TrialState.FAILED:
+            return True
+        is_own = candidate.state is TrialState.COMPLETE and candidate.duplicate_of is None
+        return folder is not None and is_own and not has_whole_results(f"{folder}/{candidate.trial_id}")
 
     return api.Rerun(matches, must_match=bool(trial or where))
 
 
 def _finish(outcome: api.SweepOutcome) -> None:
     """Print the results of a launch, and exit with its status."""
+    with surviving_lost_output():
+        _print_outcome(outcome)
+    raise typer.Exit(_exit_status(outcome))
+
+
+def _print_outcome(outcome: api.SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
         way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
         console.print(f"stopped. {way_out}", highlight=False)
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
-        raise typer.Exit(INTERRUPTED)
+        return
 
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
@@ -119,10 +148,15 @@ def _finish(outcome: api.SweepOutcome) -> None:
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
         console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+
+
+def _exit_status(outcome: api.SweepOutcome) -> int:
+    if outcome.is_interrupted:
+        return INTERRUPTED
+    if outcome.halt is not None:
         # Scripts tell a stop by a person from one by a budget.
-        raise typer.Exit(INTERRUPTED if outcome.halt.interrupt_running else HALTED)
-    if outcome.studies_without_result:
-        raise typer.Exit(NO_RESULT)
+        return INTERRUPTED if outcome.halt.interrupt_running else HALTED
+    return NO_RESULT if outcome.studies_without_result else 0
 
 
 def _mlflow_address(home: Home) -> str:
@@ -137,16 +171,25 @@ def _mlflow_address(home: Home) -> str:
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     """Stop a sweep that runs in another terminal or on another machine. Running trials save at their next epoch."""
-    _, database, spec = find_sweep(home, sweep)
+    _, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
     lease = database.lease(name)
-    if not lease.request_stop():
+    asked = lease.request_stop()
+    if not asked:
         raise UserError(f"no driver is running {name}: there is nothing to stop.")
 
-    # The holder disappears when the driver has saved and released its lease.
-    with console.status(f"waiting for the running trials of {name} to save"):
-        while lease.holders():
+    # The driver disappears when it has saved and released its lease.
+    with console.status(f"waiting for {asked[0].describe()} to save the running trials of {name}"):
+        left = asked
+        while any(driver.is_alive for driver in left):
             time.sleep(0.5)
+            left = lease.drivers()
+
+    if left:
+        raise UserError(
+            f"the driver of {name} died before it had saved. Finished epochs are kept. "
+            f"Run `sptune resume {sweep}` to continue."
+        )
     console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
 
 
@@ -167,7 +210,7 @@ def rm(
     from orchestrator.study.study import load_studies
     from orchestrator.tracking.mlflow_runs import release_experiment
 
-    place, database, spec = find_sweep(home, sweep)
+    place, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name
     if study and (trial or where):
         raise UserError("--study deletes whole studies; use it without --trial and --where.")

@@ -68,7 +68,7 @@ def _sync(sweep: str, home: str | None) -> bool:
     """Synchronize one sweep, print what was done, and return whether MLflow has all of it."""
     from orchestrator.tracking.mlflow_sync import sync_sweep
 
-    place, database, spec = find_sweep(home, sweep)
+    place, database, spec = find_sweep(home, sweep, writes=True)
     last_line_at = time.monotonic()
     with console.status(f"logging {spec.name} to MLflow") as status:
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from orchestrator.cli.options import HomeOption, WeightsOption, console
-from orchestrator.environment.home import home_at
+from orchestrator.environment.home import home_at, weights_at
 from orchestrator.errors import UserError
+from orchestrator.spec.resources import Cluster
 from trainer.catalog import BACKBONES
 from trainer.model.weights import WeightsError, find_weights
+
+if TYPE_CHECKING:
+    from trainer.model.weight_facts import WeightFacts
 
 
 def backbones(weights: WeightsOption = None) -> None:
     """List the backbones and where the weights of each would come from."""
-    if weights and "://" not in weights and not Path(weights).expanduser().exists():
+    weights = weights_at(weights, Cluster())
+    if weights and "://" not in weights and not Path(weights).exists():
         raise UserError(f"weights {weights}: there is no such file or folder.")
+    facts = _facts(weights)
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("backbone", no_wrap=True)
     for name in ("layers", "width", "patch"):
@@ -29,8 +36,47 @@ def backbones(weights: WeightsOption = None) -> None:
             source = str(find_weights(row, weights))
         except WeightsError:
             source = "absent: name a file"
+        if facts is not None and facts.problem(row) is not None:
+            source = "the file does not fit"
         table.add_row(row.name, *map(str, (row.num_layers, row.embed_dim, row.patch_size)), source)
     console.print(table)
+
+    if facts is not None:
+        _print_facts(facts)
+
+
+def _facts(weights: str | None) -> WeightFacts | None:
+    """Return the facts of a single file of this machine that is to be the weights; None for other places."""
+    path = Path(weights).expanduser() if weights and "://" not in weights else None
+    if path is None or not path.is_file():
+        return None
+
+    # Imported late, because it loads torch.
+    from trainer.model.weight_facts import read_facts
+
+    try:
+        return read_facts(path)
+    except WeightsError as error:
+        raise UserError(str(error)) from None
+
+
+def _print_facts(facts: WeightFacts) -> None:
+    """Print what the table cannot say about a file."""
+    if facts.part:
+        console.print(f"\n{facts.path} holds several networks; {facts.part} is used.", highlight=False, markup=False)
+
+    fitting = [row.name for row in BACKBONES.values() if facts.problem(row) is None]
+    if not fitting:
+        shape = f"{facts.num_layers} layers, width {facts.embed_dim}, patch {facts.patch_size}"
+        text = f"{facts.path} fits none of these: it has {shape}."
+    elif len(fitting) > 1:
+        text = (
+            f"{facts.path} fits {len(fitting)} backbones, and its tensors do not tell from which it is. Name the one "
+            "that it was trained as: pixel normalization and readout follow from the name."
+        )
+    else:
+        return
+    console.print(f"\n{text}", highlight=False, markup=False)
 
 
 def predict(

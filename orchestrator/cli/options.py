@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -9,7 +14,28 @@ from rich.console import Console
 
 from orchestrator.environment.home import DEFAULT_HOME
 
-console = Console()
+
+class _Console(Console):
+    """A console that raises the error of a closed pipe. By default it exits, even in the middle of a sweep."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
+
+
+console = _Console()
+
+
+@contextlib.contextmanager
+def surviving_lost_output() -> Iterator[None]:
+    """Print nothing more if the terminal or the reading end of the pipe is gone."""
+    try:
+        yield
+    except OSError:
+        # What Python still has in its buffer goes there as well when the process ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
 
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")

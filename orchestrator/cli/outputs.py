@@ -45,7 +45,7 @@ def figures(
     # The figures of a single study are those of the sweep.
     is_single = len(studies) == 1
     published = published_scores({study.plan.backbone for study in studies})
-    folder = out or Path(f"{studies[0].spec.name}-figures")
+    folder = _folder(out, f"{studies[0].spec.name}-figures")
     count = 0
     with console.status("drawing"):
         drawn = draw_figures(
@@ -71,7 +71,7 @@ def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = Non
     studies = load_sweeps(home, sweeps, epochs=True)
     with console.status("writing"):
         try:
-            files, absent = write(studies, place.trials_folder, out or Path(f"{first.name}-export"))
+            files, absent = write(studies, place.trials_folder, _folder(out, f"{first.name}-export"))
         except OSError as error:
             raise _not_written(error) from None
     for file in files:
@@ -119,6 +119,14 @@ def register(
         model = name or _model_name(study)
         version = register_model(place, run_id, model)
         console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}", highlight=False)
+
+
+def _folder(out: Path | None, default: str) -> Path:
+    """Return the folder to write into, with `~` expanded: the shell leaves it in `--out=~/figures`."""
+    try:
+        return (out or Path(default)).expanduser()
+    except RuntimeError:
+        raise UserError(f"--out {out}: there is no user of this name; write the folder's path in full.") from None
 
 
 def _model_name(study: Study) -> str:

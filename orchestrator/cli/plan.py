@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from rich.table import Table
 
 from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console
 from orchestrator.drivers.context import trial_context
-from orchestrator.environment.connections import open_database
-from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.connections import read_database
+from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError, UserError
@@ -24,6 +23,7 @@ from orchestrator.spec.labels import SETTING, format_duration, study_label, vary
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
+from trainer.machine import usable_cores
 
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
@@ -63,6 +63,7 @@ def plan(
 
     sweep = load_spec(find_spec(spec))
     place = home_at(home, sweep.cluster)
+    weights = weights_at(weights, sweep.cluster)
     plans = plan_sweep(sweep).studies
     if calibrate:
         _calibrate(sweep, plans, place, weights)
@@ -84,8 +85,8 @@ def plan(
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
         return
     num_slots = workers or _num_slots(sweep)
-    _print_estimate(sweep, plans, progress, num_slots)
     _print_memory(sweep, plans, place, num_slots)
+    _print_estimate(sweep, plans, progress, num_slots)
 
 
 def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
@@ -141,6 +142,7 @@ def replay(
     from orchestrator.cli.progress import progress_table
     from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, ReplayDriver, SyntheticCurves
     from orchestrator.study.storage.database import StudyDatabase
+    from orchestrator.study.storage.sqlite_url import sqlite_url
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.sweep.tracker import MemoryTracker
@@ -155,7 +157,7 @@ def replay(
     num_slots = workers or _num_slots(sweep_spec)
     with tempfile.TemporaryDirectory() as folder:
         # A database of its own: a simulation must not touch the sweep of the same name.
-        scratch = StudyDatabase(f"sqlite:///{folder}/studies.db")
+        scratch = StudyDatabase(sqlite_url(Path(folder).absolute() / "studies.db"))
         sweep = Sweep.resume(sweep_spec, scratch, MemoryTracker(), clock=clock)
         driver = ReplayDriver(curves, clock, workers=num_slots)
         try:
@@ -179,17 +181,25 @@ def replay(
 
 
 def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
-    """Return what the home holds of the sweep. A home that does not exist is not made."""
-    is_empty = home.database_file is not None and not home.database_file.exists()
-    if not home.database_url or (is_empty and not Path(home.cost_model_file).exists()):
-        return _Progress()
-
-    from orchestrator.study.study import load_studies
-    from orchestrator.sweep.conflicts import check_spec_matches_trials
+    """Return what the home holds of the sweep. Nothing is created or written."""
     from orchestrator.sweep.cost_model import CostModel
 
+    database = read_database(home) if home.database_url else None
     cost_model = CostModel.load(home.cost_model_file)
-    studies = load_studies(sweep, open_database(home))
+    if database is None and not cost_model.rates:
+        return _Progress()
+
+    from orchestrator.study.storage.database import StudyDatabase
+    from orchestrator.study.storage.sqlite_url import sqlite_url
+    from orchestrator.study.study import load_studies
+    from orchestrator.sweep.conflicts import check_spec_matches_trials
+
+    with tempfile.TemporaryDirectory() as folder:
+        # The estimate needs a database, and an empty one will do.
+        database = database or StudyDatabase(sqlite_url(Path(folder).absolute() / "studies.db"))
+        studies = load_studies(sweep, database)
+        database.close()
+
     # A plan that counts trials of other settings would be wrong without saying so.
     check_spec_matches_trials(sweep, studies)
     return _Progress(
@@ -265,7 +275,7 @@ def _resources_per_trial(sweep: SweepSpec) -> str:
 
 
 def _num_slots(sweep: SweepSpec) -> int:
-    """Return how many trials fit the cores of this machine at once."""
+    """Return how many trials fit the cores that may be used on this machine."""
     # The largest trial decides, so that the estimate holds for every study.
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)
-    return max(1, (os.cpu_count() or 1) // cpus)
+    return max(1, usable_cores() // cpus)

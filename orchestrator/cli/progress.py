@@ -11,6 +11,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.options import surviving_lost_output
 from orchestrator.launch import Progress, Step
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.study.summary import StudySummary
@@ -119,6 +120,8 @@ class LiveView:
 
     In a terminal it shows a table that changes while trials run, and a spinner otherwise. Elsewhere it prints a line
     whenever the number of finished trials has changed, at most one a second.
+
+    A sweep does not end because nobody reads what it prints: once the output is lost, nothing more is printed.
     """
 
     def __init__(self, console: Console) -> None:
@@ -136,10 +139,15 @@ class LiveView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_display()
+        with surviving_lost_output():
+            self._stop_display()
 
     def __call__(self, progress: Progress) -> None:
         """Show what the launch does now."""
+        with surviving_lost_output():
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         if progress.note:
             self._console.print(progress.note, highlight=False, soft_wrap=True)
         # A new step replaces the display of the step before.

@@ -15,6 +15,7 @@ from orchestrator.study.trial import TrialState
 from trainer.run_folder import LOG
 
 if TYPE_CHECKING:
+    from orchestrator.study.storage.lease import DriverStatus
     from orchestrator.study.study import Study
     from orchestrator.study.summary import StudySummary
 
@@ -40,7 +41,6 @@ def status(
 ) -> None:
     """Show the progress of a sweep and which driver runs it. Works from any terminal and changes nothing."""
     from orchestrator.cli.progress import num_running, progress_table, summary_line
-    from orchestrator.study.storage.lease import describe_holder
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
 
@@ -48,14 +48,17 @@ def status(
     name = spec.name
     # Epochs are read too: the time that is left is computed from them.
     summaries = [study.summary() for study in load_studies(spec, database)]
-    drivers = database.lease(name).holders()
+    drivers = database.lease(name).drivers()
+    alive = next((driver for driver in drivers if driver.is_alive), None)
+    dead = next((driver for driver in drivers if not driver.is_alive), None)
     halt = database.halt_reason(name)
     num_checkpoints, checkpoint_bytes, trial_bytes = CheckpointRetention(place.trials_folder(name), spec.keep).size()
 
     if as_json:
         facts = {
             "sweep": name,
-            "driver": drivers[0] if drivers else None,
+            "driver": alive.holder if alive is not None else None,
+            "dead_driver": dead.holder if dead is not None else None,
             "halted": halt,
             "checkpoint_bytes": checkpoint_bytes,
             "trial_bytes": trial_bytes,
@@ -67,12 +70,22 @@ def status(
 
     console.print(progress_table(summaries))
     console.print(f"{name}: {summary_line(summaries, num_running(summaries))}", highlight=False)
-    driver = f"driven by {describe_holder(drivers[0])}" if drivers else "no driver is running it"
-    console.print(f"{driver}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
+    console.print(f"{_driver_line(name, alive, dead)}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
     console.print(
         f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all",
         highlight=False,
     )
+
+
+def _driver_line(name: str, alive: DriverStatus | None, dead: DriverStatus | None) -> str:
+    if alive is not None:
+        return f"driven by {alive.describe()}"
+    if dead is not None:
+        return (
+            f"no driver is running it: {dead.describe()} is dead, {dead.describe_last_heartbeat()}. "
+            f"Run `sptune resume {name}` to continue"
+        )
+    return "no driver is running it"
 
 
 def failures(sweep: SweepArgument, home: HomeOption = None) -> None:

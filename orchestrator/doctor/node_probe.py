@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from orchestrator.environment.home import network_file_system
+from orchestrator.environment.process import proxy_variable
 from orchestrator.environment.provenance import code, versions
 from trainer.catalog import BACKBONES
 from trainer.data.task_store import read_card, read_examples
@@ -123,7 +124,9 @@ def _gpus() -> tuple[tuple[str, ...], str]:
     # Ray hides GPUs from this process with CUDA_VISIBLE_DEVICES. A process without that variable sees all of them.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_NAMES]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    process = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
+    )
 
     if process.returncode != 0:
         # The last line of a traceback is the error.
@@ -162,14 +165,20 @@ def _weights_problem(backbone: str, weights: str | None) -> str:
 
         from huggingface_hub import constants
 
-        # A connection is enough: downloading the weights here would take minutes.
-        host = urlsplit(constants.ENDPOINT).hostname or ""
+        # A connection is enough: downloading the weights here would take minutes. Behind a proxy, only the proxy can
+        # be reached.
+        variable = proxy_variable(constants.ENDPOINT)
+        text = os.environ[variable] if variable else constants.ENDPOINT
+        address = urlsplit(text if "://" in text else f"http://{text}")
+        through = f" through the proxy of {variable}" if variable else ""
         try:
-            socket.create_connection((host, 443), timeout=HUB_TIMEOUT_S).close()
-        except OSError as error:
+            port = address.port or (443 if address.scheme == "https" else 80)
+            socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S).close()
+        except (OSError, ValueError) as error:
             return (
-                f"the weights are not on this machine, and it cannot reach timm's hub ({_reason(error)}). Download "
-                "them on a machine with a network and pass the file or its folder with --weights or SPTUNE_WEIGHTS."
+                f"the weights are not on this machine, and it cannot reach timm's hub{through} ({_reason(error)}). "
+                "Download them on a machine with a network and pass the file or its folder with --weights or "
+                "SPTUNE_WEIGHTS."
             )
     return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from orchestrator.environment.home import Home
 from orchestrator.spec.schema import SweepSpec
@@ -26,9 +25,10 @@ class TrialContext:
 
 
 def trial_context(spec: SweepSpec, home: Home, weights: str | None, trials_folder: str) -> TrialContext:
-    """Return where the trials of a sweep run, with their folders in `trials_folder`."""
-    if weights and "://" not in weights:
-        weights = str(Path(weights).expanduser().absolute())
+    """Return where the trials of a sweep run, with their folders in `trials_folder`.
+
+    All paths are absolute: a trial may run in another working directory.
+    """
     return TrialContext(
         data_root=home.data_root,
         trials_folder=trials_folder,

@@ -38,7 +38,10 @@ class InlineDriver:
         resources = sweep.gpu_allocator.resources_for(trial)
         context = dataclasses.replace(self._context, cpus=resources.cpus, gpus=resources.initial_gpus)
 
-        for event in run_trial(trial.config, context):
+        def must_stop_waiting() -> bool:
+            return sweep.halt is not None and sweep.halt.interrupt_running
+
+        for event in run_trial(trial.config, context, stop_waiting=must_stop_waiting):
             sweep.tick()
             if isinstance(event, Failure):
                 sweep.on_failure(trial.trial_id, event)

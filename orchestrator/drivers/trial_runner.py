@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import io
 import logging
 import os
 import platform
@@ -18,7 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 
-import pyarrow.parquet as pq
 import torch
 
 from orchestrator.drivers.context import TrialContext
@@ -31,8 +29,8 @@ from trainer.data.task_store import TaskMissing
 from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.model.device_memory import memory_gb, reset_peak_memory
 from trainer.plots.run_plots import draw_run_plots
-from trainer.run_folder import RunCard
-from trainer.storage.files import read_bytes, write_bytes
+from trainer.storage.files import write_bytes
+from trainer.storage.run_results import read_predictions, read_run_card
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
 
 STORAGE_RETRY_DELAYS_S = (1.0, 5.0, 20.0, 60.0, 300.0)
@@ -42,7 +40,10 @@ TRANSIENT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EHOSTUNREACH, er
 
 
 def run_trial(
-    config: TrainConfig, context: TrialContext, stop: Callable[[], bool] = lambda: False
+    config: TrainConfig,
+    context: TrialContext,
+    stop: Callable[[], bool] = lambda: False,
+    stop_waiting: Callable[[], bool] = lambda: False,
 ) -> Iterator[Epoch | Failure]:
     """Train one config, from its checkpoint if it has one.
 
@@ -51,6 +52,7 @@ def run_trial(
     Args:
         stop: called between training steps. If it returns True, the trial saves a checkpoint and the attempt ends with
             a `Failure` of cause LOST.
+        stop_waiting: called while the trial waits for storage. If it returns True, the attempt ends in the same way.
 
     Yields:
         Each epoch, those of earlier attempts first. The last item is a `Failure` if the trial did not reach its end.
@@ -67,7 +69,7 @@ def run_trial(
         config = dataclasses.replace(config)
         folder = f"{context.trials_folder}/{config.fingerprint()}"
 
-        for epoch, end_provenance in _train_with_retries(config, context, folder, stop):
+        for epoch, end_provenance in _train_with_retries(config, context, folder, stop, stop_waiting):
             now = time.monotonic()
             log.add(f"epoch {epoch.epoch}: {epoch.metrics}")
 
@@ -111,7 +113,11 @@ def failure_cause(error: Exception) -> FailureCause:
 
 
 def _train_with_retries(
-    config: TrainConfig, context: TrialContext, folder: str, stop: Callable[[], bool]
+    config: TrainConfig,
+    context: TrialContext,
+    folder: str,
+    stop: Callable[[], bool],
+    stop_waiting: Callable[[], bool],
 ) -> Iterator[tuple[EpochMetrics, dict[str, str]]]:
     """Train. If storage is full or away, wait and resume from the last checkpoint.
 
@@ -144,11 +150,11 @@ def _train_with_retries(
         except OSError as error:
             if error.errno not in TRANSIENT_ERRNOS or delay_s is None:
                 raise
-            logging.getLogger("trainer").warning("%s; trying again in %g s", error, delay_s)
+            logging.getLogger("trainer").warning("%s; trying again in %g s; Ctrl-C ends the wait", error, delay_s)
         else:
             return
 
-        _wait(delay_s, stop)
+        _wait(delay_s, lambda: stop() or stop_waiting())
 
 
 def _wait(delay_s: float, stop: Callable[[], bool]) -> None:
@@ -166,15 +172,15 @@ def _wait(delay_s: float, stop: Callable[[], bool]) -> None:
 
 def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
     """Return the images that a finished trial learnt from and was scored on; for a search trial, which were correct."""
-    card_json = read_bytes(f"{folder}/{run_folder.CARD}")
-    predictions = read_bytes(f"{folder}/{run_folder.PREDICTIONS}")
-    assert card_json is not None and predictions is not None, "the trainer writes them before it yields the last epoch"
+    card = read_run_card(folder)
+    table = read_predictions(folder, columns=["correct"])
+    assert card is not None and table is not None, "the trainer writes them before it yields the last epoch"
 
-    card = RunCard.from_json(card_json)
     provenance = {"learnt_from": card.learnt_from, "scored_on": card.scored_on, "protocol": card.protocol}
+    if card.backbone_part:
+        provenance["backbone_part"] = card.backbone_part
     # Final trials are not compared image by image, and the test split may have many images.
     if config.eval_split == "val":
-        table = pq.read_table(io.BytesIO(predictions), columns=["correct"])
         provenance["correct"] = pack_correct(table["correct"].to_numpy())
     return provenance
 

@@ -32,6 +32,10 @@ DATABASE_ERRORS: tuple[tuple[str, str], ...] = (
         r"server closed|terminating connection|starting up|shutting down|connection is (?:lost|closed)",
         "does not answer; check that it is running and that its address is right",
     ),
+    (
+        r"readonly database|unable to open database file|Errno 13",
+        "cannot be opened; check the permissions of this user for the file and its folder",
+    ),
     (r"permission denied|must be owner", "does not allow this user to write; grant CREATE on its schema to the user"),
     (r"too many (?:connections|clients)|remaining connection slots", "has no free connection; raise max_connections"),
     (r"\bSSL\b|certificate", "requires other TLS settings; set PGSSLMODE and PGSSLROOTCERT"),
@@ -46,7 +50,7 @@ DATABASE_ERRORS: tuple[tuple[str, str], ...] = (
 
 
 def open_database(home: Home) -> StudyDatabase:
-    """Open the study database of a home, which is created if it is missing.
+    """Open the study database of a home for writing. It is created if it is missing.
 
     Raises:
         ServiceError: if the database cannot be used, with the reason.
@@ -61,6 +65,36 @@ def open_database(home: Home) -> StudyDatabase:
         raise _database_error(home, error) from None
 
 
+def read_database(home: Home) -> StudyDatabase | None:
+    """Open the study database of a home for reading; return None if nothing is stored there yet.
+
+    Nothing is created or written, so the right to read is enough.
+
+    Raises:
+        ServiceError: if the database cannot be used, with the reason.
+    """
+    # A home without a database is told apart without importing Optuna.
+    file = home.database_file
+    try:
+        if file is not None:
+            file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _database_error(home, error) from None
+
+    from orchestrator.study.storage.database import StudyDatabase
+    from orchestrator.study.storage.opening import NothingStored
+
+    try:
+        return StudyDatabase(home.database_url, read_only=True)
+    except NothingStored:
+        return None
+    except Exception as error:
+        # As in `open_database`.
+        raise _database_error(home, error) from None
+
+
 def describe_database(home: Home) -> str:
     """Open the study database of a home, and return its kind, version and address.
 
@@ -68,6 +102,10 @@ def describe_database(home: Home) -> str:
         ServiceError: if the database cannot be used or is too old, with the reason.
     """
     if home.database_file is not None:
+        database = read_database(home)
+        if database is None:
+            return f"SQLite, {home.database_file}, created by the first launch"
+        database.close()
         return f"SQLite, {home.database_file}"
 
     import sqlalchemy
@@ -92,7 +130,7 @@ def describe_database(home: Home) -> str:
 
 
 def _database_error(home: Home, error: Exception) -> ServiceError:
-    return ServiceError(f"the study database {redact(home.database_url)} {explain_database_error(error)}.")
+    return ServiceError(f"the study database {home.database_name} {explain_database_error(error)}.")
 
 
 def explain_database_error(error: BaseException) -> str:

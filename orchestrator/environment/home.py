@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 
 from orchestrator.errors import HomeError, UserError
-from orchestrator.redaction import SECRET_VARIABLES, redact
+from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
 from orchestrator.spec.resources import Cluster
+from orchestrator.study.storage.sqlite_url import sqlite_file, sqlite_url
 from trainer.run_folder import CARD
+from trainer.storage.addresses import absolute_address
 from trainer.storage.files import delete_file, list_folders, read_bytes, write_bytes
 
 DEFAULT_HOME = "sptune-home"
@@ -43,12 +45,22 @@ class Home:
     @property
     def database_file(self) -> Path | None:
         """The file of an SQLite study database; None for a database server."""
-        return Path(self.database_url.removeprefix(SQLITE)) if self.database_url.startswith(SQLITE) else None
+        return sqlite_file(self.database_url)
+
+    @property
+    def holds_database(self) -> bool:
+        """Whether the study database is a file in the home, and so moves with it."""
+        return self.database_file is not None and self.database_file.is_relative_to(self.root)
+
+    @property
+    def database_name(self) -> str:
+        """The study database in words: its file, or its address without a secret."""
+        return str(self.database_file or redact(self.database_url))
 
     @property
     def mlflow_file(self) -> Path | None:
         """The file of MLflow's SQLite database; None for an MLflow server."""
-        return Path(self.mlflow_uri.removeprefix(SQLITE)) if self.mlflow_uri.startswith(SQLITE) else None
+        return sqlite_file(self.mlflow_uri)
 
     @property
     def mlflow_artifacts(self) -> str | None:
@@ -82,8 +94,12 @@ class Home:
         Raises:
             UserError: if no finished trial matches, or several do.
         """
-        if "://" in trial or (Path(trial) / CARD).is_file():
-            return trial
+        try:
+            folder = absolute_address(trial)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        if "://" in folder or (Path(folder) / CARD).is_file():
+            return folder
 
         # A config that two sweeps trained has one id, and either folder will do.
         matches = {
@@ -107,7 +123,7 @@ class Home:
         Nothing is created.
         """
         for key, address, variable in (("home", self.root, "SPTUNE_HOME"), ("data", self.data_root, "SPTUNE_DATA")):
-            if redact(address) != address:
+            if has_secret(address):
                 secrets = SECRET_VARIABLES[key]
                 yield f"{variable} {redact(address)}: keep keys out of the address; put them into {secrets}."
 
@@ -128,6 +144,9 @@ class Home:
             )
         elif self.database_file is None and not self.database_url.startswith(POSTGRESQL):
             yield f"studies {redact(self.database_url)}: must be {POSTGRESQL}USER@HOST/DATABASE or {SQLITE}/FILE."
+
+        if self.mlflow_uri.startswith("sqlite") and self.mlflow_file is None:
+            yield f"MLflow {redact(self.mlflow_uri)}: must be http://HOST:PORT or {SQLITE}/FILE, without options."
 
         if "://" in self.root and not self.mlflow_uri:
             yield (
@@ -171,25 +190,53 @@ def home_at(root: str | None = None, cluster: Cluster | None = None) -> Home:
     """Return the home at a folder or URI.
 
     An address that is not given is taken from the environment, then from a spec's `cluster`, then from the defaults.
+    Relative paths and `~` become absolute here: trials run in other working directories.
+
+    Raises:
+        HomeError: if a path cannot be used, with the reason.
     """
     addresses = cluster or Cluster()
     root = root or os.environ.get("SPTUNE_HOME") or addresses.home or DEFAULT_HOME
-    root = root.removeprefix("file://").rstrip("/") or "/"
+    data = os.environ.get("SPTUNE_DATA") or addresses.data
+    studies = os.environ.get("SPTUNE_STUDIES") or addresses.studies or ""
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI") or addresses.mlflow or ""
 
-    # A bucket can hold files only, so there are no databases by default.
-    default_database_url = ""
-    default_mlflow_uri = ""
-    if "://" not in root:
-        root = str(Path(root).expanduser().absolute())
-        default_database_url = f"{SQLITE}{root}/studies.db"
-        default_mlflow_uri = f"{SQLITE}{root}/mlflow.db"
+    try:
+        root = absolute_address(root)
+        if "://" in root:
+            # A bucket can hold files only, so there are no databases by default.
+            root = root.rstrip("/")
+        else:
+            studies = studies or sqlite_url(Path(root) / "studies.db")
+            mlflow = mlflow or sqlite_url(Path(root) / "mlflow.db")
 
-    return Home(
-        root=root,
-        database_url=os.environ.get("SPTUNE_STUDIES") or addresses.studies or default_database_url,
-        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI") or addresses.mlflow or default_mlflow_uri,
-        data_root=os.environ.get("SPTUNE_DATA") or addresses.data or f"{root}/data",
-    )
+        return Home(
+            root=root,
+            database_url=_absolute_url(studies),
+            mlflow_uri=_absolute_url(mlflow),
+            data_root=absolute_address(data) if data else f"{root}/data",
+        )
+    except ValueError as error:
+        raise HomeError(str(error)) from None
+
+
+def weights_at(weights: str | None, cluster: Cluster) -> str | None:
+    """Return the file or folder of weights, absolute: as given, or from a spec's `cluster`; None for neither.
+
+    Raises:
+        HomeError: if the path cannot be used, with the reason.
+    """
+    address = weights or cluster.weights
+    try:
+        return absolute_address(address) if address else None
+    except ValueError as error:
+        raise HomeError(f"weights {error}") from None
+
+
+def _absolute_url(url: str) -> str:
+    """Return the URL of a database with an absolute path, if it is an SQLite file."""
+    file = sqlite_file(url)
+    return url if file is None else sqlite_url(Path(absolute_address(str(file))))
 
 
 def network_file_system(file: Path) -> str | None:

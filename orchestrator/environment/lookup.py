@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.environment.connections import open_database
+from orchestrator.environment.connections import open_database, read_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import UserError
-from orchestrator.redaction import redact
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from trainer.validation import unknown_name
@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from orchestrator.study.study import Study
 
 
-def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[Home, StudyDatabase, SweepSpec]:
+def find_sweep(
+    home: str | None, sweep: str, *, strict: bool = False, writes: bool = False
+) -> tuple[Home, StudyDatabase, SweepSpec]:
     """Return a sweep's home, its study database, and the spec recorded there.
 
     Args:
         sweep: its name, or its spec's file. The file's `cluster` then says where to look.
         strict: check the recorded spec as `launch` checks one. Without it, keys that this version does not know are
             ignored, so that a sweep of another version can be read and removed.
+        writes: open the database for writing. Without it, the right to read is enough.
 
     Raises:
         UserError: if there is no such sweep, with the names of those there are.
@@ -39,11 +42,16 @@ def find_sweep(home: str | None, sweep: str, *, strict: bool = False) -> tuple[H
         place = home_at(home)
         name = sweep
 
-    database, raw = _load_recorded_spec(place, name)
+    database, raw = _load_recorded_spec(place, name, writes=writes)
     # Reading must not fail because a rule was added since.
     parse = parse_spec if strict else parse_recorded_spec
     spec = parse(raw, f"the recorded spec of {name}")
+
     # Again, with the recorded cluster: a name alone did not say where MLflow and the tasks are.
+    if place.holds_database:
+        # The home may have been moved or copied since its address was recorded. It is where its database is.
+        recorded = home_at(place.root, spec.cluster)
+        return dataclasses.replace(recorded, database_url=place.database_url), database, spec
     return home_at(home, spec.cluster), database, spec
 
 
@@ -53,35 +61,40 @@ def sweep_names(home: Home) -> list[str]:
     Raises:
         UserError: if there is none.
     """
-    return [*_recorded_specs(home)[1]]
+    database, specs = _recorded_specs(home)
+    database.close()
+    return [*specs]
 
 
-def _load_recorded_spec(home: Home, name: str) -> tuple[StudyDatabase, dict[str, object]]:
+def _load_recorded_spec(home: Home, name: str, *, writes: bool) -> tuple[StudyDatabase, dict[str, object]]:
     database, specs = _recorded_specs(home)
     if name not in specs:
         raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {_describe(home)}')}")
     # Before the spec is parsed, whose keys a newer version may use differently.
     database.check_version(name)
+
+    if writes:
+        database.close()
+        database = open_database(home)
     return database, specs[name]
 
 
 def _describe(home: Home) -> str:
-    return home.root if home.database_file else f"the study database {redact(home.database_url)}"
+    return home.root if home.database_file else f"the study database {home.database_name}"
 
 
 def _recorded_specs(home: Home) -> tuple[StudyDatabase, dict[str, dict[str, object]]]:
-    """Return the study database, and the recorded spec of each of its sweeps."""
-    where = _describe(home)
-    # SQLite would create an empty file, and reading must not write.
-    if home.database_file is not None and not home.database_file.exists():
-        raise UserError(f"{where} holds no sweep; start one with `sptune launch demo`, or name another with --home.")
+    """Return the study database, open for reading, and the recorded spec of each of its sweeps."""
     if not home.database_url:
         raise UserError("\n".join(home.problems()))
 
-    database = open_database(home)
-    specs = database.sweeps()
-    if not specs:
-        raise UserError(f"{where} holds no sweep yet; start one with `sptune launch demo`.")
+    # For reading: a database that does not exist must not be created here.
+    database = read_database(home)
+    specs = database.sweeps() if database is not None else {}
+    if database is None or not specs:
+        raise UserError(
+            f"{_describe(home)} holds no sweep; start one with `sptune launch demo`, or name another with --home."
+        )
     return database, specs
 
 

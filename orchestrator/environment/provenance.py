@@ -60,7 +60,9 @@ def machine(device: str) -> dict[str, str]:
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(ROOT), *arguments]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        process = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         # Git is missing, or refuses a checkout of another user. The versions must do then.
         return None

@@ -20,6 +20,7 @@ from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
 from orchestrator.spec.plan import format_train_size
+from trainer.storage.files import publish
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,7 +145,7 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
                 matplotlib.rcParams["pdf.fonttype"] = before
 
         # A figure that is open in a viewer is replaced only when the new one is complete.
-        draft.replace(path)
+        publish(draft, path)
         paths.append(path)
     return paths
 

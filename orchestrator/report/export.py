@@ -14,7 +14,7 @@ The columns are the same for every sweep. The schema of each file contains a des
 from __future__ import annotations
 
 import dataclasses
-import io
+import logging
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,10 +26,13 @@ import pyarrow.parquet as pq
 from orchestrator.study.selection import find_tied
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
-from trainer import run_folder
 from trainer.config import field_types
 from trainer.metric_names import metrics_by_epoch
-from trainer.storage.files import read_bytes
+from trainer.storage.files import publish
+from trainer.storage.integrity import DamagedFile
+from trainer.storage.run_results import read_predictions
+
+log = logging.getLogger(__name__)
 
 PROVENANCE = {
     "host": "Name of the machine that trained the trial.",
@@ -126,7 +129,8 @@ def export_studies(studies: Sequence[Study], trials: Callable[[str], str], folde
         folder: folder of the files; created if it does not exist.
 
     Returns:
-        The files, and the number of complete trials without predictions in their folder.
+        The files, and the number of complete trials whose predictions are missing or damaged. A damaged file is named
+        in a warning.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -167,7 +171,7 @@ def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> Path:
         with pq.ParquetWriter(draft, schema) as writer:
             for table in tables:
                 writer.write_table(table)
-        draft.replace(path)
+        publish(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     return path
@@ -230,18 +234,21 @@ def _epochs(study: Study) -> list[dict[str, Any]]:
 
 
 def _predictions(study: Study, trials_folder: str, absent: list[str]) -> Iterator[pa.Table]:
-    """Yield the predictions of each complete trial. Append to `absent` the trials whose file is missing."""
+    """Yield the predictions of each complete trial. Append to `absent` the trials whose file is missing or damaged."""
     for trial in _all_trials(study):
         if trial.score is None or trial.duplicate_of is not None:
             continue
 
         # Predictions may have been deleted to save space: the trial is counted, not refused.
-        data = read_bytes(f"{trials_folder}/{trial.trial_id}/{run_folder.PREDICTIONS}")
-        if data is None:
+        table = None
+        try:
+            table = read_predictions(f"{trials_folder}/{trial.trial_id}")
+        except DamagedFile as error:
+            log.warning("%s", error)
+        if table is None:
             absent.append(trial.trial_id)
             continue
 
-        table = pq.read_table(io.BytesIO(data))
         for index, (name, value) in enumerate((("sweep", study.spec.name), ("trial_id", trial.trial_id))):
             table = table.add_column(index, name, pa.array([value] * len(table), pa.string()))
         # The writer refuses a table whose types differ from its schema.

@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-import search_spaces
 from orchestrator.errors import SpecError
 from orchestrator.spec.fields import RECORDED
 from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, resource_problems
@@ -36,6 +35,8 @@ from orchestrator.spec.valid_part import Location, invalid_fields, parse_matrix,
 from orchestrator.spec.validation import config_problems, search_problems
 from trainer.validation import number_problem, unknown_name
 
+SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
+"""Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
 TAGS: dict[str, type[BaseModel]] = {
     "float": FloatRange,
     "int": IntRange,
@@ -59,7 +60,7 @@ def find_spec(spec: str) -> Path:
         SpecError: if there is no such file.
     """
     # The name comes first: a file `demo` in the working directory must not hide the spec that ships.
-    shipped = {path.stem: path for path in sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))}
+    shipped = {path.stem: path for path in sorted(SHIPPED_SPECS.glob("*.yaml"))}
     if spec in shipped:
         return shipped[spec]
 
@@ -79,7 +80,7 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
         SpecError: with every problem of the YAML, of keys and types, and of the configs that follow from the spec.
     """
     try:
-        raw = yaml.load(path.read_text(), _UniqueKeyLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
 
@@ -92,7 +93,7 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
 def load_cluster(path: Path) -> Cluster:
     """Return the `cluster` part of a spec file. It is empty if that part is wrong; `load_spec` then says why."""
     try:
-        return parse_cluster(yaml.load(path.read_text(), _UniqueKeyLoader))
+        return parse_cluster(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader))
     except (yaml.YAMLError, UnicodeDecodeError):
         return Cluster()
 

@@ -23,8 +23,8 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-import search_spaces
 from orchestrator.spec.examples import EXAMPLES, FIELD_EXAMPLES
+from orchestrator.spec.loader import SHIPPED_SPECS
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.validation import SWEEP_FIELDS
 from trainer.catalog import METHODS
@@ -99,8 +99,8 @@ def render_reference() -> str:
 
 def refresh(page: Path) -> None:
     """Replace the generated part of the page."""
-    written_by_hand = page.read_text().partition(BEGIN)[0]
-    page.write_text(f"{written_by_hand}{BEGIN}\n\n{render_reference()}")
+    written_by_hand = page.read_text(encoding="utf-8").partition(BEGIN)[0]
+    page.write_text(f"{written_by_hand}{BEGIN}\n\n{render_reference()}", encoding="utf-8")
 
 
 @functools.cache
@@ -178,8 +178,8 @@ def _shipped_examples() -> dict[str, Any]:
     examples: dict[str, Any] = {}
 
     # Shipped specs are valid and realistic, and name fields that this package must not know.
-    for page in sorted(Path(search_spaces.__path__[0]).glob("*.yaml")):
-        spec = yaml.safe_load(page.read_text())
+    for page in sorted(SHIPPED_SPECS.glob("*.yaml")):
+        spec = yaml.safe_load(page.read_text(encoding="utf-8"))
         # Most specs give what one method needs in `per`.
         for part in (spec, *spec.get("per", ())):
             for name, value in {**part.get("space", {}), **part.get("fixed", {})}.items():
@@ -251,4 +251,4 @@ def _table(rows: list[list[str]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    refresh(Path(search_spaces.__path__[0]) / "README.md")
+    refresh(SHIPPED_SPECS / "README.md")

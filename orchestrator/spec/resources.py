@@ -6,15 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from orchestrator.redaction import SECRET_VARIABLES, redact
+from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
 from orchestrator.spec.fields import SpecPart
 from trainer.catalog import BACKBONES
 from trainer.validation import number_problem, unknown_name
 
 
 def _check_address(value: str, info: ValidationInfo) -> str:
-    # The redaction decides, so that what is refused here is exactly what would be hidden in messages.
-    if redact(value) != value:
+    if has_secret(value):
         raise ValueError(
             f"{redact(value)} holds a secret, and the study database keeps the spec where everyone can read it. "
             f"Leave the secret out, and set {SECRET_VARIABLES[str(info.field_name)]} instead."

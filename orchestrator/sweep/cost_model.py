@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,11 @@ from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 from trainer.data.task_store import read_card
 from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
-from trainer.storage.files import read_bytes, write_bytes
+from trainer.storage.files import write_bytes
+from trainer.storage.integrity import DamagedFile, pack_json, parse_json, read_checked, read_or_set_aside
 from trainer.validation import parse_per_class
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +66,15 @@ class CostModel:
 
     @classmethod
     def load(cls, file: str) -> CostModel:
-        """Load the rates of a file; none if the file does not exist."""
+        """Load the rates of a file; none if the file does not exist, or is damaged."""
         has_file = "://" in file or Path(file).exists()
-        data = read_bytes(file) if has_file else None
-        rates = json.loads(data) if data else {}
-        return cls(file, {key: Rate(**rate) for key, rate in rates.items()})
+        try:
+            rates = read_checked(file, _parse_rates) if has_file else None
+        except DamagedFile as error:
+            # Set aside when the rates are written: loading writes nothing.
+            log.warning("%s The speed of trials is measured again.", error)
+            rates = None
+        return cls(file, rates or {})
 
     def rate(self, plan: StudyPlan, gpus: float) -> Rate | None:
         """Return the rate of a study's trials, or None if none was measured."""
@@ -96,8 +103,8 @@ class CostModel:
             self._write()
 
     def _write(self) -> None:
-        content = {key: dataclasses.asdict(rate) for key, rate in self.rates.items()}
-        write_bytes(self._file, json.dumps(content, indent=2).encode())
+        read_or_set_aside(self._file, _parse_rates)
+        write_bytes(self._file, pack_json({key: dataclasses.asdict(rate) for key, rate in self.rates.items()}))
 
     def update_from_calibration(
         self, plan: StudyPlan, events: Sequence[Epoch | Failure], gpus: float, data_root: str
@@ -149,6 +156,10 @@ class CostModel:
 
         is_known = rate is not None or num_unfinished == 0
         return Estimate(trials=num_unfinished, seconds=seconds if is_known else None)
+
+
+def _parse_rates(data: bytes) -> dict[str, Rate]:
+    return {key: Rate(**rate) for key, rate in parse_json(data).items()}
 
 
 def _final_splits(study: Study) -> tuple[str, ...]:

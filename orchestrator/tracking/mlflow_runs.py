@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import tempfile
 import time
 from collections import Counter
@@ -28,11 +29,12 @@ from orchestrator.tracking.mlflow_registry import save_model
 from trainer import run_folder
 from trainer.data.task_store import read_card
 from trainer.metric_names import TRAIN_LOSS, metrics_by_epoch
-from trainer.storage.files import read_bytes
+from trainer.storage.integrity import DamagedFile, read_checked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger(__name__)
 ARTIFACTS = (
     run_folder.PROTOTYPES,
     run_folder.PROMPT,
@@ -178,7 +180,12 @@ class MlflowRuns:
         folder = f"{self._trials}/{trial.trial_id}"
         with tempfile.TemporaryDirectory() as scratch:
             for name in ARTIFACTS:
-                data = read_bytes(f"{folder}/{name}")
+                data = None
+                try:
+                    data = read_checked(f"{folder}/{name}", bytes)
+                except DamagedFile as error:
+                    log.warning("%s It is not logged to MLflow.", error)
+
                 # A pruned or failed trial has only some of them.
                 if data is not None:
                     Path(scratch, name).write_bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.environment.connections import explain_mlflow_error
+from orchestrator.environment.process import bypass_proxy_for_loopback, proxy_hint
 from orchestrator.errors import ServiceError
 from orchestrator.redaction import redact
 from orchestrator.tracking.mlflow_client import limit_requests
@@ -17,6 +18,7 @@ def check_reachable(uri: str) -> str:
     Raises:
         ServiceError: if the server does not answer, refuses the credentials, or is too old.
     """
+    bypass_proxy_for_loopback()
     # MLflow's defaults try for minutes.
     limit_requests()
     from mlflow import MlflowClient
@@ -31,7 +33,7 @@ def check_reachable(uri: str) -> str:
         response = http_request(get_default_host_creds(uri), "/version", "GET")
     except MlflowException as error:
         reason = explain_mlflow_error(error)
-        raise ServiceError(f"{server} {reason}.", away=reason.startswith("does not answer")) from None
+        raise ServiceError(f"{server} {reason}.{proxy_hint(uri)}", away=reason.startswith("does not answer")) from None
 
     version = response.text.strip() if response.ok else ""
     if not version[:1].isdecimal() or int(version.partition(".")[0]) < MIN_MAJOR_VERSION:

@@ -103,23 +103,28 @@ class MlflowTracker:
         else:
             self._enqueue(study.plan.key, functools.partial(self._log_study, study, digest))
 
-    def close(self, on_wait: Callable[[int], None] = lambda _: None) -> int:
+    @property
+    def num_pending(self) -> int:
+        """How many trials and studies are not logged yet."""
+        with self._changed:
+            return len((self._pending.keys() | self._given_up) - {OPEN, CHECK})
+
+    def close(self, patience_s: float | None = None, on_wait: Callable[[int], None] = lambda _: None) -> int:
         """Log what is left, and return how many trials and studies could not be logged.
 
         Args:
+            patience_s: how long to retry if MLflow does not answer, if not the tracker's own.
             on_wait: called twice a second with the number that is left.
         """
         with self._changed:
+            if patience_s is not None:
+                self._patience_s = patience_s
             self._closing_since = time.monotonic()
             self._changed.notify()
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(timeout=0.5)
-            on_wait(self._num_left())
-        return self._num_left()
-
-    def _num_left(self) -> int:
-        with self._changed:
-            return len((self._pending.keys() | self._given_up) - {OPEN, CHECK})
+            on_wait(self.num_pending)
+        return self.num_pending
 
     def _enqueue(self, key: str, work: Callable[[], object]) -> None:
         with self._changed:
@@ -209,7 +214,7 @@ class MlflowTracker:
             self._has_new_known = True
 
     def _load(self) -> dict[str, LoggedRun]:
-        """Return what MLflow has, by trial id or study key. If that is not known, ask MLflow and check all."""
+        """Return what MLflow has, by trial id or study key. If that is not known, ask MLflow and check everything."""
         if self._logged is None or self._has_new_known:
             self._has_new_known = False
             # If the question fails, what was known before must not be used.

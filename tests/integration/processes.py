@@ -70,6 +70,12 @@ def read_until(driver: subprocess.Popen[str], num_finished: int) -> str:
     raise AssertionError(f"the launch ended before:\n{output}")
 
 
+def printed_table(output: str) -> str:
+    """Return the result that a launch prints, without progress and without the commit, which may change meanwhile."""
+    result = output[output.index("test accuracy") : output.index("Every trial in MLflow")]
+    return re.sub(r"^commit: .*\n", "", result, flags=re.MULTILINE)
+
+
 def workers_of(pid: int) -> list[psutil.Process]:
     """Ray's trial processes below a driver."""
     try:

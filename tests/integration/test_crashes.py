@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import random
+import re
+import signal
 import sqlite3
 import subprocess
 import time
@@ -11,17 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.trial_runner import run_trial
-from orchestrator.study.trial import Failure, FailureCause
+from orchestrator.study.trial import Failure, FailureCause, TrialState
 from tests.integration.processes import (
     assert_mlflow_has,
     outcome,
+    printed_table,
     read_until,
     run_sptune,
+    runs_in_mlflow,
     start_sptune,
     workers_of,
 )
@@ -61,12 +69,18 @@ def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
-    """What the sweep comes to in one process without Ray."""
+def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep that ran in one piece, in one process without Ray, and its table."""
     home = tmp_path_factory.mktemp("undisturbed")
     done = run_sptune("launch", spec, "--inline", home=home)
     assert done.returncode == 0, done.stderr
-    found = outcome(home, "crash")
+    return home, printed_table(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def expected(undisturbed: tuple[Path, str]) -> list[tuple[object, ...]]:
+    """What the sweep comes to."""
+    found = outcome(undisturbed[0], "crash")
     assert len(found) == NUM_TRIALS
     assert {entry[5].value for entry in found} == {"complete", "pruned", "failed"}  # type: ignore[attr-defined]
     return found
@@ -144,6 +158,113 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
     for name, value in open_mlflow.env.items():
         monkeypatch.setenv(name, value)
     assert_mlflow_has(open_mlflow.uri, expected, "crash")
+
+
+@dataclasses.dataclass
+class Seen:
+    """A driver's end, and what the databases held after it."""
+
+    returncode: int
+    output: str
+    states: list[object]
+    statuses: set[str]
+    """Of the trials' runs in MLflow."""
+    shown: str
+    """By `sptune status`."""
+
+
+def seen_after(driver: subprocess.Popen[str], output: str, home: Path) -> Seen:
+    statuses = {status for status, *_ in runs_in_mlflow(f"sqlite:///{home / 'mlflow.db'}", "crash").values()}
+    shown = run_sptune("status", "crash", home=home).stdout
+    return Seen(driver.returncode, output, [entry[5] for entry in outcome(home, "crash")], statuses, shown)
+
+
+@dataclasses.dataclass
+class Interrupted:
+    """A sweep through Ray: stopped at once, stopped after saving, killed, and then left alone until its end."""
+
+    home: Path
+    at_once: Seen
+    saved: Seen
+    table: str
+    """That of the launch that came to the end."""
+
+
+@pytest.fixture(scope="module")
+def interrupted(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    home = tmp_path_factory.mktemp("interrupted")
+
+    # Ctrl-C twice, while Ray's workers start.
+    with start_sptune("launch", spec, home=home) as driver:
+        output = read_until(driver, 0)
+        assert driver.stdout is not None
+        for _ in range(2):
+            driver.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        output += driver.stdout.read()
+    at_once = seen_after(driver, output, home)
+
+    # Ctrl-C once, as a terminal does it: everything that was started hears it.
+    with start_sptune("resume", "crash", home=home) as driver:
+        read_until(driver, 1)
+        os.killpg(driver.pid, signal.SIGINT)
+        assert driver.stdout is not None
+        output = driver.stdout.read()
+    saved = seen_after(driver, output, home)
+
+    with start_sptune("resume", "crash", home=home) as driver:
+        read_until(driver, 5)
+        driver.kill()
+
+    finished = run_sptune("launch", spec, home=home)
+    assert finished.returncode == 0, finished.stderr
+    first = re.search(r"crash: (\d+) of 18 trials finished", finished.stdout)
+    assert first is not None and int(first[1]) >= 5, "what was finished stayed finished"
+    return Interrupted(home, at_once, saved, printed_table(finished.stdout))
+
+
+def test_a_sweep_that_was_stopped_and_killed_comes_to_what_an_undisturbed_one_comes_to(
+    interrupted: Interrupted, undisturbed: tuple[Path, str], expected: list[tuple[object, ...]]
+) -> None:
+    assert interrupted.table == undisturbed[1]
+    assert outcome(interrupted.home, "crash") == expected
+
+
+def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
+    saved = interrupted.saved
+    assert saved.returncode == 130, saved.output
+    assert "stopping after the current epoch of each trial; press Ctrl-C again to stop immediately" in saved.output
+    assert "stopped by SIGINT. Run `sptune resume crash` to continue." in saved.output
+    assert "Traceback" not in saved.output
+    assert TrialState.RUNNING not in saved.states
+    assert "RUNNING" not in saved.statuses
+    assert "stopped by SIGINT" in saved.shown
+
+
+def test_ctrl_c_twice_stops_at_once(interrupted: Interrupted) -> None:
+    at_once = interrupted.at_once
+    assert at_once.returncode == 130, at_once.output
+    assert "stopped. Run `sptune resume crash` to continue from the last finished epochs." in at_once.output
+    assert "Traceback" not in at_once.output
+    assert TrialState.RUNNING not in at_once.states
+
+
+def test_no_trial_runs_twice_and_none_has_two_runs(
+    interrupted: Interrupted, expected: list[tuple[object, ...]]
+) -> None:
+    assert_mlflow_has(database(interrupted.home), expected, "crash")
+    client = MlflowClient(tracking_uri=database(interrupted.home))
+    experiment = client.get_experiment_by_name("crash")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED", "FAILED"}, "none is left running"
+
+
+def test_the_database_says_how_each_driver_ended(interrupted: Interrupted) -> None:
+    url = f"sqlite:///{interrupted.home / 'studies.db'}"
+    drivers = optuna.load_study(study_name="crash", storage=url).trials
+    ends = [driver.state.name for driver in drivers]
+    assert ends == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"], "two were stopped, one was killed, one came to the end"
 
 
 @contextmanager

@@ -182,6 +182,7 @@ def test_weights_may_lie_anywhere_if_they_are_those_it_was_trained_on(linear: Pa
 def test_a_card_of_other_weights_is_refused(linear: Path, tmp_path: Path) -> None:
     shutil.copytree(linear, tmp_path / "run")
     card = json.loads((linear / "card.json").read_text())
+    del card["checksum"]
     own = card["backbone_sha256"]
     (tmp_path / "run/card.json").write_text(json.dumps(card | {"backbone_sha256": "0" * 64}))
     with pytest.raises(ValueError, match="SHA-256") as caught:
@@ -282,7 +283,7 @@ def test_what_was_learnt_must_be_whole_and_of_its_card(
 def test_a_card_must_be_whole(damage: str, linear: Path, tmp_path: Path) -> None:
     shutil.copytree(linear, tmp_path / "run")
     text = (linear / "card.json").read_text()
-    card = {key: value for key, value in json.loads(text).items() if key != "class_names"}
+    card = {key: value for key, value in json.loads(text).items() if key not in ("checksum", "class_names")}
     (tmp_path / "run/card.json").write_text(text[: len(text) // 2] if damage == "half of it" else json.dumps(card))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "run"))):
         trainer.load(tmp_path / "run")

@@ -4,6 +4,9 @@ A file holds all tuning images of a task (train, then val) or all its test image
 by one transform. Whole views have a size each, and serve both transforms. A file is filled in blocks under a lock. A
 second process waits for the first. After a crash, the next process resumes from the last finished block.
 
+Each image has a checksum. All images of a file are compared with theirs once after each start of the machine, and when
+the file has changed: a damaged file is set aside and its images are decoded again.
+
 Shapes: N images, S side, H W height and width.
 """
 
@@ -12,7 +15,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -21,12 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from trainer.catalog import is_augmented
-from trainer.data.task_store import Card, Example, count_examples, read_examples
+from trainer.data.task_store import Card, Example, count_examples, read_examples, split_error
 from trainer.data.transforms import TransformName, decode, decode_whole
-from trainer.storage.local_cache import cache_folder
+from trainer.machine import usable_cores
+from trainer.storage.files import publish
+from trainer.storage.integrity import set_aside
+from trainer.storage.local_cache import cache_folder, make_cache_folder
 
 VERSION = 1
 """Part of the name of a file of fixed views. Increase it when the same bytes and transform give other pixels."""
@@ -37,6 +45,10 @@ BLOCK = 64
 
 SIZE_BYTES = 2 * np.dtype(np.int32).itemsize
 """Height and width of an image in the file of sizes."""
+SUM_BYTES = np.dtype(np.uint32).itemsize
+"""Checksum of an image in the file of checksums."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+"""Linux's name for this start of the machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +62,7 @@ class _Source:
     @property
     def num_images(self) -> int:
         """Number of images of all splits."""
-        return sum(count_examples(self.root, self.card.task, split) for split in self.splits)
+        return sum(count_examples(self.root, self.card.task, split, self.card) for split in self.splits)
 
     def stem(self, variant: str, cache: str | None) -> Path:
         """Return the path of the files without their suffixes.
@@ -60,12 +72,13 @@ class _Source:
         name = f"{self.card.fingerprint}-{'-'.join(self.splits)}-{self.num_images}-{variant}"
         return cache_folder(cache) / name
 
-    def examples(self, start: int) -> Iterator[Example]:
-        """Yield the examples of the splits, one split after the other, without the first `start` of them."""
+    def examples(self, start: int) -> Iterator[tuple[str, Example]]:
+        """Yield split and example, one split after the other, without the first `start` examples."""
         for split in self.splits:
-            count = count_examples(self.root, self.card.task, split)
+            count = count_examples(self.root, self.card.task, split, self.card)
             if start < count:
-                yield from read_examples(self.root, self.card.task, split, start)
+                for example in read_examples(self.root, self.card.task, split, start, self.card):
+                    yield split, example
             start = max(0, start - count)
 
 
@@ -76,6 +89,8 @@ class _Decoder:
     decode: Callable[[bytes], NDArray[np.uint8]]
     size_of: Callable[[NDArray[np.uint8]], tuple[int, ...]]
     """Returns height and width of the pixels."""
+    image_bytes: int | None = None
+    """Size of each image if all have the same."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,15 +139,18 @@ def load_decoded(
     source = _Source(root=root, card=card, splits=splits)
 
     def decode_fixed(image: bytes) -> NDArray[np.uint8]:
-        square_CSS: NDArray[np.uint8] = decode(image, image_size, transform, augmented=augmented).numpy()
+        square_CSS: NDArray[np.uint8] = decode(
+            image, image_size, transform, augmented=augmented, upright=card.upright
+        ).numpy()
         return square_CSS
 
     stem = source.stem(f"{transform}-{'augmented-' if augmented else ''}fixed-{image_size}-v{VERSION}", cache)
-    _decode_once(stem, source, _Decoder(decode=decode_fixed, size_of=lambda square_CSS: square_CSS.shape[1:]))
+    image_bytes = 3 * image_size**2
+    decoder = _Decoder(decode=decode_fixed, size_of=lambda square_CSS: square_CSS.shape[1:], image_bytes=image_bytes)
+    _decode_once(stem, source, decoder)
 
     num_images = source.num_images
-    num_values = num_images * 3 * image_size**2
-    flat = torch.from_file(f"{stem}.u8", shared=False, size=num_values, dtype=torch.uint8)
+    flat = torch.from_file(f"{stem}.u8", shared=False, size=num_images * image_bytes, dtype=torch.uint8)
     return flat.view(num_images, 3, image_size, image_size)
 
 
@@ -146,12 +164,13 @@ def load_whole(
     source = _Source(root=root, card=card, splits=splits)
     stem = source.stem(f"whole-{image_size}-v{WHOLE_VERSION}", cache)
     decoder = _Decoder(
-        decode=lambda image: decode_whole(image, image_size), size_of=lambda image_HWC: image_HWC.shape[:2]
+        decode=lambda image: decode_whole(image, image_size, upright=card.upright),
+        size_of=lambda image_HWC: image_HWC.shape[:2],
     )
     _decode_once(stem, source, decoder)
 
     num_images = source.num_images
-    size_N2 = _read_sizes(stem, num_images)
+    size_N2 = _read_sizes(stem)
     bytes_N = 3 * size_N2.prod(axis=1)
 
     # Mapped read-only: a file may be larger than the memory. numpy cannot map an empty one.
@@ -159,89 +178,179 @@ def load_whole(
     return WholeImages(np.asarray(pixels), torch.from_numpy(size_N2), np.cumsum(bytes_N) - bytes_N)
 
 
-def _read_sizes(stem: Path, num_images: int) -> NDArray[np.int64]:
-    """Return height and width of each whole view ``[N, 2]``.
-
-    Raises:
-        OSError: if the files of the views do not fit together.
-    """
-    sizes_file = stem.with_name(f"{stem.name}.sizes")
-    images_file = stem.with_name(f"{stem.name}.u8")
+def _read_sizes(stem: Path) -> NDArray[np.int64]:
+    """Return height and width of each image ``[N, 2]``; the last one is left out if its sizes are cut."""
+    sizes_file = _with_suffix(stem, ".sizes")
     sizes = np.fromfile(sizes_file, np.int32).astype(np.int64) if sizes_file.exists() else np.empty(0, np.int64)
+    return sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
 
-    # Wrong sizes would cut crops from other images without an error.
-    if len(sizes) != 2 * num_images or 3 * sizes.reshape(-1, 2).prod(axis=1).sum() != images_file.stat().st_size:
-        raise OSError(
-            f"{sizes_file} is damaged: its sizes do not fit to the pixels beside it. Delete {images_file}; the images "
-            "are decoded again."
-        )
 
-    return sizes.reshape(num_images, 2)
+def _with_suffix(stem: Path, suffix: str) -> Path:
+    return stem.with_name(f"{stem.name}{suffix}")
 
 
 def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
-    """Fill the files of some images unless they are there: pixels in `.u8`, height and width of each in `.sizes`."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    images_file = stem.with_name(f"{stem.name}.u8")
-    if images_file.exists():
+    """Fill the files of some images unless they are there.
+
+    These are pixels in `.u8`, height and width of each image in `.sizes`, and its checksum in `.sums`.
+    """
+    make_cache_folder(stem.parent)
+    images_file = _with_suffix(stem, ".u8")
+    if images_file.exists() and _is_checked(stem):
         return
 
-    with stem.with_name(f"{stem.name}.lock").open("w") as lock:
+    # A cache that somebody else has filled.
+    if images_file.exists() and not os.access(stem.parent, os.W_OK):
+        problem = _find_damage(stem, source.num_images, decoder.image_bytes)
+        if problem is not None:
+            raise OSError(f"{images_file} is damaged: {problem}. Delete it, or set SPTUNE_CACHE to another folder.")
+        return
+
+    with _with_suffix(stem, ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Another process may have decoded them while this one waited for the lock.
-        if not images_file.exists():
-            _decode_into(stem, source, decoder)
+        # Another process may have decoded and compared them while this one waited for the lock. A second round follows
+        # damage; damage after decoding is that of a disk.
+        for _ in range(2):
+            if not images_file.exists():
+                _decode_into(stem, source, decoder)
+            if _is_checked(stem):
+                return
+
+            problem = _find_damage(stem, source.num_images, decoder.image_bytes)
+            if problem is None:
+                _with_suffix(stem, ".checked").write_text(_stamp(stem))
+                return
+            set_aside(images_file, f"{images_file} is damaged: {problem}.")
+
+    raise OSError(f"{images_file} is damaged although it was just written: the disk of {stem.parent} loses data.")
+
+
+def _stamp(stem: Path) -> str:
+    """Return a text that changes when one of the files changes and when the machine starts again."""
+    files = [_with_suffix(stem, suffix) for suffix in (".u8", ".sizes", ".sums")]
+    stats = [file.stat() for file in files if file.exists()]
+    boot = BOOT_ID.read_text() if BOOT_ID.exists() else ""
+    return f"{boot.strip()} {[(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]}"
+
+
+def _is_checked(stem: Path) -> bool:
+    """Return whether the files were compared with their checksums since they changed and the machine started."""
+    checked = _with_suffix(stem, ".checked")
+    return checked.exists() and checked.read_bytes() == _stamp(stem).encode()
+
+
+def _find_damage(stem: Path, num_images: int, image_bytes: int | None) -> str | None:
+    """Return what is wrong with the files of some images, without a full stop; None if they are as they were written.
+
+    Reads all pixels, at more than 1 GB/s a core. Files of versions that wrote no checksums pass if their sizes fit.
+
+    Args:
+        image_bytes: size of each image if all have the same.
+    """
+    images_file = _with_suffix(stem, ".u8")
+    sums_file = _with_suffix(stem, ".sums")
+    size_N2 = _read_sizes(stem)
+    has_sums = sums_file.exists()
+    num_bytes = images_file.stat().st_size
+
+    # Version 0.1.0 wrote neither sizes nor checksums of fixed views.
+    if not has_sums and image_bytes is not None:
+        return None if num_bytes == num_images * image_bytes else "it is cut"
+
+    # Wrong sizes would cut crops from other images without an error.
+    if len(size_N2) != num_images or (size_N2 < 0).any() or 3 * size_N2.prod(axis=1).sum() != num_bytes:
+        return "the sizes of its images do not fit to it"
+    if not has_sums or not num_bytes:
+        return None
+
+    sums_N = np.fromfile(sums_file, np.uint32)
+    pixels = np.memmap(images_file, np.uint8, "r")
+    ends_N = np.cumsum(3 * size_N2.prod(axis=1))
+
+    def is_block_right(first: int) -> bool:
+        rows = range(first, min(first + BLOCK, num_images))
+        starts_and_ends = [(int(ends_N[row] - 3 * size_N2[row].prod()), int(ends_N[row])) for row in rows]
+        sums = [
+            _checksum(size_N2[row], pixels[start:end]) for row, (start, end) in zip(rows, starts_and_ends, strict=True)
+        ]
+        return sums == sums_N[first : first + BLOCK].tolist()
+
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        is_right = len(sums_N) == num_images and all(pool.map(is_block_right, range(0, num_images, BLOCK)))
+    return None if is_right else "the checksum of an image is wrong"
+
+
+def _checksum(size: Sequence[int] | NDArray[np.int64], pixels: NDArray[np.uint8]) -> int:
+    """Return the checksum of an image with its height and width."""
+    return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(np.array(size, np.int32).tobytes()))
 
 
 def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:
     """Fill the files from where an earlier process stopped. Give them their final names at the end."""
-    images_part = stem.with_name(f"{stem.name}.part")
-    sizes_part = stem.with_name(f"{stem.name}.sizes.part")
-    progress = stem.with_name(f"{stem.name}.progress")
+    images_part = _with_suffix(stem, ".part")
+    sizes_part = _with_suffix(stem, ".sizes.part")
+    sums_part = _with_suffix(stem, ".sums.part")
+    progress = _with_suffix(stem, ".progress")
 
-    done_N2 = _sizes_done(progress, sizes_part, images_part)
+    done_N2 = _sizes_done(progress, sizes_part, sums_part, images_part)
     num_done = len(done_N2)
 
+    def decode(stored: tuple[str, Example]) -> NDArray[np.uint8]:
+        split, example = stored
+        try:
+            return decoder.decode(example.image)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise split_error(source.root, source.card.task, split, error, example) from error
+
+    mode = "r+b" if num_done else "wb"
+
     with (
-        images_part.open("r+b" if num_done else "wb") as images_file,
-        sizes_part.open("r+b" if num_done else "wb") as sizes_file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        images_part.open(mode) as images_file,
+        sizes_part.open(mode) as sizes_file,
+        sums_part.open(mode) as sums_file,
+        ThreadPoolExecutor(usable_cores()) as pool,
     ):
         # Bytes of a block that was not finished may lie behind the last block that was.
         images_file.truncate(3 * int(done_N2.prod(axis=1, dtype=np.int64).sum()))
-        images_file.seek(0, os.SEEK_END)
         sizes_file.truncate(num_done * SIZE_BYTES)
-        sizes_file.seek(0, os.SEEK_END)
+        sums_file.truncate(num_done * SUM_BYTES)
+        for file in (images_file, sizes_file, sums_file):
+            file.seek(0, os.SEEK_END)
 
         examples = source.examples(num_done)
         while block := list(islice(examples, BLOCK)):
-            for pixels in pool.map(decoder.decode, [example.image for example in block]):
+            for pixels in pool.map(decode, block):
+                size = decoder.size_of(pixels)
                 images_file.write(pixels.tobytes())
-                sizes_file.write(np.array(decoder.size_of(pixels), np.int32).tobytes())
+                sizes_file.write(np.array(size, np.int32).tobytes())
+                sums_file.write(np.uint32(_checksum(size, pixels)).tobytes())
 
             # The block is on disk before the progress file counts it.
-            for file in (images_file, sizes_file):
+            for file in (images_file, sizes_file, sums_file):
                 file.flush()
                 os.fsync(file.fileno())
             num_done += len(block)
-            progress.write_text(json.dumps(num_done))
+            progress.write_text(json.dumps(num_done), encoding="utf-8")
 
     # The images come last: readers take the files as complete once that file exists.
-    sizes_part.replace(stem.with_name(f"{stem.name}.sizes"))
-    images_part.replace(stem.with_name(f"{stem.name}.u8"))
+    publish(sizes_part, _with_suffix(stem, ".sizes"))
+    publish(sums_part, _with_suffix(stem, ".sums"))
+    publish(images_part, _with_suffix(stem, ".u8"))
     progress.unlink(missing_ok=True)
 
 
-def _sizes_done(progress: Path, sizes_part: Path, images_part: Path) -> NDArray[np.int32]:
+def _sizes_done(progress: Path, sizes_part: Path, sums_part: Path, images_part: Path) -> NDArray[np.int32]:
     """Return height and width ``[N, 2]`` of the images that an earlier process decoded; none if they are no use."""
     try:
-        num_done = int(json.loads(progress.read_text()))
+        num_done = int(json.loads(progress.read_text(encoding="utf-8")))
         num_bytes = images_part.stat().st_size
+        num_sums = sums_part.stat().st_size // SUM_BYTES
         sizes = np.fromfile(sizes_part, np.int32, 2 * num_done)
     except (FileNotFoundError, ValueError):
-        # There was no such process, or it was killed while it wrote the number. Version 0.1.0 wrote no sizes.
+        # There was no such process, or it was killed while it wrote the number. Versions before wrote no checksums, and
+        # 0.1.0 no sizes.
         return np.empty((0, 2), np.int32)
 
     done_N2 = sizes[: len(sizes) // 2 * 2].reshape(-1, 2)
-    is_whole = len(done_N2) == num_done and 3 * done_N2.prod(axis=1, dtype=np.int64).sum() <= num_bytes
+    is_whole = len(done_N2) == num_done <= num_sums and 3 * done_N2.prod(axis=1, dtype=np.int64).sum() <= num_bytes
     return done_N2 if is_whole else done_N2[:0]

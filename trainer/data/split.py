@@ -16,10 +16,9 @@ from torch import Tensor
 
 from trainer.data.image_cache import WholeImages, load_decoded, load_whole
 from trainer.data.subsets import TrainSize, ValSize, num_labels, part_name, split_rows
-from trainer.data.task_store import read_column
+from trainer.data.task_store import Card, read_column
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View, cut
-from trainer.storage.s3 import redact_query
 
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
@@ -129,11 +128,11 @@ def load_split(
 
     # The array holds these splits, one after the other; the wanted split is a part of it.
     array_splits = ("test",) if split == "test" else ("train", "val")
-    labels = {name: read_column(root, task, name, "label").to_numpy() for name in array_splits}
+    labels = {name: read_column(root, task, name, "label", card).to_numpy() for name in array_splits}
     rows_N = split_rows(labels, split, train_size, val_size, draw)
 
     array_labels = np.concatenate([labels[name] for name in array_splits])
-    array_keys = _keys(root, task, array_splits)
+    array_keys = _keys(root, card, array_splits)
     rows = torch.from_numpy(rows_N)
 
     images_R: Tensor | WholeImages
@@ -192,21 +191,9 @@ def prepare_test_split(
         OSError: if the file or one of its images cannot be read, or the cache cannot be written.
     """
     card = open_task(root, task)
-    try:
-        for column in ("label", "key"):
-            read_column(root, task, "test", column)
-        load_decoded(root, card, ("test",), image_size, transform, cache)
-    except (ValueError, OSError) as error:
-        # The error of a missing file names it. Errors of a disk or a bucket have a number, which retries depend on.
-        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
-            raise
-
-        # Errors of the Parquet reader and of Pillow name no file.
-        kind = ValueError if isinstance(error, ValueError) else OSError
-        reason = str(error).rstrip(".")
-        raise kind(
-            f"{redact_query(root)}/{task}/test.parquet cannot be read: {reason}. Import the task again."
-        ) from error
+    for column in ("label", "key"):
+        read_column(root, task, "test", column, card)
+    load_decoded(root, card, ("test",), image_size, transform, cache)
 
 
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:
@@ -214,5 +201,6 @@ def fits_on_device(images_bytes: int, free_bytes: int) -> bool:
     return images_bytes <= RESIDENT_SHARE * free_bytes
 
 
-def _keys(root: str, task: str, splits: tuple[str, ...]) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for name in splits for chunk in read_column(root, task, name, "key").chunks])
+def _keys(root: str, card: Card, splits: tuple[str, ...]) -> pa.ChunkedArray:
+    columns = [read_column(root, card.task, name, "key", card) for name in splits]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks])

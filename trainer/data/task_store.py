@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from trainer.catalog import TASKS
-from trainer.storage.files import delete_file, has_folders, open_filesystem, read_bytes, translate_errors, write_bytes
-from trainer.storage.s3 import redact_query
+from trainer.catalog import TASKS, is_own
+from trainer.data.publishing import has_locks, part_folder
+from trainer.redaction import redact
+from trainer.storage.files import open_filesystem, read_bytes, translate_errors
+from trainer.storage.integrity import pack_json, parse_json, verify
 
 SPLITS = ("train", "val", "test")
 """The splits that are stored; `trainval` is put together when it is loaded."""
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
 GROUP_BYTES = 32 * 2**20
 """Encoded bytes of a row group, which is held in memory when it is written or read."""
+CARD = "card.json"
+"""Name of the file that describes a task."""
+FINGERPRINT_KEY = "sptune.fingerprint"
+"""Key of the task's fingerprint in the metadata of each Parquet file."""
 GROUP_EXAMPLES = 2048
 """Most examples of a row group, however small their images are."""
 
 
 class TaskMissing(FileNotFoundError):
     """A task that is not in the store, or whose card is damaged. The message says how to get the task."""
+
+
+class TaskChanged(OSError):
+    """A file of a task that is of another import than the task's card. The message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +69,19 @@ class Card:
     class_names: list[str]
     counts: dict[str, int]
     fingerprint: str
-    """Hash over the keys, labels and image bytes of all splits, in order."""
+    """Hash over the keys, labels and image bytes of all splits, in order, and whether images of them are turned."""
     importer: str = ""
     """The program that wrote the task, with its version."""
     licence: str | None = None
     """None if it is not known."""
     repairs: list[str] = field(default_factory=list)
     """Images that were left out or repaired, with counts and names."""
+    upright: bool = False
+    """Whether images are turned by their EXIF orientation when they are read.
+
+    True for the user's own tasks. False for those of the catalog, which the published code reads as they are stored,
+    and for tasks of 0.1.0, so that their results stay.
+    """
 
     @property
     def differs(self) -> list[str]:
@@ -80,6 +93,37 @@ class Card:
         expected = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
         wrong = [split for split in SPLITS if self.counts[split] != expected[split]]
         return [f"{split} has {self.counts[split]:,} of {expected[split]:,} images" for split in wrong]
+
+
+class TaskDigest:
+    """The hash of a task's content, for its fingerprint.
+
+    Args:
+        upright: as in `Card`.
+    """
+
+    def __init__(self, *, upright: bool) -> None:
+        self._upright = upright
+        self._num_turned = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, split: str, example: Example) -> None:
+        """Add an example of a split. Splits come in their order."""
+        # Imported late, because it loads Pillow, which is not needed to read a stored task.
+        from trainer.data.images import is_turned
+
+        self._digest.update(example.content(split))
+        if self._upright and is_turned(example.image):
+            self._num_turned += 1
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of all examples that were added."""
+        digest = self._digest.copy()
+        # The same bytes are other pixels where they are turned. Other tasks keep the fingerprint that they always had.
+        if self._num_turned:
+            digest.update(b"upright")
+        return digest.hexdigest()[:16]
 
 
 def write_task(
@@ -94,63 +138,67 @@ def write_task(
     licence: str | None = None,
     repairs: list[str] | None = None,
 ) -> Card:
-    """Write a task to the store and return its card. The splits come first; the card makes the task present.
+    """Write a task to the store and return its card. Its files appear together, the card last.
 
     Examples are taken one by one, and memory holds one row group. A task of that name stays in the store until all
     images of the new one are written. `repairs` is read last, so that it can be filled while examples are taken.
 
     Raises:
         OSError: if the store cannot be written. Nothing of the new task is left then.
+        TaskChanged: if another import of the task wrote to a bucket at the same time.
     """
     filesystem, folder = open_filesystem(f"{root}/{task}")
+    upright = is_own(task)
 
-    digest = hashlib.sha256()
+    digest = TaskDigest(upright=upright)
     counts = {}
-    # Other processes may write the same task, so the names of unfinished files are unique.
-    parts = {split: f"{folder}/{split}.{uuid.uuid4().hex}.part" for split in SPLITS}
-    with translate_errors(f"{root}/{task}", "written"):
-        if has_folders(filesystem):
-            filesystem.create_dir(folder, recursive=True)
+    with translate_errors(f"{root}/{task}", "written"), part_folder(filesystem, folder) as part, ExitStack() as stack:
+        # All files stay open to the end, when the fingerprint is known that each carries.
+        writers = []
+        for split in SPLITS:
+            stream = stack.enter_context(filesystem.open_output_stream(f"{part.path}/{split}.parquet"))
+            # Readers compare the checksums, so a damaged page is an error and not another image.
+            writer = stack.enter_context(pq.ParquetWriter(stream, SCHEMA, write_page_checksum=True))
+            writers.append(writer)
 
-        try:
-            for split in SPLITS:
-                with filesystem.open_output_stream(parts[split]) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
-                    counts[split] = 0
-                    for group in _row_groups(splits[split]):
-                        for example in group:
-                            digest.update(example.content(split))
-                        rows = [dataclasses.asdict(example) for example in group]
-                        writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                        counts[split] += len(group)
-            fingerprint = digest.hexdigest()[:16]
+            counts[split] = 0
+            for group in _row_groups(splits[split]):
+                for example in group:
+                    digest.add(split, example)
+                rows = [dataclasses.asdict(example) for example in group]
+                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                counts[split] += len(group)
 
-            # The card of another task goes before its splits are replaced: a crash from here to the new card leaves no
-            # task, not a mixture of two. The card of the same task stays, because the bytes are the same: processes
-            # that read or write that task at this moment never miss it.
-            if f'"{fingerprint}"'.encode() not in (read_bytes(f"{root}/{task}/card.json") or b""):
-                delete_file(f"{root}/{task}/card.json")
+        card = Card(
+            task=task,
+            source=source,
+            protocol=protocol,
+            class_names=class_names,
+            counts=counts,
+            fingerprint=digest.fingerprint,
+            importer=importer,
+            licence=licence,
+            repairs=repairs or [],
+            upright=upright,
+        )
+        for writer in writers:
+            writer.add_key_value_metadata({FINGERPRINT_KEY: card.fingerprint})
+        stack.close()
+        with filesystem.open_output_stream(f"{part.path}/{CARD}") as stream:
+            stream.write(pack_json(dataclasses.asdict(card)))
 
-            for split in SPLITS:
-                filesystem.move(parts[split], f"{folder}/{split}.parquet")
-        finally:
-            for part in parts.values():
-                if filesystem.get_file_info(part).type == fs.FileType.File:
-                    filesystem.delete_file(part)
+        part.publish([f"{split}.parquet" for split in SPLITS], CARD)
 
-    # The card is last: a task without a card is not in the store.
-    card = Card(
-        task=task,
-        source=source,
-        protocol=protocol,
-        class_names=class_names,
-        counts=counts,
-        fingerprint=fingerprint,
-        importer=importer,
-        licence=licence,
-        repairs=repairs or [],
-    )
-    write_bytes(f"{root}/{task}/card.json", json.dumps(dataclasses.asdict(card), indent=2).encode())
+    if not has_locks(filesystem):
+        _check_whole(root, task)
     return card
+
+
+def _check_whole(root: str, task: str) -> None:
+    """Raise TaskChanged if two imports have left files of both."""
+    card = read_card(root, task)
+    for split in SPLITS if card is not None else ():
+        count_examples(root, task, split, card)
 
 
 def _row_groups(examples: Iterable[Example]) -> Iterator[list[Example]]:
@@ -186,46 +234,42 @@ def read_card(root: str, task: str) -> Card | None:
 
 def _parse_card(data: bytes, root: str, task: str) -> Card:
     try:
-        card = Card(**json.loads(data))
+        verify(data)
+        card = Card(**parse_json(data))
         # Both become parts of file names, so no other text is accepted.
         if card.task != task or not re.fullmatch("[0-9a-f]{16}", card.fingerprint):
             raise ValueError(f"it is of {card.task!r} with the fingerprint {card.fingerprint!r}")
     except (ValueError, TypeError) as error:
-        raise TaskMissing(
-            f"{redact_query(root)}/{task}/card.json is damaged ({error}); import the task again."
-        ) from error
+        raise TaskMissing(f"{redact(root)}/{task}/card.json is damaged ({error}); import the task again.") from error
     return card
 
 
-def read_column(root: str, task: str, split: str, column: str) -> pa.ChunkedArray:
+def read_column(root: str, task: str, split: str, column: str, card: Card | None = None) -> pa.ChunkedArray:
     """Return one column of a split. The other columns are not read.
 
-    Raises:
-        OSError: if the store cannot be read.
-    """
-    with _open(root, task, split) as file:
-        return pq.read_table(file, columns=[column])[column]
-
-
-def count_examples(root: str, task: str, split: str) -> int:
-    """Return the number of examples of a split, from its file.
+    Args:
+        card: the card of the task; None if no other file of it is read.
 
     Raises:
+        TaskChanged: if the file is of another import than the card.
         OSError: if the store cannot be read.
     """
-    with _open(root, task, split) as file:
-        return int(pq.ParquetFile(file).metadata.num_rows)
+    with _open(root, task, split, card) as parquet:
+        return parquet.read([column])[column]
 
 
-def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[Example]:
+def count_examples(root: str, task: str, split: str, card: Card | None = None) -> int:
+    """Return the number of examples of a split, from its file. Arguments and errors are those of `read_column`."""
+    with _open(root, task, split, card) as parquet:
+        return int(parquet.metadata.num_rows)
+
+
+def read_examples(root: str, task: str, split: str, start: int = 0, card: Card | None = None) -> Iterator[Example]:
     """Yield the examples of a split from row `start` on, with a few row groups in memory at a time.
 
-    Raises:
-        OSError: if the store cannot be read.
+    Other arguments and errors are those of `read_column`.
     """
-    with _open(root, task, split) as file:
-        parquet = pq.ParquetFile(file)
-
+    with _open(root, task, split, card) as parquet:
         first_row = 0
         for group in range(parquet.num_row_groups):
             num_rows = parquet.metadata.row_group(group).num_rows
@@ -238,7 +282,7 @@ def read_examples(root: str, task: str, split: str, start: int = 0) -> Iterator[
 
 
 @contextmanager
-def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
+def _open(root: str, task: str, split: str, card: Card | None) -> Iterator[pq.ParquetFile]:
     uri = f"{root}/{task}/{split}.parquet"
     filesystem, path = open_filesystem(uri)
     with translate_errors(uri, "read"):
@@ -246,7 +290,46 @@ def _open(root: str, task: str, split: str) -> Iterator[pa.NativeFile]:
             file = filesystem.open_input_file(path)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{redact_query(root)}/{task} has a card and no {split}.parquet; import the task again."
+                f"{redact(root)}/{task} has a card and no {split}.parquet; import the task again."
             ) from None
+
         with file:
-            yield file
+            try:
+                parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                _check_import(root, task, split, parquet, card)
+                yield parquet
+            except TaskChanged:
+                raise
+            except (ValueError, KeyError, OSError, OverflowError, pa.ArrowException) as error:
+                raise split_error(root, task, split, error) from error
+
+
+def _check_import(root: str, task: str, split: str, parquet: pq.ParquetFile, card: Card | None) -> None:
+    """Raise TaskChanged if a file is of another import than the card."""
+    # Tasks of 0.1.0 carry no fingerprint in their files.
+    fingerprint = (parquet.metadata.metadata or {}).get(FINGERPRINT_KEY.encode(), b"").decode()
+    if card is not None and fingerprint not in {"", card.fingerprint}:
+        raise TaskChanged(
+            f"{redact(root)}/{task}/{split}.parquet is of another import ({fingerprint}) than the card "
+            f"that was read ({card.fingerprint}): the task is being imported anew, or two imports of it ran at "
+            "once. Run the command again; if that does not help, import the task again."
+        )
+
+
+def split_error(root: str, task: str, split: str, error: Exception, example: Example | None = None) -> Exception:
+    """Return the error for a split that cannot be read, with the name of its file, and of the image if it is known.
+
+    It is an OSError or a ValueError as the given one. Errors of a disk or a bucket are returned as they are: they have
+    a number, which retries depend on.
+    """
+    if getattr(error, "errno", None) is not None:
+        return error
+
+    place = f"{redact(root)}/{task}"
+    image = f", image {example.key!r}" if example else ""
+    delete = (
+        f"Delete {place}, which is made again at its first use, or import" if task.startswith("demo/") else "Import"
+    )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"{place}/{split}.parquet{image} cannot be read: {reason}. {delete} the task again.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.data.task_store import Card, TaskMissing, read_card
-from trainer.storage.s3 import redact_query
+from trainer.redaction import redact
 
 
 def open_task(root: str, task: str) -> Card:
@@ -37,7 +37,7 @@ def missing_task(root: str, task: str) -> TaskMissing:
         way_out = f"It is made at its first use, for example by `sptune data show {task}`."
     else:
         way_out = f"Import it: sptune data import PATH --task {task} (`sptune data list` says where to get it)."
-    return TaskMissing(f"{task} is not in the task store {redact_query(root)}. {way_out}")
+    return TaskMissing(f"{task} is not in the task store {redact(root)}. {way_out}")
 
 
 def _is_demo(task: str) -> bool:

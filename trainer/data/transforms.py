@@ -41,7 +41,9 @@ smallest crops lose a fifth of their finest detail.
 """
 
 
-def decode(image: bytes, size: int, transform: TransformName, *, augmented: bool = False) -> Tensor:
+def decode(
+    image: bytes, size: int, transform: TransformName, *, augmented: bool = False, upright: bool = True
+) -> Tensor:
     """Return the fixed view of an encoded image, uint8 ``[3, size, size]``.
 
     Fixed views at size 224:
@@ -49,9 +51,12 @@ def decode(image: bytes, size: int, transform: TransformName, *, augmented: bool
     - VTAB by `spt`: short side resized to 224, bicubic, then the centre crop;
     - VTAB by `vpt`: squashed to 224x224, bilinear;
     - FGVC (`augmented`) by either: short side resized to 256, then the centre crop.
+
+    Args:
+        upright: turn the image by its EXIF orientation first.
     """
     with Image.open(io.BytesIO(image)) as opened:
-        picture = to_rgb(opened)
+        picture = to_rgb(opened, upright=upright)
 
     interpolation = INTERPOLATION[transform]
     if transform == "vpt" and not augmented:
@@ -66,13 +71,16 @@ def decode(image: bytes, size: int, transform: TransformName, *, augmented: bool
     return torch.from_numpy(pixels.copy())
 
 
-def decode_whole(image: bytes, size: int) -> NDArray[np.uint8]:
+def decode_whole(image: bytes, size: int, *, upright: bool = True) -> NDArray[np.uint8]:
     """Return the whole view of an encoded image, ``[H, W, 3]``, for a network that sees squares of side `size`.
 
     It has the pixels of the photograph, unless they are more than `whole_size` allows.
+
+    Args:
+        upright: turn the image by its EXIF orientation first.
     """
     with Image.open(io.BytesIO(image)) as opened:
-        picture = to_rgb(opened)
+        picture = to_rgb(opened, upright=upright)
 
     width, height = whole_size(picture.width, picture.height, size)
     # Lanczos keeps more of the finest detail than the filter of the crops, which comes after it.

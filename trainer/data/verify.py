@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
-from trainer.catalog import TASKS
-from trainer.data.images import check_image, to_rgb
-from trainer.data.task_store import SPLITS, Card, read_card, read_examples
+from trainer.catalog import TASKS, is_own
+from trainer.data.images import TURNED, read_image, to_rgb
+from trainer.data.publishing import dead_parts
+from trainer.data.task_store import SPLITS, Card, TaskDigest, read_card, read_examples
 from trainer.data.tasks import missing_task, open_task
+from trainer.storage.files import open_filesystem
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     if row is not None and num_classes != row.num_classes:
         problems.append(f"the card has {num_classes} classes, the catalog {row.num_classes}")
 
-    digest = hashlib.sha256()
+    digest = TaskDigest(upright=card.upright)
+    num_turned = 0
     split_of_key: dict[str, str] = {}
     split_of_image: dict[bytes, str] = {}
     copies: list[str] = []
@@ -59,8 +62,8 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     for split in SPLITS:
         # Each image: its part of the fingerprint, its key, its bytes, and whether it can be decoded.
         labels = Counter[int]()
-        for example in read_examples(root, task, split):
-            digest.update(example.content(split))
+        for example in read_examples(root, task, split, card=card):
+            digest.add(split, example)
             labels[example.label] += 1
 
             if example.key in split_of_key:
@@ -73,33 +76,68 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
                 copies.append(f"{example.key} ({first_split} and {split})")
 
             try:
-                check_image(example.image)
+                num_turned += read_image(example.image).is_turned
             except ValueError as error:
                 problems.append(f"{example.key} in {split} {error}")
 
             num_done += 1
             progress(num_done, total)
 
-        # The split as a whole: its count and its labels.
-        count = labels.total()
-        if count != card.counts[split]:
-            problems.append(f"{split} has {count:,} images, the card says {card.counts[split]:,}")
-
-        outside = sorted(label for label in labels if not 0 <= label < num_classes)
-        if outside:
-            problems.append(f"{split} has labels outside 0..{num_classes - 1}: {outside[:5]}")
-
-        absent = [card.class_names[label] for label in range(num_classes) if not labels[label]]
-        if absent:
-            notes.append(f"{split} has no image of {_first_three(absent)}")
+        _check_labels(verdict, split, labels)
 
     if copies:
         notes.append(f"{len(copies)} images are in two splits, byte for byte: {_first_three(copies)}")
 
-    fingerprint = digest.hexdigest()[:16]
+    if num_turned:
+        notes.append(_turned_note(card, num_turned))
+    notes.extend(left_over(root, task))
+
+    fingerprint = digest.fingerprint
     if fingerprint != card.fingerprint:
         problems.append(f"the fingerprint is {fingerprint}, the card says {card.fingerprint}: the files were changed")
     return verdict
+
+
+def _check_labels(verdict: Verdict, split: str, labels: Counter[int]) -> None:
+    """Compare the number of images of a split, and their labels, with the card."""
+    card = verdict.card
+    num_classes = len(card.class_names)
+    count = labels.total()
+    if count != card.counts[split]:
+        verdict.problems.append(f"{split} has {count:,} images, the card says {card.counts[split]:,}")
+
+    outside = sorted(label for label in labels if not 0 <= label < num_classes)
+    if outside:
+        verdict.problems.append(f"{split} has labels outside 0..{num_classes - 1}: {outside[:5]}")
+
+    absent = [card.class_names[label] for label in range(num_classes) if not labels[label]]
+    if absent:
+        verdict.notes.append(f"{split} has no image of {_first_three(absent)}")
+
+
+def left_over(root: str, task: str) -> list[str]:
+    """Return a note on files of a task that killed imports left, or nothing if there are none.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
+    filesystem, folder = open_filesystem(f"{root}/{task}")
+    sizes = dead_parts(filesystem, folder)
+    if not sizes:
+        return []
+    num_mb = sum(sizes.values()) / 1e6
+    return [f"an import that did not end left {num_mb:.1f} MB in the store; the next import of {task} deletes them"]
+
+
+def _turned_note(card: Card, num_turned: int) -> str:
+    if card.upright:
+        return f"{num_turned} images are {TURNED}"
+    if not is_own(card.task):
+        return f"{num_turned} images have an EXIF orientation and are not turned, as in the published code"
+    return (
+        f"{num_turned} images have an EXIF orientation and are not turned, because an earlier version imported the "
+        "task. Import it again to have them upright"
+    )
 
 
 def _first_three(names: list[str]) -> str:
@@ -126,10 +164,10 @@ def contact_sheet(root: str, task: str, *, classes: int = 12, images: int = 8, s
     pictures: dict[int, list[Image.Image]] = {label: [] for label in labels}
 
     # The first images of each class, at their size on the sheet.
-    for example in read_examples(root, task, "train"):
+    for example in read_examples(root, task, "train", card=card):
         if example.label in pictures and len(pictures[example.label]) < images:
             with Image.open(io.BytesIO(example.image)) as opened:
-                picture = to_rgb(opened)
+                picture = to_rgb(opened, upright=card.upright)
 
             # Small pictures are enlarged without smoothing, so that their pixels can be seen.
             is_small = max(picture.size) < side

@@ -48,18 +48,22 @@ class Backbone(nn.Module):
         readout: ``mean`` averages all tokens except CLS and then applies the norm (MAE);
             ``cls`` applies the norm to the CLS token (supervised, MoCo v3).
         sha256: hash of the weights file; it is part of every result's provenance.
+        part: which of several networks in the weights file it is; empty for the only one.
         mean_and_std: name of the pixel normalisation, a key of `MEAN_AND_STD`.
     """
 
     mean_C11: Tensor
     std_C11: Tensor
 
-    def __init__(self, vit: VisionTransformer, *, readout: str, sha256: str, mean_and_std: str = "half") -> None:
+    def __init__(
+        self, vit: VisionTransformer, *, readout: str, sha256: str, part: str = "", mean_and_std: str = "half"
+    ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False).eval()
 
         self.readout = readout
         self.sha256 = sha256
+        self.part = part
         self.embed_dim: int = vit.embed_dim
         self.num_layers = len(vit.blocks)
         self.patch_size: int = vit.patch_embed.patch_size[0]
@@ -264,10 +268,12 @@ def load_backbone(
     row = BACKBONES[name]
 
     vit = build_vit(row, image_size)
-    sha256 = load_weights(vit, fetch_weights(row, weights), row)
+    loaded = load_weights(vit, fetch_weights(row, weights), row)
 
     mean_and_std = row.mean_and_std if normalize == "backbone" else normalize
-    return Backbone(vit, readout=row.readout, sha256=sha256, mean_and_std=mean_and_std).to(device)
+    return Backbone(vit, readout=row.readout, sha256=loaded.sha256, part=loaded.part, mean_and_std=mean_and_std).to(
+        device
+    )
 
 
 @functools.lru_cache(maxsize=1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import resource
 
 import torch
+
+from trainer.machine import usable_memory
 
 CUDA_CONTEXT_GB = 0.5
 """GPU memory that CUDA takes for a process, in addition to torch's allocations; torch cannot measure it."""
@@ -14,8 +15,8 @@ CUDA_CONTEXT_GB = 0.5
 def memory_gb(device: str) -> tuple[float, float]:
     """Return the peak memory of this process and the total memory, in 1e9 bytes.
 
-    Both are the GPU's on a CUDA device, and the machine's on a CPU. The peak counts from the last call of
-    `reset_peak_memory` on a GPU, and from the start of the process on a CPU.
+    Both are the GPU's on a CUDA device. On a CPU the total is what the process may use of the machine. The peak counts
+    from the last call of `reset_peak_memory` on a GPU, and from the start of the process on a CPU.
     """
     if torch.device(device).type == "cuda":
         peak_gb = torch.cuda.max_memory_reserved() / 1e9 + CUDA_CONTEXT_GB
@@ -23,8 +24,7 @@ def memory_gb(device: str) -> tuple[float, float]:
 
     # Linux counts the peak in KiB.
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    total_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return peak_bytes / 1e9, total_bytes / 1e9
+    return peak_bytes / 1e9, usable_memory() / 1e9
 
 
 def reset_peak_memory(device: str) -> None:

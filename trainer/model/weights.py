@@ -6,18 +6,23 @@ Finding and downloading weights needs no torch.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
-import importlib.resources
-import os
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trainer.catalog import BUNDLED, BackboneRow
-from trainer.storage.local_cache import cache_folder
+from trainer.redaction import redact
+from trainer.storage.addresses import absolute_address
+from trainer.storage.local_cache import cache_folder, make_cache_folder
 
 SUFFIXES = (".safetensors", ".pth", ".pth.tar", ".npz")
 HUB_FILE = "model.safetensors"
+ASSETS = Path(__file__).parents[1] / "assets"
+"""Folder of the weights that come with this package. Its place is fixed: another package may have its name."""
 
 
 class WeightsError(ValueError):
@@ -38,7 +43,7 @@ class WeightsSource:
 
     def __str__(self) -> str:
         labels = {"bundled": "in this package", "hub": "timm's hub", "cache": "Hugging Face cache"}
-        return labels.get(self.kind, _redact(self.uri or str(self.path)))
+        return labels.get(self.kind, redact(self.uri or str(self.path)))
 
 
 def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
@@ -54,15 +59,18 @@ def find_weights(row: BackboneRow, location: str | None) -> WeightsSource:
     """
     # What the user names comes first, also for the bundled backbone.
     if location is not None:
+        try:
+            location = absolute_address(location)
+        except ValueError as error:
+            raise WeightsError(f"weights {error}") from None
         source = _find_at_uri(location.rstrip("/"), row) if "://" in location else _find_at_path(location, row)
         if source is not None:
             return source
 
     if row.name == BUNDLED:
-        assets = importlib.resources.files("trainer") / "assets"
-        return WeightsSource("bundled", Path(str(assets / f"{BUNDLED}.safetensors")))
+        return WeightsSource("bundled", ASSETS / f"{BUNDLED}.safetensors")
 
-    nor_in_location = f", nor in {_redact(location)}" if location else ""
+    nor_in_location = f", nor in {redact(location)}" if location else ""
     way_out = f"Name a file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
     if not row.on_hub:
         raise WeightsError(f"{row.name} has no weights on timm's hub{nor_in_location}. {way_out}")
@@ -89,6 +97,11 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
         OSError: if a URI cannot be read, or the copy cannot be written.
     """
     source = find_weights(row, location)
+    if source.kind == "cache" and _is_damaged_copy(source.path):
+        # Its link leads nowhere then, so it is downloaded again.
+        source = find_weights(row, location)
+    if source.kind == "bundled" and source.path is not None:
+        _check_bundled(source.path)
     if source.path is not None:
         return source.path
     if source.kind == "uri":
@@ -107,6 +120,13 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
         ) from error
 
 
+def _check_bundled(path: Path) -> None:
+    """Raise WeightsError if the file of this package is not the one that its card describes."""
+    card = json.loads(path.with_suffix(".card.json").read_text())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != card["sha256"]:
+        raise WeightsError(f"{path} is damaged: its checksum is wrong. Install sptune again.")
+
+
 def _file_names(row: BackboneRow) -> list[str]:
     """Return the names that a row's file may have in a folder, best first."""
     published = [row.published_as] if row.published_as else []
@@ -119,7 +139,7 @@ def _names_to_use(row: BackboneRow) -> str:
 
 
 def _find_at_path(location: str, row: BackboneRow) -> WeightsSource | None:
-    path = Path(location).expanduser()
+    path = Path(location)
     if path.is_file():
         return WeightsSource("file", path)
     if not path.is_dir():
@@ -136,7 +156,7 @@ def _find_at_uri(uri: str, row: BackboneRow) -> WeightsSource | None:
 
     stamps = file_stamps(uri)
     if stamps is None:
-        raise WeightsError(f"weights {_redact(uri)}: there is no such file or folder.")
+        raise WeightsError(f"weights {redact(uri)}: there is no such file or folder.")
     if "" in stamps:
         return WeightsSource("uri", None, uri, stamps[""])
 
@@ -152,36 +172,64 @@ def _find_at_uri(uri: str, row: BackboneRow) -> WeightsSource | None:
 
 def _fetch_uri(source: WeightsSource) -> Path:
     """Return this machine's copy of the file at a URI. One process makes it while the others wait."""
-    from trainer.storage.files import open_filesystem, read_chunks
+    from trainer.storage.files import open_filesystem, publish, read_chunks
 
-    key = hashlib.sha256(f"{_redact(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{redact(source.uri)} {source.stamp}".encode()).hexdigest()[:16]
     folder = cache_folder() / "weights" / key
     # The copy keeps the file's name, because its suffix tells the format.
-    copy = folder / open_filesystem(source.uri)[1].rpartition("/")[2]
-    if copy.exists():
-        return copy
+    name = open_filesystem(source.uri)[1].rpartition("/")[2]
 
-    folder.mkdir(parents=True, exist_ok=True)
+    found = _whole_copy(folder, name)
+    if found is not None:
+        return found
+
+    make_cache_folder(folder)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have made the copy while this one waited.
-        if copy.exists():
-            return copy
+        found = _whole_copy(folder, name)
+        if found is not None:
+            return found
 
         # The copy appears under its name only when it is complete.
-        part = copy.with_name(f"{copy.name}.part")
+        part = folder / f"{name}.part"
+        sha256 = hashlib.sha256()
         with part.open("wb") as file:
             for chunk in read_chunks(source.uri):
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+                sha256.update(chunk)
             if file.tell() != source.stamp[0]:
-                raise OSError(f"{_redact(source.uri)} was replaced while it was read; try again.")
-        part.replace(copy)
+                raise OSError(f"{redact(source.uri)} was replaced while it was read; try again.")
+
+        # The name of its folder is its checksum, as in the Hugging Face cache the name of the file is.
+        copy = folder / sha256.hexdigest() / name
+        copy.parent.mkdir(exist_ok=True)
+        publish(part, copy)
     return copy
 
 
-def _redact(location: str) -> str:
-    from trainer.storage.s3 import redact_query
+def _whole_copy(folder: Path, name: str) -> Path | None:
+    """Return the undamaged copy of a file in the folder of its URI, or None."""
+    # Versions before kept it in the folder itself.
+    copies = [*folder.glob(f"*/{glob.escape(name)}"), folder / name]
+    return next((copy for copy in copies if copy.exists() and not _is_damaged_copy(copy)), None)
 
-    return redact_query(location)
+
+def _is_damaged_copy(copy: Path | None) -> bool:
+    """Return whether a downloaded file is another than its path says. It is then set aside.
+
+    The path of a copy ends in its SHA-256, or in its SHA-256 and its name. Paths without one are not compared.
+    """
+    from trainer.storage.integrity import set_aside
+
+    assert copy is not None, "a copy is a file of this machine"
+    file = copy.resolve()
+    names = [name for name in (file.name, file.parent.name) if re.fullmatch("[0-9a-f]{64}", name)]
+    if not names:
+        return False
+
+    with file.open("rb") as opened:
+        is_damaged = hashlib.file_digest(opened, "sha256").hexdigest() != names[0]
+    if is_damaged:
+        set_aside(file, f"{copy} is damaged: its checksum is wrong.")
+    return is_damaged

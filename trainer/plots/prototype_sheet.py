@@ -12,7 +12,6 @@ import json
 import textwrap
 
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load
 from torch import Tensor
 
 from trainer.catalog import is_augmented
@@ -22,7 +21,9 @@ from trainer.model.backbone import load_backbone
 from trainer.plots.nearest_patches import nearest_patches
 from trainer.plots.style import YELLOW
 from trainer.prompt_init.token_stream import TokenStream, token_stream
-from trainer.storage.files import read_bytes, write_bytes
+from trainer.storage.files import write_bytes
+from trainer.storage.integrity import read_or_set_aside
+from trainer.storage.tensors import unpack_tensors
 
 OUTSIDE = "#BFD7EA"
 """Colour beyond an image's edge. Not grey, because images have grey."""
@@ -166,17 +167,28 @@ def cached_prototype_sheet(
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     if prototype_cache is not None:
-        cached = read_bytes(f"{prototype_cache}/{key}.png")
+        cached = read_or_set_aside(f"{prototype_cache}/{key}.png", _parse_png)
         if cached is not None:
             return cached
 
-    prompt_LPD = load(prototypes)["prompt"]
+    prompt_LPD = unpack_tensors(prototypes)[0]["prompt"]
     cpu_stream = token_stream(config, backbone, images, len(prompt_LPD), IMAGES)
     stream = dataclasses.replace(cpu_stream, images_of=lambda rows_B: cpu_stream.images_of(rows_B).to(device))
     sheet = prototype_sheet(prompt_LPD, stream, title)
     if prototype_cache is not None:
         write_bytes(f"{prototype_cache}/{key}.png", sheet)
     return sheet
+
+
+def _parse_png(data: bytes) -> bytes:
+    """Return a PNG whose checksums are right.
+
+    Raises:
+        Exception: of several kinds, if one is wrong.
+    """
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.verify()
+    return data
 
 
 def _framed(image_3SS: Tensor, row_and_column: tuple[int, int], patch_size: int) -> Image.Image:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer import run_folder
@@ -19,11 +18,14 @@ from trainer.config import TrainConfig
 from trainer.metric_names import TRAIN_LOSS
 from trainer.plots.prototype_sheet import cached_prototype_sheet
 from trainer.plots.style import BLUE, ORANGE
-from trainer.run_folder import RunCard
-from trainer.storage.files import read_bytes, write_bytes
+from trainer.storage.files import write_bytes
+from trainer.storage.integrity import read_checked
+from trainer.storage.run_results import read_predictions, read_run_card
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 NAMED_CLASSES = 30
 """Number of classes up to which a confusion matrix has room for their names."""
@@ -53,19 +55,21 @@ def draw_run_plots(
 
     Raises:
         FileNotFoundError: if the folder lacks a file of a finished run.
+        ValueError: if a file of the run is damaged (DamagedFile).
         OSError: if data, prototype cache or folder cannot be read or written.
     """
     write_bytes(f"{folder}/{run_folder.LEARNING_CURVE_PLOT}", learning_curve(config, epochs))
 
-    table = pq.read_table(io.BytesIO(_read_result(folder, run_folder.PREDICTIONS)))
-    class_names = RunCard.from_json(_read_result(folder, run_folder.CARD)).class_names
+    table = _existing(read_predictions(folder), folder, run_folder.PREDICTIONS)
+    class_names = _existing(read_run_card(folder), folder, run_folder.CARD).class_names
     label_N = table["label"].to_numpy()
     predicted_N = table["prediction"].to_numpy()
     matrix = confusion_matrix(label_N, predicted_N, class_names, f"{config.task} {config.eval_metric}")
     write_bytes(f"{folder}/{run_folder.CONFUSION_PLOT}", matrix)
 
     if len(METHODS[config.method].prompt_inits) > 1:
-        prototypes = _read_result(folder, run_folder.PROTOTYPES)
+        stored = read_checked(f"{folder}/{run_folder.PROTOTYPES}", bytes)
+        prototypes = _existing(stored, folder, run_folder.PROTOTYPES)
         sheet = cached_prototype_sheet(
             config, prototypes, data_root=data_root, weights=weights, prototype_cache=prototype_cache, device=device
         )
@@ -195,12 +199,15 @@ def _largest_confusions(share_KK: NDArray[np.float64], class_names: Sequence[str
     return "\n".join(["most confused:", *lines]) if lines else "nothing is confused"
 
 
-def _read_result(folder: str, name: str) -> bytes:
-    """Return the content of a file of a finished run."""
-    data = read_bytes(f"{folder}/{name}")
-    if data is None:
+def _existing(content: T | None, folder: str, name: str) -> T:
+    """Return the content of a file of a finished run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if content is None:
         raise FileNotFoundError(f"{folder} has no {name}: only finished runs can be plotted.")
-    return data
+    return content
 
 
 def _png(figure: Figure) -> bytes:

@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from trainer.catalog import METHODS, is_augmented
@@ -21,7 +20,9 @@ from trainer.data.split import Split, load_split
 from trainer.model.backbone import Backbone
 from trainer.prompt_init.strategies import build_prototypes, uniform_prompt
 from trainer.prompt_init.token_stream import token_stream
-from trainer.storage.files import read_bytes, write_bytes
+from trainer.storage.files import write_bytes
+from trainer.storage.integrity import read_or_set_aside
+from trainer.storage.tensors import pack_tensors, unpack_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def initial_prompt(
     location = f"{prototype_cache}/{key}.safetensors"
 
     if prototype_cache is not None:
-        cached = _read_cached(location)
+        cached = read_or_set_aside(location, _parse_cached)
         if cached is not None:
             return cached
 
@@ -99,21 +100,15 @@ def initial_prompt(
     # Two trials that build the same set at once write the same values: no lock is needed.
     if prototype_cache is not None:
         notes = {"seconds": repr(seconds), "content": json.dumps(content)}
-        write_bytes(location, save({"prompt": prompt_LPD.contiguous()}, metadata=notes))
+        write_bytes(location, pack_tensors({"prompt": prompt_LPD.contiguous()}, notes))
 
     return InitialPrompt(prompt_LPD, seconds)
 
 
-def _read_cached(location: str) -> InitialPrompt | None:
-    """Return a set of the cache, or None if it is not there."""
-    data = read_bytes(location)
-    if data is None:
-        return None
-
-    # safetensors cannot read its metadata from bytes: the header is JSON behind its length in eight bytes.
-    header_length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + header_length])
-    return InitialPrompt(load(data)["prompt"], float(header["__metadata__"]["seconds"]))
+def _parse_cached(data: bytes) -> InitialPrompt:
+    """Return the set in a file of the cache."""
+    tensors, notes = unpack_tensors(data)
+    return InitialPrompt(tensors["prompt"], float(notes["seconds"]))
 
 
 def _images_of_init_task(config: TrainConfig, data_root: str, device: str, cache: str | None) -> Split:

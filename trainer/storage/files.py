@@ -1,12 +1,14 @@
 """Reads and writes files in a folder or in a bucket. A file is complete or absent, never partial.
 
-Everything goes through `pyarrow.fs`. In a folder a file is written under a temporary name and then moved to its own. In
-a bucket it appears complete when its stream is closed. A location is a local path or a URI such as
-``s3://bucket/folder``.
+In a folder a file is written under a temporary name, forced to the disk, and then moved to its own name: after a power
+cut it is the old file or the new one. In a bucket, which `pyarrow.fs` opens, it appears complete when its stream is
+closed. A location is a local path or a URI such as ``s3://bucket/folder``.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,8 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from trainer.storage.s3 import StorageError, address_of, check_bucket, explain, open_bucket, redact_query
+from trainer.redaction import redact
+from trainer.storage.s3 import StorageError, address_of, check_bucket, explain, open_bucket
 
 __all__ = [
     "StorageError",
@@ -24,12 +27,17 @@ __all__ = [
     "file_stamps",
     "has_folders",
     "list_folders",
+    "move_file",
     "open_filesystem",
+    "publish",
     "read_bytes",
     "read_chunks",
     "translate_errors",
     "write_bytes",
 ]
+
+NO_SYNC_ERRNOS = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF})
+"""Errors of folders that cannot be forced to the disk."""
 
 
 def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
@@ -72,7 +80,7 @@ def translate_errors(location: str | Path, action: str) -> Iterator[None]:
             raise
 
         # Blocks may be nested: the innermost one names what was tried.
-        storage_error.tried = storage_error.tried or f"{redact_query(str(location))} cannot be {action}"
+        storage_error.tried = storage_error.tried or f"{redact(str(location))} cannot be {action}"
 
         # An error that an inner block has translated cannot be its own cause.
         if storage_error is error:
@@ -97,15 +105,63 @@ def write_bytes(location: str | Path, data: bytes) -> None:
     # A unique name, because several processes may write the same file at once. In the same folder, because a move
     # between disks is not atomic.
     part = f"{path}.{uuid.uuid4().hex}.part"
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    _create_folder(filesystem, path.rpartition("/")[0])
     try:
         with filesystem.open_output_stream(part) as stream:
             stream.write(data)
-        filesystem.move(part, path)
+        publish(part, path, filesystem)
     except OSError:
         if filesystem.get_file_info(part).type == fs.FileType.File:
             filesystem.delete_file(part)
         raise
+
+
+def publish(part: str | Path, path: str | Path, filesystem: fs.FileSystem | None = None) -> None:
+    """Move a finished file to its name, where it replaces another.
+
+    On a local disk, its bytes are on the disk before its name is, and its name before this returns. So a power cut
+    leaves no file that is empty or cut.
+
+    Args:
+        filesystem: where both paths are; None for this machine's.
+    """
+    if not (filesystem is None or isinstance(filesystem, fs.LocalFileSystem)):
+        filesystem.move(str(part), str(path))
+        return
+
+    _sync(part)
+    Path(part).replace(path)
+    _sync_folder(Path(path).parent)
+
+
+def _create_folder(filesystem: fs.FileSystem, folder: str) -> None:
+    """Create a folder and its parents. On a local disk, their names are on the disk before this returns."""
+    missing = []
+    if isinstance(filesystem, fs.LocalFileSystem):
+        missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
+
+    filesystem.create_dir(folder, recursive=True)
+    for path in missing:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a local folder are on the disk, if its file system and its permissions allow it."""
+    try:
+        _sync(folder)
+    except OSError as error:
+        # File systems of networks refuse it, and a folder may be writable but not readable.
+        if error.errno not in NO_SYNC_ERRNOS:
+            raise
+
+
+def _sync(path: str | Path) -> None:
+    """Wait until a local file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_bytes(location: str | Path) -> bytes | None:
@@ -172,6 +228,17 @@ def delete_file(location: str | Path) -> None:
     with translate_errors(location, "deleted"):
         if filesystem.get_file_info(path).type == fs.FileType.File:
             filesystem.delete_file(path)
+
+
+def move_file(location: str | Path, target: str | Path) -> None:
+    """Move a file to another name in the same folder or bucket, where it replaces another.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be moved.
+    """
+    filesystem, path = open_filesystem(location)
+    with translate_errors(location, "moved"):
+        filesystem.move(path, open_filesystem(target)[1])
 
 
 def delete_folder(location: str | Path) -> None:

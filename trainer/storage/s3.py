@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, unquote
 
 from pyarrow import fs
 
+from trainer.redaction import redact
+
 CONNECT_S = 1.2
 """Timeout of a connection attempt."""
 SILENT_S = 5.0
@@ -112,19 +114,6 @@ def address_of(location: str) -> Address | None:
     return Address(authority, query, "/".join(filter(None, parts)))
 
 
-def redact_query(location: str) -> str:
-    """Return an address without its secrets.
-
-    It replaces two things by ``***``: the key and secret before the bucket or host, and the value of every query option
-    that is not in `OPTIONS`. So ``s3://key:secret@bucket?region=eu-west-1&token=x`` becomes
-    ``s3://***@bucket?region=eu-west-1&token=***``.
-    """
-    location = re.sub(r"://[^/?]*@", "://***@", location)
-
-    # Hide what is not known to be harmless: a misspelled option may hold a key.
-    return re.sub(r"([?&])(\w+)=[^&/]*", lambda m: m[0] if m[2] in OPTIONS else f"{m[1]}{m[2]}=***", location)
-
-
 def open_bucket(address: Address) -> fs.FileSystem:
     """Return the file system of a bucket. A process opens it once."""
     # Changed variables need another client, and a forked process must not use its parent's.
@@ -190,7 +179,7 @@ def explain(error: OSError, location: str) -> StorageError | None:
     for pattern, (number, reason) in REASONS.items():
         if re.search(pattern, text, re.IGNORECASE):
             return StorageError(number, _fill_in(reason, address))
-    return StorageError(errno.EIO, redact_query(text.rpartition(" operation: ")[2]))
+    return StorageError(errno.EIO, redact(text.rpartition(" operation: ")[2]))
 
 
 def _fill_in(reason: str, address: Address) -> str:
@@ -198,7 +187,7 @@ def _fill_in(reason: str, address: Address) -> str:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     has_key = "AWS_ACCESS_KEY_ID" in os.environ or "@" in address.authority
     return reason.format(
-        endpoint=f" ({redact_query(endpoint)})" if endpoint else "",
+        endpoint=f" ({redact(endpoint)})" if endpoint else "",
         who="this key" if has_key else "a request without a key (AWS_ACCESS_KEY_ID is not set)",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,7 +11,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from trainer.storage.files import read_bytes, write_bytes
+from trainer.storage.files import write_bytes
+from trainer.storage.integrity import read_or_set_aside
 
 SCHEMA_VERSION = 1
 """Version of `checkpoint.pt`. Checkpoints without one are of version 1."""
@@ -78,10 +80,24 @@ def save_state(path: str | Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any] | None:
-    """Return a saved state, bit for bit and on the CPU, or None if there is no file."""
-    data = read_bytes(path)
-    if data is None:
-        return None
+    """Return a saved state, bit for bit and on the CPU, or None if there is no file.
+
+    A damaged file is set aside, and is none.
+    """
+    return read_or_set_aside(path, _unpack_state)
+
+
+def _unpack_state(data: bytes) -> dict[str, Any]:
+    """Return the state of `pack_state`.
+
+    Raises:
+        Exception: of many kinds, if the file is damaged.
+    """
+    # The file is a zip file. torch does not compare the checksums in it.
+    with zipfile.ZipFile(io.BytesIO(data)) as records:
+        damaged_record = records.testzip()
+    if damaged_record is not None:
+        raise ValueError(f"the checksum of its part {damaged_record} is wrong")
 
     # weights_only: a checkpoint from someone else must not be able to run code.
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

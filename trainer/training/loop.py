@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from trainer import run_folder
@@ -37,6 +36,8 @@ from trainer.model.execution import backward, eval_batch_size, with_precision
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
+from trainer.storage.integrity import pack_json
+from trainer.storage.tensors import pack_tensors
 from trainer.training.evaluation import logits_of, nmi_metrics, peeking_metrics, sample_nmi_tokens
 from trainer.training.feature_cache import InputsOf, feature_source
 from trainer.training.metrics import predictions, scores
@@ -166,7 +167,7 @@ def train(
     # Leaving the block, for any reason, waits for the file that is being written.
     with run.writer:
         if folder is not None and config.prompt_length:
-            run.write(run_folder.PROTOTYPES, to_bytes({"prompt": initial.prompt_LPD.contiguous()}))
+            run.write(run_folder.PROTOTYPES, pack_tensors({"prompt": initial.prompt_LPD.contiguous()}))
         yield from run.finished_epochs
 
         # Epochs.
@@ -243,6 +244,7 @@ def train(
                     config=config,
                     class_names=task_card.class_names,
                     backbone_sha256=frozen.sha256,
+                    backbone_part=frozen.part,
                     learnt_from=train_split.fingerprint,
                     scored_on=eval_split.fingerprint,
                     protocol=task_card.protocol,
@@ -251,8 +253,8 @@ def train(
                     metrics=metrics,
                 )
                 run.write(run_folder.PREDICTIONS, predictions(logits_NK, eval_split))
-                run.write(run_folder.PROMPT, to_bytes(run.learnt_tensors()))
-                run.write(run_folder.CARD, card.to_json())
+                run.write(run_folder.PROMPT, pack_tensors(run.learnt_tensors()))
+                run.write(run_folder.CARD, pack_json(card.to_values()))
             run.save()
             if is_last:
                 run.writer.wait()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.data.split import Split
+from trainer.storage.integrity import BLANK_CHECKSUM, CHECKSUM_KEY, seal
 
 
 def scores(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -55,9 +56,10 @@ def predictions(logits_NK: Tensor, split: Split) -> bytes:
             "confidence": confidence_N.cpu().numpy(),
         }
     )
+    table = table.replace_schema_metadata({CHECKSUM_KEY: BLANK_CHECKSUM})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    return buffer.getvalue()
+    return seal(buffer.getvalue())
 
 
 def normalized_mutual_information(prompt_PD: Tensor, tokens_TD: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.storage.background_writer import BackgroundWriter
+from trainer.storage.run_results import has_whole_results
 from trainer.training.checkpoint import (
     SCHEMA_VERSION,
     StoredPartialEpoch,
@@ -23,6 +25,8 @@ from trainer.training.checkpoint import (
     set_random_state,
 )
 from trainer.training.optimizer import MovingAverage
+
+log = logging.getLogger(__name__)
 
 
 class TrainingInterrupted(RuntimeError):
@@ -133,6 +137,22 @@ class TrainingRun:
             ValueError: if a newer version of sptune wrote it, or it is of another config or other weights. The run is
                 unchanged then.
         """
+        self._check_origin(state)
+
+        # Copied in place: the model, the optimizer and the average hold these very tensors.
+        with torch.no_grad():
+            for name, parameter in self.learnable.items():
+                parameter.copy_(state["learnable"][name])
+                if self.average is not None:
+                    self.average.values[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+        self.micro_batch_size = state["part"]
+        self.finished_epochs = [EpochMetrics(**epoch, resumed=True) for epoch in state["epochs"]]
+        self.partial_epoch = state["under_way"]
+
+    def _check_origin(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError as `load_state_dict` does."""
         # Before any other key: a newer version may have renamed them.
         version = state.get("schema_version", 1)
         if version > SCHEMA_VERSION:
@@ -150,20 +170,11 @@ class TrainingRun:
                     f"{self.folder} holds a checkpoint of another {what}; choose another folder or remove it."
                 )
 
-        # Copied in place: the model, the optimizer and the average hold these very tensors.
-        with torch.no_grad():
-            for name, parameter in self.learnable.items():
-                parameter.copy_(state["learnable"][name])
-                if self.average is not None:
-                    self.average.values[name].copy_(state["average"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-        self.micro_batch_size = state["part"]
-        self.finished_epochs = [EpochMetrics(**epoch, resumed=True) for epoch in state["epochs"]]
-        self.partial_epoch = state["under_way"]
-
     def resume(self) -> None:
         """Continue from the checkpoint in the folder. Without a folder or a checkpoint, do nothing.
+
+        A damaged checkpoint is set aside: the run starts again, and ends with the same bits. So does a finished run
+        whose results are damaged or missing.
 
         Raises:
             ValueError: as `load_state_dict` does.
@@ -173,8 +184,14 @@ class TrainingRun:
             return
 
         state = load_state(f"{self.folder}/{run_folder.CHECKPOINT}")
-        if state is not None:
+        if state is None:
+            return
+
+        self._check_origin(state)
+        if len(state["epochs"]) < self._config.epochs or has_whole_results(self.folder):
             self.load_state_dict(state)
+        else:
+            log.warning("%s lacks a result, or one is damaged. The run starts again.", self.folder)
 
     def save(self) -> None:
         """Write the checkpoint in the background. Without a folder, do nothing.

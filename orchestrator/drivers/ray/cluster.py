@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import re
+import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.drivers.ray.own_ray import PlainPath, own_ray_options
 from orchestrator.errors import ClusterError
 from orchestrator.spec.resources import TrialResources
 
@@ -49,20 +53,64 @@ def connected(address: str | None) -> Iterator[None]:
     if address is not None:
         _check_address(address)
 
-    try:
-        # "local" is explicit: by default Ray joins any cluster that someone has started on this machine.
-        ray.init(address=address or "local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError, RayError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ClusterError(
-            f"no Ray cluster at {address}: {reason}. Check that the cluster is running with this version of Ray, that "
-            "this machine is one of its nodes, and that RAY_AUTH_TOKEN is its token; or leave --address out."
-        ) from None
+    options = contextlib.nullcontext({"address": address}) if address else own_ray_options()
+    with options as place:
+        try:
+            _start(address, place)
+            yield
+        finally:
+            # After a failed or interrupted start as well: processes of Ray may run already.
+            shut_down()
 
+
+def _start(address: str | None, place: Mapping[str, Any]) -> None:
+    # Ray's processes inherit the mask. A terminal that is lost signals them too, and they must live until trials saved.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        yield
+        ray.init(
+            **place,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            job_config=PlainPath(),
+        )
+    except (OSError, ValueError, RuntimeError, RayError) as error:
+        raise _start_error(address, error) from None
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def shut_down() -> None:
+    """Disconnect this process from Ray, and end a local Ray.
+
+    Tune leaves reference cycles that hold Ray's object references. If Python's collector frees them in another thread
+    while Ray shuts down, Ray ends the process with status 1 and without a word. So they are freed before, and nothing
+    that exists now is collected meanwhile, not even if another thread asks for it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    try:
         ray.shutdown()
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
+def _start_error(address: str | None, error: Exception) -> ClusterError:
+    """Return the sentence about a Ray that cannot be joined or started."""
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    if address is None:
+        return ClusterError(
+            f"Ray cannot start on this machine: {reason}. `sptune doctor` looks for the reason; `--inline` runs the "
+            "sweep without Ray."
+        )
+    return ClusterError(
+        f"no Ray cluster at {address}: {reason}. Check that the cluster is running with this version of Ray, that "
+        "this machine is one of its nodes, and that RAY_AUTH_TOKEN is its token; or leave --address out."
+    )
 
 
 def _check_address(address: str) -> None:

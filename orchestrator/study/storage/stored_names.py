@@ -34,6 +34,9 @@ DRIVER_ATTRS = {
     "since": "since",
     "seconds": "seconds",
     "stop": "stop",
+    "boot": "boot",
+    "namespaces": "namespaces",
+    "start_ticks": "start_ticks",
 }
 """User attributes of a driver, which is a trial of the sweep's own Optuna study."""
 

@@ -100,7 +100,7 @@ def test_blocks_decoded_before_a_crash_are_not_decoded_again(
     kept = 299 // image_cache.BLOCK * image_cache.BLOCK
     assert count == -10_000 + 760 - kept, "the finished blocks were kept"
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".sizes", ".u8"]
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".checked", ".lock", ".sizes", ".sums", ".u8"]
 
 
 def forbidden(*_: object, **__: object) -> NoReturn:
@@ -113,9 +113,12 @@ def test_fixed_views_decoded_by_version_0_1_0_are_used_as_they_are(
     root, card = stored
     fill_cache(root, card, str(tmp_path))
 
-    # That version had a file of aspects instead of the sizes.
+    # That version had a file of aspects instead of the sizes, and no checksums.
     name = f"{card.fingerprint}-train-val-760-spt-fixed-16-v1"
-    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.{end}" for end in ("u8", "sizes", "lock")}
+    ends = ("u8", "sizes", "sums", "checked", "lock")
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.{end}" for end in ends}
+    (tmp_path / f"{name}.sums").unlink()
+    (tmp_path / f"{name}.checked").unlink()
     (tmp_path / f"{name}.sizes").rename(tmp_path / f"{name}.aspect")
 
     monkeypatch.setattr(image_cache, "decode", forbidden)
@@ -160,12 +163,12 @@ def crash_at_image_300(root: str, card: Card, cache: Path, monkeypatch: pytest.M
     """Decode whole views until the process is interrupted. After that, decoding works again."""
     count = 0
 
-    def crash(image: bytes, size: int) -> NDArray[np.uint8]:
+    def crash(image: bytes, size: int, *, upright: bool) -> NDArray[np.uint8]:
         nonlocal count
         count += 1
         if count == 300:
             raise KeyboardInterrupt
-        return decode_whole(image, size)
+        return decode_whole(image, size, upright=upright)
 
     with monkeypatch.context() as patch:
         patch.setattr(image_cache, "decode_whole", crash)
@@ -187,14 +190,14 @@ def test_whole_views_decoded_before_a_crash_are_not_decoded_again(
 
     decoded: list[bytes] = []
 
-    def counted(image: bytes, size: int) -> NDArray[np.uint8]:
+    def counted(image: bytes, size: int, *, upright: bool) -> NDArray[np.uint8]:
         decoded.append(image)
-        return decode_whole(image, size)
+        return decode_whole(image, size, upright=upright)
 
     monkeypatch.setattr(image_cache, "decode_whole", counted)
     whole = load_whole(root, card, ("train", "val"), 16, str(tmp_path))
     assert len(decoded) == 760 - 299 // image_cache.BLOCK * image_cache.BLOCK
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".sizes", ".u8"]
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".checked", ".lock", ".sizes", ".sums", ".u8"]
 
     examples = [example for split in ("train", "val") for example in read_examples(root, card.task, split)]
     assert all(np.array_equal(whole.image(row), decode_whole(e.image, 16)) for row, e in enumerate(examples))
@@ -209,7 +212,7 @@ def test_what_a_power_cut_left_half_written_is_decoded_again(
 
     (progress,) = tmp_path.glob("*.progress")
     (sizes,) = tmp_path.glob("*.sizes.part")
-    (pixels,) = (file for file in tmp_path.glob("*.part") if file != sizes)
+    (pixels,) = (file for file in tmp_path.glob("*.part") if len(file.suffixes) == 1)
     match damage:
         case "empty progress":
             progress.write_text("")
@@ -226,8 +229,8 @@ def test_what_a_power_cut_left_half_written_is_decoded_again(
 
 
 @pytest.mark.parametrize("damage", ["missing", "odd", "swapped"])
-def test_damaged_sizes_are_refused_with_the_file_to_delete(
-    stored: tuple[str, Card], tmp_path: Path, damage: str
+def test_images_whose_sizes_are_damaged_are_decoded_again(
+    stored: tuple[str, Card], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Other sizes would cut every crop from the wrong pixels, without an error."""
     root, card = stored
@@ -241,13 +244,58 @@ def test_damaged_sizes_are_refused_with_the_file_to_delete(
         case _:
             np.roll(np.fromfile(sizes, np.int32) + 1, 2).tofile(sizes)
 
-    with pytest.raises(OSError, match=r"is damaged: its sizes do not fit .* Delete .*\.u8; the images") as refused:
-        load_whole(root, card, ("test",), 16, str(tmp_path))
-
-    # The way out of the message.
-    Path(str(refused.value).split("Delete ")[1].partition(";")[0]).unlink()
     after = load_whole(root, card, ("test",), 16, str(tmp_path))
     assert np.array_equal(after.pixels, before.pixels) and torch.equal(after.size_N2, before.size_N2)
+    assert f"{sizes.with_suffix('.u8')} is damaged: the sizes of its images do not fit to it. " in caplog.text
+
+
+@pytest.mark.parametrize("view", ["fixed", "whole"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "empty", "zeros", "cut checksums"])
+def test_damaged_pixels_are_set_aside_and_decoded_again(
+    view: str, damage: str, stored: tuple[str, Card], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, card = stored
+
+    def load() -> NDArray[np.uint8]:
+        if view == "whole":
+            return load_whole(root, card, ("test",), 16, str(tmp_path)).pixels.copy()
+        return load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).numpy().copy()
+
+    before = load()
+    (pixels,) = tmp_path.glob("*.u8")
+    data = bytearray(pixels.read_bytes())
+    match damage:
+        case "a flipped bit":
+            data[len(data) // 3] ^= 4
+        case "cut":
+            del data[-1:]
+        case "empty":
+            data.clear()
+        case "zeros":
+            data = bytearray(len(data))
+        case _:
+            sums = pixels.with_suffix(".sums")
+            sums.write_bytes(sums.read_bytes()[:-4])
+    pixels.write_bytes(data)
+
+    assert np.array_equal(load(), before)
+    assert f"{pixels} is damaged: " in caplog.text
+    assert pixels.with_suffix(".u8.damaged").read_bytes() == data, "it is kept, once"
+
+    # Nothing is compared or decoded again while the files stay as they are.
+    caplog.clear()
+    assert np.array_equal(load(), before) and not caplog.records
+
+
+def test_a_cache_of_a_version_without_checksums_is_used_as_it_is(stored: tuple[str, Card], tmp_path: Path) -> None:
+    root, card = stored
+    load_decoded(root, card, ("test",), 16, "spt", str(tmp_path))
+    (pixels,) = tmp_path.glob("*.u8")
+    for file in tmp_path.iterdir():
+        if file != pixels:
+            file.unlink()
+    pixels.write_bytes(bytes(pixels.stat().st_size))
+    assert not load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).any(), "read, not decoded"
 
 
 def test_whole_views_stay_in_their_file(stored: tuple[str, Card], tmp_path: Path) -> None:

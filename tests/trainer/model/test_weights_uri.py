@@ -86,10 +86,31 @@ def test_a_replaced_file_is_downloaded_again(uri: str) -> None:
 def test_an_incomplete_copy_is_not_used(uri: str, cache: Path) -> None:
     write_bytes(f"{uri}/{PUBLISHED}", b"one")
     path = fetch_weights(MAE_B, uri)
-    path.rename(path.with_name(f"{path.name}.part"))
-    path.with_name(f"{path.name}.part").write_bytes(b"one and what is too much")
+    part = path.parent.with_name(f"{path.name}.part")
+    path.rename(part)
+    part.write_bytes(b"one and what is too much")
     assert fetch_weights(MAE_B, uri).read_bytes() == b"one"
     assert copies(cache) == [PUBLISHED]
+
+
+@pytest.mark.parametrize("damage", [b"onf", b"on", b"", b"\0\0\0"], ids=["flipped", "cut", "empty", "zeros"])
+def test_a_damaged_copy_is_set_aside_and_fetched_again(
+    uri: str, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one")
+    path = fetch_weights(MAE_B, uri)
+    path.write_bytes(damage)
+    assert fetch_weights(MAE_B, uri) == path and path.read_bytes() == b"one"
+    assert f"{path} is damaged: its checksum is wrong. " in caplog.text
+    assert path.with_name(f"{PUBLISHED}.damaged").read_bytes() == damage
+
+
+def test_a_copy_of_a_version_without_checksums_is_used(uri: str) -> None:
+    write_bytes(f"{uri}/{PUBLISHED}", b"one")
+    path = fetch_weights(MAE_B, uri)
+    earlier = path.parent.with_name(PUBLISHED)
+    path.rename(earlier)
+    assert fetch_weights(MAE_B, uri) == earlier
 
 
 def test_processes_that_start_together_make_one_copy(uri: str, cache: Path) -> None:

@@ -62,9 +62,11 @@ MARK, SECONDS = 7.0, 123.456
 
 
 def mark(file: Path) -> None:
-    """Replace the values and the duration of a built set. Its other metadata stays."""
+    """Replace the values and the duration of a built set. Its other metadata stays, except the checksum."""
     with safe_open(file, "pt") as opened:
         notes = opened.metadata()
+    # Like a file of an earlier version.
+    del notes["checksum"]
     marked = torch.full_like(load_file(file)["prompt"], MARK)
     save_file({"prompt": marked}, file, metadata=notes | {"seconds": repr(SECONDS)})
 

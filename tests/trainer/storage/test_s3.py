@@ -172,7 +172,7 @@ def test_an_endpoint_that_does_not_answer_is_an_error_soon(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("location", "start"),
     [
-        ("s3://AKIAHIDDEN4:hidden5@bucket/file", "s3://***@bucket/file cannot be read: "),
+        ("s3://AKIA4:hidden5@bucket/file", "s3://AKIA4:***@bucket/file cannot be read: "),
         ("s3://bucket?secret_key=hidden6&region=eu-west-1/file",
          "s3://bucket?secret_key=***&region=eu-west-1/file cannot be opened: secret_key is not a valid option. Valid "),
         ("s3:///file", "s3:///file cannot be opened: it names no bucket. Write s3://BUCKET/FOLDER."),

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
+from trainer.data.importers.names import first_names, is_system_name, not_text, printable, system_part
+
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAGIC = {b"\x1f\x8b": "r:gz", b"BZh": "r:bz2", b"\xfd7zXZ\x00": "r:xz"}
@@ -50,8 +52,8 @@ class SourceFiles:
     """The files of a source by name, whether they lie in a folder or in an archive.
 
     Names are relative to the source's folder, with `/` between folders. Members of an archive are named as if they were
-    unpacked beside it. A file that lies there unpacked comes before a member of the same name. Files that macOS adds
-    (`__MACOSX`, `._name`) are left out.
+    unpacked beside it. A file that lies there unpacked comes before a member of the same name. Hidden files, and those
+    that systems add (`names.SYSTEM_NAMES`), are left out.
 
     A compressed tar is read in one pass for its names, and in one more pass at each request for files: request many at
     once.
@@ -70,21 +72,52 @@ class SourceFiles:
         # The other archive that holds a name. Refused when the name is requested, because many archives share a README.
         self._duplicates: dict[str, Path] = {}
 
-        if not path.exists():
-            raise ImportRefused(f"{path}: there is no such file or folder.")
-        self._folder = path if path.is_dir() else path.parent
+        self.archives: list[str] = []
+        """The names of the archives."""
+        self.folders: set[str] = set()
+        """The folders, also empty ones."""
+        self.unreadable: dict[str, str] = {}
+        """Why a file cannot be read, by its name: a link to nothing, or no permission. It is not in `names`."""
+        self.system_names: list[str] = []
+        """Hidden files and folders, and those that systems add. They and what is in them are not in `names`."""
 
-        for file_name in _walk(path) if path.is_dir() else [path.name]:
-            if not file_name.endswith(ZIP_SUFFIXES + TAR_SUFFIXES):
+        if not path.exists():
+            raise ImportRefused(f"{printable(str(path))}: there is no such file or folder.")
+        self._folder = path if path.is_dir() else path.parent
+        system_names: set[str] = set()
+
+        for file_name in self._walk() if path.is_dir() else [path.name]:
+            if system_part(file_name) is not None and path.is_dir():
+                system_names.add(file_name)
+                continue
+            if not file_name.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES):
                 self._files.add(file_name)
                 continue
+            self.archives.append(file_name)
             for member_name, member in _list_members(self._folder / file_name).items():
                 name = posixpath.join(posixpath.dirname(file_name), member_name)
+                system_name = system_part(name)
+                if system_name is not None:
+                    system_names.add(system_name)
+                    continue
+                if member_name.endswith("/"):
+                    self.folders.add(name.rstrip("/"))
+                    continue
                 if name in self._members:
                     self._duplicates[name] = self._members[name].archive
                 self._members[name] = member
 
-        self.names = sorted(name for name in self._files | self._members.keys() if not _is_from_macos(name))
+        self.names = sorted(self._files | self._members.keys())
+        self.system_names = sorted(system_names)
+        for name in (*self.names, *self.unreadable):
+            self.folders.update(str(parent) for parent in PurePosixPath(name).parents if parent.name)
+
+        wrong = not_text([str(path), *self.names, *self.unreadable, *sorted(self.folders)])
+        if wrong:
+            raise ImportRefused(
+                f"names must be UTF-8; {len(wrong):,} are not: {first_names(wrong)}. Rename them, "
+                "for example by convmv, which renames many at once."
+            )
 
     def find(self, pattern: str) -> list[str]:
         """Return the names that match a shell pattern such as `images/*.jpg`.
@@ -176,13 +209,41 @@ class SourceFiles:
             shutil.copyfileobj(file, unpacked)
         return target
 
+    def _walk(self, above: str = "") -> Iterator[str]:
+        """Yield the names of all files below a folder, and of folders that systems add. Keep folders and broken links.
+
+        A link to one of the folders that contain it is not followed.
+        """
+        current = self._folder / above
+        try:
+            with os.scandir(current) as scanned:
+                entries = list(scanned)
+        except OSError as error:
+            raise ImportRefused(f"{printable(str(current))} cannot be read: {error.strerror}.") from error
+
+        for entry in entries:
+            name = above + entry.name
+            if is_system_name(entry.name):
+                # Not looked into: some of them may be read by the system alone.
+                yield name
+            elif Path(entry).is_dir():
+                is_circle = entry.is_symlink() and current.resolve().is_relative_to(Path(entry).resolve())
+                if not is_circle:
+                    self.folders.add(name)
+                    yield from self._walk(f"{name}/")
+            elif not Path(entry).is_file():
+                self.unreadable[name] = "a link to nothing" if entry.is_symlink() else "not a file"
+            elif not os.access(entry, os.R_OK):
+                self.unreadable[name] = "no permission to read it"
+            else:
+                yield name
+
     def _check(self, names: Sequence[str]) -> None:
         """Raise ImportRefused if a name is missing or in two archives."""
         missing = [name for name in names if name not in self._files and name not in self._members]
         if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise ImportRefused(
-                f"{self.path} lacks {', '.join(missing[:3])}{more}. Add what is missing, or download the source again."
+                f"{self.path} lacks {first_names(missing)}. Add what is missing, or download the source again."
             )
 
         # An unpacked file comes before any archive, so there is nothing to choose.
@@ -218,30 +279,8 @@ class SourceFiles:
         return spooled
 
 
-def _walk(folder: Path, above: str = "") -> Iterator[str]:
-    """Yield the names of all files below a folder. A link to one of the folders that contain it is not followed."""
-    current = folder / above
-    try:
-        with os.scandir(current) as scanned:
-            entries = list(scanned)
-    except OSError as error:
-        raise ImportRefused(f"{current} cannot be read: {error}.") from error
-
-    for entry in entries:
-        if entry.is_file():
-            yield above + entry.name
-        elif entry.is_dir():
-            is_circle = entry.is_symlink() and current.resolve().is_relative_to(Path(entry).resolve())
-            if not is_circle:
-                yield from _walk(folder, f"{above}{entry.name}/")
-
-
-def _is_from_macos(name: str) -> bool:
-    return "/__MACOSX/" in f"/{name}" or name[name.rfind("/") + 1 :].startswith("._")
-
-
 def _is_zip(archive: Path) -> bool:
-    return archive.name.endswith(ZIP_SUFFIXES)
+    return archive.name.lower().endswith(ZIP_SUFFIXES)
 
 
 class _Header(tarfile.TarInfo):
@@ -305,7 +344,7 @@ def _refuse_damaged(archive: Path) -> Iterator[None]:
 
 
 def _list_members(archive: Path) -> dict[str, _Member]:
-    """Return the files of an archive by name.
+    """Return the files of an archive by name, and its folders, whose names end in `/`.
 
     Raises:
         ImportRefused: if the archive is damaged, or a member's path climbs out of it.
@@ -324,7 +363,6 @@ def _list_zip(archive: Path) -> dict[str, _Member]:
         return {
             info.filename: _Member(archive, info.filename, info.file_size, position)
             for position, info in enumerate(opened.infolist())
-            if not info.is_dir()
         }
 
 
@@ -334,7 +372,9 @@ def _list_tar(archive: Path) -> dict[str, _Member]:
         is_plain = _is_plain(tar)
         for position, entry in enumerate(tar):
             name = entry.name.removeprefix("./")
-            if entry.isfile():
+            if entry.isdir():
+                members[f"{name.rstrip('/')}/"] = _Member(archive, name, 0, position)
+            elif entry.isfile():
                 # The bytes of a sparse file are not contiguous in the tar.
                 offset = entry.offset_data if is_plain and not entry.issparse() else None
                 members[name] = _Member(archive, name, entry.size, position, offset)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from trainer.catalog import OWN, TASKS, is_own
-from trainer.data.images import check_image
 from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.own_layout import describe
+from trainer.data.importers.image_tally import ImageTally
+from trainer.data.importers.names import is_system_name, printable
 from trainer.data.importers.source import Source, SourceRecord, split_records
 from trainer.data.importers.sources.folders import own_row
-from trainer.data.task_store import Card, Example, write_task
+from trainer.data.task_store import SPLITS, Card, Example, write_task
 
 FAMILIES = (
     "folders",
@@ -73,7 +74,9 @@ def find_candidates(path: Path, task: str | None = None, form: str | None = None
     tree = SourceFiles(path)
     candidates = _match(allowed, tree, task)
     if not candidates and path.is_dir():
-        for folder in sorted(folder for folder in path.iterdir() if folder.is_dir()):
+        for folder in sorted(
+            folder for folder in path.iterdir() if folder.is_dir() and not is_system_name(folder.name)
+        ):
             candidates += _match(allowed, SourceFiles(folder), task)
     if not candidates:
         raise ImportRefused(_no_match_message(path, tree, allowed, task))
@@ -115,7 +118,9 @@ def _no_match_message(path: Path, tree: SourceFiles, allowed: list[Source], task
     if recognising:
         return f"{path} looks like images of your own: give them a name, such as --task {OWN}{path.stem.lower()}."
 
-    names = ", ".join(tree.names[:3]) or "nothing"
+    names = ", ".join(map(printable, tree.names[:3])) or "nothing"
+    if len(tree.names) > 3:
+        names += f"; it has {describe(tree.names)}"
     of_task = f" of {task}" if task else ""
     forms = [f"  {source.form}: {source.where}" for source in allowed if task in source.tasks and source.where]
     way_out = "It can come from\n" + "\n".join(forms) if forms else "`sptune data list` says what is needed."
@@ -126,8 +131,8 @@ def import_task(root: str, candidate: Candidate, progress: Progress) -> Card:
     """Write the images of a source to the task store and return the card.
 
     Raises:
-        ImportRefused: if an image cannot be decoded, a label is out of range or a split would be empty. The store is
-            unchanged.
+        ImportRefused: if images cannot be decoded, with the names of the first 20, a label is out of range or a split
+            would be empty. The store is unchanged.
         OSError: if the store cannot be written. The store is unchanged.
     """
     source = candidate.source
@@ -149,33 +154,28 @@ def import_task(root: str, candidate: Candidate, progress: Progress) -> Card:
 
     # The images are read one by one while `write_task` writes them.
     total = sum(map(len, splits.values()))
-    num_written = 0
-    repairs = list(listing.repairs)
+    num_read = 0
+    tally = ImageTally(upright=is_own(task))
 
     def read_examples(split: str, records: list[SourceRecord]) -> Iterator[Example]:
-        nonlocal num_written
-        repaired = Counter[str]()
+        nonlocal num_read
         for record, image in zip(records, listing.read(records), strict=True):
-            try:
-                repair = check_image(image)
-            except ValueError as error:
-                raise ImportRefused(
-                    f"{record.key} {error}. Download the source again; nothing was imported."
-                ) from error
+            if tally.add(split, listing.where(record), image):
+                yield Example(key=record.key, label=record.label, image=image)
+            num_read += 1
+            progress(num_read, total)
 
-            if repair is not None:
-                repaired[repair] += 1
-            yield Example(key=record.key, label=record.label, image=image)
-            num_written += 1
-            progress(num_written, total)
+        # All that is wrong with the images is said at once, after the last of them.
+        if split == SPLITS[-1]:
+            tally.check()
+            # `write_task` reads them after the last image.
+            repairs.extend(tally.repairs())
 
-        # `write_task` reads `repairs` after the last image.
-        repairs.extend(f"{count} images of {split}: {repair}" for repair, count in repaired.items())
-
+    repairs = list(listing.repairs)
     return write_task(
         root,
         task,
-        {split: read_examples(split, records) for split, records in splits.items()},
+        {split: read_examples(split, splits[split]) for split in SPLITS},
         source=f"{source.form}: {candidate.tree.path.name}",
         class_names=listing.class_names,
         protocol=protocol,

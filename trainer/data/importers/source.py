@@ -43,6 +43,8 @@ class Listing:
     """The part that each split is drawn from. None if the parts are the published splits."""
     repairs: tuple[str, ...] = ()
     """What was left out or repaired, each with count and names."""
+    where: Callable[[SourceRecord], str] = lambda record: record.place if isinstance(record.place, str) else record.key
+    """Returns how an image is named in messages: by its file, or else by its key."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,14 @@ from datetime import timedelta
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-import psutil
 import pytest
 import sqlalchemy
 
 from orchestrator.errors import LeaseError
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.study.storage import database as record_module
 from orchestrator.study.storage import lease as lease_module
 from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.study.storage.driver_process import ProcessState, describe_this_process, state_of
 from orchestrator.study.storage.lease import Lease
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
@@ -48,10 +47,9 @@ def held(record: StudyDatabase) -> Iterator[Lease]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead driver is noticed after three seconds."""
-    for name, seconds in (("HEARTBEAT_S", 1), ("GRACE_PERIOD_S", 3)):
+    """A dead driver is noticed after four seconds."""
+    for name, seconds in (("HEARTBEAT_S", 1), ("GRACE_PERIOD_S", 4), ("WATCH_S", 2)):
         monkeypatch.setattr(lease_module, name, seconds)
-        monkeypatch.setattr(record_module, name, seconds)
 
 
 def _silent_for(lease: Lease, seconds: float) -> None:
@@ -63,6 +61,13 @@ def _silent_for(lease: Lease, seconds: float) -> None:
             sqlalchemy.bindparam("beat", type_=sqlalchemy.DateTime)
         )
         connection.execute(earlier, {"beat": beat - timedelta(seconds=seconds), "id": lease._trial_id})
+
+
+def _end_heartbeats(lease: Lease) -> None:
+    """As if the holder had died."""
+    lease._ended.set()
+    assert lease._thread is not None
+    lease._thread.join()
 
 
 def _pretend(lease: Lease, **holder: Any) -> None:
@@ -145,7 +150,7 @@ time.sleep(60)
         with pytest.raises(LeaseError, match=f"driven by process {driver.pid}"):
             ours.acquire("small")
         driver.send_signal(signal.SIGKILL)
-        while not lease_module._process_is_gone(ours.holders()[0]):
+        while ours.holders():
             time.sleep(0.01)
         # It may be a zombie still, whose parent has not looked: dead all the same.
         ours.acquire("small")
@@ -154,25 +159,110 @@ time.sleep(60)
 
 
 def test_another_process_with_the_same_number_is_not_the_driver(record_url: str, held: Lease) -> None:
-    _pretend(held, born=held.holders()[0]["born"] - 100)
+    _pretend(held, start_ticks=held.holders()[0]["start_ticks"] - 100)
     successor = StudyDatabase(record_url).lease("small")
     successor.acquire("small")
-    assert [holder["born"] for holder in successor.holders()] == [psutil.Process().create_time()]
+    assert [holder["start_ticks"] for holder in successor.holders()] == [describe_this_process()["start_ticks"]]
     successor.release()
 
 
-def test_a_driver_of_another_machine_is_dead_after_its_grace_period_only(record_url: str, held: Lease) -> None:
-    _pretend(held, host="elsewhere", pid=1, born=0.0)
+# Facts of a driver whose process is out of sight: on another machine, in another container, before the machine started
+# again, and as version 0.1.0 wrote them.
+OUT_OF_SIGHT: dict[str, dict[str, Any]] = {
+    "another machine": {"host": "elsewhere", "pid": 1},
+    "another container": {"namespaces": ["pid:[1]"], "pid": 2**22 + 1},
+    "the boot before": {"boot": "another", "start_ticks": 1},
+    "an older version": {"boot": None, "namespaces": None, "start_ticks": None, "born": 0.0, "pid": 2**22 + 1},
+}
+
+
+@pytest.mark.parametrize("facts", OUT_OF_SIGHT.values(), ids=OUT_OF_SIGHT)
+@pytest.mark.usefixtures("short")
+def test_a_driver_out_of_sight_is_dead_after_its_grace_period_only(
+    record_url: str, held: Lease, facts: dict[str, Any]
+) -> None:
+    _end_heartbeats(held)
+    _pretend(held, **facts)
     successor = StudyDatabase(record_url).lease("small")
-    with pytest.raises(LeaseError, match="process 1 on elsewhere"):
+    with pytest.raises(LeaseError, match=f"process {held.holders()[0]['pid']} on "):
         successor.acquire("small")
-    _silent_for(held, lease_module.GRACE_PERIOD_S - 10)
-    with pytest.raises(LeaseError, match="process 1 on elsewhere"):
-        successor.acquire("small")
-    _silent_for(held, 20)
+    _silent_for(held, 3)
+    started = time.monotonic()
     successor.acquire("small")
+    assert time.monotonic() - started > lease_module.WATCH_S - 0.1, "it was watched first"
     assert len(successor.holders()) == 1
     successor.release()
+
+
+@pytest.mark.parametrize("step_s", [-3600, -1, 1, 3600])
+@pytest.mark.parametrize("facts", [{}, {"host": "elsewhere", "pid": 1}], ids=["here", "elsewhere"])
+@pytest.mark.usefixtures("short")
+def test_a_clock_that_is_set_takes_no_lease_from_a_live_driver(
+    record_url: str, held: Lease, facts: dict[str, Any], step_s: float
+) -> None:
+    _pretend(held, **facts)
+    _silent_for(held, step_s)
+    successor = StudyDatabase(record_url).lease("small")
+    with pytest.raises(LeaseError, match="small is driven by process"):
+        successor.acquire("small")
+    assert len(successor.request_stop()) == 1, "and it can be asked to stop"
+
+
+@pytest.mark.parametrize("step_s", [-3600, -60, 3600])
+@pytest.mark.usefixtures("short")
+def test_a_clock_that_is_set_does_not_keep_a_dead_driver_alive(record_url: str, held: Lease, step_s: float) -> None:
+    _end_heartbeats(held)
+    _pretend(held, host="elsewhere", pid=1)
+    _silent_for(held, step_s)
+    (driver,) = held.drivers()
+    assert not driver.is_alive
+    assert driver.describe_last_heartbeat() == (
+        "the clock was set back since its last heartbeat"
+        if step_s < 0
+        else f"its last heartbeat was {driver.silent_s:.0f} s ago"
+    )
+
+
+@pytest.mark.usefixtures("short")
+def test_in_a_copy_of_a_home_the_driver_of_the_original_drives_nothing(record_url: str, held: Lease) -> None:
+    # In the copy its heartbeats do not arrive, although its process lives on this machine.
+    _end_heartbeats(held)
+    _silent_for(held, 60)
+    assert state_of(held.drivers()[0].holder) is ProcessState.PRESENT
+    successor = StudyDatabase(record_url).lease("small")
+    successor.acquire("small")
+    successor.release()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_suspended_driver_keeps_its_lease_however_long_it_sleeps(record_url: str, record: StudyDatabase) -> None:
+    code = f"""
+import time
+from orchestrator.study.storage.database import StudyDatabase
+StudyDatabase({record_url!r}).lease("small").acquire("small")
+print("taken", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "taken\n"
+        driver.send_signal(signal.SIGSTOP)
+        lease = record.lease("small")
+        lease._trial_id = lease.drivers()[0].trial_id
+        _silent_for(lease, 3600)
+        with pytest.raises(LeaseError, match=rf"suspended; `kill -CONT {driver.pid}` continues it"):
+            StudyDatabase(record_url).lease("small").acquire("small")
+        driver.kill()
+
+
+@pytest.mark.usefixtures("short")
+def test_a_driver_that_died_before_its_first_heartbeat_is_dead(record_url: str, held: Lease) -> None:
+    _end_heartbeats(held)
+    _pretend(held, host="elsewhere", pid=1)
+    with held._storage.engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DELETE FROM trial_heartbeats"))
+    (driver,) = held.drivers()
+    assert (driver.is_alive, driver.describe_last_heartbeat()) == (False, "it sent no heartbeat")
 
 
 @pytest.mark.usefixtures("short")
@@ -182,10 +272,10 @@ def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(
     lease = record.lease("small")
     lease.acquire("small")
     _pretend(lease, host="elsewhere")
-    time.sleep(4)
+    time.sleep(5)
     with pytest.raises(LeaseError, match="elsewhere"):
         StudyDatabase(record_url).lease("small").acquire("small")
-    assert lease.hours() * 3600 == pytest.approx(4, abs=1.9), "and its hours are known meanwhile"
+    assert lease.hours() * 3600 == pytest.approx(5, abs=1.9), "and its hours are known meanwhile"
     lease.release()
 
 
@@ -196,7 +286,9 @@ def test_a_driver_that_was_taken_for_dead_writes_nothing_more(
     trial = sweep.next_trial()
     assert trial is not None
     _pretend(held, host="elsewhere")
+    _end_heartbeats(held)
     _silent_for(held, 60)
+    monkeypatch.setattr(lease_module, "WATCH_S", 1)
     successor = StudyDatabase(record_url).lease("small")
     successor.acquire("small")
     # The process slept, and sent no heartbeat since.
@@ -235,7 +327,7 @@ def test_a_driver_notices_that_it_is_asked_to_stop(record_url: str, record: Stud
 
 
 def test_nobody_can_be_asked_who_is_dead(held: Lease, record_url: str) -> None:
-    _pretend(held, born=0.0)
+    _pretend(held, start_ticks=0)
     assert not StudyDatabase(record_url).lease("small").request_stop()
 
 

@@ -27,7 +27,9 @@ def test_stored_names_are_those_of_version_1() -> None:
     """A name that changes here makes every existing home unreadable: raise SCHEMA_VERSION and read both."""
     assert stored_names.SCHEMA_VERSION == 1
     assert [*stored_names.SWEEP_ATTRS.values()] == ["spec", "halt", "schema_version", "sweep_id"]
-    assert [*stored_names.DRIVER_ATTRS.values()] == ["host", "pid", "born", "since", "seconds", "stop"]
+    assert [*stored_names.DRIVER_ATTRS.values()] == [
+        "host", "pid", "born", "since", "seconds", "stop", "boot", "namespaces", "start_ticks"
+    ]  # fmt: skip
     assert [*stored_names.STUDY_ATTRS.values()] == [
         "settings",
         "stopped",

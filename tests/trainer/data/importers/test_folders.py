@@ -242,7 +242,11 @@ def test_files_that_are_no_images_are_left_out_and_named(tmp_path: Path) -> None
     more = {"train/labels.csv": "a,b", "README.md": "hello", ".thumbs/cat/1.jpg": jpeg(0)}
     listing = own_folder(SourceFiles(lay(tmp_path, {**OWN, **more})), "own/pets")
     assert len(listing.records) == len(OWN)
-    assert listing.repairs == ("left out 3 files that are no images: .thumbs/cat/1.jpg, README.md, train/labels.csv",)
+    assert listing.repairs == (
+        "left out 1 files .csv, which are no images that Pillow reads: train/labels.csv",
+        "left out 1 files .md, which are no images that Pillow reads: README.md",
+        "left out 1 hidden files and folders, or of a system: .thumbs",
+    )
 
 
 def test_a_folder_of_images_is_recognised_and_a_table_is_not(tmp_path: Path) -> None:

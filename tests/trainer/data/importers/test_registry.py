@@ -122,7 +122,11 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
 def test_images_of_other_kinds_are_read_and_counted(mode: str, kind: str, repair: str | None, tmp_path: Path) -> None:
     changes: dict[str, bytes | str] = {f"images/{i:06}.jpg": encoded(mode, kind, i) for i in (1, 3, 8)}
     card = imported(vtab_folder(tmp_path, changes), tmp_path / "store")
-    assert card.repairs == ([f"2 images of train: {repair}", f"1 images of test: {repair}"] if repair else [])
+    counted = {
+        "train": "2 images of train: {} (images/000001.jpg, images/000003.jpg)",
+        "test": "1 images of test: {} (images/000008.jpg)",
+    }
+    assert card.repairs == ([sentence.format(repair) for sentence in counted.values()] if repair else [])
     assert not verify(str(tmp_path / "store"), "vtab/dmlab").problems
 
 

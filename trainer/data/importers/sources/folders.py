@@ -9,6 +9,15 @@ from collections.abc import Collection, Mapping
 
 from trainer.catalog import TASKS, Task
 from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.own_layout import (
+    check_class_names,
+    check_folders,
+    class_name,
+    describe,
+    is_image_name,
+    left_out,
+)
+from trainer.data.importers.formats.shards import PART_OF, check_counted
 from trainer.data.importers.formats.split_lists import ONE_PART, TWO_PARTS, check_present
 from trainer.data.importers.formats.two_columns import read_two_columns
 from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
@@ -47,9 +56,6 @@ LICENCES = {
 }
 """Licences by folder, where known."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""Parts by the names that users give their folders."""
 ONE_IN = 10
 """If a user's own data has no val or no test part, one image in this many is drawn for it."""
 
@@ -118,15 +124,18 @@ def own_folder(tree: SourceFiles, task: str) -> Listing:
     """List a user's own images, `train/cat/1.jpg` or `cat/1.jpg`. Folders around all images are ignored.
 
     Raises:
-        ImportRefused: if no images are in class folders, or the parts are not train, val and test, or train and test,
-            or train, or none.
+        ImportRefused: if no images are in class folders, a folder beside the classes has none, an archive of a series
+            is missing, or the parts are not train, val and test, or train and test, or train, or none.
     """
-    images = [name for name in tree.names if name.lower().endswith(IMAGE_SUFFIXES) and not _is_hidden(name)]
+    images = [name for name in tree.names if is_image_name(name)]
     if not images:
         raise ImportRefused(
-            f"{tree.path} must contain one folder of images per class, and has no image "
-            f"({', '.join(IMAGE_SUFFIXES)}). Give the folder above the class folders."
+            f"{tree.path} must contain one folder of images per class, and has no image that Pillow reads; it has "
+            f"{describe(tree.names) or 'no files'}. Give the folder above the class folders, or convert the files to "
+            "JPEG or PNG."
         )
+
+    check_counted(tree.archives)
 
     # Which part each image is in, if it is in one.
     prefix = _common_prefix(images)
@@ -148,19 +157,43 @@ def own_folder(tree: SourceFiles, task: str) -> Listing:
         layout = "train/class/image.jpg" if parts else "class/image.jpg"
         raise ImportRefused(f"{misplaced[0]} must be at the same depth as the other images: {layout}. Move it.")
 
-    class_names = sorted({path[class_depth] for path in paths.values()})
+    # Neither a class nor a part is lost because nothing in it can be read.
+    expected = _class_folders(tree, prefix, class_depth)
+    check_folders(tree, expected, images)
+    for part in sorted({path[0] for path in paths.values()} if parts else {""}):
+        check_class_names(
+            {path[class_depth] for path in paths.values() if not parts or path[0] == part}, "names of folders"
+        )
+
+    class_of = {name: class_name(path[class_depth]) for name, path in paths.items()}
+    class_names = sorted(set(class_of.values()))
     label_of = {name: label for label, name in enumerate(class_names)}
     records = [
-        SourceRecord(name[len(prefix) :], label_of[path[class_depth]], part_of[name] or "all", name)
-        for name, path in paths.items()
+        SourceRecord(name[len(prefix) :], label_of[class_of[name]], part_of[name] or "all", name) for name in paths
     ]
 
     draw = own_draw({record.part for record in records})
     check_classes(records, class_names)
 
-    ignored = [name for name in tree.names if name not in paths]
-    repairs = (f"left out {len(ignored)} files that are no images: {', '.join(ignored[:3])}",) if ignored else ()
+    repairs = tuple(left_out(tree, paths.keys()))
     return Listing(records=records, class_names=class_names, read=source_files(tree), draw=draw, repairs=repairs)
+
+
+def _class_folders(tree: SourceFiles, prefix: str, class_depth: int) -> set[str]:
+    """Return the folders that are parts or classes by where they are, whether or not they hold images.
+
+    Args:
+        prefix: the folder around all images, with its `/`.
+        class_depth: 1 if the folders below it are parts, 0 if they are classes.
+    """
+    folders = set()
+    for folder in tree.folders:
+        path = folder.removeprefix(prefix).split("/")
+        # Beside the parts there may be other folders, such as annotations.
+        is_there = folder.startswith(prefix) and (class_depth == 0 or path[0].lower() in PART_OF)
+        if is_there and len(path) <= class_depth + 1:
+            folders.add(folder)
+    return folders
 
 
 def own_draw(parts: Collection[str]) -> Mapping[str, str] | None:
@@ -245,10 +278,6 @@ def _common_prefix(images: Collection[str]) -> str:
         prefix += f"{folders.pop()}/"
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
 SOURCES: tuple[Source, ...] = (
     *(
         Source(
@@ -264,7 +293,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         form="folder",
         tasks=(),
-        recognise=lambda tree: any("/" in name and name.lower().endswith(IMAGE_SUFFIXES) for name in tree.names),
+        recognise=lambda tree: any("/" in name and is_image_name(name) for name in tree.names),
         listing=own_folder,
         where="your own images, one folder per class, below train, val and test, or train and test, or neither",
     ),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
 import sys
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, groupby
@@ -19,17 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.data.importers.archive import ImportRefused, SourceFiles
+from trainer.data.importers.formats.own_layout import check_class_names
+from trainer.data.importers.formats.shards import PART_OF, check_counted, check_numbered, part_of_file, without_number
 from trainer.data.importers.formats.split_lists import check_present
+from trainer.data.importers.names import first_names
 from trainer.data.importers.source import Listing, Source, SourceRecord
-from trainer.data.importers.sources.folders import PART_OF, check_classes, own_draw
+from trainer.data.importers.sources.folders import check_classes, own_draw
 
 IMAGE_COLUMNS = ("image", "img", "path", "file_name")
 LABEL_COLUMNS = ("label", "labels", "class", "target")
-PART = re.compile(r"(train|validation|valid|val|test)(?![a-z])")
-SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.parquet")
 BATCH_ROWS = 32
 """Rows in memory at a time."""
 BUFFER_BYTES = 1 << 16
+MAX_ROWS = 20
+"""Rows with a wrong label that are named in an error, after the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,13 @@ class _Table:
 def own_tables(tree: SourceFiles, task: str) -> Listing:
     """List Parquet files of train, val and test; or train and test; or one table.
 
-    The name of a file, or of its folder, begins with the part.
+    The name of a file begins with the part or has it as a word, or its folder has that name.
 
     Raises:
         ImportRefused: if a file is damaged or has no images and labels, files contradict one another, or a shard is
             missing.
     """
-    tables = [_read_table(tree, name, part) for name, part in _find_parts(tree).items()]
+    tables = _read_tables(tree, _find_parts(tree))
     class_names, label_of = _rank_classes(tables)
 
     # Rows are numbered through all tables: row r of table t is row first_rows[t] + r.
@@ -90,7 +92,13 @@ def own_tables(tree: SourceFiles, task: str) -> Listing:
             for index, rows_of_table in groupby(rows, key=lambda row: bisect_right(first_rows, row) - 1):
                 yield from _read_images(tree, tables[index], [row - first_rows[index] for row in rows_of_table])
 
-    return Listing(records=records, class_names=class_names, read=read, draw=draw)
+    def where(record: SourceRecord) -> str:
+        if isinstance(record.place, str):
+            return record.place
+        index = bisect_right(first_rows, record.place) - 1
+        return f"{tables[index].name}, row {record.place - first_rows[index]}"
+
+    return Listing(records=records, class_names=class_names, read=read, draw=draw, where=where)
 
 
 def _find_parts(tree: SourceFiles) -> dict[str, str]:
@@ -102,44 +110,27 @@ def _find_parts(tree: SourceFiles) -> dict[str, str]:
     for name in names:
         folder, stem = posixpath.split(name)
         parent = posixpath.basename(folder).lower()
-        match = PART.match(stem.lower())
-        parts[name] = PART_OF[match[1]] if match else PART_OF.get(parent, "all")
+        part = part_of_file(stem)
+        parts[name] = part or PART_OF.get(parent, "all")
         # The folder of a part is not the folder of the data set.
-        folders.add(posixpath.dirname(folder) if not match and parent in PART_OF else folder)
+        folders.add(posixpath.dirname(folder) if part is None and parent in PART_OF else folder)
 
     if not names or len(folders) > 1:
         raise ImportRefused(
             f"{tree.path} must contain the Parquet files of one data set; they are in {sorted(folders)}. "
             "Give the path of one of these folders."
         )
-    _check_shards(names)
+    check_counted(names)
+    check_numbered(names)
 
     # Only one table may have no part in its name, in one file or in shards.
-    unnamed = set()
-    for name in names:
-        if parts[name] == "all":
-            shard = SHARD.fullmatch(name)
-            unnamed.add(shard[1] if shard else name)
+    unnamed = {without_number(name) for name in names if parts[name] == "all"}
     if len(unnamed) > 1:
         raise ImportRefused(
             f"the names of {', '.join(sorted(unnamed)[:3])} must begin with train, val or test. Rename the files."
         )
 
     return parts
-
-
-def _check_shards(names: Sequence[str]) -> None:
-    """Raise ImportRefused if a shard `NAME-00000-of-0000n` is missing."""
-    present: dict[tuple[str, int], set[int]] = {}
-    for match in filter(None, map(SHARD.fullmatch, names)):
-        present.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
-
-    for (prefix, count), numbers in present.items():
-        missing = sorted(set(range(count)) - numbers)
-        if missing:
-            raise ImportRefused(
-                f"{prefix} must consist of {count} files; number {missing[0]} is missing. Download it too."
-            )
 
 
 @contextmanager
@@ -152,6 +143,25 @@ def _open(tree: SourceFiles, name: str) -> Iterator[Any]:
                 yield file
         except (pa.ArrowException, OSError) as error:
             raise ImportRefused(f"{name} is not a complete Parquet file: {error}. Get it again.") from error
+
+
+def _read_tables(tree: SourceFiles, parts: Mapping[str, str]) -> list[_Table]:
+    """Read all files, given the part of each.
+
+    Raises:
+        ImportRefused: with what is wrong with any of them.
+    """
+    tables = []
+    problems = []
+    for name, part in parts.items():
+        try:
+            tables.append(_read_table(tree, name, part))
+        except ImportRefused as error:
+            problems.append(str(error))
+
+    if problems:
+        raise ImportRefused("\n".join(problems))
+    return tables
 
 
 def _read_table(tree: SourceFiles, name: str, part: str) -> _Table:
@@ -215,19 +225,23 @@ def _parse_labels(column: Any, name: str, num_classes: int) -> list[int | str]:
     is_text = any(isinstance(label, str) for label in labels)
     last = num_classes - 1 if num_classes else sys.maxsize
 
+    wrong: dict[int, str] = {}
     for row, label in enumerate(labels):
         # pandas writes whole numbers as floats where a column once had a gap. NaN % 1 is NaN, so NaN is refused.
-        is_valid = isinstance(label, str) if is_text else isinstance(label, int | float) and label % 1 == 0
+        is_number = isinstance(label, int | float) and label % 1 == 0
+        is_valid = isinstance(label, str) and bool(label.strip()) if is_text else is_number
         if not is_valid:
-            raise ImportRefused(
-                f"{name}, row {row}: a label must be a whole number, or text in all rows, got {label}. "
-                "Correct the row, or remove it."
+            wrong[row] = (
+                f"a label must be a whole number, or text in all rows, got {label}. Correct the row, or remove it."
             )
-        if not is_text and not 0 <= label <= last:
+        elif not is_text and not 0 <= label <= last:
             rule = f"{num_classes} classes are named" if num_classes else "labels count from 0"
-            raise ImportRefused(
-                f"{name}, row {row}: {label} is not a label; {rule}. If the part has no labels (-1), remove its files."
-            )
+            wrong[row] = f"{label} is not a label; {rule}. If the part has no labels (-1), remove its files."
+
+    if wrong:
+        first, *others = wrong
+        more = f" Other rows with a wrong label: {first_names([*map(str, others)], MAX_ROWS)}." if others else ""
+        raise ImportRefused(f"{name}, row {first}: {wrong[first]}{more}")
 
     return labels if is_text else [int(label) for label in labels]
 
@@ -250,6 +264,9 @@ def _rank_classes(tables: Sequence[_Table]) -> tuple[list[str], dict[int | str, 
 
     if class_names and all(isinstance(value, int) for value in values):
         return list(class_names), {label: label for label in range(len(class_names))}
+
+    if any(isinstance(value, str) for value in values):
+        check_class_names([str(value) for value in values], "labels")
 
     # Numbers in the order of numbers: 7 before 10.
     ordered = sorted(values, key=lambda value: (value if isinstance(value, int) else 0, str(value)))
