@@ -118,7 +118,7 @@ def projection(home: Home) -> set[tuple[object, ...]]:
     client = client_of(home)
     runs = runs_of(home)
     studies = {run.info.run_id: run.data.tags["study"] for run in runs if "study" in run.data.tags}
-    shown = set()
+    shown: set[tuple[object, ...]] = set()
     for run in runs:
         folder = Path(local_path(run.info.artifact_uri))
         assert folder.is_relative_to(Path(home.root) / "mlartifacts")
