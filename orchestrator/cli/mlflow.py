@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -70,7 +71,8 @@ def _sync(sweep: str, home: str | None) -> bool:
 
     place, database, spec = find_sweep(home, sweep, writes=True)
     last_line_at = time.monotonic()
-    with console.status(f"logging {spec.name} to MLflow") as status:
+    # SQLite then puts its log into the file, which can be read and copied alone.
+    with contextlib.closing(database), console.status(f"logging {spec.name} to MLflow") as status:
 
         def show(num_left: int) -> None:
             nonlocal last_line_at
