@@ -12,97 +12,28 @@ by the functions that need them.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
-from orchestrator.errors import HomeError, ServiceError, SpecError, UserError
+from orchestrator.errors import SpecError
+from orchestrator.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
+from orchestrator.run_sweep import run_sweep
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
-from trainer.storage.local_cache import cache_folder, cache_problem
+
+__all__ = ["Progress", "Rerun", "SweepOutcome", "SweepResults", "launch", "open_sweep", "resume"]
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.drivers.context import TrialContext
-    from orchestrator.drivers.driver import Driver
-    from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import Study
-    from orchestrator.study.trial import Trial
-    from orchestrator.sweep.halt import Halt
-    from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.mlflow_tracker import MlflowTracker
-
-DriverName = Literal["ray", "inline"]
-Step = Literal["checking the servers", "checking the nodes", "running trials", "logging to MLflow"]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """What a launch is doing now. `on_progress` is called with it after every change."""
-
-    step: Step
-    sweep: Sweep | None = None
-    """The sweep, while trials run."""
-    note: str = ""
-    """A sentence for the user, such as that the MLflow server is away."""
-
-
-OnProgress = Callable[[Progress], None]
-
-STOPPED_PATIENCE_S = 2.0
-"""Seconds to wait for an MLflow that is away, if a signal stopped the sweep."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rerun:
-    """Finished trials that `resume` runs again."""
-
-    matches: Callable[[Trial], bool]
-    must_match: bool = False
-    """Whether it is a mistake if no trial matches."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SweepOutcome:
-    """How a launch ended."""
-
-    name: str
-    home: Home
-    studies: list[Study]
-    """The studies of the sweep with all their trials."""
-    halt: Halt | None
-    """Why the sweep stopped before it was done; None if it is done, or if it was interrupted before it stopped."""
-    was_finished: bool
-    """Whether the sweep was finished before, so that nothing was run."""
-    is_interrupted: bool
-    """Whether running trials were cut off, by a second Ctrl-C or while Ray was starting. They resume from their last
-    checkpoints."""
-    num_rerun: int
-    """Finished trials that were run again."""
-    num_unlogged: int
-    """Trials and studies that MLflow still lacks. `sptune sync` and the next launch log them."""
-    notes: tuple[str, ...]
-    """Sentences about what went wrong without stopping the sweep, such as an MLflow server that is away."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every trial that the spec asks for is finished."""
-        return self.halt is None and not self.is_interrupted
-
-    @property
-    def studies_without_result(self) -> list[str]:
-        """Keys of the studies that have no final trial with a score: none was started, or all failed."""
-        return [study.plan.key for study in self.studies if not study.has_result]
 
 
 def launch(
@@ -140,7 +71,7 @@ def launch(
 
     # Nothing is written before this line.
     place.create()
-    return _run(
+    return run_sweep(
         parsed,
         place,
         open_database(place),
@@ -180,7 +111,7 @@ def resume(
     from orchestrator.environment.connections import open_database
 
     place.create()
-    return _run(
+    return run_sweep(
         spec,
         place,
         open_database(place),
@@ -259,198 +190,3 @@ def _load(spec: str | Path | SweepSpec | Mapping[str, Any], home: Home, weights:
     if problems:
         raise SpecError(source, problems)
     return parsed
-
-
-def _run(
-    spec: SweepSpec,
-    home: Home,
-    database: StudyDatabase,
-    *,
-    driver: DriverName,
-    address: str | None,
-    weights: str | None,
-    on_progress: OnProgress,
-    rerun: Rerun | None = None,
-) -> SweepOutcome:
-    """Hold the lease, and drive the sweep to its end."""
-    from orchestrator.drivers import signals
-    from orchestrator.sweep.checkpoint_retention import CheckpointRetention
-    from orchestrator.sweep.cost_model import CostModel
-    from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.mlflow_runs import open_runs
-    from orchestrator.tracking.mlflow_tracker import MlflowTracker
-
-    notes = _check_servers(home, address if driver == "ray" else None, on_progress)
-    # A home can be moved, so folders of trials follow from it and are never read from the database.
-    trials_folder = home.trials_folder(spec.name)
-    checkpoints = CheckpointRetention(trials_folder, spec.keep)
-
-    # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
-    with contextlib.ExitStack() as stack:
-        # Outermost: a signal ends whatever is waited for, and what the stack holds is still saved.
-        stack.enter_context(signals.interrupt_on_signal())
-
-        # SQLite then puts its log into the file, which can be read and copied alone.
-        stack.callback(database.close)
-
-        # The lease writes, and the format of a newer version is not ours to write.
-        database.check_version(spec.name)
-        lease = database.lease(spec.name)
-        lease.acquire(spec.name)
-        stack.callback(lease.release)
-
-        # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
-        num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
-        tracker = MlflowTracker(open_runs(home, spec, database.sweep_id(spec.name)))
-        # The tracker is closed when the stack unwinds, so its answer is collected in a list.
-        unlogged: list[int] = []
-        stack.callback(
-            lambda: unlogged.append(_close_tracker(tracker, spec.name, signals.is_stopping(), on_progress, notes))
-        )
-
-        sweep = Sweep.resume(spec, database, tracker, lease=lease, on_finish=checkpoints.delete_unneeded)
-        stack.callback(lambda: _close_sweep(sweep, on_progress, notes))
-
-        was_finished = sweep.is_done
-        is_interrupted = False
-        if not was_finished:
-            tracker.open()
-            context = trial_context(spec, home, weights, trials_folder)
-            try:
-                _drive(sweep, context, home, driver, address, on_progress)
-            except KeyboardInterrupt:
-                # The stack below still saves states and logs to MLflow; only the trials themselves were cut off.
-                is_interrupted = True
-            else:
-                # Checkpoints that were still being written when their trials ended.
-                checkpoints.delete_late(sweep.studies)
-
-    try:
-        CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
-    except OSError as error:
-        # A disk that is full must not cost the results.
-        note = f"what `sptune plan` expects was not updated: {error}"
-        on_progress(Progress("logging to MLflow", note=note))
-        notes.append(note)
-    return SweepOutcome(
-        name=spec.name,
-        home=home,
-        studies=sweep.studies,
-        halt=sweep.halt,
-        was_finished=was_finished,
-        is_interrupted=is_interrupted,
-        num_rerun=num_rerun,
-        num_unlogged=sum(unlogged),
-        notes=tuple(notes),
-    )
-
-
-def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> list[str]:
-    """Check the servers, and return notes for the user.
-
-    On a cluster every server must answer. On one machine an MLflow server may be away, since it is caught up later,
-    but it must not refuse the credentials: that would cost the sweep its runs.
-
-    Raises:
-        UserError: if the sweep could not run.
-    """
-    on_progress(Progress("checking the servers"))
-    # On a cluster the cache is on each node, and the check of the nodes tries it.
-    problem = cache_problem() if address is None else None
-    if problem is not None:
-        raise HomeError(problem)
-
-    if address is not None:
-        from orchestrator.doctor.checks import check_services, raise_on_errors
-
-        # Workers of other machines fail one by one if a server is away, so all of them are checked first.
-        raise_on_errors(check_services(home))
-    elif home.mlflow_file is None:
-        from orchestrator.tracking.mlflow_server import check_reachable
-
-        try:
-            check_reachable(home.mlflow_uri)
-        except ServiceError as error:
-            if not error.away:
-                raise
-            note = f"{error} Trials are logged when it is back."
-            on_progress(Progress("checking the servers", note=note))
-            return [note]
-    return []
-
-
-def _reset_trials(spec: SweepSpec, database: StudyDatabase, rerun: Rerun) -> int:
-    """Make matching trials WAITING, and return their number."""
-    from orchestrator.study.study import load_studies
-
-    num_reset = sum(len(study.reset_trials(rerun.matches)) for study in load_studies(spec, database))
-    if rerun.must_match and num_reset == 0:
-        raise UserError(f"no failed trial of {spec.name} matches; `sptune failures {spec.name}` lists them.")
-    return num_reset
-
-
-def _drive(
-    sweep: Sweep, context: TrialContext, home: Home, driver: DriverName, address: str | None, on_progress: OnProgress
-) -> None:
-    def on_change() -> None:
-        on_progress(Progress("running trials", sweep))
-
-    if driver == "inline":
-        from orchestrator.drivers.inline import InlineDriver
-
-        # The annotation has mypy check that the driver meets the protocol.
-        inline: Driver = InlineDriver(context)
-        on_change()
-        inline.run(sweep, on_change)
-        return
-
-    from orchestrator.drivers.ray import cluster
-    from orchestrator.drivers.ray.driver import RayDriver
-
-    # Workers of this machine inherit it, and they run in other folders.
-    if "SPTUNE_CACHE" in os.environ:
-        os.environ["SPTUNE_CACHE"] = str(cache_folder())
-
-    # The nodes are checked over the same connection that the driver uses.
-    with cluster.connected(address):
-        if address is not None:
-            from orchestrator.doctor.checks import check_nodes, raise_on_errors
-
-            on_progress(Progress("checking the nodes"))
-            raise_on_errors(check_nodes(home, sweep.spec, context.weights, cluster=True))
-        on_change()
-        RayDriver(context).run(sweep, on_change)
-
-
-def _close_sweep(sweep: Sweep, on_progress: OnProgress, notes: list[str]) -> None:
-    """Save the states of the trials, unless a signal ended the wait for the study database."""
-    from orchestrator.study.storage.backoff import WaitInterrupted
-
-    try:
-        sweep.close()
-    except WaitInterrupted as error:
-        note = f"{error}. The last epochs are not recorded; a resumed sweep takes them from the trials' checkpoints."
-        on_progress(Progress("running trials", sweep, note))
-        notes.append(note)
-
-
-def _close_tracker(
-    tracker: MlflowTracker, sweep: str, is_stopped: bool, on_progress: OnProgress, notes: list[str]
-) -> int:
-    """Log the rest to MLflow, and return how much could not be logged. Ctrl-C ends the wait.
-
-    Args:
-        is_stopped: whether a signal stopped the sweep: then the user does not want to wait for a server that is away.
-    """
-    on_progress(Progress("logging to MLflow"))
-    try:
-        num_unlogged = tracker.close(STOPPED_PATIENCE_S if is_stopped else None)
-    except KeyboardInterrupt:
-        num_unlogged = tracker.num_pending
-    if num_unlogged or tracker.problem is not None:
-        lacks = f"it lacks {num_unlogged} trials and studies" if num_unlogged else "what it has was not checked"
-        problem = tracker.problem or "was not waited for"
-        note = f"MLflow {problem}. So {lacks}; `sptune sync {sweep}` logs them once this is resolved."
-        on_progress(Progress("logging to MLflow", note=note))
-        notes.append(note)
-    return num_unlogged

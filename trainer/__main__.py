@@ -20,13 +20,13 @@ import typing
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, field_types
 from trainer.metric_names import TRAIN_LOSS
+from trainer.plain_text import printable
 from trainer.storage.addresses import absolute_address
+from trainer.terminal import open_terminal, progress_bar
 from trainer.training.loop import EpochMetrics, TrainingDiverged, train
 
 GROUPS = {
@@ -182,10 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
         last = _train_with_progress(config, options)
     except InvalidConfig as error:
         for name, problem in error.problems.items():
-            print(f"--{name.replace('_', '-')}: {problem}", file=sys.stderr)
+            print(f"--{name.replace('_', '-')}: {printable(problem)}", file=sys.stderr)
         return 2
     except (ValueError, OSError, TrainingDiverged) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
 
     accuracy = last.metrics[config.eval_metric]
@@ -195,8 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> EpochMetrics:
     """Train, show the epochs on standard error, and return the last one."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task(f"{config.task} {config.method}", total=config.epochs)
 
         for epoch in train(
@@ -217,4 +216,5 @@ def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> Ep
 
 
 if __name__ == "__main__":
+    open_terminal()
     sys.exit(main())

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
 from trainer.metric_names import accuracy_of
-from trainer.validation import rule_problems, type_problem, unknown_name
+from trainer.validation import number_problem, rule_problems, type_problem, unknown_name
 
 NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "final_norm"})
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
@@ -169,7 +169,9 @@ class TrainConfig:
         for name, value in params.items():
             if name in types:
                 # A whole number will do for a float. Fields that take both are left alone: 1.0 is a share, 1 a number.
-                values[name] = float(value) if types[name] is float and type(value) is int else value
+                # One that is too large for a float has a problem, which the constructor finds.
+                is_float = types[name] is float and type(value) is int and number_problem(value) is None
+                values[name] = float(value) if is_float else value
 
         method = METHODS.get(str(params.get("method")))
         if method is not None and len(method.prompt_inits) == 1 and values.get("prompt_init") is None:

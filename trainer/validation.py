@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import reprlib
 import typing
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -14,29 +15,52 @@ from trainer.catalog import BACKBONES, METHODS, TASKS, Task, is_own
 Problem = tuple[str, str]
 """A field and the sentence about it."""
 
+MOST = 2**31 - 1
+"""Largest whole number that databases keep as a number of epochs or trials."""
+MOST_PIXELS = 8192
+"""Longest side of an image. At twice this length, the attention of one block would fill the memory of any GPU."""
+MOST_PROMPT_TOKENS = 100_000
+"""Longest prompt. A longer one would fill the memory of any GPU."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+_SHORT.maxlist = _SHORT.maxdict = 10
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: its `repr`, cut if it is long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        # Python writes no whole number of more than 4,300 digits.
+        return "a number with thousands of digits"
+
 
 def unknown_name(name: str, valid_names: Collection[str], what: str) -> str:
     """Return the sentence for a name that does not exist, with the nearest valid name, or all of them."""
     close = difflib.get_close_matches(name, list(valid_names), n=1)
     cure = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(valid_names)}."
-    return f"{name!r} is not {what}; {cure}"
+    return f"{shown(name)} is not {what}; {cure}"
 
 
 def number_problem(value: object) -> str | None:
     """Return why a value is not a number, or None if it is one."""
     if isinstance(value, str):
         # Numbers that YAML or a user made a text of get the spelling that is read as a number.
-        if re.fullmatch(r"[+-]?\d+(\.\d*)?", value):
-            return f"must be a number, got the text {value!r} (write {value} without quotes)."
-        power = re.fullmatch(r"([+-]?\d+)(\.\d*)?[eE]([+-]?\d+)", value)
-        if power:
-            cure = f"{power[1]}{power[2] or '.0'}e{int(power[3]):+d}"
-            return f"must be a number, got the text {value!r} (write {cure}: YAML reads 1e-4 as text)."
-        return f"must be a number, got the text {value!r}."
+        cure = ""
+        plain = re.fullmatch(r"([+-]?)0*(\d{1,40}(?:\.\d*)?)", value, re.ASCII)
+        power = re.fullmatch(r"([+-]?\d{1,40})(\.\d*)?[eE]([+-]?\d{1,4})", value, re.ASCII)
+        if plain:
+            cure = f" (write {plain[1]}{plain[2]} without quotes)"
+        elif power:
+            cure = f" (write {power[1]}{power[2] or '.0'}e{int(power[3]):+d}: YAML reads 1e-4 as text)"
+        return f"must be a number, got the text {shown(value)}{cure}."
 
     # A bool is an int for Python, but not for a reader.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"must be a number, got {value!r}."
+        return f"must be a number, got {shown(value)}."
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"must be below 2^63, got {shown(value)}."
     return None
 
 
@@ -50,19 +74,19 @@ def type_problem(field_type: Any, value: object) -> str | None:
         if isinstance(value, str):
             return None
         # Fields that take numbers too take any text here; the rules read it.
-        return number_problem(value) if int in kinds else f"must be a name, got {value!r}."
+        return number_problem(value) if int in kinds else f"must be a name, got {shown(value)}."
 
     if bool in kinds:
-        return None if isinstance(value, bool) else f"must be true or false, got {value!r}."
+        return None if isinstance(value, bool) else f"must be true or false, got {shown(value)}."
 
     if int in kinds or float in kinds:
         problem = number_problem(value)
         if problem is None and float not in kinds and not isinstance(value, int):
-            problem = f"must be a whole number, got {value!r}."
+            problem = f"must be a whole number, got {shown(value)}."
         return problem
 
     # A Literal: its arguments are the values.
-    return None if value in kinds else f"must be one of {', '.join(kinds)}, got {value!r}."
+    return None if value in kinds else f"must be one of {', '.join(kinds)}, got {shown(value)}."
 
 
 def parse_per_class(size: str) -> int:
@@ -71,10 +95,10 @@ def parse_per_class(size: str) -> int:
     Raises:
         ValueError: if the text is anything else.
     """
-    match = re.fullmatch(r"([1-9]\d*) per class", size)
+    match = re.fullmatch(r"([1-9][0-9]{0,8}) per class", size)
     if match is None:
         raise ValueError(
-            f"must be a share (0.1), a number of images (200) or of each class (5 per class), got {size!r}."
+            f"must be a share (0.1), a number of images (200) or of each class (5 per class), got {shown(size)}."
         )
     return int(match[1])
 
@@ -175,22 +199,32 @@ def rule_problems(config: Any) -> Iterator[Problem]:
             rule = f"{config.batch_size} exceeds the {most} images that {task.name} has at most at train_size"
             yield "batch_size", f"{rule}={config.train_size}."
 
-    backbone = BACKBONES.get(config.backbone)
-    if backbone and config.image_size is not None:
-        side = config.image_size
-        patch = backbone.patch_size
-        if side < patch or side % patch:
-            yield "image_size", f"must be a multiple of {backbone.name}'s patch size {patch}, got {side}."
-
+    yield from _image_size_problems(config)
     if config.method in METHODS:
         yield from _prompt_problems(config)
+
+
+def _image_size_problems(config: Any) -> Iterator[Problem]:
+    backbone = BACKBONES.get(config.backbone)
+    side = config.image_size
+    if backbone is None or side is None:
+        return
+
+    patch = backbone.patch_size
+    if side < patch or side % patch:
+        yield "image_size", f"must be a multiple of {backbone.name}'s patch size {patch}, got {side}."
+    elif side > MOST_PIXELS:
+        yield "image_size", f"must be at most {MOST_PIXELS} pixels, got {side}."
 
 
 def _number_problems(config: Any) -> Iterator[Problem]:
     """Yield the numbers outside their range."""
     for name in ("epochs", "batch_size"):
-        if getattr(config, name) < 1:
-            yield name, f"must be at least 1, got {getattr(config, name)}."
+        value = getattr(config, name)
+        if value < 1:
+            yield name, f"must be at least 1, got {value}."
+        elif value > MOST:
+            yield name, f"must be at most {MOST}, got {value}."
     for name in ("weight_decay", "head_weight_decay"):
         decay = getattr(config, name)
         if not 0 <= decay < math.inf:
@@ -204,8 +238,8 @@ def _number_problems(config: Any) -> Iterator[Problem]:
     if config.ema_decay is not None and not 0 < config.ema_decay < 1:
         yield "ema_decay", f"must be between 0 and 1, such as 0.999, got {config.ema_decay}; leave it out for none."
 
-    if config.draw < 0:
-        yield "draw", f"must be at least 0, got {config.draw}."
+    if not 0 <= config.draw <= MOST:
+        yield "draw", f"must be in 0..{MOST}, got {config.draw}."
 
     images = config.init_images
     if isinstance(images, float) and not 0 < images <= 1:
@@ -248,6 +282,42 @@ def _most_images(task: Task, config: Any) -> int:
     return most
 
 
+def _token_problem(config: Any) -> str | None:
+    """Return why a prompt is longer than its strategy has tokens for, or None. Uniform prompts need none."""
+    length = config.prompt_length
+    row = BACKBONES[config.backbone]
+    num_patches = row.num_patches(config.image_size)
+    # An image without a whole patch has a problem of its own, at image_size.
+    is_too_small = config.image_size is not None and config.image_size < row.patch_size
+    if num_patches < 1 or is_too_small:
+        return None
+
+    if config.prompt_init in ("mean_pool", "max_pool") and length > num_patches:
+        return (
+            f"{length} exceeds the {num_patches} patch tokens of {config.backbone}; mean_pool and max_pool need "
+            f"one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}."
+        )
+
+    # Each token of each image is drawn once at most.
+    task = TASKS.get(config.init_task or config.task)
+    if config.prompt_init in ("random", "kmeans") and task is not None:
+        num_tokens = num_patches * _most_init_images(task, config)
+        if length > num_tokens > 0:
+            return f"{length} exceeds the {num_tokens} patch tokens of the images; use more init_images."
+    return None
+
+
+def _most_init_images(task: Task, config: Any) -> int:
+    """Return an upper bound of the number of images that prototypes are made of."""
+    size = config.init_images
+    # With val, which the images of another task and those of a final trial may include.
+    num_images = task.num_train + task.num_val
+    if isinstance(size, int):
+        return min(size, num_images)
+
+    return min(num_images, math.ceil(size * num_images) + 2 * task.num_classes) if 0 < size <= 1 else 0
+
+
 def _prompt_problems(config: Any) -> Iterator[Problem]:
     """Yield what is wrong with the fields of the prompt.
 
@@ -266,19 +336,13 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
     init = config.prompt_init
     if length is None:
         yield "prompt_length", f"{method.name} needs one, such as 10."
-    elif length < 1:
-        yield "prompt_length", f"must be at least 1, got {length}."
-    elif init in ("mean_pool", "max_pool") and config.backbone in BACKBONES:
-        row = BACKBONES[config.backbone]
-        num_patches = row.num_patches(config.image_size)
-        # An image without a whole patch has a problem of its own, at image_size.
-        is_too_small = config.image_size is not None and config.image_size < row.patch_size
-        if length > num_patches > 0 and not is_too_small:
-            yield (
-                "prompt_length",
-                f"{length} exceeds the {num_patches} patch tokens of {config.backbone}; mean_pool and max_pool need "
-                f"one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}.",
-            )
+    elif not 1 <= length <= MOST_PROMPT_TOKENS:
+        bound = "at least 1" if length < 1 else f"at most {MOST_PROMPT_TOKENS}"
+        yield "prompt_length", f"must be {bound}, got {length}."
+    elif config.backbone in BACKBONES:
+        problem = _token_problem(config)
+        if problem:
+            yield "prompt_length", problem
 
     if init not in method.prompt_inits:
         yield "prompt_init", f"{method.name} starts from {' | '.join(method.prompt_inits)}, got {init!r}."

@@ -14,6 +14,10 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
+from trainer.config import InvalidConfig
+from trainer.plain_text import printable
+from trainer.terminal import open_terminal
+from trainer.validation import shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,16 +60,23 @@ app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
 
 def main() -> None:
     """Run the command. A user's mistake is a sentence on standard error and exit status 2, without a stack trace."""
+    open_terminal()
     # Servers that sptune starts inherit it, too.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         app()
     except UserError as error:
         _exit_with(str(error))
+    except InvalidConfig as error:
+        # A spec that was recorded before a rule existed: what follows from it is refused today.
+        problems = "; ".join(f"{field}: {problem}" for field, problem in error.problems.items())
+        _exit_with(
+            f"the recorded spec has values that cannot be used: {problems} Correct the spec and launch it again."
+        )
     except Exception as error:
         from orchestrator.environment.connections import explain_error
 
-        sentence = explain_error(error)
+        sentence = explain_error(error) or _file_problem(error)
         if sentence is None:
             raise
         _exit_with(sentence)
@@ -75,6 +86,16 @@ def main() -> None:
             sys.stdout.flush()
 
 
+def _file_problem(error: Exception) -> str | None:
+    """Return a sentence about a file or folder that the system refuses; None for any other error."""
+    if not isinstance(error, OSError) or not error.filename or not error.strerror:
+        return None
+
+    return f"{shown(str(error.filename))}: {error.strerror}."
+
+
 def _exit_with(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
+    # A sentence may list problems, one on each line.
+    text = printable(sentence, keep="\n")
+    print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

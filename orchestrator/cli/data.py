@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from orchestrator.cli.options import console
@@ -18,6 +17,7 @@ from trainer.catalog import OWN, TASKS
 from trainer.data.task_store import SPLITS, Card, read_card
 from trainer.storage.addresses import absolute_address
 from trainer.storage.files import list_folders
+from trainer.terminal import progress_bar, shown
 
 if TYPE_CHECKING:
     from trainer.data.verify import Verdict
@@ -46,11 +46,6 @@ def _tasks(root: str) -> list[str]:
     return [*TASKS, *(f"{OWN}{name}" for name in list_folders(f"{root}/{OWN.rstrip('/')}"))]
 
 
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
-
-
 def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
     progress.update(bar, completed=done, total=total)
 
@@ -72,7 +67,7 @@ def import_(
     try:
         # One folder may hold several tasks, as `vtab-1k` does.
         for candidate in find_candidates(path.expanduser(), task, form):
-            with _bar() as progress:
+            with progress_bar() as progress:
                 bar = progress.add_task(candidate.task, total=None)
                 card = import_task(root, candidate, functools.partial(_show, progress, bar))
             _print_card(card, root)
@@ -123,7 +118,8 @@ def _print_sources(absent: list[str]) -> None:
     """Print where each absent task comes from."""
     from trainer.data.importers.registry import sources
 
-    console.print("\nWhere to get the others; import each with `sptune data import PATH`:", highlight=False)
+    console.print()
+    console.print("Where to get the others; import each with `sptune data import PATH`:", highlight=False)
     console.print("  vtab-1k folder (all of vtab/), TFDS directories, or the official files:", highlight=False)
     for source in sources():
         if source.form == "official" and source.where and any(task in absent for task in source.tasks):
@@ -147,7 +143,7 @@ def verify(
     num_wrong = 0
     for name in tasks:
         try:
-            with _bar() as progress:
+            with progress_bar() as progress:
                 bar = progress.add_task(name, total=None)
                 verdict = verify_task(root, name, functools.partial(_show, progress, bar))
         except (TaskMissing, OSError, ValueError) as error:
@@ -160,9 +156,10 @@ def verify(
 
 
 def _print_verdict(task: str, verdict: Verdict) -> None:
-    word = "[red]wrong[/red]" if verdict.problems else "[green]clean[/green]"
+    word = shown("wrong", "red") if verdict.problems else shown("clean", "green")
     card = verdict.card
-    console.print(f"{task}: {word}, {sum(card.counts.values()):,} images, {card.protocol}, {card.fingerprint}")
+    facts = f"{sum(card.counts.values()):,} images, {card.protocol}, {card.fingerprint}"
+    console.print(shown(f"{task}: ") + word + shown(f", {facts}"), soft_wrap=True)
     for sentence in verdict.problems[:MAX_PROBLEMS_SHOWN]:
         console.print(f"  problem: {sentence}", highlight=False, soft_wrap=True)
     for sentence in verdict.notes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,17 +26,16 @@ from orchestrator.cli.options import (
     surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.deletion import delete_outputs
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
+from orchestrator.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
-from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial, TrialState
+from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
-
-if TYPE_CHECKING:
-    from orchestrator.study.study import Study
 
 NO_RESULT, HALTED, INTERRUPTED = 1, 3, 130
 """Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
@@ -57,7 +57,7 @@ def launch(
     """
     from orchestrator.cli.progress import LiveView
 
-    driver: api.DriverName = "inline" if inline else "ray"
+    driver: DriverName = "inline" if inline else "ray"
     with LiveView(console) as view:
         outcome = api.launch(spec, home=home, driver=driver, address=address, weights=weights, on_progress=view)
     _finish(outcome)
@@ -80,7 +80,7 @@ def resume(
     """
     from orchestrator.cli.progress import LiveView
 
-    driver: api.DriverName = "inline" if inline else "ray"
+    driver: DriverName = "inline" if inline else "ray"
     rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
@@ -97,9 +97,7 @@ def _trials_folder(home: str | None, sweep: str) -> str:
     return place.trials_folder(spec.name)
 
 
-def _rerun(
-    failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]
-) -> api.Rerun | None:
+def _rerun(failed: bool, trial: list[str] | None, where: str | None, find_folder: Callable[[], str]) -> Rerun | None:
     """Return which trials to run again; None if the user asked for none.
 
     Args:
@@ -121,17 +119,17 @@ def _rerun(
         is_own = candidate.state is TrialState.COMPLETE and candidate.duplicate_of is None
         return folder is not None and is_own and not has_whole_results(f"{folder}/{candidate.trial_id}")
 
-    return api.Rerun(matches, must_match=bool(trial or where))
+    return Rerun(matches, must_match=bool(trial or where))
 
 
-def _finish(outcome: api.SweepOutcome) -> None:
+def _finish(outcome: SweepOutcome) -> None:
     """Print the results of a launch, and exit with its status."""
     with surviving_lost_output():
         _print_outcome(outcome)
     raise typer.Exit(_exit_status(outcome))
 
 
-def _print_outcome(outcome: api.SweepOutcome) -> None:
+def _print_outcome(outcome: SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
@@ -143,14 +141,16 @@ def _print_outcome(outcome: api.SweepOutcome) -> None:
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
     print_report(outcome.studies)
-    console.print(f"\nEvery trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
+    console.print()
+    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
 
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
-        console.print(f"\n{sentence}", highlight=False, soft_wrap=True)
+        console.print()
+        console.print(sentence, highlight=False, soft_wrap=True)
 
 
-def _exit_status(outcome: api.SweepOutcome) -> int:
+def _exit_status(outcome: SweepOutcome) -> int:
     if outcome.is_interrupted:
         return INTERRUPTED
     if outcome.halt is not None:
@@ -166,7 +166,7 @@ def _mlflow_address(home: Home) -> str:
     # A relative path is shorter to type, and people mostly stay in the folder where they launched.
     folder = Path(home.root)
     shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"sptune ui --home {shortest}"
+    return f"sptune ui --home {shlex.quote(shortest)}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
@@ -188,9 +188,9 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     if left:
         raise UserError(
             f"the driver of {name} died before it had saved. Finished epochs are kept. "
-            f"Run `sptune resume {sweep}` to continue."
+            f"Run `sptune resume {shlex.quote(sweep)}` to continue."
         )
-    console.print(f"{name} has stopped. Run `sptune resume {sweep}` to continue.", highlight=False)
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.", highlight=False)
 
 
 def rm(
@@ -226,18 +226,24 @@ def rm(
     num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
     is_whole = not (trial or where)
     if not num_trials and not is_whole:
-        raise UserError(f"no trial of {name} matches; `sptune status {sweep}` shows what there is.")
+        raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
 
     what = f"{num_trials} trials" + (f" of {len(studies)} studies, and these" if is_whole else "")
     if not yes:
-        typer.confirm(f"Delete {what} of {name}? This cannot be undone.", abort=True)
+        typer.confirm(f"Delete {what} of {printable(name)}? This cannot be undone.", abort=True)
 
     lease = database.lease(name)
     # A driver at work would write the deleted trials again.
     lease.acquire(name)
     try:
         sweep_id = database.sweep_id(name)
-        _delete(spec, place, sweep_id, studies, matches, with_studies=is_whole)
+        # The study database comes last: after an interruption, `rm` can be repeated.
+        delete_outputs(place, spec, sweep_id, studies, matches, with_studies=is_whole)
+        for each in studies:
+            if is_whole:
+                each.delete_trials()
+            else:
+                each.reset_trials(matches, discard_progress=True)
         if is_whole and study is None:
             release_experiment(place, spec, sweep_id)
             database.delete_sweep(name)
@@ -245,41 +251,3 @@ def rm(
     finally:
         lease.release()
     console.print(f"deleted {what} of {name}.", highlight=False)
-
-
-def _delete(
-    spec: SweepSpec,
-    home: Home,
-    sweep_id: str,
-    studies: list[Study],
-    matches: Callable[[Trial], bool],
-    *,
-    with_studies: bool,
-) -> None:
-    """Delete from MLflow and disk first, from the study database last: after an interruption, `rm` can be repeated."""
-    from orchestrator.tracking.mlflow_runs import delete_runs
-
-    keys: list[str] = []
-    run_ids: list[str | None] = []
-    for study in studies:
-        for table in (study.search_table, study.final_table):
-            deleted = [trial for trial in table.trials if matches(trial)]
-            keys += [trial.trial_id for trial in deleted]
-            run_ids += [table.synced_run(trial.number)[0] for trial in deleted]
-        if with_studies:
-            keys.append(study.plan.key)
-            run_ids.append(study.search_table.mlflow_run)
-    # MLflow first: if its server is away, nothing has been deleted yet.
-    delete_runs(home, spec, sweep_id, keys, [run_id for run_id in run_ids if run_id is not None])
-
-    for study in studies:
-        for trial in study.trials:
-            if matches(trial):
-                delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
-
-    for study in studies:
-        if with_studies:
-            study.search_table.delete()
-            study.final_table.delete()
-        else:
-            study.reset_trials(matches, discard_progress=True)

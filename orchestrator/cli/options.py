@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from orchestrator.environment.home import DEFAULT_HOME
+from trainer.terminal import TextConsole
 
-
-class _Console(Console):
-    """A console that raises the error of a closed pipe. By default it exits, even in the middle of a sweep."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
-
-
-console = _Console()
+console = TextConsole()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +106,9 @@ def register(
             selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
 
     if not selected:
-        raise UserError(f"no complete final trial of {spec.name} matches; `sptune status {sweep}` shows what there is.")
+        raise UserError(
+            f"no complete final trial of {spec.name} matches; `sptune status {shlex.quote(sweep)}` shows what there is."
+        )
     if name is not None and len(selected) > 1:
         keys = ", ".join(study.plan.key for study, _ in selected[:4])
         raise UserError(f"--name is for one study, and {len(selected)} match: {keys}. Select one with --where.")
@@ -114,7 +117,7 @@ def register(
         # The registry needs the run's artifacts, which are logged when the trial has ended.
         run_id, synced_state = study.final_table.synced_run(trial.number)
         if run_id is None or synced_state is None:
-            raise UserError(f"{trial.trial_id} is not in MLflow yet; `sptune sync {sweep}` logs it.")
+            raise UserError(f"{trial.trial_id} is not in MLflow yet; `sptune sync {shlex.quote(sweep)}` logs it.")
 
         model = name or _model_name(study)
         version = register_model(place, run_id, model)

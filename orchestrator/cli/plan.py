@@ -24,6 +24,7 @@ from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from trainer.machine import usable_cores
+from trainer.terminal import shown
 
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
@@ -202,6 +203,11 @@ def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
 
     # A plan that counts trials of other settings would be wrong without saying so.
     check_spec_matches_trials(sweep, studies)
+    for study in studies:
+        # A launch deletes these trials. Here they are only not counted.
+        if study.is_obsolete:
+            study.search_table.trials.clear()
+            study.final_table.trials.clear()
     return _Progress(
         num_finished={study.plan.key: study.summary().num_finished for study in studies},
         seconds_left={study.plan.key: cost_model.estimate(study, home.data_root).seconds for study in studies},
@@ -221,13 +227,11 @@ def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slot
 
         # Trials share a device: what counts is the sum of those that run beside each other.
         share = memory_share(resources, rate, num_slots)
-        verdict = "fits" if share <= 1 else "[red]does not fit[/red]; give each trial more in `resources`"
-        console.print(
-            f"memory of {study.method} {study.backbone}: {rate.peak_gb:.1f} GB a trial, "
-            f"{share:.0%} of the device with those beside it: {verdict}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        facts = f"{rate.peak_gb:.1f} GB a trial, {share:.0%} of the device with those beside it: "
+        verdict = shown("fits")
+        if share > 1:
+            verdict = shown("does not fit", "red") + shown("; give each trial more in `resources`")
+        console.print(shown(f"memory of {study.method} {study.backbone}: {facts}") + verdict, soft_wrap=True)
 
 
 def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: str | None) -> None:

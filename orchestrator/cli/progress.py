@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import surviving_lost_output
-from orchestrator.launch import Progress, Step
+from orchestrator.outcome import Progress, Step
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
+from trainer.terminal import shown
 
 LINE_EVERY_S = 1.0
 """Least time between two plain lines, except before the last."""
@@ -59,13 +60,13 @@ def _progress_cells(summary: StudySummary, seconds: float | None) -> list[str | 
 
     work: str | Text = format_duration(seconds) if seconds else ""
     if summary.stop_reason:
-        work = Text("stopped", style="red")
+        work = shown("stopped", "red")
     return [
         f"{summary.num_finished}/{summary.num_planned}",
         _count(summary.states[TrialState.RUNNING]),
         _count(summary.states[TrialState.WAITING]),
         _count(summary.states[TrialState.PRUNED]),
-        Text(_count(summary.states[TrialState.FAILED]), style="red"),
+        shown(_count(summary.states[TrialState.FAILED]), "red"),
         f"{100 * best:.1f}" if best is not None else "",
         test,
         work,
@@ -196,4 +197,4 @@ class LiveView:
         assert self._sweep is not None, "the table is shown only while trials run"
         num_rows = max(3, self._console.height - 6)
         table = progress_table(self._sweep.summaries(), num_rows)
-        return Group(table, Text(self._summary(self._sweep), style="bold"))
+        return Group(table, shown(self._summary(self._sweep), "bold"))

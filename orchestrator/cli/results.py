@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,9 @@ import typer
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.study.trial import TrialState
+from trainer.redaction import redact_all
 from trainer.run_folder import LOG
+from trainer.terminal import shown, write_document
 
 if TYPE_CHECKING:
     from orchestrator.study.storage.lease import DriverStatus
@@ -65,7 +68,7 @@ def status(
             "studies": [_json_row(summary) for summary in summaries],
         }
         # Plain print: rich would wrap and colour what a script parses.
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(redact_all(facts), indent=2))
         return
 
     console.print(progress_table(summaries))
@@ -100,10 +103,10 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     for group in group_failures(failed):
         # The newest trial, because an older one may have failed under code that was repaired since.
         latest = group.trials[-1]
-        console.print(f"[red]{len(group.trials)} × {group.cause.value}[/red]: {latest.error_summary}", highlight=False)
+        heading = shown(f"{len(group.trials)} × {group.cause.value}", "red")
+        console.print(heading + shown(f": {latest.error_summary}"), soft_wrap=True)
         for line in group.trace:
-            # A trace may contain square brackets, which rich would take for markup.
-            console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"    {line}")
 
         for trial in group.trials[:MAX_TRIALS_SHOWN]:
             console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
@@ -112,13 +115,14 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
 
         log = f"{place.trials_folder(spec.name)}/{latest.trial_id}/{LOG}"
         console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
-        command = f"sptune resume {sweep} --where '{group.condition}'"
-        console.print(f"  retry: {command}\n", highlight=False, soft_wrap=True)
+        command = f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
+        console.print(f"  retry: {command}")
+        console.print()
 
     for study in studies:
         reason = study.search_table.stop_reason
         if reason:
-            console.print(f"[red]stopped[/red] {study.plan.key}: {reason}", highlight=False)
+            console.print(shown("stopped", "red") + shown(f" {study.plan.key}: {reason}"), soft_wrap=True)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.", highlight=False)
 
@@ -141,9 +145,9 @@ def report(
         case Form.terminal:
             print_report(studies)
         case Form.csv:
-            print(to_csv(build_results_table(studies)), end="")
+            write_document(to_csv(build_results_table(studies)))
         case _:
-            print(FORMATS[form.value](build_sections(studies)), end="")
+            write_document(FORMATS[form.value](build_sections(studies)))
 
 
 def print_report(studies: Sequence[Study]) -> None:

@@ -28,7 +28,9 @@ from trainer.config import TrainConfig
 from trainer.data.task_store import TaskMissing
 from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.model.device_memory import memory_gb, reset_peak_memory
+from trainer.plain_text import printable
 from trainer.plots.run_plots import draw_run_plots
+from trainer.redaction import redact
 from trainer.storage.files import write_bytes
 from trainer.storage.run_results import read_predictions, read_run_card
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
@@ -206,7 +208,7 @@ def _draw_plots(
     except OSError:
         raise
     except Exception as error:
-        return {"pictures": f"not drawn: {type(error).__name__}: {error}"}
+        return {"pictures": printable(redact(f"not drawn: {type(error).__name__}: {error}"))}
     return {}
 
 
@@ -226,7 +228,8 @@ class _AttemptLog(logging.Handler):
 
     def add(self, text: str) -> None:
         """Add a line with the current time."""
-        self._lines.append(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {text}")
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self._lines.append(now + " " + printable(redact(text), keep="\n\t"))
 
     def close(self) -> None:
         """Receive no more lines."""

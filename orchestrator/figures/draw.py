@@ -20,6 +20,7 @@ from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
 from orchestrator.spec.plan import format_train_size
+from trainer.plots.style import draw_missing_letters
 from trainer.storage.files import publish
 
 if TYPE_CHECKING:
@@ -140,7 +141,8 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
             before = matplotlib.rcParams["pdf.fonttype"]
             matplotlib.rcParams["pdf.fonttype"] = TRUETYPE
             try:
-                figure.savefig(draft, format=kind, **options)
+                with draw_missing_letters():
+                    figure.savefig(draft, format=kind, **options)
             finally:
                 matplotlib.rcParams["pdf.fonttype"] = before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.artist import Artist
 from matplotlib.ticker import MaxNLocator
@@ -26,7 +26,7 @@ from orchestrator.figures.style import (
     style_at,
     style_of,
 )
-from orchestrator.spec.labels import setting_text
+from orchestrator.spec.labels import format_value, setting_text
 from orchestrator.spec.space import Choice
 from orchestrator.study.trial import TrialState
 from trainer.metric_names import PROTOTYPES_SECONDS, VAL_ACCURACY
@@ -88,7 +88,7 @@ def reached(trial: Trial) -> float | None:
 
 def text(value: object) -> str:
     """Return a value of a choice as written in the spec: 1 is a count, 1.0 is a share."""
-    return str(value)
+    return format_value(value)
 
 
 def _set_scale(ax: Axes, dimension: Dimension, room: float) -> None:
@@ -207,7 +207,7 @@ def choice_grid(study: Study) -> Figure | None:
     """
     choices = {name: dimension.values for name, dimension in study.plan.space.items() if isinstance(dimension, Choice)}
     text_names = [name for name, values in choices.items() if all(isinstance(value, str) for value in values)]
-    number_names = [name for name, values in choices.items() if not any(isinstance(value, str) for value in values)]
+    number_names = [name for name, values in choices.items() if all(isinstance(value, int | float) for value in values)]
     if len(text_names) != 1 or len(number_names) != 1:
         return None
 
@@ -278,7 +278,7 @@ def _draw_grid(ax: Axes, rows: Sequence[str], steps: Sequence[str], cells: Cells
     return legend
 
 
-def _in_order(values: Sequence[str | int | float]) -> list[str | int | float]:
+def _in_order(values: Sequence[Any]) -> list[Any]:
     """Return numbers in ascending order. Shares mixed with counts have no order: they stay as in the spec."""
     is_mixed = len({type(value) for value in values}) > 1
     return list(values) if is_mixed else sorted(values)

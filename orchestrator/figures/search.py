@@ -70,7 +70,10 @@ def parallel_coordinates(study: Study) -> Figure | None:
     legend: dict[str, Artist] = {}
     for trial in others + complete:
         accuracy = _percent(trial)
-        heights = [_height(dimension, trial.params.get(name)) for name, dimension in space.items()]
+        heights = [
+            _height(dimension, trial.params[name]) if name in trial.params else UNUSED
+            for name, dimension in space.items()
+        ]
         # The accuracy axis covers the range of the trials, so that small differences are visible.
         heights.append((accuracy - low) / (high - low) if high > low else 0.5)
 
@@ -137,10 +140,7 @@ def _norm(values: list[float]) -> Normalize:
 
 
 def _height(dimension: Dimension, value: object) -> float:
-    """Return the height of a value on its axis, 0 to 1, or UNUSED."""
-    if value is None:
-        return UNUSED
-
+    """Return the height of a value on its axis, 0 to 1; UNUSED for a choice that the spec no longer contains."""
     if isinstance(dimension, Choice):
         texts = [text(option) for option in dimension.values]
         if text(value) not in texts:

@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -21,9 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from trainer.catalog import METHODS
-
-if TYPE_CHECKING:
-    pass
+from trainer.plain_text import printable
 
 # Width of one column and of two, in inches.
 NARROW = 3.3
@@ -130,9 +128,10 @@ def finish(
         max_columns = columns or max(1, int(width_points / entry_points))
         rows = math.ceil(len(legend) / max_columns)
 
-        figure.legend(
+        box = figure.legend(
             [*legend.values()],
-            [plain(word) for word in legend],
+            # Matplotlib leaves out entries that begin with an underscore, so the text is set afterwards.
+            [f" {plain(word)}" for word in legend],
             loc="outside lower center",
             ncols=math.ceil(len(legend) / rows),
             fontsize=SMALL,
@@ -142,6 +141,8 @@ def finish(
             handlelength=2.6,
             columnspacing=1.2,
         )
+        for entry, word in zip(box.get_texts(), legend, strict=True):
+            entry.set_text(plain(word))
     return figure
 
 
@@ -219,8 +220,8 @@ def number(value: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Return text with dollar signs escaped, which would start a formula."""
-    return text.replace("$", r"\$")
+    """Return text with dollar signs escaped, which would start a formula, and without control characters."""
+    return printable(text, keep="\n").replace("$", r"\$")
 
 
 def jitter(number: int) -> float:

@@ -17,6 +17,8 @@ from rich.text import Text
 
 from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock
 from orchestrator.report.results_table import ResultsRow, ResultsTable
+from trainer.plain_text import printable
+from trainer.terminal import shown
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -28,6 +30,12 @@ LATEX = {
     "—": "---",
     "<": "$<$",
     ">": "$>$",
+    "`": r"\textasciigrave{}",
+    "|": r"\textbar{}",
+    # After the end of a row, these would be an argument of the end.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
 }
 """Characters that mean something else in LaTeX, or that its fonts lack, with their replacements."""
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
@@ -48,22 +56,21 @@ def print_blocks(blocks: Sequence[Block], console: Console) -> None:
                     console.print(_rich_table(part))
             case TextBlock():
                 if block.title:
-                    console.print(Text(block.title, style="bold"))
+                    console.print(shown(block.title, "bold"))
                 for line in block.lines:
                     console.print(_rich_line(line, is_warning=block.is_warning))
 
 
 def _rich_line(line: str, *, is_warning: bool) -> Text:
-    # Text instead of a plain string: rich would read brackets in an error message as markup.
     if not is_warning:
-        return Text(line)
+        return shown(line)
     kind, colon, rest = line.partition(":")
-    return Text.assemble((kind, "red"), colon, rest)
+    return shown(kind, "red") + shown(f"{colon}{rest}")
 
 
 def _rich_table(block: TableBlock) -> Table:
     """Return a table in which no text is cut off. With spans no cell wraps either: `_split_to_fit` limits the width."""
-    table = Table(title=block.title)
+    table = Table(title=shown(block.title, "table.title", keep="\n"))
 
     for index, name in enumerate(block.header):
         justify: Literal["left", "right"] = "left" if _is_text(block, index) else "right"
@@ -77,7 +84,7 @@ def _rich_table(block: TableBlock) -> Table:
         table.add_column(name, justify=justify, no_wrap=no_wrap, overflow="fold", min_width=min_width)
 
     for row in block.rows:
-        table.add_row(*(Text(cell.text, style="bold" if cell.bold else "") for cell in row))
+        table.add_row(*(shown(cell.text, "bold" if cell.bold else "") for cell in row))
     return table
 
 
@@ -130,8 +137,8 @@ def to_markdown(blocks: Sequence[Block]) -> str:
                 table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
                 parts.append(f"**{_escape_markdown(_one_line(block.title))}**\n\n{table}")
             case TextBlock():
-                title = [f"**{block.title}**", ""] if block.title else []
-                lines = [_escape_markdown(line) for text in block.lines for line in text.splitlines()]
+                title = [f"**{_escape_markdown(block.title)}**", ""] if block.title else []
+                lines = [_escape_markdown_line(line) for text in block.lines for line in text.splitlines()]
                 parts.append("\n".join([*title, *(f"- {line}" for line in lines)]))
     return "\n\n".join(parts) + "\n"
 
@@ -174,12 +181,12 @@ def to_html(blocks: Sequence[Block]) -> str:
                     for row in block.rows
                 ]
                 parts.append(
-                    f"<table><caption>{html.escape(block.title)}</caption>\n<thead><tr>{header}</tr></thead>\n"
+                    f"<table><caption>{_escape_html(block.title)}</caption>\n<thead><tr>{header}</tr></thead>\n"
                     f"<tbody>{chr(10).join(rows)}</tbody></table>"
                 )
             case TextBlock():
-                title = f"<strong>{html.escape(block.title)}</strong><br>" if block.title else ""
-                lines = [html.escape(line) for text in block.lines for line in text.splitlines()]
+                title = f"<strong>{_escape_html(block.title)}</strong><br>" if block.title else ""
+                lines = [_escape_html(line) for text in block.lines for line in text.splitlines()]
                 attribute = ' class="alarming"' if block.is_warning else ""
                 parts.append(f"<p{attribute}>{title}{'<br>'.join(lines)}</p>")
 
@@ -239,7 +246,16 @@ def _one_line(text: str) -> str:
 
 def _escape_markdown(text: str) -> str:
     # Only characters with a meaning in the middle of a line: every text follows `- `, `|` or `**`.
-    return re.sub(r"([\\`*_|<>\[\]&~])", r"\\\1", text)
+    return re.sub(r"([\\`*_|<>\[\]&~$])", r"\\\1", printable(text))
+
+
+def _escape_markdown_line(text: str) -> str:
+    # After `- `, a list, a heading or a rule could begin inside of the list.
+    return re.sub(r"^(\s*\d*)(?=(#{1,6}|[+-]|[.)])(\s|$)|-{3,}|=)", r"\1\\", _escape_markdown(text))
+
+
+def _escape_html(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -248,7 +264,9 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+    # Two hyphens or apostrophes would become one other sign.
+    pieces = re.split(r"(?<=['-])(?=['-])", printable(text))
+    return "{}".join("".join(LATEX.get(character, character) for character in piece) for piece in pieces)
 
 
 def _latex_cell(cell: Cell) -> str:
@@ -263,7 +281,7 @@ def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:
     elif index < block.names:
         attribute = ' class="name"'
 
-    text = html.escape(cell.text)
+    text = _escape_html(cell.text)
     if cell.bold:
         text = f"<b>{text}</b>"
     return f"<{tag}{attribute}>{text}</{tag}>"

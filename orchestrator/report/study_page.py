@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
+from orchestrator.redaction import redact
 from orchestrator.report.blocks import Block, TableBlock, TextBlock, cells
 from orchestrator.report.render import to_markdown
 from orchestrator.report.reproducibility import reproducibility_lines
@@ -122,10 +125,12 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
     if plan.draw == 0:
         del study_spec["draws"]
     # Flow style keeps a dimension on one line.
-    spec_yaml = yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110)
+    spec_yaml = redact(yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110))
+    # A fence ends at the first line that has as many backticks.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", spec_yaml)), default=0))
     text = (
         "**To repeat this study alone**, save this spec as `study.yaml` and run `sptune launch study.yaml`:\n\n"
-        f"```yaml\n{spec_yaml}```\n"
+        f"{fence}yaml\n{spec_yaml}{fence}\n"
     )
 
     if plan.draw:
@@ -152,12 +157,8 @@ def reproduce_command(config: Mapping[str, Any]) -> str:
     for name, value in config.items():
         option = f"--{name.replace('_', '-')}"
         # A flag takes no value.
-        words.append(option if value is True else f"{option} {_quoted(value)}")
+        words.append(option if value is True else f"{option} {shlex.quote(str(value))}")
     return " ".join(words)
-
-
-def _quoted(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) and " " in value else str(value)
 
 
 def _changed_fields(config: TrainConfig) -> dict[str, Any]:

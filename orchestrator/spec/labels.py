@@ -36,10 +36,20 @@ def setting_text(plan: StudyPlan) -> str:
     return f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}{draw}"
 
 
+def format_value(value: Any) -> str:
+    """Return a plain value as YAML writes it: `null`, `true`, 0.1."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
 def format_params(params: Mapping[str, Any]) -> str:
     """Return params on one line, floats with three digits."""
     return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {format_value(value)}"
+        for name, value in params.items()
     )
 
 
@@ -48,8 +58,10 @@ def format_setting(value: Any) -> str:
     if isinstance(value, dict):
         entries = [f"{name}: {format_setting(entry)}" for name, entry in value.items() if entry not in ({}, None)]
         return "{" + ", ".join(entries) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(format_setting, value))}]"
 
-    return str(value)
+    return format_value(value)
 
 
 def format_duration(seconds: float) -> str:

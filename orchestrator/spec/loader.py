@@ -1,17 +1,16 @@
 """Reads a `SweepSpec` from a YAML file or from the study database.
 
-All mistakes are reported in one error. Only this module handles raw YAML.
+All mistakes are reported in one error.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
@@ -31,9 +30,10 @@ from orchestrator.spec.schema import (
     SweepSpec,
 )
 from orchestrator.spec.space import Choice, FloatRange, IntRange
-from orchestrator.spec.valid_part import Location, invalid_fields, parse_matrix, parse_search, valid_part
-from orchestrator.spec.validation import config_problems, search_problems
-from trainer.validation import number_problem, unknown_name
+from orchestrator.spec.valid_part import Location, invalid_fields, is_kept, parse_matrix, parse_search, valid_part
+from orchestrator.spec.validation import config_problems, entry_problems, search_problems
+from orchestrator.spec.yaml_file import read_yaml
+from trainer.validation import number_problem, shown, unknown_name
 
 SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
 """Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
@@ -64,10 +64,19 @@ def find_spec(spec: str) -> Path:
     if spec in shipped:
         return shipped[spec]
 
-    if not Path(spec).is_file():
+    if not _is_there(Path(spec)):
         raise SpecError(spec, [f"there is no such file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
 
     return Path(spec)
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a file, or a folder, which is no spec for a reason of its own."""
+    try:
+        return path.is_file() or path.is_dir()
+    except OSError:
+        # A name that no file can have, such as a very long one.
+        return False
 
 
 def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpec:
@@ -79,22 +88,25 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
     Raises:
         SpecError: with every problem of the YAML, of keys and types, and of the configs that follow from the spec.
     """
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(str(path), [f"is not valid YAML: {' '.join(str(error).split())}"]) from None
-
+    raw, problems = read_yaml(path)
     if not isinstance(raw, dict):
         raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
 
-    return parse_spec(raw, str(path), find_missing)
+    try:
+        spec = parse_spec(raw, str(path), find_missing)
+    except SpecError as error:
+        raise SpecError(str(path), [*problems, *error.problems]) from None
+    if problems:
+        raise SpecError(str(path), problems)
+
+    return spec
 
 
 def load_cluster(path: Path) -> Cluster:
     """Return the `cluster` part of a spec file. It is empty if that part is wrong; `load_spec` then says why."""
     try:
-        return parse_cluster(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        return parse_cluster(read_yaml(path)[0])
+    except SpecError:
         return Cluster()
 
 
@@ -133,6 +145,7 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
         invalid = invalid_fields(raw, locations)
         valid = valid_part(raw, locations)
         matrix = parse_matrix(valid)
+        problems |= dict.fromkeys(_selector_problems(raw, locations))
 
     # Then the configs of what is valid so far, so that the user sees all problems at once.
     field_problems = [*config_problems(matrix)] if matrix else []
@@ -150,6 +163,14 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
         raise SpecError(source, list(problems))
 
     return spec
+
+
+def _selector_problems(raw: dict[str, Any], invalid: list[Location]) -> Iterator[str]:
+    """Yield what else is wrong with entries of `per` whose selectors are wrong."""
+    entries = raw.get("per")
+    for index, entry in enumerate(entries if isinstance(entries, list) else []):
+        if not is_kept([location[2:] for location in invalid if location[:2] == ("per", index)]):
+            yield from entry_problems(entry, f"per.{index}")
 
 
 def parse_recorded_spec(raw: dict[str, Any], source: str) -> SweepSpec:
@@ -191,29 +212,11 @@ def _delete_key(values: Any, location: Location) -> None:
     del values[key]
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML loader that refuses a key given twice. PyYAML would silently take the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return a mapping of the YAML file.
-
-        Raises:
-            yaml.MarkedYAMLError: if a key is given twice, with the line.
-        """
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {key for key in keys if keys.count(key) > 1}
-
-        if repeated:
-            raise yaml.MarkedYAMLError(
-                problem=f"{', '.join(map(str, repeated))} given twice", problem_mark=node.start_mark
-            )
-
-        return super().construct_mapping(node, deep)
-
-
 def _locations(error: ValidationError) -> list[Location]:
     """Return where the errors are, in the keys of the YAML file."""
-    return [tuple(part for part in detail["loc"] if part not in TAGS) for detail in error.errors()]
+    # Pydantic marks an error of a key itself.
+    added = {*TAGS, "[key]"}
+    return [tuple(part for part in detail["loc"] if part not in added) for detail in error.errors()]
 
 
 def _sentences(error: ValidationError) -> list[str]:
@@ -228,6 +231,7 @@ def _explain(detail: Any, location: Location) -> str:
     """Return one of pydantic's errors as a sentence with the rule, the value and the way out."""
     kind = detail["type"]
     value = detail["input"]
+    limits = detail.get("ctx", {})
 
     if kind == "extra_forbidden":
         return unknown_name(str(location[-1]), _part_at(detail["loc"][:-1]).model_fields, "a key here")
@@ -237,25 +241,64 @@ def _explain(detail: Any, location: Location) -> str:
 
     if kind == "model_type":
         return (
-            f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; got {value!r}."
+            f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; "
+            f"got {shown(value)}."
         )
 
     if kind in ("union_tag_not_found", "model_attributes_type"):
         example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
-        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {value!r}."
+        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {shown(value)}."
 
     if kind == "union_tag_invalid":
-        return unknown_name(str(detail["ctx"]["tag"]), re.findall(r"'(\w+)'", detail["ctx"]["expected_tags"]), "a type")
+        return unknown_name(str(limits["tag"]), re.findall(r"'(\w+)'", limits["expected_tags"]), "a type")
 
     # The sentence of one of our own validators.
     if kind == "value_error":
-        return str(detail["ctx"]["error"])
+        return str(limits["error"])
+
+    if kind == "literal_error":
+        names = re.findall(r"'(\w+)'", limits["expected"])
+        return f"must be {_words(names)}, got {shown(value)}."
 
     # YAML reads 1e-4 as text: say how to write it.
-    if isinstance(value, str) and (kind.startswith(("int", "float"))):
+    if isinstance(value, str) and kind.startswith(("int", "float")):
         return str(number_problem(value))
 
-    return f"{detail['msg'][0].lower()}{detail['msg'][1:]}, got {value!r}."
+    if kind in ("string_type", "invalid_key"):
+        return f"must be text, got {shown(value)}{_quotes(value)}."
+
+    for start, rule in RULES.items():
+        if kind.startswith(start):
+            return f"must be {rule.format(**limits)}, got {shown(value)}."
+
+    return f"cannot be {shown(value)}."
+
+
+def _words(names: list[str]) -> str:
+    """Return names as `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+RULES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "too_short": "a list with at least {min_length} entry",
+    "greater_than_equal": "at least {ge:g}",
+    "greater_than": "above {gt:g}",
+}
+"""Rules by the first letters of pydantic's kind of error. The first match counts."""
+
+
+def _quotes(value: object) -> str:
+    """Return the way out where a text that was meant is something else for YAML."""
+    if isinstance(value, bool):
+        return "; YAML reads yes, no, on and off as true and false: put the text in quotes"
+
+    return "; put it in quotes" if isinstance(value, int | float) else ""
 
 
 def _part_at(location: Location) -> type[BaseModel]:

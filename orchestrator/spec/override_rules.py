@@ -30,8 +30,8 @@ def study_kinds(spec: StudyMatrix) -> list[StudyKind]:
     tasks_by_kind: dict[tuple[str, str, tuple[int, ...]], dict[str, None]] = {}
     tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name))
 
-    for backbone in spec.backbones:
-        for method in spec.methods:
+    for backbone in dict.fromkeys(spec.backbones):
+        for method in dict.fromkeys(spec.methods):
             for task in tasks:
                 indices = tuple(index for index, _ in overrides_of(spec, task, backbone, method))
                 tasks_by_kind.setdefault((backbone, method, indices), {})[task] = None

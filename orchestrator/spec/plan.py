@@ -107,8 +107,8 @@ def plan_studies(spec: StudyMatrix, search: Search) -> Iterator[StudyPlan]:
     for name in spec.tasks:
         # A recorded spec may name a task that the catalog has no longer. It still has its trials.
         for task in task_names(name) or [name]:
-            for backbone in spec.backbones:
-                for method in spec.methods:
+            for backbone in dict.fromkeys(spec.backbones):
+                for method in dict.fromkeys(spec.methods):
                     overrides = overrides_of(spec, task, backbone, method)
                     params = merge_params(spec, overrides).used_by(method)
                     study_search = merge_search(search, overrides)
@@ -147,7 +147,8 @@ def longest_trial(fixed: Mapping[str, Any], space: Mapping[str, Dimension]) -> i
         default = next(field.default for field in dataclasses.fields(TrainConfig) if field.name == "epochs")
         return int(fixed.get("epochs", default))
 
-    return int(max(searched.values if isinstance(searched, Choice) else (searched.high,)))
+    numbers = searched.values if isinstance(searched, Choice) else [searched.high]
+    return max(number for number in numbers if isinstance(number, int))
 
 
 def suggest_params(plan: StudyPlan, suggest: Callable[[str, Dimension], Any]) -> dict[str, Any]:

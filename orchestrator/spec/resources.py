@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
 from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
-from orchestrator.spec.fields import SpecPart
+from orchestrator.spec.fields import SpecPart, at_most, check_number, is_recorded
 from trainer.catalog import BACKBONES
-from trainer.validation import number_problem, unknown_name
+from trainer.validation import number_problem, shown, unknown_name
+
+MOST_CORES = 10_000
+"""Most CPU cores or GPUs of one trial, which runs on one node."""
+LEAST_SHARE = 0.0001
+"""Smallest share of a GPU that Ray knows."""
+
+
+def _check_text(value: str, info: ValidationInfo) -> str:
+    """Return a name or an address that is not blank, and that a command line and a file name can hold."""
+    if (not value.strip() or not value.isprintable()) and not is_recorded(info):
+        raise ValueError(f"must be text without control characters, got {shown(value)}; leave the key out for none.")
+
+    return value
 
 
 def _check_address(value: str, info: ValidationInfo) -> str:
@@ -22,29 +36,38 @@ def _check_address(value: str, info: ValidationInfo) -> str:
     return value
 
 
-def _check_gpus(value: object) -> object:
+def _check_gpus(value: object, info: ValidationInfo) -> object:
     if value == "auto":
         return value
 
-    if number_problem(value) is None and float(str(value)) >= 0:
-        return float(str(value))
+    problem = number_problem(value)
+    if problem is None:
+        gpus = float(str(value))
+        # As Ray takes them: a share of one GPU, or whole ones.
+        is_share = gpus == 0 or LEAST_SHARE <= gpus <= 1
+        is_whole = 1 < gpus <= MOST_CORES and gpus == math.floor(gpus)
+        if is_share or is_whole or is_recorded(info):
+            return gpus
 
-    raise ValueError(f"must be a number of GPUs such as 0.25 or 1, or auto; got {value!r}.")
+    rule = "must be a share of a GPU such as 0.25, a whole number of GPUs, or auto"
+    raise ValueError(f"{rule}; got {shown(value)}.")
 
 
-Address = Annotated[str, AfterValidator(_check_address)]
+Text = Annotated[str, AfterValidator(_check_text)]
+Address = Annotated[Text, AfterValidator(_check_address)]
+Cores = Annotated[int, BeforeValidator(check_number), at_most(MOST_CORES)]
 Gpus = Annotated[float | Literal["auto"], BeforeValidator(_check_gpus)]
 
 
 class TrialResources(SpecPart):
     """What one trial occupies."""
 
-    cpus: int = Field(default=1, ge=1)
+    cpus: Cores = Field(default=1, ge=1)
     """CPU cores, such as 4."""
     gpus: Gpus = 0.0
     """GPUs, such as 1 or 0.25, or auto. With auto, a trial gets a whole GPU until a trial like it was measured;
     from then on, as many trials share a GPU as fit into its memory."""
-    accelerator_type: str | None = None
+    accelerator_type: Text | None = None
     """Type of GPU by Ray's name, such as A100 or H100. Without it, any type."""
 
     @property
@@ -56,11 +79,11 @@ class TrialResources(SpecPart):
 class ResourceOverride(SpecPart):
     """What trials on one backbone occupy, where it differs."""
 
-    cpus: int | None = Field(default=None, ge=1)
+    cpus: Cores | None = Field(default=None, ge=1)
     """CPU cores; without it, as for all backbones."""
     gpus: Gpus | None = None
     """GPUs or auto; without it, as for all backbones."""
-    accelerator_type: str | None = None
+    accelerator_type: Text | None = None
     """Type of GPU; without it, as for all backbones."""
 
 
@@ -92,9 +115,9 @@ class Cluster(SpecPart):
     """Folder or bucket with the tasks. Without it, `data` in the home."""
     weights: Address | None = None
     """File or folder with the weights of backbones. Without it, timm downloads them."""
-    address: str | None = None
+    address: Text | None = None
     """Ray cluster: host:6379, or auto for the cluster that this machine belongs to. Without it, this machine alone."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: Cores | None = Field(default=None, ge=1)
     """Number of concurrent trials up to which the cluster may grow. Without it, as many as fit on its nodes."""
 
 

@@ -8,18 +8,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
-from orchestrator.spec.fields import SpecPart, is_recorded
+from orchestrator.spec.fields import Count, Number, Seed, SpecPart, at_most, check_number, is_recorded
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import DimensionField, as_list
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
-from trainer.validation import number_problem, unknown_name
+from trainer.validation import number_problem, shown, unknown_name
+
+MAX_NAME_LENGTH = 128
+"""Longest name of a sweep. It is a folder, an experiment, and the first part of names of at most 512 characters in the
+study database."""
+MOST_DRAWS = 1000
 
 
 def _one_of(table: Mapping[str, object], what: str) -> BeforeValidator:
     def check(value: object, info: ValidationInfo) -> object:
         # A recorded spec may name what the catalog has no longer: it must stay readable.
-        if value not in table and not is_recorded(info):
-            raise ValueError(unknown_name(str(value), table, what))
+        if isinstance(value, str) and value not in table and not is_recorded(info):
+            raise ValueError(unknown_name(value, table, what))
 
         return value
 
@@ -39,16 +44,19 @@ def task_names(name: str) -> list[str]:
 
 
 def _check_task(value: object, info: ValidationInfo) -> object:
-    if not task_names(str(value)) and not is_recorded(info):
+    if isinstance(value, str) and not task_names(value) and not is_recorded(info):
         groups = {task.group for task in TASKS.values()}
-        raise ValueError(unknown_name(str(value), [*TASKS, *groups], "a task or group"))
+        raise ValueError(unknown_name(value, [*TASKS, *groups], "a task or group"))
 
     return value
 
 
-def _check_name(value: object) -> object:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", str(value)):
-        raise ValueError(f"must be lower-case letters, digits, - and _, got {value!r}.")
+def _check_name(value: object, info: ValidationInfo) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", value):
+        raise ValueError(f"must be lower-case letters, digits, - and _, got {shown(value)}.")
+
+    if isinstance(value, str) and len(value) > MAX_NAME_LENGTH and not is_recorded(info):
+        raise ValueError(f"must have at most {MAX_NAME_LENGTH} characters, got {len(value)}.")
 
     return value
 
@@ -59,8 +67,12 @@ def _parse_train_size(value: object) -> object:
     if isinstance(value, Mapping):
         # The mapping form exists for YAML only; everywhere else a train size is a number or a text.
         if [*value] != ["per_class"]:
-            raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {dict(value)!r}.")
-        return f"{value['per_class']} per class"
+            raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {shown(dict(value))}.")
+        number = value["per_class"]
+        problem = number_problem(number)
+        if problem:
+            raise ValueError(f"per_class {problem}")
+        return f"{number} per class"
 
     problem = None if isinstance(value, str) else number_problem(value)
     if problem:
@@ -86,9 +98,9 @@ class Asha(SpecPart):
 
     type: Literal["asha"]
     """Kind of the pruner."""
-    min_epochs: int = Field(ge=1)
+    min_epochs: Count = Field(ge=1)
     """Number of epochs before the first rung, such as 10. It must be below the epochs of a trial."""
-    reduction: int = Field(default=4, ge=2)
+    reduction: Count = Field(default=4, ge=2)
     """Factor between two rungs; one trial of so many passes a rung."""
 
 
@@ -97,9 +109,9 @@ class Hyperband(SpecPart):
 
     type: Literal["hyperband"]
     """Kind of the pruner."""
-    min_epochs: int = Field(ge=1)
+    min_epochs: Count = Field(ge=1)
     """Number of epochs before the earliest rung, such as 10. It must be below the epochs of a trial."""
-    reduction: int = Field(default=3, ge=2)
+    reduction: Count = Field(default=3, ge=2)
     """Factor between two rungs; one trial of so many passes a rung."""
 
 
@@ -108,7 +120,7 @@ class Median(SpecPart):
 
     type: Literal["median"]
     """Kind of the pruner."""
-    min_epochs: int = Field(ge=1)
+    min_epochs: Count = Field(ge=1)
     """Number of epochs before the first decision, such as 10. It must be below the epochs of a trial."""
 
 
@@ -125,21 +137,21 @@ Pruner = Annotated[Asha | Hyperband | Median | NoPruner, Field(discriminator="ty
 class Search(SpecPart):
     """How each study searches for its best parameters."""
 
-    trials: int = Field(ge=1)
+    trials: Count = Field(ge=1)
     """Number of search trials of each study, such as 20."""
     sampler: Sampler = "tpe"
     """Optuna's sampler: tpe (tree-structured Parzen estimator), gp (Gaussian process), cmaes (CMA-ES), random, or
     grid (every combination of values, without float ranges)."""
-    startup_trials: int = Field(default=10, ge=1)
+    startup_trials: Count = Field(default=10, ge=1)
     """Number of first trials that tpe, gp and cmaes draw at random."""
-    transfer: int = Field(default=0, ge=0)
+    transfer: Count = Field(default=0, ge=0)
     """Number of first trials that repeat the best params of other tasks' studies, which have the same backbone, method,
     train size and space."""
-    max_concurrent: int = Field(default=4, ge=1)
+    max_concurrent: Count = Field(default=4, ge=1)
     """Number of trials of one study that may run at once. When the sampler proposes trial k, it knows the outcomes of
     trials 0 to k - max_concurrent of the same study. Of later ones it knows only the params. So results do not depend
     on the number or speed of workers."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the sampler and of all search trials."""
     pruner: Pruner = NoPruner(type="none")
     """What stops trials early. Example: {type: asha, min_epochs: 10}."""
@@ -148,17 +160,17 @@ class Search(SpecPart):
 class SearchOverride(SpecPart):
     """Keys of `search` that differ for some studies. A key that is left out keeps its value."""
 
-    trials: int | None = Field(default=None, ge=1)
+    trials: Count | None = Field(default=None, ge=1)
     """As in `search`."""
     sampler: Sampler | None = None
     """As in `search`."""
-    startup_trials: int | None = Field(default=None, ge=1)
+    startup_trials: Count | None = Field(default=None, ge=1)
     """As in `search`."""
-    transfer: int | None = Field(default=None, ge=0)
+    transfer: Count | None = Field(default=None, ge=0)
     """As in `search`."""
-    max_concurrent: int | None = Field(default=None, ge=1)
+    max_concurrent: Count | None = Field(default=None, ge=1)
     """As in `search`."""
-    seed: int | None = Field(default=None, ge=0)
+    seed: Seed | None = Field(default=None, ge=0)
     """As in `search`."""
     pruner: Pruner | None = None
     """As in `search`. It replaces the whole pruner."""
@@ -221,7 +233,7 @@ class StudyOverride(SpecPart):
 class Final(SpecPart):
     """How each study chooses its parameters, and trains with them for the score on test."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Seed] = Field(min_length=1)
     """Seeds of the final trials, one trial each, such as [42, 44, 82]."""
     select: Select = "last_val"
     """last_val: the trial with the best val accuracy at its last epoch; of equal ones the earliest. simplest_tied: of
@@ -238,9 +250,7 @@ class Final(SpecPart):
     def _check_distinct(self) -> Final:
         # Two equal seeds would be one trial, and the standard deviation would be too small.
         if len({*self.seeds}) < len(self.seeds):
-            raise ValueError(
-                f"seeds must differ, got {', '.join(map(str, self.seeds))}: the same seed is the same trial."
-            )
+            raise ValueError(f"seeds must differ, got {shown(self.seeds)}: the same seed is the same trial.")
 
         return self
 
@@ -248,11 +258,11 @@ class Final(SpecPart):
 class Budget(SpecPart):
     """Limits after which a sweep starts no more trials. Running trials are finished."""
 
-    max_trials: int | None = Field(default=None, ge=1)
+    max_trials: Count | None = Field(default=None, ge=1)
     """Number of search and final trials, such as 100. A trial that was run again counts once."""
-    max_hours: float | None = Field(default=None, gt=0)
+    max_hours: Number | None = Field(default=None, gt=0)
     """Hours that drivers work on the sweep, such as 24."""
-    max_gpu_hours: float | None = Field(default=None, gt=0)
+    max_gpu_hours: Number | None = Field(default=None, gt=0)
     """Hours of all trials, each times its share of a GPU, such as 200."""
 
     def exhausted(self, hours: float, gpu_hours: float) -> str | None:
@@ -284,7 +294,7 @@ class StudyMatrix(SpecPart):
     val_size: Literal["same", "full"] = "same"
     """How much of val to use with a train size that is a part. same: the same share, so that a size counts every label
     that was used; full: all of val."""
-    draws: int = Field(default=1, ge=1)
+    draws: Annotated[int, BeforeValidator(check_number), at_most(MOST_DRAWS)] = Field(default=1, ge=1)
     """Number of random draws of the images for each train size that is a part. Each draw has a study of its own, so
     intervals cover the choice of the images. Example: 5."""
     fixed: dict[str, Any] = Field(default_factory=dict)
@@ -312,11 +322,11 @@ class SweepSpec(StudyMatrix):
     """Addresses, for sweeps on more than one machine."""
     budget: Budget = Budget()
     """Limits after which no more trials are started."""
-    retries: int = Field(default=2, ge=0)
+    retries: Count = Field(default=2, ge=0)
     """Number of times that a trial runs again after a failure that may pass."""
-    pause_after: int = Field(default=5, ge=2)
+    pause_after: Count = Field(default=5, ge=2)
     """Number of consecutive failures with the same cause, in more than one trial, after which the sweep pauses."""
-    lost_after_minutes: float = Field(default=60, gt=0)
+    lost_after_minutes: Number = Field(default=60, gt=0)
     """Minutes without a finished epoch after which a running trial counts as lost."""
     keep: Literal["best", "final", "all"] = "best"
     """Checkpoints to keep of complete and pruned trials. best: of each study's best trial and of its final trials;

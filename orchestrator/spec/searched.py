@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec.labels import format_setting
+from orchestrator.spec.labels import format_setting, format_value
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import Search
 from orchestrator.spec.space import Choice, Dimension
@@ -89,12 +89,12 @@ def _format_search(search: Search, different: Sequence[str]) -> str:
 def format_dimension(dimension: Dimension) -> str:
     """Return the values of a dimension in words: `0.001 to 0.5 (log)`, or `20 or 100`."""
     if isinstance(dimension, Choice):
-        *others, last = map(str, dimension.values)
+        *others, last = map(format_value, dimension.values)
         text = f"{', '.join(others)} or {last}" if others else last
     else:
         text = f"{dimension.low:g} to {dimension.high:g}{' (log)' if dimension.log else ''}"
 
-    conditions = [f"{name} is {' or '.join(map(str, values))}" for name, values in dimension.when.items()]
+    conditions = [f"{name} is {' or '.join(map(format_value, values))}" for name, values in dimension.when.items()]
     return f"{text} if {' and '.join(conditions)}" if conditions else text
 
 
@@ -106,7 +106,7 @@ def _is_common(name: str, parts: Sequence[Sequence[StudyPlan]]) -> bool:
 
 
 def _format_fixed(fixed: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in fixed.items())
+    return ", ".join(f"{name} {format_value(value)}" for name, value in fixed.items())
 
 
 def _name_studies(part: Sequence[StudyPlan], plans: Sequence[StudyPlan]) -> str:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from orchestrator.spec.fields import Number, SpecPart, Whole
+from trainer.validation import shown
+
+
+def _check_plain(value: object) -> object:
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"must be a number, text, true, false or null; got {shown(value)}.")
+
+    return value
+
+
+Plain = Annotated[bool | int | float | str | None, BeforeValidator(_check_plain)]
+"""A value of a field of TrainConfig."""
 
 
 def as_list(value: object) -> object:
@@ -18,7 +31,7 @@ def as_list(value: object) -> object:
 class DimensionBase(SpecPart):
     """Keys that all dimensions have."""
 
-    when: dict[str, Annotated[list[str | int | float], BeforeValidator(as_list)]] = Field(default_factory=dict)
+    when: dict[str, Annotated[list[Plain], BeforeValidator(as_list)]] = Field(default_factory=dict)
     """Values of other parameters for which this one is searched; for other values it keeps its default. Without
     `when` it is always searched. Example: {optimizer: [sgd]}."""
 
@@ -43,6 +56,10 @@ class FloatRange(DimensionBase):
     def _check_ends(self) -> FloatRange:
         if self.low >= self.high or (self.log and self.low <= 0):
             raise ValueError(f"low must be below high, and above 0 if log; got low={self.low}, high={self.high}.")
+
+        # Samplers draw from the width of a range.
+        if not math.isfinite(self.high - self.low):
+            raise ValueError(f"high minus low must be a finite number, got low={self.low}, high={self.high}.")
 
         return self
 
@@ -72,8 +89,8 @@ class Choice(DimensionBase):
 
     type: Literal["choice"]
     """Kind of the dimension."""
-    values: list[str | int | float] = Field(min_length=1)
-    """The values, such as [16, 32, 64]."""
+    values: list[Plain] = Field(min_length=1)
+    """The values, such as [16, 32, 64]. Fields that may be left out take null, too: [null, 0.999]."""
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Choice:
@@ -81,7 +98,7 @@ class Choice(DimensionBase):
         for index, value in enumerate(self.values):
             if value in self.values[:index]:
                 twin = self.values[self.values.index(value)]
-                raise ValueError(f"samplers cannot tell {value!r} from {twin!r}: leave one of them out.")
+                raise ValueError(f"samplers cannot tell {shown(value)} from {shown(twin)}: leave one of them out.")
 
         return self
 

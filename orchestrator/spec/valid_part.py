@@ -30,7 +30,7 @@ def invalid_fields(raw: dict[str, Any], invalid: Sequence[Location]) -> set[str]
 
         fields.add(f"per.{index}")
         fields |= {str(location[1]) for location in locations if location[:1] == ("space",) and location[1:]}
-        if not _is_kept(locations) and isinstance(entry, dict):
+        if not is_kept(locations) and isinstance(entry, dict):
             parts = [entry.get(part) for part in ("fixed", "space")]
             fields |= {str(name) for part in parts if isinstance(part, dict) for name in part}
 
@@ -83,7 +83,7 @@ def _entries(raw: dict[str, Any]) -> list[Any]:
 def _valid_entry(entry: Any, invalid: Sequence[Location]) -> Any:
     """Return an entry of `per` without what is wrong in it, given the locations within the entry."""
     # An empty entry selects nothing, and keeps the numbers of those after it.
-    if not _is_kept(invalid):
+    if not is_kept(invalid):
         return {}
 
     valid = dict(entry)
@@ -96,7 +96,7 @@ def _valid_entry(entry: Any, invalid: Sequence[Location]) -> Any:
     return valid
 
 
-def _is_kept(invalid: Sequence[Location]) -> bool:
+def is_kept(invalid: Sequence[Location]) -> bool:
     """Return whether the rest of an entry is kept: only some of its dimensions, or its search, are wrong."""
     return all(
         location and (location[0] == "search" or (location[0] == "space" and location[1:])) for location in invalid

@@ -7,13 +7,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from orchestrator.spec.labels import format_value
 from orchestrator.spec.override_rules import override_problems, study_kinds
 from orchestrator.spec.overrides import Params, merge_params, merge_search, search_key
-from orchestrator.spec.plan import longest_trial
-from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride
+from orchestrator.spec.plan import format_train_size, longest_trial
+from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride, task_names
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.validation import is_full, number_problem, unknown_name
+from trainer.validation import is_full, number_problem, shown, type_problem, unknown_name
 
 SWEEP_FIELDS = (
     "task",
@@ -30,8 +31,17 @@ SWEEP_FIELDS = (
 """Fields of TrainConfig that the sweep sets itself. A spec may neither fix nor search them."""
 
 
+MAX_STUDIES = 100_000
+"""Most studies of a sweep."""
+MAX_CORNERS = 10_000
+"""Most configs of one kind of study that are checked with every value of every dimension."""
+MAX_GRID_VALUES = 100_000
+"""Most values of a whole number in a grid, which Optuna lists."""
+
+
 def config_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     """Yield the field and a sentence for everything that `TrainConfig` refuses at a corner of a study's space."""
+    yield from _matrix_problems(spec)
     yield from _name_problems(spec, "", spec.methods)
     yield from override_problems(spec)
     for index, entry in enumerate(spec.per):
@@ -40,6 +50,22 @@ def config_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
 
     yield from _condition_problems(spec)
     yield from _corner_problems(spec)
+
+
+def _matrix_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
+    """Yield why the studies cannot be told apart, or are too many."""
+    # Names of studies have six digits of a share.
+    sizes_by_name: dict[str, float | int | str] = {}
+    for size in spec.train_sizes:
+        twin = sizes_by_name.setdefault(format_train_size(size), size)
+        if repr(twin) != repr(size):
+            yield "train_size", f"train_sizes: {size} and {twin} have the same name; leave one of them out."
+
+    num_tasks = len({task for name in spec.tasks for task in task_names(name)})
+    num_sets = sum(1 if is_full(size) else spec.draws for size in spec.train_sizes)
+    num_studies = num_tasks * len({*spec.backbones}) * len({*spec.methods}) * num_sets
+    if num_studies > MAX_STUDIES:
+        yield "draw", f"draws: the spec has {num_studies:,} studies, and a sweep at most {MAX_STUDIES:,}."
 
 
 def _name_problems(part: StudyMatrix | StudyOverride, path: str, methods: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -52,15 +78,37 @@ def _name_problems(part: StudyMatrix | StudyOverride, path: str, methods: Sequen
     """
     for where, name in [*(("fixed", name) for name in part.fixed), *(("space", name) for name in part.space)]:
         key = f"{path}{where}.{name}"
-        if name in SWEEP_FIELDS:
-            yield name, f"{key}: the sweep sets it itself; use {_own_key(name)}."
-        elif name not in field_types():
-            fields = [field for field in field_types() if field not in SWEEP_FIELDS]
-            yield name, f"{key}: {unknown_name(name, fields, 'a TrainConfig field')}"
+        if name in SWEEP_FIELDS or name not in field_types():
+            yield name, f"{key}: {_not_a_field(name)}"
         elif methods and all(name in unused_fields(method) for method in methods):
             yield name, f"{key}: without effect on {', '.join(methods)}; leave it out."
         elif where == "space" and name in part.fixed:
             yield name, f"{key}: is fixed too; keep one of the two."
+
+
+def entry_problems(entry: Any, path: str) -> Iterator[str]:
+    """Yield what is wrong with the fields of an entry of `per` whose studies are not known, as its selectors are wrong.
+
+    Args:
+        entry: as YAML gives it.
+        path: where the entry is in the spec.
+    """
+    for where in ("fixed", "space"):
+        part = entry.get(where) if isinstance(entry, dict) else None
+        for name, value in part.items() if isinstance(part, dict) else ():
+            if name in SWEEP_FIELDS or name not in field_types():
+                yield f"{path}.{where}.{name}: {_not_a_field(str(name))}"
+            elif where == "fixed" and (problem := type_problem(field_types()[name], value)):
+                yield f"{path}.{where}.{name}: {problem}"
+
+
+def _not_a_field(name: str) -> str:
+    """Return why a spec may not have this name."""
+    if name in SWEEP_FIELDS:
+        return f"the sweep sets it itself; use {_own_key(name)}."
+
+    fields = [field for field in field_types() if field not in SWEEP_FIELDS]
+    return unknown_name(name, fields, "a TrainConfig field")
 
 
 def _own_key(field: str) -> str:
@@ -131,8 +179,8 @@ def _when_problems(params: Params, name: str, condition: str, values: list[Any])
     if condition in params.fixed:
         fixed = params.fixed[condition]
         if fixed not in values:
-            wanted = " or ".join(map(repr, values))
-            yield f"{condition} is fixed at {fixed!r} and never {wanted}: leave {name} out."
+            wanted = " or ".join(map(shown, values))
+            yield f"{condition} is fixed at {shown(fixed)} and never {wanted}: leave {name} out."
         return
 
     # A searched parameter must be able to take the values.
@@ -143,7 +191,7 @@ def _when_problems(params: Params, name: str, condition: str, values: list[Any])
     else:
         for value in values:
             if not _contains(dimension, value):
-                yield f"{condition} is never {value!r}, but {_describe(dimension)}."
+                yield f"{condition} is never {shown(value)}, but {_describe(dimension)}."
 
 
 def _contains(dimension: Dimension, value: Any) -> bool:
@@ -155,7 +203,7 @@ def _contains(dimension: Dimension, value: Any) -> bool:
 
 def _describe(dimension: Dimension) -> str:
     if isinstance(dimension, Choice):
-        return f"one of {', '.join(map(str, dimension.values))}"
+        return f"one of {', '.join(map(format_value, dimension.values))}"
 
     return f"between {dimension.low} and {dimension.high}"
 
@@ -174,11 +222,23 @@ def _corner_configs(fixed: dict[str, Any], space: dict[str, Dimension]) -> Itera
             wanted = [value for value in condition_values.get(name, []) if _contains(dimension, value)]
             unconditional[name] = [*_extremes(dimension), *wanted]
 
-    for ends in itertools.product(*unconditional.values()):
+    for ends in _combinations([*unconditional.values()]):
         corner = dict(zip(unconditional, ends, strict=True))
         active = {name: _extremes(d) for name, d in space.items() if d.when and d.is_active(fixed | corner)}
-        for conditional_ends in itertools.product(*active.values()):
+        for conditional_ends in _combinations([*active.values()]):
             yield corner | dict(zip(active, conditional_ends, strict=True))
+
+
+def _combinations(values: Sequence[list[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Yield every combination of values; if they are too many, each value with the first ones of the others."""
+    if math.prod(map(len, values)) <= MAX_CORNERS:
+        yield from itertools.product(*values)
+        return
+
+    first = [options[0] for options in values]
+    for index, options in enumerate(values):
+        for value in options:
+            yield (*first[:index], value, *first[index + 1 :])
 
 
 def _extremes(dimension: Dimension) -> list[Any]:
@@ -211,8 +271,12 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
                 "list some: {type: choice, values: [...]}."
             )
 
+        long_ranges = [name for name, dimension in params.space.items() if _num_values(dimension) > MAX_GRID_VALUES]
+        for name in long_ranges:
+            yield f"{params.keys[name]}: sampler grid tries every value, and at most {MAX_GRID_VALUES:,} of them."
+
         # The number of points of an infinite grid says nothing.
-        if not float_ranges:
+        if not float_ranges and not long_ranges:
             key = search_key("trials", overrides)
             num_points = max(_num_points(params.fixed, params.space), num_points_by_key.get(key, (0, 0))[1])
             num_points_by_key[key] = merged.trials, num_points
@@ -235,6 +299,14 @@ def _num_points(fixed: dict[str, Any], space: dict[str, Dimension]) -> int:
         num_points += math.prod(len(_values(d)) for d in space.values() if d.when and d.is_active(params))
 
     return num_points * math.prod(len(_values(dimension)) for dimension in independent)
+
+
+def _num_values(dimension: Dimension) -> int:
+    """Return the number of values of a dimension, 0 for the infinitely many of a float range."""
+    if isinstance(dimension, FloatRange):
+        return 0
+
+    return len(dimension.values) if isinstance(dimension, Choice) else dimension.high - dimension.low + 1
 
 
 def _values(dimension: Dimension) -> Sequence[Any]:

@@ -33,10 +33,14 @@ def setting_conflicts(old: dict[str, Any], new: dict[str, Any], plan: StudyPlan)
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
 
     return [
-        f"{name} was {format_setting(old.get(name))}, is {format_setting(new.get(name))}{_cure(name, old)}"
+        f"{name} was {_in_words(name, old)}, is {_in_words(name, new)}{_cure(name, old)}"
         for name in changed
         if not _is_widened(name, old, plan)
     ]
+
+
+def _in_words(name: str, settings: dict[str, Any]) -> str:
+    return format_setting(settings[name]) if name in settings else "not set"
 
 
 def _cure(name: str, old: dict[str, Any]) -> str:

@@ -59,13 +59,38 @@ class Study:
     # Settings: what all trials of a study have in common.
 
     def conflicts(self) -> list[str]:
-        """Return how the spec contradicts the trials that exist. Wider ranges are no contradiction."""
+        """Return how the spec contradicts the trials that exist.
+
+        Wider ranges are no contradiction. Neither are trials that produced nothing, such as those that failed before
+        their first epoch: a spec with a mistake may be corrected under its name.
+        """
+        changed = self._changed_settings()
+        return changed if changed and self._has_produced() else []
+
+    @property
+    def is_obsolete(self) -> bool:
+        """Whether the spec has changed since its trials, and none of them produced anything."""
+        return bool(self._changed_settings()) and not self._has_produced()
+
+    def delete_trials(self) -> None:
+        """Delete all trials, as if the study had never been started."""
+        self.search_table.delete()
+        self.final_table.delete()
+
+    def _has_produced(self) -> bool:
+        # The epochs of a trial whose driver died may not be in the trial yet.
+        return any(trial.has_produced for trial in self.trials) or any(
+            self.search_table.has_reported(trial.number)
+            for trial in self.search_table.trials
+            if not trial.state.is_finished
+        )
+
+    def _changed_settings(self) -> list[str]:
         old = self.search_table.settings
-        new = self._settings()
         if old is None or not self.search_table.trials:
             return []
 
-        return setting_conflicts(old, new, self.plan)
+        return setting_conflicts(old, self._settings(), self.plan)
 
     def save_settings(self) -> None:
         """Save the settings before the first trial, or after ranges became wider."""

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from trainer.config import TrainConfig
 from trainer.metric_names import EPOCH_SECONDS
+from trainer.plain_text import printable
+from trainer.redaction import redact
 
 Phase = Literal["search", "final"]
 
@@ -73,6 +75,10 @@ class Failure:
     seconds: float = 0.0
     """Seconds of the attempt after its last epoch."""
 
+    def __post_init__(self) -> None:
+        # Databases and logs keep it for everyone to read, and PostgreSQL refuses some control characters.
+        object.__setattr__(self, "error", printable(redact(self.error), keep="\n\t"))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
@@ -134,6 +140,12 @@ class Trial:
     def seconds(self) -> float:
         """Seconds that workers were busy with the trial, if they reported them."""
         return self.lost_seconds + sum(epoch.get(EPOCH_SECONDS, 0.0) for epoch in self.epochs)
+
+    @property
+    def has_produced(self) -> bool:
+        """Whether it has a finished epoch or an outcome. To have diverged is an outcome; another failure is none."""
+        has_outcome = self.state in (TrialState.COMPLETE, TrialState.PRUNED) or self.cause is FailureCause.DIVERGED
+        return has_outcome or bool(self.epochs or self.last_metrics)
 
     @property
     def error_summary(self) -> str:

@@ -101,17 +101,26 @@ class Sweep:
         *,
         lease: Lease | None = None,
         on_finish: Callable[[Study], None] = lambda _: None,
+        on_delete: Callable[[Study], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Sweep:
         """Open a sweep where its last driver left it; a new one has no trials yet.
 
-        Saves the spec, makes trials of a dead driver WAITING, and syncs the tracker.
+        Saves the spec, makes trials of a dead driver WAITING, and syncs the tracker. Deletes the trials of studies that
+        produced nothing before the spec was corrected.
+
+        Args:
+            on_delete: called with a study before its trials are deleted.
 
         Raises:
             ConflictError: if the spec contradicts existing trials, with every difference. Nothing is changed then.
         """
         studies = load_studies(spec, database)
         check_spec_matches_trials(spec, studies)
+        for study in studies:
+            if study.is_obsolete:
+                on_delete(study)
+                study.delete_trials()
         # Saved once it is known to fit the trials: the recorded spec is what `resume` and `status` read.
         database.save_sweep(spec.name, spec.model_dump(mode="json"))
 

@@ -206,7 +206,7 @@ def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
             raise OSError(f"{images_file} is damaged: {problem}. Delete it, or set SPTUNE_CACHE to another folder.")
         return
 
-    with _with_suffix(stem, ".lock").open("w") as lock:
+    with _with_suffix(stem, ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have decoded and compared them while this one waited for the lock. A second round follows
         # damage; damage after decoding is that of a disk.
@@ -218,7 +218,7 @@ def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
 
             problem = _find_damage(stem, source.num_images, decoder.image_bytes)
             if problem is None:
-                _with_suffix(stem, ".checked").write_text(_stamp(stem))
+                _with_suffix(stem, ".checked").write_text(_stamp(stem), encoding="utf-8")
                 return
             set_aside(images_file, f"{images_file} is damaged: {problem}.")
 
@@ -229,7 +229,7 @@ def _stamp(stem: Path) -> str:
     """Return a text that changes when one of the files changes and when the machine starts again."""
     files = [_with_suffix(stem, suffix) for suffix in (".u8", ".sizes", ".sums")]
     stats = [file.stat() for file in files if file.exists()]
-    boot = BOOT_ID.read_text() if BOOT_ID.exists() else ""
+    boot = BOOT_ID.read_text(encoding="utf-8") if BOOT_ID.exists() else ""
     return f"{boot.strip()} {[(stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]}"
 
 

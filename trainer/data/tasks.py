@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from trainer.data.task_store import Card, TaskMissing, read_card
 from trainer.redaction import redact
 
@@ -34,9 +36,11 @@ def open_task(root: str, task: str) -> Card:
 def missing_task(root: str, task: str) -> TaskMissing:
     """Return the error for a task that is not in the store, for callers of `read_card` that need the task."""
     if _is_demo(task):
-        way_out = f"It is made at its first use, for example by `sptune data show {task}`."
+        way_out = f"It is made at its first use, for example by `sptune data show {shlex.quote(task)}`."
     else:
-        way_out = f"Import it: sptune data import PATH --task {task} (`sptune data list` says where to get it)."
+        way_out = (
+            f"Import it: sptune data import PATH --task {shlex.quote(task)} (`sptune data list` says where to get it)."
+        )
     return TaskMissing(f"{task} is not in the task store {redact(root)}. {way_out}")
 
 

@@ -184,7 +184,7 @@ def _fetch_uri(source: WeightsSource) -> Path:
         return found
 
     make_cache_folder(folder)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have made the copy while this one waited.
         found = _whole_copy(folder, name)

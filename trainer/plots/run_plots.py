@@ -16,8 +16,9 @@ from trainer import run_folder
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
 from trainer.metric_names import TRAIN_LOSS
+from trainer.plain_text import printable
 from trainer.plots.prototype_sheet import cached_prototype_sheet
-from trainer.plots.style import BLUE, ORANGE
+from trainer.plots.style import BLUE, ORANGE, draw_missing_letters
 from trainer.storage.files import write_bytes
 from trainer.storage.integrity import read_checked
 from trainer.storage.run_results import read_predictions, read_run_card
@@ -114,7 +115,7 @@ def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -
         axes.set_xlim(0.5, len(epochs) + 0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    figure.suptitle(f"{config.task}  {config.method}  lr {config.lr:.3g}", fontsize=9, parse_math=False)
+    figure.suptitle(printable(f"{config.task}  {config.method}  lr {config.lr:.3g}"), fontsize=9, parse_math=False)
     return _png(figure)
 
 
@@ -130,6 +131,7 @@ def confusion_matrix(
     from matplotlib.ticker import MaxNLocator
 
     # Shares of each row. Rows of classes without images are NaN, and so stay as grey as the axes.
+    class_names = [printable(name) for name in class_names]
     num_classes = len(class_names)
     count_KK = np.bincount(label_N * num_classes + predicted_N, minlength=num_classes**2).reshape(num_classes, -1)
     num_seen_K1 = count_KK.sum(axis=1, keepdims=True)
@@ -214,5 +216,6 @@ def _png(figure: Figure) -> bytes:
     """Return a figure as a PNG."""
     buffer = io.BytesIO()
     # Without the version of matplotlib: the same run has the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with draw_missing_letters():
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

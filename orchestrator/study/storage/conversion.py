@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from orchestrator.errors import UserError
+from orchestrator.redaction import redact
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Dimension, FloatRange, IntRange
 from orchestrator.study.storage.bulk_read import StoredTrial
@@ -121,6 +122,9 @@ def from_stored_trial(stored: StoredTrial, study: str, phase: Phase) -> Trial:
     progress = {name: stored.user.get(attr, DEFAULTS[attr]) for name, attr in TRIAL_ATTRS.items()}
     if progress["cause"] is not None:
         progress["cause"] = FailureCause(progress["cause"])
+    # Earlier versions stored errors as they were.
+    if progress["error"] is not None:
+        progress["error"] = redact(progress["error"])
 
     # A trial without a finished epoch has neither of the two.
     history = stored.user.get(HISTORY, {})

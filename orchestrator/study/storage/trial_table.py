@@ -135,6 +135,10 @@ class TrialTable:
         # An attribute of the study, because Optuna does not allow writes to a finished trial.
         self._save_attribute(f"{SYNCED_RUN_PREFIX}{number}", (run_id, state.value if state else None))
 
+    def has_reported(self, number: int) -> bool:
+        """Whether the database has the val accuracy of any epoch of a trial. It is written at once."""
+        return bool(self._storage.get_trial(self._ids[number]).intermediate_values)
+
     def add(self, trial: Trial) -> None:
         """Write a new trial in one step."""
         assert trial.number == len(self.trials), "trials are added in order"

@@ -16,15 +16,22 @@ from pylatexenc.latexwalker import (  # type: ignore[import-untyped]
 )
 
 from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock
+from trainer.plain_text import printable
 
 AWKWARD = (
     r"a_b | c*d* **e** `f` [g](h) <i> \j & 50 % # $k$ {l} ~m^ n_o_ ± − — &amp; ~~p~~ é 字",
+    "[me]", "[/INST]", "[red]x", ":smile:", "# one", "1. one", "7) x", "- x", "+ x", "---", "===", "```", "$a$", "$5",
+    "a--b", "''x''", "``x''", "[[x]]", "<script>alert(1)</script>", "=1+1", "\\input{x}", "x\\", "%", "*x",
+    "https://x.org/?a=b&c=d", "@ada", "!x", "{x", "x}", "^", "~",
     r"\\", "|", "||", "_", "*", "%", "5 < 6 > 4", "&lt;", "http://a_b.example/c_d", "~~x~~",
 )  # fmt: skip
+CONTROLS = ("a\nb", "\x1b[2J", "evil\u202egpj.exe", "caf\udce9", "\x07", "a\tb", "\x00", "a\x85b", "a\rb")
 
 
 def awkward() -> list[Block]:
-    rows: list[tuple[Cell, ...]] = [(Cell(text), Cell(text, bold=True), Cell("1.0 ± 0.5")) for text in AWKWARD]
+    rows: list[tuple[Cell, ...]] = [
+        (Cell(text), Cell(text, bold=True), Cell("1.0 ± 0.5")) for text in AWKWARD + CONTROLS
+    ]
     header = ("name_of | it", "50 % & *more*", "last")
     return [
         TableBlock(title="a_title *with* 50 %\nand <b>", header=header, rows=rows, names=1),
@@ -39,7 +46,7 @@ Rows = list[list[tuple[str, bool]]]
 def expected(table: TableBlock) -> Rows:
     return [
         [(name, False) for name in table.header],
-        *([(cell.text.strip(), cell.bold) for cell in row] for row in table.rows),
+        *([(printable(cell.text).strip(), cell.bold) for cell in row] for row in table.rows),
     ]
 
 

@@ -44,6 +44,15 @@ def test_markdown_reads_a_line_as_plain_text() -> None:
     assert ["".join(child.content for child in token.children or ()) for token in inline[1:]] == lines_of(awkward())
 
 
+@pytest.mark.parametrize("line", AWKWARD)
+def test_a_line_that_begins_like_markdown_is_one_item_of_plain_text(line: str) -> None:
+    tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(to_markdown([TextBlock(lines=(line,))]))
+    kinds = ["bullet_list_open", "list_item_open", "paragraph_open", "inline"]
+    assert [token.type for token in tokens[:4]] == kinds
+    assert len(tokens) == 7
+    assert "".join(child.content for child in tokens[3].children or ()) == line
+
+
 @pytest.mark.parametrize("source", ["report", "awkward"])
 def test_latex_contains_every_cell_and_escapes_special_characters(source: str, blocks: list[Block]) -> None:
     report = blocks if source == "report" else awkward()

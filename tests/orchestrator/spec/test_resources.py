@@ -43,8 +43,14 @@ def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> 
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ({"resources": {"gpus": "x"}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got 'x'."),
-        ({"resources": {"gpus": -1}}, "resources.gpus: must be a number of GPUs such as 0.25 or 1, or auto; got -1."),
+        (
+            {"resources": {"gpus": "x"}},
+            "resources.gpus: must be a share of a GPU such as 0.25, a whole number of GPUs, or auto; got 'x'.",
+        ),
+        (
+            {"resources": {"gpus": -1}},
+            "resources.gpus: must be a share of a GPU such as 0.25, a whole number of GPUs, or auto; got -1.",
+        ),
         (
             {"resources": {"backbones": {"vit": {}}}},
             f"resources.backbones.vit: 'vit' is not a backbone of this spec; there are {NANO}.",
@@ -54,7 +60,7 @@ def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> 
             f"resources.backbones.{NANO}.gpu: 'gpu' is not a key here; did you mean 'gpus'?",
         ),
         ({"cluster": {"adress": "auto"}}, "cluster.adress: 'adress' is not a key here; did you mean 'address'?"),
-        ({"cluster": {"workers": 0}}, "cluster.workers: input should be greater than or equal to 1, got 0."),
+        ({"cluster": {"workers": 0}}, "cluster.workers: must be at least 1, got 0."),
     ],
 )
 def test_what_is_wrong_about_machines_is_told_with_its_place(

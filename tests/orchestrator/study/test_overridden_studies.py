@@ -103,8 +103,8 @@ def test_an_entry_that_contradicts_trials_is_refused_and_names_only_the_studies_
     before = new_sweep(parse_spec(raw_spec, "a test"), record_url)
     drive(before)
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"fixed": {"lr": 0.5}}, "fixed.lr was None, is 0.5"),
-        ({"fixed": {"batch_size": 8}}, "fixed.batch_size was None, is 8"),
+        ({"fixed": {"lr": 0.5}}, "fixed.lr was not set, is 0.5"),
+        ({"fixed": {"batch_size": 8}}, "fixed.batch_size was not set, is 8"),
         ({"search": {"seed": 3}}, "search.seed was 0, is 3"),
         ({"search": {"sampler": "random"}}, "search.sampler was tpe, is random"),
     ]

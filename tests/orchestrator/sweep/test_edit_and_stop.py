@@ -75,8 +75,8 @@ def test_every_sampler_goes_on_in_a_wider_space(raw_study: dict[str, Any], recor
 @pytest.mark.parametrize(
     ("place", "value", "difference"),
     [
-        ("space.lr", {**LR, "high": 0.05}, "space.lr was {type: float, low: 0.001, high: 0.1, log: True}, "
-         "is {type: float, low: 0.001, high: 0.05, log: True} (in demo/digits spt_deep vit_nano_patch4_32.mae 1 "
+        ("space.lr", {**LR, "high": 0.05}, "space.lr was {type: float, low: 0.001, high: 0.1, log: true}, "
+         "is {type: float, low: 0.001, high: 0.05, log: true} (in demo/digits spt_deep vit_nano_patch4_32.mae 1 "
          "and 3 more)"),
         ("space.lr", {**LR, "low": 1e-5, "high": 0.05}, "space.lr was"),
         ("space.lr", {"type": "float", "low": 0.001, "high": 0.1}, "space.lr was"),
@@ -85,7 +85,7 @@ def test_every_sampler_goes_on_in_a_wider_space(raw_study: dict[str, Any], recor
          "space.prompt_length was {type: choice, values: [1, 5, 64]}, is {type: choice, values: [1, 5, 6]} "
          "(in demo/digits spt_deep vit_nano_patch4_32.mae 1 and 1 more)"),
         ("space.lr", {**LR, "high": 1.0, "when": {"prompt_init": ["random", "mean_pool"]}}, "space.lr was"),
-        ("space.drop_path", {"type": "float", "low": 0.0, "high": 0.5}, "space.drop_path was None, is {type: float"),
+        ("space.drop_path", {"type": "float", "low": 0.0, "high": 0.5}, "space.drop_path was not set, is {type: float"),
         ("search.sampler", "random", "search.sampler was tpe, is random"),
         ("search.transfer", 2, "search.transfer was 0, is 2"),
         ("search.pruner", {"type": "none"},
@@ -96,8 +96,8 @@ def test_what_is_not_wider_is_refused_and_said_once_for_all_studies(
     raw_spec: dict[str, Any], record_url: str, place: str, value: object, difference: str
 ) -> None:
     before = new_sweep(parse_spec(raw_spec, "before"), record_url)
-    while before.next_trial() is not None:
-        pass  # a trial of each study is under way
+    while (trial := before.next_trial()) is not None:
+        before.on_epoch(trial.trial_id, 1, next(curve(trial.config)))
     part, name = place.split(".")
     raw_spec[part][name] = value
     edited = parse_spec(raw_spec, "after")

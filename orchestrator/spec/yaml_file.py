@@ -1,0 +1,194 @@
+"""Reads a YAML file into plain values, and refuses what YAML would silently read as something else.
+
+Only plain values are read: no tags, no second document. Anchors, aliases and merge keys (`<<`) work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import SpecError
+
+MAX_BYTES = 1_000_000
+"""Largest spec that is read. Real ones have a few thousand bytes."""
+MAX_DEPTH = 30
+"""Deepest nesting that is read. A spec has six levels."""
+MAX_VALUES = 100_000
+"""Most values of a spec, after its aliases are replaced by what they stand for."""
+MAX_DIGITS = 40
+"""Longest whole number that is read. Python refuses to read more than 4,300 digits."""
+
+TAG = "tag:yaml.org,2002:"
+MERGE = f"{TAG}merge"
+PLAIN_TAGS = {f"{TAG}{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads dates, and the sign `=`, as the text that they are."""
+
+
+# A copy: the resolvers of a class are shared with its base.
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in PLAIN_TAGS or tag == MERGE]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path) -> tuple[Any, list[str]]:
+    """Return the values of a YAML file, and a sentence for each value that YAML reads as something else.
+
+    Raises:
+        SpecError: if the file cannot be read as YAML at all.
+    """
+    content = _read_bytes(path)
+
+    try:
+        # From bytes, so that PyYAML recognizes UTF-16 and a byte order mark.
+        loader = _PlainLoader(content)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None, []
+            _measure(node, {}, set())
+            # Before the values are built, which changes nodes with merge keys.
+            problems = list(dict.fromkeys(_node_problems(node)))
+            return loader.construct_document(node), problems
+        finally:
+            loader.dispose()
+    except yaml.reader.ReaderError:
+        raise SpecError(str(path), ["is not a text file in UTF-8; save it as UTF-8."]) from None
+    except RecursionError:
+        raise SpecError(str(path), [f"is nested more than {MAX_DEPTH} levels deep; a spec has six."]) from None
+    except yaml.YAMLError as error:
+        raise SpecError(str(path), [f"is not valid YAML: {_explain(error)}."]) from None
+    except ValueError as error:
+        # A number whose digits say nothing, such as 0b or 1__.
+        raise SpecError(str(path), [f"is not valid YAML: {error}."]) from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise SpecError(str(path), ["is a folder; name the YAML file in it."])
+
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise SpecError(
+                str(path), [f"has {size:,} bytes, and a spec has at most {MAX_BYTES:,}: is it a YAML file?"]
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise SpecError(str(path), [f"cannot be read: {error.strerror}."]) from None
+
+
+def _explain(error: yaml.YAMLError) -> str:
+    """Return PyYAML's error on one line."""
+    if isinstance(error, yaml.composer.ComposerError) and "expected a single document" in str(error):
+        return "it holds several documents; a spec is one, without a line `---` between two parts"
+
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        cure = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        return f"{error.problem}{where}{cure}"
+
+    return " ".join(str(error).split())
+
+
+def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]], parents: set[int]) -> tuple[int, int]:
+    """Return the number of values and of levels below a node, with what its aliases stand for.
+
+    Args:
+        sizes: results so far, by the node's id.
+        parents: ids of the nodes around it.
+
+    Raises:
+        yaml.MarkedYAMLError: for a tag, a loop, too many values, or a number that is too long to read.
+        RecursionError: for too many levels.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+
+    problem = ""
+    if node.tag not in PLAIN_TAGS and node.tag != MERGE:
+        problem = f"the tag {node.tag.replace(TAG, '!!')} is not read, only plain values"
+    elif id(node) in parents:
+        problem = "an alias stands inside of its own anchor"
+    elif node.tag == f"{TAG}int" and len(node.value) > MAX_DIGITS:
+        problem = f"no key takes a number of {len(node.value)} digits"
+
+    num_values = 1
+    num_levels = 1
+    if not problem and isinstance(node, yaml.CollectionNode):
+        is_mapping = isinstance(node, yaml.MappingNode)
+        children = [part for pair in node.value for part in pair] if is_mapping else node.value
+        for child in children:
+            values, levels = _measure(child, sizes, parents | {id(node)})
+            num_values += values
+            num_levels = max(num_levels, levels + 1)
+
+    if num_levels > MAX_DEPTH:
+        raise RecursionError
+    if num_values > MAX_VALUES:
+        problem = f"aliases make it more than {MAX_VALUES:,} values"
+    if problem:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+    sizes[id(node)] = num_values, num_levels
+    return num_values, num_levels
+
+
+def _node_problems(root: yaml.Node) -> Iterator[str]:
+    """Yield a sentence for each value that a reader would take for another one."""
+    # Each node once, however many aliases it has.
+    waiting = [root]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+
+        if isinstance(node, yaml.MappingNode):
+            yield from _key_problems(node)
+            waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+        elif isinstance(node, yaml.ScalarNode):
+            yield from _number_problems(node)
+
+
+def _key_problems(node: yaml.MappingNode) -> Iterator[str]:
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
+        if key.tag == MERGE and isinstance(value, yaml.ScalarNode):
+            raise yaml.MarkedYAMLError(problem="<< needs a mapping", problem_mark=value.start_mark)
+
+    # PyYAML would silently take the last one. A key beside a merge key is given once: it replaces what is merged.
+    counts = Counter(key.value for key, _ in node.value)
+    for key, count in counts.items():
+        if count > 1:
+            yield f"line {node.start_mark.line + 1}: {key} given twice; keep one of them."
+
+
+def _number_problems(node: yaml.ScalarNode) -> Iterator[str]:
+    """Yield why a number is not the one that stands there. YAML 1.1 reads 042 as octal and 1:30 as base sixty."""
+    if node.style is not None or node.tag not in (f"{TAG}int", f"{TAG}float"):
+        return
+
+    text = str(node.value)
+    line = f"line {node.start_mark.line + 1}"
+    if ":" in text:
+        yield f'{line}: YAML reads {text} as a number in base sixty; write "{text}" if it is text.'
+    elif node.tag == f"{TAG}int" and re.fullmatch(r"[-+]?0[0-7_]+", text):
+        sign = "-" if text.startswith("-") else ""
+        digits = text.lstrip("+-").replace("_", "")
+        plain = f"{sign}{digits.lstrip('0') or '0'}"
+        yield f'{line}: YAML reads {text} as {sign}{int(digits, 8)}; write {plain}, or "{text}" if it is text.'

@@ -1,0 +1,142 @@
+"""No option of any command answers a user's mistake with a stack trace. Options that are added later are held to it."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from orchestrator.cli import app, main
+from orchestrator.spec.loader import parse_spec
+from tests.orchestrator.conftest import RAW_SPEC, drive, new_sweep
+
+# Spelled out: what is no secret, no server and no more than a moment's work.
+AWKWARD = [
+    "", " ", "-1", "0", "99999", "1e3", "nan", "inf", "0x10", "1_000", "9" * 5000, "x" * 5000, "a/../../b", "..", ".",
+    "é", "e\u0301", "\udcff", "\n", "\t", "'", '"', "*", "[", "[red]x[/", "{}", "%s", "=", "a=b", "study=[", "lr='",
+    "-", "2024-13-45", "/dev/null", "/dev/null/x", "~nobody/x", "$HOME", "\x1b[31m",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with a finished sweep, and files that are no specs."""
+    folder = tmp_path_factory.mktemp("corner")
+    (folder / "home").mkdir()
+    small = {"trials": 1, "sampler": "random"}
+    raw = RAW_SPEC | {"tasks": ["demo/digits"], "methods": ["linear"], "search": small, "final": {"seeds": [42]}}
+    raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}, "space": {"lr": RAW_SPEC["space"]["lr"]}}
+    drive(new_sweep(parse_spec(raw, "small"), f"sqlite:///{folder / 'home/studies.db'}"))
+    (folder / "spec.yaml").write_text(yaml.safe_dump(raw))
+    # Refused before anything is started, whatever the options.
+    (folder / "mistaken.yaml").write_text(yaml.safe_dump(raw | {"methods": ["linaer"]}))
+    (folder / "binary").write_bytes(bytes(range(256)) * 4)
+    (folder / "empty").write_bytes(b"")
+    return folder
+
+
+ARGUMENTS: dict[str, list[str]] = {
+    "plan": ["spec.yaml"],
+    "replay": ["spec.yaml"],
+    # These would start a sweep, or look for servers.
+    "doctor": ["mistaken.yaml"],
+    "launch": ["mistaken.yaml"],
+    "resume": ["nothing"],
+    "register": ["small"],
+    "rm": ["small"],
+    "figures": ["nothing"],
+    "predict": ["abc", "binary"],
+    "ui": [],
+    "backbones": [],
+    "data import": ["empty"],
+    "data list": [],
+    "data verify": ["own/nothing"],
+    "data show": ["own/nothing"],
+}
+"""Arguments with which a command is quickly at its end. Others get the finished sweep."""
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    root: Any = typer.main.get_command(app)
+    for name, command in root.commands.items():
+        for inner, subcommand in getattr(command, "commands", {}).items():
+            yield f"{name} {inner}", subcommand
+        if not hasattr(command, "commands"):
+            yield name, command
+
+
+COMMANDS = [*commands()]
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Run the command in this process. Return what is wrong with its answer, or None."""
+    monkeypatch.setattr(sys, "argv", ["sptune", *arguments])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    shown = f"sptune {' '.join(argument[:60] for argument in arguments)!r}"
+    try:
+        main()
+    except SystemExit as ended:
+        return None if ended.code in (None, 0, 1, 2) else f"{shown}: status {ended.code}"
+    except BaseException as error:
+        return f"{shown}: {type(error).__name__}: {error!s:.200}"
+    return f"{shown}: did not exit"
+
+
+@pytest.fixture(autouse=True)
+def _in_the_corner(corner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(corner)
+    monkeypatch.setenv("SPTUNE_HOME", str(corner / "home"))
+    for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS", "SPTUNE_STUDIES", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_no_option_of_a_command_ends_in_a_stack_trace(
+    name: str, command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ARGUMENTS.get(name, ["small"])
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    problems = []
+    for option in options:
+        if option.is_flag:
+            continue
+        values = [*AWKWARD, "home", "binary", "empty", "missing/x"]
+        for value in values:
+            problems.append(run([*name.split(), *arguments, f"{option.opts[0]}={value}"], monkeypatch))
+    told = capsys.readouterr()
+    assert [problem for problem in problems if problem] == []
+    assert "Traceback" not in told.out + told.err
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_no_argument_of_a_command_ends_in_a_stack_trace(
+    name: str, command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = sum(parameter.param_type_name == "argument" for parameter in command.params)
+    values = [*AWKWARD, "home", "binary", "empty", "missing.yaml", "home.yaml"]
+    # A task that is not stored is looked for in the store of the home; no argument lets anything start.
+    problems = [run([*name.split(), *[value] * count], monkeypatch) for value in values if count]
+    told = capsys.readouterr()
+    assert [problem for problem in problems if problem] == []
+    assert "Traceback" not in told.out + told.err
+    assert "alid string" not in told.out + told.err
+
+
+@pytest.mark.parametrize("arguments", [["figures", "small"], ["export", "small"], ["data", "show", "demo/digits"]])
+@pytest.mark.parametrize("out", ["binary", "binary/x", "/dev/null/x"])
+def test_a_place_that_cannot_be_written_is_named(
+    arguments: list[str], out: str, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] == "data" and out == "binary":
+        out = "home"
+    monkeypatch.setenv("SPTUNE_DATA", str(store))
+    assert run([*arguments, "--out", out], monkeypatch) is None
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert out.partition("/x")[0] in told
