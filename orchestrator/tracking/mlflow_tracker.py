@@ -160,7 +160,6 @@ class MlflowTracker:
                     return
                 delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)
             else:
-                self._has_answered = True
                 self._given_up.discard(key)
                 self._failures.pop(key, None)
                 self._reasons.pop(key, None)
@@ -220,6 +219,7 @@ class MlflowTracker:
             # If the question fails, what was known before must not be used.
             self._logged = None
             self._logged = self._runs.load({*self._known})
+            self._has_answered = True
             self._known |= {run.run_id for run in self._logged.values()}
             self._num_logged_epochs.clear()
             self._enqueue(CHECK, self._check)
