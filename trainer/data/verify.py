@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.catalog import TASKS
 from trainer.data.images import check_image, to_rgb
-from trainer.data.task_store import SPLITS, Card, read_card, read_examples
+from trainer.data.task_store import SPLITS, Card, Example, read_card, read_examples
 from trainer.data.tasks import missing_task, open_task
 
 
@@ -59,7 +59,7 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     for split in SPLITS:
         # Each image: its part of the fingerprint, its key, its bytes, and whether it can be decoded.
         labels = Counter[int]()
-        for example in read_examples(root, task, split):
+        for example in _readable_examples(root, task, split, problems):
             digest.update(example.content(split))
             labels[example.label] += 1
 
@@ -100,6 +100,17 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     if fingerprint != card.fingerprint:
         problems.append(f"the fingerprint is {fingerprint}, the card says {card.fingerprint}: the files were changed")
     return verdict
+
+
+def _readable_examples(root: str, task: str, split: str, problems: list[str]) -> Iterator[Example]:
+    """Yield the examples of a split up to damage of its file, which is added to the problems."""
+    try:
+        yield from read_examples(root, task, split)
+    except (ValueError, OSError) as error:
+        # A missing file, or a disk or a bucket that refuses, is no damage.
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
+            raise
+        problems.append(str(error))
 
 
 def _first_three(names: list[str]) -> str:
