@@ -224,6 +224,10 @@ def test_a_complete_trial_that_is_named_runs_again_only_if_its_results_are_damag
     assert named is not None and all_failed is not None
     assert named.matches(trial) and not all_failed.matches(trial), "there is no file of it"
 
+    # Otherwise its first epoch would make it complete, before the worker has written anything.
+    assert len(trial.reset().epochs) == trial.config.epochs - 1
+    assert trial.reset(discard_progress=True).epochs == ()
+
     card = RunCard(
         config=trial.config,
         class_names=["one"],
