@@ -26,8 +26,8 @@ FLOORS = {
         prompt_init training plots inference pretrain __init__ __main__
     """,
     "orchestrator": """
-        errors redaction spec study sweep environment drivers report figures tracking served doctor deletion outcome run_sweep launch
-        __init__ cli __main__
+        errors redaction spec study sweep environment drivers report figures tracking served doctor
+        deletion outcome run_sweep launch __init__ cli __main__
     """,
 }
 

@@ -63,7 +63,12 @@ def _facts(weights: str | None) -> WeightFacts | None:
 def _print_facts(facts: WeightFacts) -> None:
     """Print what the table cannot say about a file."""
     if facts.part:
-        console.print(f"\n{facts.path} holds several networks; {facts.part} is used.", highlight=False, markup=False)
+        console.print(
+            f"\n{facts.path} holds several networks; {facts.part} is used.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
     fitting = [row.name for row in BACKBONES.values() if facts.problem(row) is None]
     if not fitting:
@@ -76,7 +81,7 @@ def _print_facts(facts: WeightFacts) -> None:
         )
     else:
         return
-    console.print(f"\n{text}", highlight=False, markup=False)
+    console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def predict(

@@ -51,7 +51,7 @@ def run(folder: Path, stop: Callable[[], bool] = lambda: False) -> dict[str, byt
     load_split.cache_clear()
     places = {"data_root": folder / "data", "folder": folder / "out", "cache": folder / "cache"}
     places["prototype_cache"] = folder / "prototypes"
-    list(train(CONFIG, stop=stop, **{name: str(place) for name, place in places.items()}))  # type: ignore[arg-type]
+    list(train(CONFIG, stop=stop, **{name: str(place) for name, place in places.items()}))
     trainer.load(folder / "out")
     return {name: (folder / "out" / name).read_bytes() for name in RESULTS}
 

@@ -13,11 +13,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+from orchestrator.cli.lifecycle import _rerun
 from orchestrator.environment.home import Home, home_at
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
@@ -30,7 +33,10 @@ from orchestrator.sweep.tracker import MemoryTracker
 from orchestrator.tracking.mlflow_runs import MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import RAW_SPEC, Sptune, drive
+from trainer.run_folder import RunCard
 from trainer.storage.files import write_bytes
+from trainer.storage.integrity import pack_json
+from trainer.storage.tensors import pack_tensors
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
 
@@ -207,6 +213,47 @@ def test_nothing_is_resumed_that_was_not_meant(
     assert (code, problem in complaint) == (2, True)
     assert [study.trials for study in studies_of(finished.spec, home)] == before
     assert record_of(home).lease("small").holders() == [], "and nobody holds it"
+
+
+def test_a_complete_trial_that_is_named_runs_again_only_if_its_results_are_damaged_or_missing(
+    finished: Sweep, tmp_path: Path
+) -> None:
+    trial = next(trial for trial in finished.studies[0].search_table.trials if trial.state is TrialState.COMPLETE)
+    named = _rerun(False, [trial.trial_id], None, lambda: str(tmp_path))
+    all_failed = _rerun(True, None, None, lambda: str(tmp_path))
+    assert named is not None and all_failed is not None
+    assert named.matches(trial) and not all_failed.matches(trial), "there is no file of it"
+
+    # Otherwise its first epoch would make it complete, before the worker has written anything.
+    assert len(trial.reset().epochs) == trial.config.epochs - 1
+    assert trial.reset(discard_progress=True).epochs == ()
+
+    card = RunCard(
+        config=trial.config,
+        class_names=["one"],
+        backbone_sha256="",
+        learnt_from="",
+        scored_on="",
+        protocol="",
+        learnable={},
+        prototypes_seconds=0.0,
+        metrics={},
+    )
+    table = io.BytesIO()
+    pq.write_table(pa.table({"correct": [True]}), table)
+    contents = {
+        "card.json": pack_json(card.to_values()),
+        "prompt.safetensors": pack_tensors({}),
+        "predictions.parquet": table.getvalue(),
+    }
+    for name, content in contents.items():
+        write_bytes(tmp_path / trial.trial_id / name, content)
+    assert not named.matches(trial)
+
+    for name, content in contents.items():
+        write_bytes(tmp_path / trial.trial_id / name, content[:-9])
+        assert named.matches(trial), name
+        write_bytes(tmp_path / trial.trial_id / name, content)
 
 
 def test_resume_failed_goes_on_where_nothing_has_failed(
