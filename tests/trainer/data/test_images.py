@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ WRITTEN_BADLY = {("I;16", "AVIF"), ("I;16", "GIF"), ("I;16", "WEBP"), ("I", "PPM
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -93,7 +94,7 @@ def test_a_tiff_of_16_bits_is_scaled_in_either_byte_order_and_polarity(order: st
         data = bytearray(encoded(Image.fromarray(values.astype(">u2")), "TIFF"))
     if zero_is_white:
         # The entry of the tag: number, type SHORT, one value, and the value, here 1.
-        endian = "little" if data[:2] == b"II" else "big"
+        endian: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
         entry = (262).to_bytes(2, endian) + (3).to_bytes(2, endian) + (1).to_bytes(4, endian)
         value = data.index(entry) + len(entry)
         data[value : value + 2] = b"\0\0"
@@ -161,8 +162,8 @@ def test_a_photograph_of_any_orientation_is_read_as_the_upright_one(orientation:
     assert whole.shape == (40, 60, 3) and difference(whole, upright) < 4
     for transform in ("spt", "vpt"):
         for augmented in (False, True):
-            square = decode(data, 32, transform, augmented=augmented)  # type: ignore[arg-type]
-            expected = decode(encoded(PHOTO, "PNG"), 32, transform, augmented=augmented)  # type: ignore[arg-type]
+            square = decode(data, 32, transform, augmented=augmented)
+            expected = decode(encoded(PHOTO, "PNG"), 32, transform, augmented=augmented)
             assert (square.float() - expected.float()).abs().mean() < 4
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer.data.publishing import left_over
 from trainer.data.split import load_split
 from trainer.data.task_store import (
     SPLITS,
@@ -25,7 +26,7 @@ from trainer.data.task_store import (
     read_examples,
     write_task,
 )
-from trainer.data.verify import left_over, verify
+from trainer.data.verify import verify
 from trainer.storage.files import file_sizes
 
 TASK = "own/x"
