@@ -12,10 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from trainer.catalog import TASKS, is_own
 from trainer.data.images import TURNED, read_image, to_rgb
-from trainer.data.publishing import dead_parts
+from trainer.data.publishing import left_over
 from trainer.data.task_store import SPLITS, Card, Example, TaskDigest, read_card, read_examples
 from trainer.data.tasks import missing_task, open_task
-from trainer.storage.files import open_filesystem
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +112,6 @@ def _check_labels(verdict: Verdict, split: str, labels: Counter[int]) -> None:
     absent = [card.class_names[label] for label in range(num_classes) if not labels[label]]
     if absent:
         verdict.notes.append(f"{split} has no image of {_first_three(absent)}")
-
-
-def left_over(root: str, task: str) -> list[str]:
-    """Return a note on files of a task that killed imports left, or nothing if there are none.
-
-    Raises:
-        OSError: if the store cannot be read.
-    """
-    filesystem, folder = open_filesystem(f"{root}/{task}")
-    sizes = dead_parts(filesystem, folder)
-    if not sizes:
-        return []
-    num_mb = sum(sizes.values()) / 1e6
-    return [f"an import that did not end left {num_mb:.1f} MB in the store; the next import of {task} deletes them"]
 
 
 def _turned_note(card: Card, num_turned: int) -> str:
