@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from orchestrator.environment.home import DEFAULT_HOME
+from trainer.validation import shown
 
 console = Console()
+
+
+def whole_number(least: int, most: int) -> Callable[[object], int]:
+    """Return a parser of an option that takes a whole number."""
+
+    def parse(value: object) -> int:
+        text = str(value)
+        # Short enough for Python to read.
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+        if number is None or not least <= number <= most:
+            raise typer.BadParameter(f"must be a whole number from {least} to {most}, got {shown(text)}.")
+
+        return number
+
+    # The name of the value in the help.
+    parse.__name__ = "integer"
+    return parse
+
 
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console
+from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, whole_number
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import open_database
 from orchestrator.environment.home import Home, home_at
@@ -26,7 +26,10 @@ from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
+    int | None,
+    typer.Option(
+        parser=whole_number(1, 10_000), help="Trials at once; default: as many as fit the cores of this machine."
+    ),
 ]
 
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console, whole_number
 from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
 from orchestrator.study.trial import TrialState
 from trainer.run_folder import LOG
+from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study
@@ -37,6 +38,15 @@ class Form(enum.Enum):
     latex = "latex"
     csv = "csv"
     html = "html"
+
+
+def _parse_form(value: object) -> Form:
+    names = [form.value for form in Form]
+    name = value.value if isinstance(value, Form) else str(value)
+    if name not in names:
+        raise typer.BadParameter(unknown_name(name, names, "a format"))
+
+    return Form(name)
 
 
 def status(
@@ -119,9 +129,16 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
 def report(
     sweeps: SweepsArgument,
     home: HomeOption = None,
-    form: Annotated[Form, typer.Option("--format", help="Printed to standard output. csv has the main table.")] = (
-        Form.terminal
-    ),
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            parser=_parse_form,
+            metavar="|".join(form.value for form in Form),
+            show_default=Form.terminal.value,
+            help="Printed to standard output. csv has the main table.",
+        ),
+    ] = Form.terminal,
 ) -> None:
     """Print the table of test accuracies with published numbers beside it, and how far to trust it."""
     from orchestrator.report.render import FORMATS, to_csv
@@ -141,7 +158,7 @@ def report(
 
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
+    port: Annotated[int, typer.Option(parser=whole_number(1, 65535), help="Port on the loopback address.")] = 5000,
 ) -> None:
     """Serve the MLflow of a home at 127.0.0.1, and print the address of each sweep. Stop it with Ctrl-C."""
     from orchestrator.tracking.mlflow_runs import view_paths

@@ -29,7 +29,7 @@ SPACE: dict[str, Any] = {
 
 
 def raw_with(raw_study: dict[str, Any], sampler: str) -> dict[str, Any]:
-    search = {"trials": 8, "startup_trials": 2, "max_concurrent": 2, "sampler": sampler}
+    search = {"trials": 6, "startup_trials": 2, "max_concurrent": 2, "sampler": sampler}
     fixed = {"epochs": 2, "warmup_epochs": 0, "prompt_init": "random"}
     return raw_study | {"space": SPACE, "search": search, "fixed": fixed}
 
@@ -87,10 +87,10 @@ def test_more_values_beside_them_widen_a_choice(raw_study: dict[str, Any], recor
     raw = raw_with(raw_study, "random")
     drive(new_sweep(parse_spec(raw, "before"), record_url))
     raw["space"] = raw["space"] | {"ema_decay": {"type": "choice", "values": [0.5, None, 0.9, 0.99]}}
-    raw["search"] = raw["search"] | {"trials": 12}
+    raw["search"] = raw["search"] | {"trials": 8}
     wider = new_sweep(parse_spec(raw, "after"), record_url)
     drive(wider)
-    assert len(wider.studies[0].search_table.trials) == 12
+    assert len(wider.studies[0].search_table.trials) == 8
 
 
 @pytest.mark.parametrize(
