@@ -14,6 +14,9 @@ import yaml
 
 from orchestrator.cli import app, main
 from orchestrator.spec.loader import parse_spec
+from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.sweep.sweep import Sweep
+from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import RAW_SPEC, drive, new_sweep
 
 # No secrets, no servers, and nothing that takes more than a moment.
@@ -152,3 +155,22 @@ def test_a_place_that_cannot_be_written_is_named(
     told = capsys.readouterr().err
     assert told.startswith("error: ")
     assert out.partition("/x")[0] in told
+
+
+@pytest.mark.parametrize("command", [["status", "small"], ["report", "small"], ["resume", "small", "--inline"]])
+def test_a_seed_that_was_recorded_before_it_was_refused_is_told_in_a_sentence(
+    command: list[str], tmp_path: Path, raw_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "home").mkdir()
+    raw_study["search"] = {"trials": 1, "sampler": "random"}
+    database = StudyDatabase(f"sqlite:///{tmp_path / 'home/studies.db'}")
+    sweep = Sweep.resume(parse_spec(raw_study, "a test"), database, MemoryTracker())
+    drive(sweep)
+    recorded = sweep.spec.model_dump(mode="json")
+    database.save_sweep("small", recorded | {"final": recorded["final"] | {"seeds": [2**32]}})
+
+    assert run([*command, "--home", str(tmp_path / "home")], monkeypatch) is None
+    told = capsys.readouterr()
+    assert "2^32-1" in told.err
+    assert "Traceback" not in told.out + told.err
