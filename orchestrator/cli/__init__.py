@@ -88,6 +88,9 @@ def main() -> None:
 
 def _file_problem(error: Exception) -> str | None:
     """Return a sentence about a file or folder that the system refuses; None for any other error."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{shown(error.object)} is no text in UTF-8; rename it."
+
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return None
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from orchestrator.cli.options import HomeOption, console
+from orchestrator.cli.options import HomeOption, console, whole_number
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep, sweep_names
 from orchestrator.errors import LeaseError, ServiceError, UserError
@@ -99,7 +99,7 @@ def _sync(sweep: str, home: str | None) -> bool:
 
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
+    port: Annotated[int, typer.Option(parser=whole_number(1, 65535), help="Port on the loopback address.")] = 5000,
     allowed_hosts: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.options import HomeOption, WeightsOption, console
+from orchestrator.cli.options import HomeOption, WeightsOption, console, whole_number
 from orchestrator.environment.home import home_at, weights_at
 from orchestrator.errors import UserError
 from orchestrator.spec.resources import Cluster
@@ -89,7 +89,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     home: HomeOption = None,
     weights: WeightsOption = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    top: Annotated[int, typer.Option(parser=whole_number(1, 10_000), help="Classes to show for each image.")] = 3,
 ) -> None:
     """Classify images with the prompt and head of a finished trial."""
     import trainer

@@ -137,7 +137,7 @@ def test_a_stream_shows_no_secret_and_is_otherwise_the_stream() -> None:
     assert safe.write("é at http://u:hunter2@h\n") == 24
     safe.writelines(["password=hunter2\n"])
     safe.flush()
-    assert stream.buffer.getvalue() == b"\\xe9 at http://u:***@h\npassword=***\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"\\xe9 at http://u:***@h\npassword=***\n"
     assert (safe.encoding, safe.isatty()) == ("ascii", False)
 
 
