@@ -14,7 +14,7 @@ from orchestrator.cli.doctor import doctor
 from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
 from trainer.plain_text import printable
-from trainer.terminal import open_terminal
+from trainer.terminal import OutputError, open_terminal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -62,7 +62,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         app()
-    except UserError as error:
+    except (UserError, OutputError) as error:
         _exit_with(str(error))
     except Exception as error:
         from orchestrator.environment.connections import explain_error
