@@ -100,6 +100,26 @@ def test_arrows_between_rooms_run_one_way(package: str) -> None:
     assert wrong == []
 
 
+def test_every_text_file_and_pipe_names_its_encoding() -> None:
+    """That of the locale may lack a letter."""
+    wrong = []
+    for path in PRODUCT:
+        for call in ast.walk(tree_of(path)):
+            if not isinstance(call, ast.Call):
+                continue
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            keywords = {keyword.arg for keyword in call.keywords}
+            modes = {argument.value for argument in call.args if isinstance(argument, ast.Constant)}
+            is_text = name in ("read_text", "write_text") or (
+                name == "open" and modes & {"r", "w", "a", "x", "r+", "w+"}
+            )
+            if (is_text and "encoding" not in keywords) or (
+                keywords & {"text", "universal_newlines"} and name == "run"
+            ):
+                wrong.append(f"{short(path)}:{call.lineno}")
+    assert wrong == []
+
+
 def test_files_import_each_other_in_no_circle() -> None:
     modules = {module_of(path): imports(path) - {module_of(path)} for path in PRODUCT}
     try:

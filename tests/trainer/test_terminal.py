@@ -141,6 +141,16 @@ def test_a_stream_shows_no_secret_and_is_otherwise_the_stream() -> None:
     assert (safe.encoding, safe.isatty()) == ("ascii", False)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_is_full_is_a_sentence() -> None:
+    code = "from trainer.terminal import SafeStream; import sys; s = SafeStream(sys.stdout)\n"
+    code += "try:\n    s.write('x'); s.flush()\nexcept OSError as e:\n    print(e, file=sys.stderr)"
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.stderr.startswith("the output cannot be written: No space left on device.\n")
+
+
 def test_a_trace_that_nobody_expected_shows_no_secret() -> None:
     code = "from trainer.terminal import open_terminal; open_terminal()\nraise OSError('s3://k:hunter2@b/x is away')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
