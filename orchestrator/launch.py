@@ -22,13 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep
-from orchestrator.environment.requirements import find_missing
-from orchestrator.errors import HomeError, ServiceError, SpecError, UserError
+from orchestrator.environment.requirements import find_missing, require_cache
+from orchestrator.errors import ServiceError, SpecError, UserError
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
-from trainer.storage.local_cache import cache_problem
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -337,16 +336,16 @@ def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> 
     """
     on_progress(Progress("checking the servers"))
     # On a cluster the cache is on each node, and the check of the nodes tries it.
-    problem = cache_problem() if address is None else None
-    if problem is not None:
-        raise HomeError(problem)
-
-    if address is not None:
+    if address is None:
+        require_cache()
+    else:
         from orchestrator.doctor.checks import check_services, raise_on_errors
 
         # Workers of other machines fail one by one if a server is away, so all of them are checked first.
         raise_on_errors(check_services(home))
-    elif home.mlflow_file is None:
+        return []
+
+    if home.mlflow_file is None:
         from orchestrator.tracking.mlflow_server import check_reachable
 
         try:
