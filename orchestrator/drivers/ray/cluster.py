@@ -61,7 +61,8 @@ def connected(address: str | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 job_config=PlainPath(),
             )
-        except (OSError, ValueError, RuntimeError, RayError) as error:
+        except Exception as error:
+            # A node that does not start in time raises a plain Exception.
             raise _start_error(address, error) from None
 
         try:
