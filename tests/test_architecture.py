@@ -240,6 +240,36 @@ def test_an_assignment_has_one_value_unless_several_belong_together(package: str
     assert len(packed) <= MAX_PACKED_ASSIGNMENTS, packed
 
 
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
+
+
+def test_cores_and_memory_are_counted_in_one_place() -> None:
+    """The machine's own numbers are wrong under an affinity, a control group or Slurm."""
+    counts = ("cpu_count", "process_cpu_count", "sched_getaffinity", "virtual_memory", "SC_PHYS_PAGES")
+    users = {
+        short(path)
+        for path in PRODUCT
+        for call in calls(path)
+        if any(count in ast.unparse(call.func) or count in ast.unparse(call) for count in counts)
+    }
+    # The doctor names both the limit and what the machine has.
+    assert users == {"trainer/machine.py", "orchestrator/doctor/machine.py"}
+
+
+def test_text_is_read_and_written_in_utf_8_whatever_the_locale_says() -> None:
+    wrong = []
+    for path in PRODUCT:
+        for call in calls(path):
+            keywords = {keyword.arg for keyword in call.keywords}
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            text_file = name in ("read_text", "write_text") and "encoding" not in keywords
+            text_process = keywords & {"text", "universal_newlines"} and name in ("run", "Popen", "check_output")
+            if text_file or text_process:
+                wrong.append(f"{short(path)}:{call.lineno}")
+    assert wrong == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_tests_mirror_the_package(package: str) -> None:
     folders = {path.parent.relative_to(ROOT / "tests") for path in ROOT.glob(f"tests/{package}/**/test_*.py")}
