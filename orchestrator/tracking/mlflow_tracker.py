@@ -60,6 +60,7 @@ class MlflowTracker:
         self._num_logged_epochs: dict[str, int] = {}
         # Guards `_pending` and `_closing_since`, and wakes the thread.
         self._changed = threading.Condition()
+        # When the tracker began to close, or the last success after that.
         self._closing_since: float | None = None
         self._thread: threading.Thread | None = None
         self._has_answered = False
@@ -165,6 +166,9 @@ class MlflowTracker:
                 self._reasons.pop(key, None)
                 delay_s = MIN_RETRY_DELAY_S
                 with self._changed:
+                    # Patience begins anew with each success.
+                    if self._closing_since is not None:
+                        self._closing_since = time.monotonic()
                     # Newer work for the same key may have come meanwhile.
                     if self._pending[key] is work:
                         del self._pending[key]

@@ -9,11 +9,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.request import url2pathname
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from orchestrator.doctor.checks import check_services
@@ -284,6 +286,49 @@ def test_a_database_that_is_damaged_is_told_at_once_with_the_way_out(home: Home)
     tracker.close()
     assert time.monotonic() - start < 30, "waiting would not repair it"
     assert tracker.problem is not None and "damaged; move the file away" in tracker.problem
+
+
+class Deaf(MlflowClient):
+    """A client of a server that does everything, and whose first answer to each request for something new is lost."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(tracking_uri=uri)
+        self.lost: set[str] = set()
+
+    def lose(self, what: str) -> None:
+        if what not in self.lost:
+            self.lost.add(what)
+            raise MlflowException("API request failed with exception Connection aborted")
+
+    def create_experiment(self, *args: Any, **options: Any) -> str:
+        experiment = super().create_experiment(*args, **options)
+        self.lose("experiment")
+        return experiment
+
+    def create_run(self, *args: Any, **options: Any) -> Run:
+        run = super().create_run(*args, **options)
+        self.lose(str(options["run_name"]))
+        return run
+
+    def set_terminated(self, run_id: str, *args: Any, **options: Any) -> None:
+        super().set_terminated(run_id, *args, **options)
+        self.lose(f"end of {run_id}")
+
+
+def test_a_server_whose_answers_are_lost_gets_one_run_a_trial_and_none_stays_running(
+    home: Home, fresh: set[tuple[object, ...]]
+) -> None:
+    lose_database(home)
+    database = StudyDatabase(home.database_url)
+    runs = open_runs(home, small_spec(), database.sweep_id(NAME))
+    client = Deaf(home.mlflow_uri)
+    runs._experiment.client = client
+    tracker = MlflowTracker(runs)
+    Sweep.resume(small_spec(), database, tracker)
+    assert (tracker.close(), tracker.problem) == (0, None)
+    assert len(client.lost) >= 9, "of the experiment, of four runs and their ends"
+    assert projection(home) == fresh
+    assert len(runs_of(home, ViewType.ALL)) == 4
 
 
 def files_in(folder: Path) -> set[tuple[str, int]]:
