@@ -122,7 +122,7 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
 
 def _check_bundled(path: Path) -> None:
     """Raise WeightsError if the file of this package is not the one that its card describes."""
-    card = json.loads(path.with_suffix(".card.json").read_text())
+    card = json.loads(path.with_suffix(".card.json").read_text(encoding="utf-8"))
     if hashlib.sha256(path.read_bytes()).hexdigest() != card["sha256"]:
         raise WeightsError(f"{path} is damaged: its checksum is wrong. Install sptune again.")
 

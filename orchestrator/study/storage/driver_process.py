@@ -93,7 +93,7 @@ def _surroundings() -> dict[str, Any] | None:
         links = [PROC / "self/ns" / name for name in ("pid", "time")]
         return {
             HOST: socket.gethostname(),
-            BOOT: (PROC / "sys/kernel/random/boot_id").read_text().strip(),
+            BOOT: (PROC / "sys/kernel/random/boot_id").read_text(encoding="utf-8").strip(),
             NAMESPACES: [str(link.readlink()) for link in links if link.is_symlink()],
         }
     except (OSError, ValueError):
@@ -103,5 +103,5 @@ def _surroundings() -> dict[str, Any] | None:
 def _read_stat(pid: int) -> tuple[str, int]:
     """Return the state of a process as a letter, and its start in clock ticks since the machine started."""
     # The second field is the name in parentheses, which may hold spaces and parentheses.
-    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return fields[0], int(fields[19])
