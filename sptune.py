@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ("orchestrator", "trainer", "search_spaces")
+PACKAGES = ("orchestrator", "trainer")
 
 
 def main() -> None:

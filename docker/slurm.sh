@@ -18,6 +18,8 @@
 set -euo pipefail
 # Job control, so that background processes receive interrupts.
 set -m
+# No Python below imports from the folder that the job was submitted in.
+export PYTHONSAFEPATH=1
 
 if (($# == 0)); then
     echo "usage: sbatch [options] docker/slurm.sh SPEC" >&2

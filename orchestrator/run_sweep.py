@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from orchestrator.deletion import delete_outputs
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home
-from orchestrator.errors import HomeError, ServiceError, UserError
+from orchestrator.environment.requirements import require_cache
+from orchestrator.errors import ServiceError, UserError
 from orchestrator.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
 from orchestrator.spec.schema import SweepSpec
-from trainer.storage.local_cache import cache_folder, cache_problem
+from trainer.storage.local_cache import cache_folder
 
 if TYPE_CHECKING:
     from orchestrator.drivers.context import TrialContext
@@ -131,16 +132,16 @@ def _check_servers(home: Home, address: str | None, on_progress: OnProgress) -> 
     """
     on_progress(Progress("checking the servers"))
     # On a cluster the cache is on each node, and the check of the nodes tries it.
-    problem = cache_problem() if address is None else None
-    if problem is not None:
-        raise HomeError(problem)
-
-    if address is not None:
+    if address is None:
+        require_cache()
+    else:
         from orchestrator.doctor.checks import check_services, raise_on_errors
 
         # Workers of other machines fail one by one if a server is away, so all of them are checked first.
         raise_on_errors(check_services(home))
-    elif home.mlflow_file is None:
+        return []
+
+    if home.mlflow_file is None:
         from orchestrator.tracking.mlflow_server import check_reachable
 
         try:

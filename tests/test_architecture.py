@@ -26,8 +26,8 @@ FLOORS = {
         prompt_init training plots inference pretrain __init__ __main__
     """,
     "orchestrator": """
-        errors redaction spec study sweep environment drivers report figures tracking served doctor deletion outcome run_sweep launch
-        __init__ cli __main__
+        errors redaction spec study sweep environment drivers report figures tracking served doctor
+        deletion outcome run_sweep launch __init__ cli __main__
     """,
 }
 
@@ -97,6 +97,26 @@ def test_arrows_between_rooms_run_one_way(package: str) -> None:
         assert room in floor, f"{short(path)} is in a room that has no floor: add {room!r} to FLOORS"
         targets = [name for name in imports(path) if name.partition(".")[0] == package]
         wrong += [f"{short(path)} imports {name}" for name in targets if floor[room_of(name)] > floor[room]]
+    assert wrong == []
+
+
+def test_every_text_file_and_pipe_names_its_encoding() -> None:
+    """That of the locale may lack a letter."""
+    wrong = []
+    for path in PRODUCT:
+        for call in ast.walk(tree_of(path)):
+            if not isinstance(call, ast.Call):
+                continue
+            name = getattr(call.func, "id", getattr(call.func, "attr", ""))
+            keywords = {keyword.arg for keyword in call.keywords}
+            modes = {argument.value for argument in call.args if isinstance(argument, ast.Constant)}
+            is_text = name in ("read_text", "write_text") or (
+                name == "open" and modes & {"r", "w", "a", "x", "r+", "w+"}
+            )
+            if (is_text and "encoding" not in keywords) or (
+                keywords & {"text", "universal_newlines"} and name == "run"
+            ):
+                wrong.append(f"{short(path)}:{call.lineno}")
     assert wrong == []
 
 
@@ -218,6 +238,36 @@ def packed_assignments(path: Path) -> Iterator[str]:
 def test_an_assignment_has_one_value_unless_several_belong_together(package: str) -> None:
     packed = [place for path in ROOT.glob(f"{package}/**/*.py") for place in packed_assignments(path)]
     assert len(packed) <= MAX_PACKED_ASSIGNMENTS, packed
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
+
+
+def test_cores_and_memory_are_counted_in_one_place() -> None:
+    """The machine's own numbers are wrong under an affinity, a control group or Slurm."""
+    counts = ("cpu_count", "process_cpu_count", "sched_getaffinity", "virtual_memory", "SC_PHYS_PAGES")
+    users = {
+        short(path)
+        for path in PRODUCT
+        for call in calls(path)
+        if any(count in ast.unparse(call.func) or count in ast.unparse(call) for count in counts)
+    }
+    # The doctor names both the limit and what the machine has.
+    assert users == {"trainer/machine.py", "orchestrator/doctor/machine.py"}
+
+
+def test_text_is_read_and_written_in_utf_8_whatever_the_locale_says() -> None:
+    wrong = []
+    for path in PRODUCT:
+        for call in calls(path):
+            keywords = {keyword.arg for keyword in call.keywords}
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            text_file = name in ("read_text", "write_text") and "encoding" not in keywords
+            text_process = keywords & {"text", "universal_newlines"} and name in ("run", "Popen", "check_output")
+            if text_file or text_process:
+                wrong.append(f"{short(path)}:{call.lineno}")
+    assert wrong == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -179,10 +179,14 @@ def main(arguments: list[str] | None = None) -> int:
             fields.setdefault("prompt_init", "mean_pool")
 
         config = TrainConfig.from_params(fields)
+        _check_device(options.device)
         last = _train_with_progress(config, options)
     except InvalidConfig as error:
         for name, problem in error.problems.items():
             print(f"--{name.replace('_', '-')}: {printable(problem)}", file=sys.stderr)
+        return 2
+    except DeviceError as error:
+        print(f"--device: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, TrainingDiverged) as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -191,6 +195,19 @@ def main(arguments: list[str] | None = None) -> int:
     accuracy = last.metrics[config.eval_metric]
     print(f"{config.eval_metric} {accuracy:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
     return 0
+
+
+class DeviceError(Exception):
+    """torch does not know the device, or cannot use it."""
+
+
+def _check_device(name: str) -> None:
+    """Raise DeviceError if nothing can be kept on a device."""
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        # The first sentence says what is wrong; torch's own trace may follow.
+        raise DeviceError(f"{name!r} cannot be used: {str(error).splitlines()[0].rstrip('.')}.") from None
 
 
 def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> EpochMetrics:

@@ -33,6 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from trainer.data.images import suffixes, to_rgb
 from trainer.model import backbone
 from trainer.storage.files import write_bytes
 from trainer.training.checkpoint import load_state, save_state
@@ -141,18 +142,19 @@ def read_images(source: Path, image_size: int) -> tuple[Tensor, Tensor | None]:
         if "label" in table.column_names:
             labels = torch.tensor(table["label"].to_pylist())
     else:
-        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in suffixes())
     if not files:
         raise ValueError(f"{source} holds no image; give a Parquet file with a column `image`, or a folder of images.")
 
     pixels = np.empty((len(files), 3, image_size, image_size), np.uint8)
     for i, file in enumerate(track(files, f"reading {source.name}")):
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            # The centre square of the image, resized.
-            side = min(image.size)
-            left = (image.width - side) // 2
-            top = (image.height - side) // 2
-            square = image.convert("RGB").resize(
+            # The centre square of the upright image, resized.
+            picture = to_rgb(image)
+            side = min(picture.size)
+            left = (picture.width - side) // 2
+            top = (picture.height - side) // 2
+            square = picture.resize(
                 (image_size, image_size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
             )
         pixels[i] = np.asarray(square).transpose(2, 0, 1)

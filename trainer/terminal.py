@@ -10,7 +10,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -20,6 +21,24 @@ from rich.text import Text
 
 from trainer.plain_text import printable
 from trainer.redaction import redact
+
+
+class OutputError(OSError):
+    """A stream cannot be written, because the disk is full for example. The text is a sentence."""
+
+    def __str__(self) -> str:
+        return f"the output cannot be written: {self.strerror}."
+
+
+@contextmanager
+def _explain_errors() -> Iterator[None]:
+    """Raise errors of a stream as OutputError. A reader that went away is no error to explain."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror) from None
 
 
 class SafeStream:
@@ -32,8 +51,14 @@ class SafeStream:
 
     def write(self, text: str) -> int:
         """Write a text, and return the number of its characters."""
-        self._stream.write(redact(text))
+        with _explain_errors():
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with _explain_errors():
+            self._stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write several texts."""
@@ -64,9 +89,10 @@ def write_document(text: str) -> None:
     if not hasattr(sys.stdout, "buffer"):
         print(text, end="")
         return
-    sys.stdout.flush()
-    sys.stdout.buffer.write(text.encode())
-    sys.stdout.buffer.flush()
+    with _explain_errors():
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
 
 
 def shown(text: str, style: str = "", keep: str = "") -> Text:

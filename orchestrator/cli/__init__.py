@@ -16,7 +16,7 @@ from orchestrator.cli.plan import plan, replay
 from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
 from trainer.plain_text import printable
-from trainer.terminal import open_terminal
+from trainer.terminal import OutputError, open_terminal
 from trainer.validation import shown
 
 app = typer.Typer(
@@ -65,7 +65,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         app()
-    except UserError as error:
+    except (UserError, OutputError) as error:
         _exit_with(str(error))
     except InvalidConfig as error:
         # A spec that was recorded before a rule existed: what follows from it is refused today.
@@ -88,6 +88,9 @@ def main() -> None:
 
 def _file_problem(error: Exception) -> str | None:
     """Return a sentence about a file or folder that the system refuses; None for any other error."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{shown(error.object)} is no text in UTF-8; rename it."
+
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return None
 

@@ -78,6 +78,8 @@ def import_(
 @app.command("list")
 def list_(data: DataOption = None) -> None:
     """List all tasks, which of them are in the store, and where to get the others."""
+    from trainer.data.publishing import left_over
+
     root = _root(data)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("task", "group"):
@@ -87,13 +89,20 @@ def list_(data: DataOption = None) -> None:
     table.add_column("stored", no_wrap=True)
 
     absent = []
+    left = []
     for task in _tasks(root):
         card = read_card(root, task)
+        left += left_over(root, task) if card is not None or task not in TASKS else []
+        # The folder of a task of one's own may hold no more than what a killed import left.
+        if card is None and task not in TASKS:
+            continue
         table.add_row(*_list_row(task, card))
         # Demo tasks are made at their first use.
         if card is None and not task.startswith("demo/"):
             absent.append(task)
     console.print(table)
+    for sentence in left:
+        console.print(f"note: {sentence}", highlight=False, soft_wrap=True)
     if absent:
         _print_sources(absent)
 
@@ -176,12 +185,12 @@ def show(
     from trainer.data.task_store import TaskMissing
     from trainer.data.verify import contact_sheet
 
+    file = out or Path(f"{task.replace('/', '_')}.png")
     try:
         picture = contact_sheet(_root(data), task)
+        file.write_bytes(picture)
     except (TaskMissing, OSError) as error:
         raise UserError(str(error)) from None
-    file = out or Path(f"{task.replace('/', '_')}.png")
-    file.write_bytes(picture)
     console.print(f"{file}", highlight=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from orchestrator.cli.options import HomeOption, console
+from orchestrator.cli.options import HomeOption, console, whole_number
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep, sweep_names
 from orchestrator.errors import LeaseError, ServiceError, UserError
@@ -42,20 +43,36 @@ def sync(
 
     Exit status: 0 if MLflow has everything, 1 if something could not be logged, 2 for a mistake.
     """
-    names = [sweep] if sweep is not None else sweep_names(home_at(home))
-    # Of several sweeps, all are tried.
-    results = [_sync(name, home, is_only=sweep is not None) for name in names]
-    if not all(results):
+    if sweep is not None:
+        is_whole = _sync(sweep, home)
+    else:
+        # All are tried, whatever is wrong with one of them.
+        results = [_sync_one_of_several(name, home) for name in sweep_names(home_at(home))]
+        is_whole = all(results)
+    if not is_whole:
         raise typer.Exit(1)
 
 
-def _sync(sweep: str, home: str | None, *, is_only: bool) -> bool:
+def _sync_one_of_several(sweep: str, home: str | None) -> bool:
+    """Synchronize a sweep, print what keeps it from being done, and return whether MLflow has all of it."""
+    try:
+        return _sync(sweep, home)
+    except LeaseError as error:
+        _print(f"{sweep}: left to its driver. {error}")
+        return True
+    except UserError as error:
+        _print(f"{sweep}: {error}")
+        return False
+
+
+def _sync(sweep: str, home: str | None) -> bool:
     """Synchronize one sweep, print what was done, and return whether MLflow has all of it."""
     from orchestrator.tracking.mlflow_sync import sync_sweep
 
     place, database, spec = find_sweep(home, sweep, writes=True)
     last_line_at = time.monotonic()
-    with console.status(f"logging {spec.name} to MLflow") as status:
+    # SQLite then puts its log into the file, which can be read and copied alone.
+    with contextlib.closing(database), console.status(f"logging {spec.name} to MLflow") as status:
 
         def show(num_left: int) -> None:
             nonlocal last_line_at
@@ -64,14 +81,7 @@ def _sync(sweep: str, home: str | None, *, is_only: bool) -> bool:
                 last_line_at = time.monotonic()
                 _print(f"{spec.name}: {num_left} trials and studies are left")
 
-        try:
-            outcome = sync_sweep(place, database, spec, show)
-        except LeaseError as error:
-            # Its driver logs it. That is a mistake only if this sweep was asked for.
-            if is_only:
-                raise
-            _print(f"{spec.name}: left to its driver. {error}")
-            return True
+        outcome = sync_sweep(place, database, spec, show)
 
     parts = [
         (outcome.num_created, "runs created"),
@@ -89,7 +99,7 @@ def _sync(sweep: str, home: str | None, *, is_only: bool) -> bool:
 
 def ui(
     home: HomeOption = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on the loopback address.")] = 5000,
+    port: Annotated[int, typer.Option(parser=whole_number(1, 65535), help="Port on the loopback address.")] = 5000,
     allowed_hosts: Annotated[
         str | None,
         typer.Option(

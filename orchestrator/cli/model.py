@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.options import HomeOption, WeightsOption, console
+from orchestrator.cli.options import HomeOption, WeightsOption, console, whole_number
 from orchestrator.environment.home import home_at, weights_at
 from orchestrator.errors import UserError
 from orchestrator.spec.resources import Cluster
@@ -63,7 +63,12 @@ def _facts(weights: str | None) -> WeightFacts | None:
 def _print_facts(facts: WeightFacts) -> None:
     """Print what the table cannot say about a file."""
     if facts.part:
-        console.print(f"\n{facts.path} holds several networks; {facts.part} is used.", highlight=False, markup=False)
+        console.print(
+            f"\n{facts.path} holds several networks; {facts.part} is used.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
     fitting = [row.name for row in BACKBONES.values() if facts.problem(row) is None]
     if not fitting:
@@ -76,7 +81,7 @@ def _print_facts(facts: WeightFacts) -> None:
         )
     else:
         return
-    console.print(f"\n{text}", highlight=False, markup=False)
+    console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def predict(
@@ -84,7 +89,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     home: HomeOption = None,
     weights: WeightsOption = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    top: Annotated[int, typer.Option(parser=whole_number(1, 10_000), help="Classes to show for each image.")] = 3,
 ) -> None:
     """Classify images with the prompt and head of a finished trial."""
     import trainer

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
 
 from orchestrator.environment.home import DEFAULT_HOME
 from trainer.terminal import TextConsole
+from trainer.validation import shown
 
 console = TextConsole()
 
@@ -26,6 +28,23 @@ def surviving_lost_output() -> Iterator[None]:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
+
+
+def whole_number(least: int, most: int) -> Callable[[object], int]:
+    """Return a parser of an option that takes a whole number."""
+
+    def parse(value: object) -> int:
+        text = str(value)
+        # Short enough for Python to read.
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+        if number is None or not least <= number <= most:
+            raise typer.BadParameter(f"must be a whole number from {least} to {most}, got {shown(text)}.")
+
+        return number
+
+    # The name of the value in the help.
+    parse.__name__ = "integer"
+    return parse
 
 
 SpecArgument = Annotated[

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console
+from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, whole_number
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import read_database
 from orchestrator.environment.home import Home, home_at, weights_at
@@ -27,7 +27,10 @@ from trainer.machine import usable_cores
 from trainer.terminal import shown
 
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Trials at once; default: as many as fit the cores of this machine.")
+    int | None,
+    typer.Option(
+        parser=whole_number(1, 10_000), help="Trials at once; default: as many as fit the cores of this machine."
+    ),
 ]
 
 

@@ -16,6 +16,7 @@ from orchestrator.study.trial import TrialState
 from trainer.redaction import redact_all
 from trainer.run_folder import LOG
 from trainer.terminal import shown, write_document
+from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
     from orchestrator.study.storage.lease import DriverStatus
@@ -35,6 +36,15 @@ class Form(enum.Enum):
     latex = "latex"
     csv = "csv"
     html = "html"
+
+
+def _parse_form(value: object) -> Form:
+    names = [form.value for form in Form]
+    name = value.value if isinstance(value, Form) else str(value)
+    if name not in names:
+        raise typer.BadParameter(unknown_name(name, names, "a format"))
+
+    return Form(name)
 
 
 def status(
@@ -130,9 +140,16 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
 def report(
     sweeps: SweepsArgument,
     home: HomeOption = None,
-    form: Annotated[Form, typer.Option("--format", help="Printed to standard output. csv has the main table.")] = (
-        Form.terminal
-    ),
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--format",
+            parser=_parse_form,
+            metavar="|".join(form.value for form in Form),
+            show_default=Form.terminal.value,
+            help="Printed to standard output. csv has the main table.",
+        ),
+    ] = Form.terminal,
 ) -> None:
     """Print the table of test accuracies with published numbers beside it, and how far to trust it."""
     from orchestrator.report.render import FORMATS, to_csv

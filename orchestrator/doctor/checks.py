@@ -18,6 +18,7 @@ from orchestrator.environment.provenance import code, versions
 from orchestrator.errors import ClusterError, ServiceError, UserError
 from orchestrator.redaction import redact
 from orchestrator.spec.schema import SweepSpec, task_names
+from orchestrator.tracking.mlflow_client import explain
 from orchestrator.tracking.mlflow_locations import local_path, stale_locations
 from trainer.data.tasks import open_task
 from trainer.storage.files import delete_file, read_bytes, write_bytes
@@ -281,7 +282,12 @@ def _check_database(home: Home) -> Finding:
 
 def _check_mlflow(home: Home) -> Finding:
     if home.mlflow_file is not None:
-        stale = stale_locations(home)
+        try:
+            stale = stale_locations(home)
+        except Exception as error:
+            # SQLite and SQLAlchemy each raise errors of their own.
+            detail = f"MLflow {explain(error)} ({home.mlflow_file})"
+            return Finding(where=THIS_MACHINE, subject="MLflow", detail=detail, verdict="error")
         if stale:
             return Finding(
                 where=THIS_MACHINE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
-from trainer.storage.local_cache import cache_folder, unwritable
+from trainer.storage.local_cache import cache_folder, temporary_cache, unwritable
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")
@@ -29,7 +29,17 @@ def prepare_process() -> None:
 
     bypass_proxy_for_loopback()
     raise_file_limit()
-    # Without a home that can be written, matplotlib would read all fonts again in each process.
+    set_home()
+
+
+def set_home() -> None:
+    """Let libraries that keep files in the user's home find another folder, if that home cannot be written."""
+    try:
+        Path.home()
+    except RuntimeError:
+        # Ray asks for a home and ends without one. The name `~` in a path means this folder now.
+        os.environ["HOME"] = str(temporary_cache())
+    # Without a folder of its own, matplotlib would read all fonts again in each process.
     if home_problem() is not None:
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
 
@@ -37,9 +47,13 @@ def prepare_process() -> None:
 def home_problem() -> str | None:
     """Return why the home of this user cannot be written; None if it can."""
     try:
-        return unwritable(Path.home())
+        home = Path.home()
     except RuntimeError:
+        home = temporary_cache()
+    # The command may have set HOME to this folder.
+    if home == temporary_cache():
         return "HOME is not set, and the list of users has no home of this user"
+    return unwritable(home)
 
 
 def bypass_proxy_for_loopback() -> None:
@@ -59,7 +73,9 @@ def bypass_proxy_for_loopback() -> None:
 def proxy_variable(address: str) -> str | None:
     """Return the variable whose proxy requests to an address go through; None if they go straight."""
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname or proxy_bypass(parts.hostname):
+    # With the port, because no_proxy may name it.
+    host = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in ("http", "https") or not host or proxy_bypass(host):
         return None
     return variable_set(f"{parts.scheme}_proxy") or variable_set("all_proxy")
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.environment.home import Home
+from orchestrator.errors import HomeError
 from orchestrator.spec.schema import StudyMatrix, task_names
 from trainer.catalog import BACKBONES, is_own
 from trainer.data.task_store import Card, read_card
 from trainer.model.weights import WeightsError, find_weights
+from trainer.storage.local_cache import cache_problem
 from trainer.validation import is_full, share_problem
 
 
@@ -44,6 +46,17 @@ def find_missing(spec: StudyMatrix, home: Home, weights: str | None) -> list[str
             problems.append(f"backbones: {error}")
     # Backbones in one folder of weights have the same problem.
     return list(dict.fromkeys(problems))
+
+
+def require_cache() -> None:
+    """Raise if the cache folder of this machine does not exist and cannot be made.
+
+    Raises:
+        HomeError: with the reason, and the variable that names another folder.
+    """
+    problem = cache_problem()
+    if problem is not None:
+        raise HomeError(problem)
 
 
 def _share_problems(spec: StudyMatrix, card: Card) -> Iterator[str]:

@@ -73,10 +73,10 @@ def read_yaml(path: Path) -> tuple[Any, list[str]]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise SpecError(str(path), ["is a folder; name the YAML file in it."])
-
     try:
+        if path.is_dir():
+            raise SpecError(str(path), ["is a folder; name the YAML file in it."])
+
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise SpecError(

@@ -164,11 +164,20 @@ class Trial:
         )
 
     def reset(self, *, discard_progress: bool = False) -> Trial:
-        """Return the trial, waiting for a new attempt: from its last epoch, or as if it had never run."""
+        """Return the trial, waiting for a new attempt: from its last epoch, or as if it had never run.
+
+        A trial with all its epochs loses the last one, which makes it complete again.
+        """
         # The rungs belong to the epochs. The other attributes belong to the params and stay.
         drawn = {name: value for name, value in self.sampler_attrs.items() if not name.startswith(RUNG)}
         fresh: dict[str, Any] = {"epochs": (), "last_metrics": {}, "provenance": {}, "sampler_attrs": drawn}
         fresh |= {"attempt": 0, "gpu_share_factor": 1, "lost_seconds": 0.0}
+
+        changes: dict[str, Any] = {}
+        if discard_progress:
+            changes = fresh
+        elif len(self.epochs) == self.config.epochs:
+            changes = {"epochs": self.epochs[:-1]}
 
         return dataclasses.replace(
             self,
@@ -178,7 +187,7 @@ class Trial:
             cause=None,
             failures=0,
             losses=0,
-            **(fresh if discard_progress else {}),
+            **changes,
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,16 +51,25 @@ class MlflowExperiment:
         artifacts: URI of the folder for MLflow's artifacts; None if a server chooses it.
         sweep_id: identity of the sweep in the study database. Empty: every run with the sweep's name belongs to it.
         params: searched parameters, which become columns of the experiment's table.
+        prepare: called before the experiment is opened.
     """
 
     def __init__(
-        self, uri: str, sweep: str, artifacts: str | None, *, sweep_id: str = "", params: Sequence[str] = ()
+        self,
+        uri: str,
+        sweep: str,
+        artifacts: str | None,
+        *,
+        sweep_id: str = "",
+        params: Sequence[str] = (),
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.uri = uri
         self._sweep = sweep
         self._artifacts = artifacts
         self._sweep_id = sweep_id
         self._params = params
+        self._prepare = prepare
         self._experiment_id: str | None = None
         self.changes: Counter[str] = Counter()
         """Number of runs that were `created`, `restored` or `removed` as duplicates."""
@@ -81,6 +90,7 @@ class MlflowExperiment:
         Args:
             known: ids of runs that belong to the sweep.
         """
+        self._prepare()
         experiment = self._find(known)
         if experiment is None:
             location = f"{self._artifacts}/{self._sweep}" if self._artifacts else None

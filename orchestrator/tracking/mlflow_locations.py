@@ -64,15 +64,22 @@ def snapshot(home: Home, folder: Path) -> str:
         sqlite3.Error: if the database cannot be read.
     """
     copy = folder / "mlflow.db"
-    # `immutable` allows reading where SQLite cannot write its lock files.
-    source = f"file:{quote(str(home.mlflow_file))}?mode=ro&immutable=1"
-    with closing(sqlite3.connect(source, uri=True)) as original, closing(sqlite3.connect(copy)) as target:
-        original.backup(target)
+    source = f"file:{quote(str(home.mlflow_file))}?mode=ro"
+    try:
+        _copy_database(source, copy)
+    except sqlite3.OperationalError:
+        # SQLite cannot write its lock files there; then nobody else can be waited for.
+        _copy_database(f"{source}&immutable=1", copy)
 
     uri = f"{SQLITE}{copy}"
     for stale in _stale_locations(uri, str(home.mlflow_artifacts)):
         move_locations(uri, stale, str(home.mlflow_artifacts))
     return uri
+
+
+def _copy_database(source: str, copy: Path) -> None:
+    with closing(sqlite3.connect(source, uri=True)) as original, closing(sqlite3.connect(copy)) as target:
+        original.backup(target)
 
 
 def move_locations(uri: str, old: str, new: str) -> None:
@@ -128,9 +135,11 @@ def _stale_locations(uri: str, artifacts: str) -> list[str]:
     try:
         with engine.connect() as connection:
             return _stale_roots(connection, artifacts)
-    except OperationalError:
+    except OperationalError as error:
         # MLflow has not made its tables yet.
-        return []
+        if "no such table" in str(error):
+            return []
+        raise
     finally:
         engine.dispose()
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ class MlflowRuns:
         artifacts: URI of the folder for MLflow's artifacts; None if a server chooses it.
         data_root: the task store. Its cards describe the images that a study learns from.
         params: searched parameters, which become columns of the experiment's table.
+        sweep_id: identity of the sweep in the study database. Empty: every run with the sweep's name belongs to it.
+        prepare: called before the experiment is opened.
     """
 
     def __init__(
@@ -80,8 +83,9 @@ class MlflowRuns:
         params: Sequence[str] = (),
         *,
         sweep_id: str = "",
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        self._experiment = MlflowExperiment(uri, sweep, artifacts, sweep_id=sweep_id, params=params)
+        self._experiment = MlflowExperiment(uri, sweep, artifacts, sweep_id=sweep_id, params=params, prepare=prepare)
         self._trials = trials
         self._data_root = data_root
 
@@ -266,8 +270,6 @@ def open_runs(home: Home, spec: SweepSpec, sweep_id: str) -> MlflowRuns:
     Args:
         sweep_id: identity of the sweep in the study database.
     """
-    # A home that was moved or copied: artifacts are read, written and deleted in this home and in no other.
-    correct_locations(home)
     searched = list(dict.fromkeys(name for plan in plan_sweep(spec).studies for name in plan.space))
     return MlflowRuns(
         home.mlflow_uri,
@@ -277,6 +279,8 @@ def open_runs(home: Home, spec: SweepSpec, sweep_id: str) -> MlflowRuns:
         home.data_root,
         searched,
         sweep_id=sweep_id,
+        # Whatever keeps MLflow's database from being corrected is MLflow's problem, and does not stop a sweep.
+        prepare=functools.partial(correct_locations, home),
     )
 
 

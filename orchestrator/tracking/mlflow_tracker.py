@@ -60,6 +60,7 @@ class MlflowTracker:
         self._num_logged_epochs: dict[str, int] = {}
         # Guards `_pending` and `_closing_since`, and wakes the thread.
         self._changed = threading.Condition()
+        # When the tracker began to close, or the last success after that.
         self._closing_since: float | None = None
         self._thread: threading.Thread | None = None
         self._has_answered = False
@@ -160,12 +161,14 @@ class MlflowTracker:
                     return
                 delay_s = min(2 * delay_s, MAX_RETRY_DELAY_S)
             else:
-                self._has_answered = True
                 self._given_up.discard(key)
                 self._failures.pop(key, None)
                 self._reasons.pop(key, None)
                 delay_s = MIN_RETRY_DELAY_S
                 with self._changed:
+                    # Patience begins anew with each success.
+                    if self._closing_since is not None:
+                        self._closing_since = time.monotonic()
                     # Newer work for the same key may have come meanwhile.
                     if self._pending[key] is work:
                         del self._pending[key]
@@ -220,6 +223,7 @@ class MlflowTracker:
             # If the question fails, what was known before must not be used.
             self._logged = None
             self._logged = self._runs.load({*self._known})
+            self._has_answered = True
             self._known |= {run.run_id for run in self._logged.values()}
             self._num_logged_epochs.clear()
             self._enqueue(CHECK, self._check)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
 from sqlalchemy.engine import make_url
 
-from orchestrator.errors import SpecError
+from orchestrator.drivers.trial_runner import _AttemptLog
+from orchestrator.errors import ServiceError, SpecError, UserError
 from orchestrator.redaction import redact
 from orchestrator.spec.loader import parse_spec
+from orchestrator.study.trial import Failure, FailureCause
+from orchestrator.tracking.mlflow_runs import MlflowRuns
+from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
 AWKWARD_CHARACTERS = "/@:%?#&=;+'\"\\[]$!~,()"
 SCHEMES = ("postgresql+psycopg", "postgresql", "https", "http", "s3")
@@ -114,3 +119,39 @@ def test_a_spec_with_a_password_is_refused_without_repeating_it(raw_spec: dict[s
     assert "postgresql+psycopg://u:***@127.0.0.1:1/db holds a secret" in str(refused.value)
     assert "hun" not in str(refused.value)
     assert "ter2" not in str(refused.value)
+
+
+ADDRESS = "http://bob:hun/ter2@mlflow:5000/x"
+
+
+def test_an_error_holds_no_secret_however_it_was_made() -> None:
+    assert str(UserError(f"cannot reach {ADDRESS}.")) == "cannot reach http://bob:***@mlflow:5000/x."
+    refused = SpecError("a test", [f"mlflow {ADDRESS}: away", "tasks: none"])
+    assert "ter2" not in str(refused) + str(refused.problems)
+    away = ServiceError(ADDRESS, away=True)
+    assert (str(away), away.away) == ("http://bob:***@mlflow:5000/x", True)
+
+
+def test_a_failure_is_stored_without_secrets_and_without_what_a_database_refuses() -> None:
+    failure = Failure(cause=FailureCause.ERROR, error=f"OSError: {ADDRESS}\n\tcaf\udce9 \x00 \x1b[2J")
+    assert failure.error == "OSError: http://bob:***@mlflow:5000/x\n\tcaf\\udce9 \\x00 \\x1b[2J"
+
+
+def test_what_mlflow_lacks_is_told_without_its_password() -> None:
+    class Away(MlflowRuns):
+        def open(self) -> None:
+            raise OSError(f"API request to {ADDRESS} failed")
+
+    tracker = MlflowTracker(Away("", "demo", "", None, ""), patience_s=0.0)
+    tracker._enqueue("work", tracker._runs.open)
+    assert tracker.close() == 1
+    assert tracker.problem == "OSError: API request to http://bob:***@mlflow:5000/x failed"
+
+
+def test_the_log_of_a_trial_holds_no_secret(tmp_path: Path) -> None:
+    log = _AttemptLog()
+    log.add(f"OSError: {ADDRESS}\nmore \x1b[2J")
+    log.close()
+    log.write(str(tmp_path))
+    text = (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert text.endswith("OSError: http://bob:***@mlflow:5000/x\nmore \\x1b[2J\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -292,3 +294,48 @@ def test_pretraining_goes_on_from_its_checkpoint_to_the_same_bits(photos: Path, 
     # Finished is finished: a third call trains nothing.
     again, same_losses = run("in-two")
     assert same_losses == losses and all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+AWKWARD = [
+    "",
+    "-1",
+    "nan",
+    "inf",
+    "1e999",
+    "9" * 5000,
+    "x" * 5000,
+    "é",
+    "\udcff",
+    "..",
+    "%s",
+    "[red]",
+    "none",
+    "5 per class",
+]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
+def test_no_value_of_an_option_ends_in_a_stack_trace(
+    field: dataclasses.Field[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    if field.type == "bool":
+        return
+
+    # A batch of 10^6 images is refused by itself, so nothing is trained whatever the other value is.
+    valid = {"task": "demo/digits", "method": "linear", "batch-size": "1000000", "device": "cpu"}
+    for value in AWKWARD:
+        options = valid | {field.name.replace("_", "-"): value}
+        try:
+            status = main([f"--{name}={text}" for name, text in options.items()])
+        except SystemExit as ended:
+            status = int(ended.code or 0)
+        assert status == 2, value[:50]
+        told = capsys.readouterr().err
+        assert told
+        assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("device", ["", "tpu", "cuda:99", "cpu:x", "9" * 5000])
+def test_a_device_that_torch_cannot_use_is_one_sentence(device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--method", "linear", "--device", device]) == 2
+    assert capsys.readouterr().err.startswith("--device: ")

@@ -137,8 +137,18 @@ def test_a_stream_shows_no_secret_and_is_otherwise_the_stream() -> None:
     assert safe.write("é at http://u:hunter2@h\n") == 24
     safe.writelines(["password=hunter2\n"])
     safe.flush()
-    assert stream.buffer.getvalue() == b"\\xe9 at http://u:***@h\npassword=***\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue() == b"\\xe9 at http://u:***@h\npassword=***\n"
     assert (safe.encoding, safe.isatty()) == ("ascii", False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_output_that_is_full_is_a_sentence() -> None:
+    code = "from trainer.terminal import SafeStream; import sys; s = SafeStream(sys.stdout)\n"
+    code += "try:\n    s.write('x'); s.flush()\nexcept OSError as e:\n    print(e, file=sys.stderr)"
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.stderr.startswith("the output cannot be written: No space left on device.\n")
 
 
 def test_a_trace_that_nobody_expected_shows_no_secret() -> None:

@@ -273,7 +273,7 @@ def _find_damage(stem: Path, num_images: int, image_bytes: int | None) -> str | 
         sums = [
             _checksum(size_N2[row], pixels[start:end]) for row, (start, end) in zip(rows, starts_and_ends, strict=True)
         ]
-        return sums == sums_N[first : first + BLOCK].tolist()
+        return bool(sums == sums_N[first : first + BLOCK].tolist())
 
     with ThreadPoolExecutor(usable_cores()) as pool:
         is_right = len(sums_N) == num_images and all(pool.map(is_block_right, range(0, num_images, BLOCK)))
@@ -282,7 +282,7 @@ def _find_damage(stem: Path, num_images: int, image_bytes: int | None) -> str | 
 
 def _checksum(size: Sequence[int] | NDArray[np.int64], pixels: NDArray[np.uint8]) -> int:
     """Return the checksum of an image with its height and width."""
-    return zlib.crc32(np.ascontiguousarray(pixels), zlib.crc32(np.array(size, np.int32).tobytes()))
+    return zlib.crc32(np.ascontiguousarray(pixels).data, zlib.crc32(np.array(size, np.int32).tobytes()))
 
 
 def _decode_into(stem: Path, source: _Source, decoder: _Decoder) -> None:

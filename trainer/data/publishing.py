@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
-from trainer.storage.files import has_folders
+from trainer.storage.files import has_folders, open_filesystem
 
 SUFFIX = ".part"
 """Suffix of what is not published. Version 0.1.0 gave it to single files."""
@@ -128,6 +128,20 @@ def remove_dead_parts(filesystem: fs.FileSystem, task_folder: str) -> None:
     """
     for path in dead_parts(filesystem, task_folder):
         _delete(filesystem, path)
+
+
+def left_over(root: str, task: str) -> list[str]:
+    """Return a note on files of a task that killed imports left, or nothing if there are none.
+
+    Raises:
+        OSError: if the store cannot be read.
+    """
+    filesystem, folder = open_filesystem(f"{root}/{task}")
+    sizes = dead_parts(filesystem, folder)
+    if not sizes:
+        return []
+    num_mb = sum(sizes.values()) / 1e6
+    return [f"an import that did not end left {num_mb:.1f} MB in the store; the next import of {task} deletes them"]
 
 
 def _is_dead(filesystem: fs.FileSystem, path: str, is_folder: bool, files: Sequence[fs.FileInfo]) -> bool:

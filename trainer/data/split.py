@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.data.image_cache import WholeImages, load_decoded, load_whole
 from trainer.data.subsets import TrainSize, ValSize, num_labels, part_name, split_rows
-from trainer.data.task_store import Card, read_column
+from trainer.data.task_store import Card, TaskChanged, read_column
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, View, cut
 
@@ -49,6 +49,15 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.rows_N)
+
+    def check_same_import(self, other: Split) -> None:
+        """Raise TaskChanged if the task was imported anew between the loading of two of its splits."""
+        fingerprints = [split.fingerprint.partition("/")[0] for split in (other, self)]
+        if len(set(fingerprints)) > 1:
+            raise TaskChanged(
+                f"the task was imported anew ({fingerprints[1]}) while a run learnt from its images of before "
+                f"({fingerprints[0]}). Import those again, or start under another name."
+            )
 
     def all_images(self) -> Tensor:
         """Return all fixed views ``[N, 3, S, S]`` in one tensor."""

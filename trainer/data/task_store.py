@@ -295,12 +295,16 @@ def _open(root: str, task: str, split: str, card: Card | None) -> Iterator[pq.Pa
 
         with file:
             try:
-                parquet = pq.ParquetFile(file, page_checksum_verification=True)
-                _check_import(root, task, split, parquet, card)
-                yield parquet
+                with translate_errors(uri, "read"):
+                    parquet = pq.ParquetFile(file, page_checksum_verification=True)
+                    _check_import(root, task, split, parquet, card)
+                    yield parquet
             except TaskChanged:
                 raise
             except (ValueError, KeyError, OSError, OverflowError, pa.ArrowException) as error:
+                # Errors of a disk or a bucket have a number, which retries depend on.
+                if getattr(error, "errno", None) is not None:
+                    raise
                 raise split_error(root, task, split, error) from error
 
 
@@ -317,14 +321,10 @@ def _check_import(root: str, task: str, split: str, parquet: pq.ParquetFile, car
 
 
 def split_error(root: str, task: str, split: str, error: Exception, example: Example | None = None) -> Exception:
-    """Return the error for a split that cannot be read, with the name of its file, and of the image if it is known.
+    """Return the error for a damaged split, an OSError or a ValueError as the given one.
 
-    It is an OSError or a ValueError as the given one. Errors of a disk or a bucket are returned as they are: they have
-    a number, which retries depend on.
+    Its text names the file, and the image if it is known.
     """
-    if getattr(error, "errno", None) is not None:
-        return error
-
     place = f"{redact(root)}/{task}"
     image = f", image {example.key!r}" if example else ""
     delete = (

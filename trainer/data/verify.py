@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.catalog import TASKS, is_own
 from trainer.data.images import TURNED, read_image, to_rgb
-from trainer.data.publishing import dead_parts
-from trainer.data.task_store import SPLITS, Card, TaskDigest, read_card, read_examples
+from trainer.data.publishing import left_over
+from trainer.data.task_store import SPLITS, Card, Example, TaskDigest, read_card, read_examples
 from trainer.data.tasks import missing_task, open_task
-from trainer.storage.files import open_filesystem
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     for split in SPLITS:
         # Each image: its part of the fingerprint, its key, its bytes, and whether it can be decoded.
         labels = Counter[int]()
-        for example in read_examples(root, task, split, card=card):
+        for example in _readable_examples(root, task, split, card, problems):
             digest.add(split, example)
             labels[example.label] += 1
 
@@ -115,20 +114,6 @@ def _check_labels(verdict: Verdict, split: str, labels: Counter[int]) -> None:
         verdict.notes.append(f"{split} has no image of {_first_three(absent)}")
 
 
-def left_over(root: str, task: str) -> list[str]:
-    """Return a note on files of a task that killed imports left, or nothing if there are none.
-
-    Raises:
-        OSError: if the store cannot be read.
-    """
-    filesystem, folder = open_filesystem(f"{root}/{task}")
-    sizes = dead_parts(filesystem, folder)
-    if not sizes:
-        return []
-    num_mb = sum(sizes.values()) / 1e6
-    return [f"an import that did not end left {num_mb:.1f} MB in the store; the next import of {task} deletes them"]
-
-
 def _turned_note(card: Card, num_turned: int) -> str:
     if card.upright:
         return f"{num_turned} images are {TURNED}"
@@ -138,6 +123,17 @@ def _turned_note(card: Card, num_turned: int) -> str:
         f"{num_turned} images have an EXIF orientation and are not turned, because an earlier version imported the "
         "task. Import it again to have them upright"
     )
+
+
+def _readable_examples(root: str, task: str, split: str, card: Card, problems: list[str]) -> Iterator[Example]:
+    """Yield the examples of a split up to damage of its file, which is added to the problems."""
+    try:
+        yield from read_examples(root, task, split, card=card)
+    except (ValueError, OSError) as error:
+        # A missing file, or a disk or a bucket that refuses, is no damage.
+        if isinstance(error, FileNotFoundError) or getattr(error, "errno", None) is not None:
+            raise
+        problems.append(str(error))
 
 
 def _first_three(names: list[str]) -> str:

@@ -231,5 +231,9 @@ def _is_damaged_copy(copy: Path | None) -> bool:
     with file.open("rb") as opened:
         is_damaged = hashlib.file_digest(opened, "sha256").hexdigest() != names[0]
     if is_damaged:
-        set_aside(file, f"{copy} is damaged: its checksum is wrong.")
+        problem = f"{copy} is damaged: its checksum is wrong."
+        try:
+            set_aside(file, problem)
+        except OSError as error:
+            raise WeightsError(f"{problem} It cannot be moved ({error.strerror}): delete {file}.") from error
     return is_damaged

@@ -231,14 +231,11 @@ def delete_file(location: str | Path) -> None:
 
 
 def move_file(location: str | Path, target: str | Path) -> None:
-    """Move a file to another name in the same folder or bucket, where it replaces another.
-
-    Raises:
-        OSError: if there is no such file, or it cannot be moved.
-    """
+    """Move a file, if it exists, to another name in the same folder or bucket, where it replaces another."""
     filesystem, path = open_filesystem(location)
     with translate_errors(location, "moved"):
-        filesystem.move(path, open_filesystem(target)[1])
+        if filesystem.get_file_info(path).type == fs.FileType.File:
+            filesystem.move(path, open_filesystem(target)[1])
 
 
 def delete_folder(location: str | Path) -> None:

@@ -17,8 +17,8 @@ def cache_folder(folder: str | None = None) -> Path:
         path = Path(named or "~/.cache/sptune").expanduser().absolute()
     except RuntimeError:
         # Neither HOME nor the list of users says where the home is.
-        return _temporary_cache()
-    return path if named or unwritable(path) is None else _temporary_cache()
+        return temporary_cache()
+    return path if named or unwritable(path) is None else temporary_cache()
 
 
 def make_cache_folder(folder: Path) -> None:
@@ -55,7 +55,8 @@ def unwritable(folder: Path) -> str | None:
     return None
 
 
-def _temporary_cache() -> Path:
+def temporary_cache() -> Path:
+    """Return the cache folder of a user without a home."""
     # The user's number keeps users apart. Nobody else can write to a folder that belongs to this user.
     return Path(tempfile.gettempdir()) / f"sptune-cache-{os.getuid()}"
 

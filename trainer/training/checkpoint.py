@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class StoredRun(TypedDict):
     """Fingerprint of the TrainConfig."""
     backbone: str
     """SHA-256 of the backbone's weights."""
+    images: NotRequired[str]
+    """Fingerprint of the images that it learns from. Absent before 0.2.0."""
     learnable: dict[str, Tensor]
     """The learnable parameters by name."""
     average: dict[str, Tensor]

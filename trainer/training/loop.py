@@ -155,6 +155,7 @@ def train(
     run = TrainingRun(
         config,
         backbone_sha256=frozen.sha256,
+        images=train_split.fingerprint,
         learnable=learnable,
         optimizer=optimizer,
         average=average,
@@ -223,6 +224,7 @@ def train(
             is_scored = config.eval_split == "val" or is_last
             if is_scored or config.measure_peeking:
                 eval_split = _load_eval_split(config, load)
+                eval_split.check_same_import(train_split)
                 model.eval()
                 logits_NK = logits_of(network, inputs_of, eval_split, eval_batch)
                 eval_scores = scores(logits_NK, eval_split.labels_N)

@@ -95,6 +95,7 @@ class TrainingRun:
         config: TrainConfig,
         *,
         backbone_sha256: str,
+        images: str,
         learnable: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         average: MovingAverage | None,
@@ -113,6 +114,7 @@ class TrainingRun:
 
         self._config = config
         self._backbone_sha256 = backbone_sha256
+        self._images = images
         self._steps_per_epoch = steps_per_epoch
         self._stop = stop
 
@@ -122,6 +124,7 @@ class TrainingRun:
             "schema_version": SCHEMA_VERSION,
             "config": self._config.fingerprint(),
             "backbone": self._backbone_sha256,
+            "images": self._images,
             "learnable": self.learnt_tensors(),
             "average": {} if self.average is None else self.average.values,
             "optimizer": self.optimizer.state_dict(),
@@ -134,8 +137,8 @@ class TrainingRun:
         """Continue from a state of `state_dict`, of this version of sptune or an earlier one.
 
         Raises:
-            ValueError: if a newer version of sptune wrote it, or it is of another config or other weights. The run is
-                unchanged then.
+            ValueError: if a newer version of sptune wrote it, or it is of another config, other weights or other
+                images. The run is unchanged then.
         """
         self._check_origin(state)
 
@@ -164,6 +167,7 @@ class TrainingRun:
         for what, stored, current in (
             ("config", state["config"], self._config.fingerprint()),
             ("backbone's weights", state["backbone"], self._backbone_sha256),
+            ("import of the task's images", state.get("images", self._images), self._images),
         ):
             if stored != current:
                 raise ValueError(

@@ -74,7 +74,8 @@ def _start(address: str | None, place: Mapping[str, Any]) -> None:
             logging_level=logging.ERROR,
             job_config=PlainPath(),
         )
-    except (OSError, ValueError, RuntimeError, RayError) as error:
+    except Exception as error:
+        # A node that does not start in time raises a plain Exception.
         raise _start_error(address, error) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

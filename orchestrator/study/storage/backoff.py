@@ -21,6 +21,9 @@ RETRY_FOR_S = 600.0
 LOCKED_FOR_S = 60.0
 """Seconds after which a statement does not wait any more for another program's lock on an SQLite file."""
 
+SHORT_LOCK_S = 5.0
+"""Seconds for which a lock is not worth a word."""
+
 INTERRUPTED_FOR_S = 2.0
 """Seconds for which writes are still retried after a signal: a short lock must not cost what the driver saves."""
 
@@ -115,16 +118,24 @@ class _PatientCursor(sqlite3.Cursor):
 
 def _wait_for_lock(call: Callable[..., Answer], *arguments: Any) -> Answer:
     """Call again while another program holds the lock, for `LOCKED_FOR_S` at most."""
-    deadline = time.monotonic() + LOCKED_FOR_S
+    started = time.monotonic()
+    is_told = False
+
     while True:
         try:
             return call(*arguments)
         except sqlite3.OperationalError as error:
+            waited_s = time.monotonic() - started
             # A transaction that has read what another has changed since must begin again: waiting does not help it.
             is_locked = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             is_outdated = error.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT
-            if not is_locked or is_outdated or _is_over() or time.monotonic() > deadline:
+            if not is_locked or is_outdated or _is_over() or waited_s > LOCKED_FOR_S:
                 raise
+
+        # A short lock is usual: drivers and commands write in turns.
+        if not is_told and waited_s > SHORT_LOCK_S:
+            log.warning("another program has locked the study database; Ctrl-C ends the wait")
+            is_told = True
         time.sleep(STEP_S)
 
 

@@ -6,12 +6,15 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
 from tests.orchestrator.conftest import Sptune
 from trainer.catalog import BUNDLED, TASKS
+from trainer.plain_text import printable
 
 
 def picture(label: int, seed: int) -> bytes:
@@ -86,6 +89,26 @@ def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path
     trial = next((home / "sweeps/pets/trials").iterdir()).name
     code, out, _ = sptune("predict", trial, pets / "dog" / "3.png", "--home", home)
     assert code == 0 and "/dog/3.png: dog " in out
+
+
+NAMES = ("[/INST]", "\x1b[2J", ":smile: a_b|c", "字")
+
+
+def test_a_class_and_a_folder_are_shown_under_their_names(sptune: Sptune, tmp_path: Path) -> None:
+    home, source = tmp_path / "ho[me] :x:", tmp_path / "so[u]rce"
+    source.mkdir()
+    for split, labels in (("train", [*NAMES] * 5), ("test", ["字"])):
+        images = [picture(0, index) for index in range(len(labels))]
+        pq.write_table(pa.table({"image": images, "label": labels}), source / f"{split}.parquet")
+    code, out, _ = sptune("data", "import", source, "--task", "own/x", "--data", home)
+    assert code == 0
+    assert str(home) in out
+    code, out, _ = sptune("data", "verify", "own/x", "--data", home)
+    assert code == 0
+    for name in NAMES[:-1]:
+        assert printable(name) in out
+    code, _, err = sptune("data", "verify", "own/[y]", "--data", home)
+    assert code == 2 and f"own/[y] is not in the task store {home}" in err and "--task 'own/[y]'" in err
 
 
 def test_verify_fails_where_files_were_changed(sptune: Sptune, pets: Path, tmp_path: Path) -> None:

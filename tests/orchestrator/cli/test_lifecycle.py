@@ -13,11 +13,14 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
+from orchestrator.cli.lifecycle import _rerun
 from orchestrator.environment.home import Home, home_at
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
@@ -30,7 +33,10 @@ from orchestrator.sweep.tracker import MemoryTracker
 from orchestrator.tracking.mlflow_runs import MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import RAW_SPEC, Sptune, drive
+from trainer.run_folder import RunCard
 from trainer.storage.files import write_bytes
+from trainer.storage.integrity import pack_json
+from trainer.storage.tensors import pack_tensors
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
 
@@ -209,6 +215,47 @@ def test_nothing_is_resumed_that_was_not_meant(
     assert record_of(home).lease("small").holders() == [], "and nobody holds it"
 
 
+def test_a_complete_trial_that_is_named_runs_again_only_if_its_results_are_damaged_or_missing(
+    finished: Sweep, tmp_path: Path
+) -> None:
+    trial = next(trial for trial in finished.studies[0].search_table.trials if trial.state is TrialState.COMPLETE)
+    named = _rerun(False, [trial.trial_id], None, lambda: str(tmp_path))
+    all_failed = _rerun(True, None, None, lambda: str(tmp_path))
+    assert named is not None and all_failed is not None
+    assert named.matches(trial) and not all_failed.matches(trial), "there is no file of it"
+
+    # Otherwise its first epoch would make it complete, before the worker has written anything.
+    assert len(trial.reset().epochs) == trial.config.epochs - 1
+    assert trial.reset(discard_progress=True).epochs == ()
+
+    card = RunCard(
+        config=trial.config,
+        class_names=["one"],
+        backbone_sha256="",
+        learnt_from="",
+        scored_on="",
+        protocol="",
+        learnable={},
+        prototypes_seconds=0.0,
+        metrics={},
+    )
+    table = io.BytesIO()
+    pq.write_table(pa.table({"correct": [True]}), table)
+    contents = {
+        "card.json": pack_json(card.to_values()),
+        "prompt.safetensors": pack_tensors({}),
+        "predictions.parquet": table.getvalue(),
+    }
+    for name, content in contents.items():
+        write_bytes(tmp_path / trial.trial_id / name, content)
+    assert not named.matches(trial)
+
+    for name, content in contents.items():
+        write_bytes(tmp_path / trial.trial_id / name, content[:-9])
+        assert named.matches(trial), name
+        write_bytes(tmp_path / trial.trial_id / name, content)
+
+
 def test_resume_failed_goes_on_where_nothing_has_failed(
     spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
 ) -> None:
@@ -279,7 +326,8 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
     left = {run.info.run_id for run in shown_runs(home)}
     removed = [run for run in runs if run.info.run_id not in left]
     assert [run.data.tags["trial_id"] for run in removed] == [gone.trial_id]
-    assert not [*Path(removed[0].info.artifact_uri.removeprefix("file://")).glob("*")], "with its artifacts"
+    artifacts = Path(home.root, "mlartifacts", *Path(removed[0].info.artifact_uri).parts[-3:])
+    assert artifacts.parent.parent.is_dir() and not [*artifacts.glob("*")], "with its artifacts"
     again = run(finished.spec, home)
     assert again.studies[0].search_table.trials[2].score == gone.score, "and run again it is what it was"
     assert len(shown_runs(home)) == len(runs)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -93,6 +94,21 @@ def test_a_trial_classifies_images_by_its_id_its_beginning_or_its_folder(
     for place in (folder, trial):
         assert sptune("predict", place, *images, "--home", home / "nowhere") == (0, by_id, "")
     assert sptune("predict", folder.as_uri(), *images, "--home", home / "nowhere") == (0, by_id, "")
+
+
+@pytest.mark.parametrize("name", ["card.json", "prompt.safetensors"])
+def test_a_damaged_trial_is_named_with_the_command_that_runs_it_again(
+    name: str, home: Path, images: list[Path], sptune: Sptune, tmp_path: Path
+) -> None:
+    folder = tmp_path / "trial"
+    shutil.copytree(home / "sweeps/one/trials" / config_of(1).fingerprint(), folder)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 16
+    (folder / name).write_bytes(data)
+    code, out, err = sptune("predict", folder, *images, "--home", home)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {folder}/{name} is damaged: its checksum is wrong")
+    assert "Run it again: with `sptune resume SWEEP --trial TRIAL`" in err and err.count("\n") == 1
 
 
 def test_as_many_classes_are_shown_as_are_asked_for(home: Path, images: list[Path], sptune: Sptune) -> None:
@@ -210,6 +226,22 @@ def test_backbones_are_listed_with_their_shape_and_where_their_weights_would_com
             assert source in ("timm's hub", "Hugging Face cache", "absent: name a file")
         else:
             assert source == "absent: name a file"
+
+
+def test_backbones_say_which_of_them_a_file_fits_and_what_it_does_not_tell(sptune: Sptune, tmp_path: Path) -> None:
+    file = tmp_path / "any.safetensors"
+    blocks = {f"module.blocks.{layer}.norm1.weight": torch.zeros(384) for layer in range(12)}
+    save_file(blocks | {"module.patch_embed.proj.weight": torch.zeros(384, 3, 16, 16)}, file)
+    code, out, _ = sptune("backbones", "--weights", file)
+    table, _, note = out.partition("\n\n")
+    fitting = [name for name, cells in listed(table).items() if cells[-1] != "the file does not fit"]
+    assert code == 0
+    assert fitting == ["vit_small_patch16_224.augreg_in21k", "vit_small_patch16_224.dino"]
+    assert f"{file} fits 2 backbones, and its tensors do not tell from which it is." in note.replace("\n", " ")
+
+    file.write_bytes(b"<html>")
+    code, _, err = sptune("backbones", "--weights", file)
+    assert code == 2 and err.startswith(f"error: {file} is not a complete file of weights: it is a web page.")
 
 
 def test_backbones_whose_files_lie_in_a_folder_are_shown_with_their_place(

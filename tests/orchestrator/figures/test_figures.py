@@ -25,7 +25,7 @@ from matplotlib.text import Text
 from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.figures.draw import draw_figures, save_figure, study_figures
 from orchestrator.figures.params import upper_hull
-from orchestrator.figures.style import decades, number, style_of
+from orchestrator.figures.style import decades, finish, name_axes, number, panels, plain, style_of
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.study.storage.database import StudyDatabase
@@ -500,6 +500,18 @@ def test_a_figure_is_written_as_an_image_and_as_editable_pdf(pruned_study: Study
     before = pdf.read_bytes()
     save_figure(only(study_figures(pruned_study), "params"), tmp_path / "new" / "folder", "a.b")
     assert pdf.read_bytes() == before, "the same figure is the same file"
+
+
+def test_a_name_is_in_a_figure_as_it_is(tmp_path: Path) -> None:
+    figure, (ax,) = panels(1, width=3.3, height=2.0)
+    (line,) = ax.plot([0, 1], [0, 1])
+    names = ["_hidden", "$a$", "字漢", "a_b^c", "\\frac{1}", "x" * 80]
+    name_axes(ax, "$x_1$", "_y")
+    finish(figure, "of $a$ and 字", dict.fromkeys(names, line), of="_z")
+    save_figure(figure, tmp_path, "names")
+    (legend,) = figure.legends
+    assert [entry.get_text().replace(r"\$", "$") for entry in legend.get_texts()] == names
+    assert plain("a\x1b\udce9") == r"a\x1b\udce9"
 
 
 def test_figures_are_drawn_in_any_thread(pruned_study: Study, tmp_path: Path) -> None:

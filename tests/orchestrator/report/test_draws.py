@@ -282,7 +282,7 @@ def test_the_runs_of_two_draws_have_different_names_and_tags(studies: list[Study
     runs = MlflowRuns(mlflow_uri, "draws", "trials", None, "data")
     client = MlflowClient(tracking_uri=mlflow_uri)
     drawn = [s for s in studies if (s.plan.task, s.plan.method) == ("vtab/dtd", "full") and s.plan.train_size == 0.5]
-    made = [client.get_run(runs.create_study(study)) for study in drawn]
+    made = [client.get_run(runs.create_study(study).run_id) for study in drawn]
     assert [run.info.run_name for run in made] == [f"vtab/dtd full 0.5 {draw}" for draw in range(3)]
     assert [run.data.tags["draw"] for run in made] == ["0", "1", "2"]
     assert {run.data.tags["val_size"] for run in made} == {"same"}

@@ -22,7 +22,8 @@ from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
-from orchestrator.tracking.mlflow_runs import DESCRIPTION_TAG, MlflowRuns, outcome_metrics, view_paths
+from orchestrator.tracking.mlflow_experiment import view_paths
+from orchestrator.tracking.mlflow_runs import DESCRIPTION_TAG, MlflowRuns, outcome_metrics
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import drive, new_sweep
 from trainer.__main__ import parse

@@ -9,11 +9,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.request import url2pathname
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from orchestrator.doctor.checks import check_services
@@ -23,7 +25,7 @@ from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Trial
 from orchestrator.sweep.sweep import Sweep
-from orchestrator.tracking.mlflow_locations import is_inside, local_path, stale_locations
+from orchestrator.tracking.mlflow_locations import is_inside, local_path, snapshot, stale_locations
 from orchestrator.tracking.mlflow_runs import open_runs
 from orchestrator.tracking.mlflow_sync import SyncOutcome, sync_sweep
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
@@ -118,7 +120,7 @@ def projection(home: Home) -> set[tuple[object, ...]]:
     client = client_of(home)
     runs = runs_of(home)
     studies = {run.info.run_id: run.data.tags["study"] for run in runs if "study" in run.data.tags}
-    shown = set()
+    shown: set[tuple[object, ...]] = set()
     for run in runs:
         folder = Path(local_path(run.info.artifact_uri))
         assert folder.is_relative_to(Path(home.root) / "mlartifacts")
@@ -228,7 +230,6 @@ TAMPERS: dict[str, Callable[[Home], None]] = {
     "a parent purged": purge("study"),
     "children purged": purge("final", "search"),
     "the experiment deleted": delete_experiment,
-    "runs and experiment deleted": both(delete("search"), delete_experiment),
     "the experiment purged": purge_experiment,
     "the experiment renamed": rename_experiment,
     "the name given to somebody else": give_name_to_somebody_else,
@@ -238,7 +239,6 @@ TAMPERS: dict[str, Callable[[Home], None]] = {
     "an earlier version": forget,
     "an earlier version, its parent deleted": both(forget, delete("study")),
     "an earlier version, its experiment renamed": both(forget, rename_experiment),
-    "an earlier version, answers lost": both(forget, leave_second_runs),
 }
 
 
@@ -288,6 +288,49 @@ def test_a_database_that_is_damaged_is_told_at_once_with_the_way_out(home: Home)
     assert tracker.problem is not None and "damaged; move the file away" in tracker.problem
 
 
+class Deaf(MlflowClient):
+    """A client of a server that does everything, and whose first answer to each request for something new is lost."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(tracking_uri=uri)
+        self.lost: set[str] = set()
+
+    def lose(self, what: str) -> None:
+        if what not in self.lost:
+            self.lost.add(what)
+            raise MlflowException("API request failed with exception Connection aborted")
+
+    def create_experiment(self, *args: Any, **options: Any) -> str:
+        experiment = super().create_experiment(*args, **options)
+        self.lose("experiment")
+        return experiment
+
+    def create_run(self, *args: Any, **options: Any) -> Run:
+        run = super().create_run(*args, **options)
+        self.lose(str(options["run_name"]))
+        return run
+
+    def set_terminated(self, run_id: str, *args: Any, **options: Any) -> None:
+        super().set_terminated(run_id, *args, **options)
+        self.lose(f"end of {run_id}")
+
+
+def test_a_server_whose_answers_are_lost_gets_one_run_a_trial_and_none_stays_running(
+    home: Home, fresh: set[tuple[object, ...]]
+) -> None:
+    lose_database(home)
+    database = StudyDatabase(home.database_url)
+    runs = open_runs(home, small_spec(), database.sweep_id(NAME))
+    client = Deaf(home.mlflow_uri)
+    runs._experiment.client = client
+    tracker = MlflowTracker(runs)
+    Sweep.resume(small_spec(), database, tracker)
+    assert (tracker.close(), tracker.problem) == (0, None)
+    assert len(client.lost) >= 9, "of the experiment, of four runs and their ends"
+    assert projection(home) == fresh
+    assert len(runs_of(home, ViewType.ALL)) == 4
+
+
 def files_in(folder: Path) -> set[tuple[str, int]]:
     return {(str(file.relative_to(folder)), file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
 
@@ -300,7 +343,7 @@ def test_what_is_removed_in_a_copy_of_a_home_stays_in_the_original(home: Home, o
     assert not [file for file in (Path(home.root) / "mlartifacts").rglob("*") if file.is_file()]
 
 
-@pytest.mark.parametrize("name", ["two words", "a#b", "100%", "a%20b", "größe", "mlartifacts"])
+@pytest.mark.parametrize("name", ["two words#", "100%", "a%20b?", "mlartifacts größe"])
 def test_a_home_that_was_moved_finds_its_artifacts_and_writes_new_ones_into_itself(
     home: Home, fresh: set[tuple[object, ...]], tmp_path: Path, name: str
 ) -> None:
@@ -315,6 +358,23 @@ def test_a_home_that_was_moved_finds_its_artifacts_and_writes_new_ones_into_itse
     assert projection(moved) == fresh
     assert not old.exists()
     assert stale_locations(moved) == []
+
+
+def test_a_home_that_cannot_be_written_is_shown_from_a_copy_that_finds_its_artifacts(
+    home: Home, original: Path, tmp_path: Path
+) -> None:
+    assert home.mlflow_file is not None
+    before = home.mlflow_file.read_bytes()
+    (tmp_path / "shown").mkdir()
+    client = MlflowClient(tracking_uri=snapshot(home, tmp_path / "shown"))
+    experiment = client.get_experiment_by_name(NAME)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 4
+    for run in runs:
+        assert is_inside(run.info.artifact_uri, str(home.mlflow_artifacts)), "not in the home that it was copied from"
+        assert client.list_artifacts(run.info.run_id)
+    assert home.mlflow_file.read_bytes() == before, "and nothing is written"
 
 
 @pytest.mark.parametrize("name", ["two words", "a#b", "a?b", "100%", "a%3Fb", "größe", "a;b", "a=b", "a&b+c"])

@@ -137,6 +137,27 @@ def test_a_confusion_matrix_of_any_number_of_classes_is_drawn(num_classes: int) 
         assert min(pixels(png).size) > 300 and max(pixels(png).size) < 1100 and len(png) < 300_000
 
 
+@pytest.mark.parametrize("num_copies", [1, 4])
+def test_a_class_may_have_any_name(num_copies: int) -> None:
+    names = [
+        "[/INST]",
+        "_x",
+        "$a",
+        "字漢",
+        "a\nb",
+        "\x1b[2J",
+        "caf\udce9",
+        "\u202ea",
+        "\x00",
+        "\\frac",
+        "",
+        "%",
+    ] * num_copies
+    label_N = np.arange(len(names))
+    png = confusion_matrix(label_N, label_N[::-1], names, "own/$x test/accuracy")
+    assert pixels(png).size[0] > 300
+
+
 def test_a_row_is_a_label_and_classes_without_images_are_grey() -> None:
     # Fifty classes of 12 pixels, the first 60 pixels from the left and 50 from the top.
     label_N, predicted_N = np.array([3, 3, 8, 8]), np.array([7, 7, 8, 3])

@@ -27,6 +27,7 @@ from trainer.storage.files import (
     read_bytes,
     write_bytes,
 )
+from trainer.storage.integrity import set_aside
 
 BUCKET = pytest.param("bucket", marks=pytest.mark.slow)
 OPTIONS = pytest.param("bucket with options", marks=pytest.mark.slow)
@@ -90,6 +91,20 @@ def test_folders_are_listed_and_deleted_without_their_neighbours(location: str) 
     assert read_bytes(f"{location}/two/file") is None
     assert read_bytes(f"{location}/ones/file") == b"ones/file"
     assert read_bytes(f"{location}/file") == b"file"
+
+
+@every_kind
+def test_a_damaged_file_is_set_aside_once_and_one_that_is_gone_is_no_error(
+    location: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for content in (b"one", b"two"):
+        write_bytes(f"{location}/file", content)
+        set_aside(f"{location}/file", "it is damaged.")
+        assert read_bytes(f"{location}/file") is None
+        assert read_bytes(f"{location}/file.damaged") == content
+    set_aside(f"{location}/file", "it is damaged.")
+    assert caplog.messages == ["it is damaged. It is now file.damaged, and is made again."] * 3
+    assert len(file_sizes(location)) == 1
 
 
 @by_name

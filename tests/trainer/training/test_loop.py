@@ -26,6 +26,7 @@ from trainer.catalog import BACKBONES, BUNDLED, METHODS, TASKS
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
 from trainer.data.split import load_split
 from trainer.data.task_store import Example, write_task
+from trainer.data.tasks import open_task
 from trainer.model.backbone import Backbone, load_backbone
 from trainer.model.execution import backward
 from trainer.model.weights import find_weights
@@ -669,14 +670,26 @@ def test_a_checkpoint_without_schema_version_resumes_to_the_same_bits(
         list(train(config, data_root=store, folder=str(within), stop=lambda: next(checks) == 5))
     for unversioned in (between, within):
         state = load_state(unversioned / "checkpoint.pt")
-        assert state is not None and state.keys() == {"schema_version", *KEYS_OF_VERSION_1}
+        assert state is not None and state.keys() == {"schema_version", "images", *KEYS_OF_VERSION_1}
         assert (state["under_way"] is not None) == (unversioned == within)
         assert state["under_way"] is None or state["under_way"].keys() == KEYS_WITHIN_AN_EPOCH
-        del state["schema_version"]
+        # 0.1.0 wrote neither its version nor the images that a run learns from.
+        del state["schema_version"], state["images"]
         save_state(unversioned / "checkpoint.pt", state)
         assert without_clocks(list(train(config, data_root=store, folder=str(unversioned)))) == without_clocks(epochs)
         assert results_in(unversioned) == results_in(folder)
         assert card_without_clocks(unversioned) == card_without_clocks(folder)
+
+
+def test_a_checkpoint_of_another_import_of_the_images_is_refused(
+    data_root: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    next(train(tiny("linear"), data_root=data_root, folder=str(tmp_path)))
+    state = checkpoint_after(1, tmp_path)
+    assert state["images"].startswith(open_task(data_root, "demo/digits").fingerprint)
+    save_state(tmp_path / "checkpoint.pt", {**state, "images": f"{'0' * 16}/train"})
+    with pytest.raises(ValueError, match="holds a checkpoint of another import of the task's images"):
+        next(train(tiny("linear"), data_root=data_root, folder=str(tmp_path)))
 
 
 def test_a_checkpoint_of_a_newer_schema_is_refused(
