@@ -87,17 +87,6 @@ def test_processes_that_open_a_new_database_at_the_same_time_all_succeed(tmp_pat
     assert names(url) == []
 
 
-@pytest.mark.slow
-def test_processes_that_open_a_new_database_of_a_server_at_the_same_time_all_succeed(
-    postgres: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in postgres.env.items():
-        monkeypatch.setenv(name, text)
-    url = postgres.create("first_opened_at_once")
-    assert in_processes(6, lambda: StudyDatabase(url).close()) == [None] * 6
-    assert names(url) == []
-
-
 def test_one_process_at_a_time_has_the_creation_lock(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
 
@@ -191,22 +180,3 @@ def test_a_colleague_with_the_right_to_read_alone_can_read(folder: Path, state: 
     assert "Error(" in str(answer), "whoever may not write is told so"
     if driver is not None:
         driver.close()
-
-
-@pytest.mark.slow
-def test_a_role_that_may_select_alone_can_read_a_database_server(
-    postgres: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text in postgres.env.items():
-        monkeypatch.setenv(name, text)
-    url = postgres.create("read_alone")
-    with pytest.raises(NothingStored):
-        StudyDatabase(url, read_only=True)
-
-    database = StudyDatabase(url)
-    database.save_sweep("small", {"name": "small"})
-    database.close()
-    with postgres.connect("read_alone") as connection:
-        connection.execute(f"CREATE ROLE colleague LOGIN PASSWORD '{postgres.env['PGPASSWORD']}'")
-        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO colleague")
-    assert names(url.replace("//sptune@", "//colleague@")) == ["small"]
