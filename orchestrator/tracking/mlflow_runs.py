@@ -95,6 +95,11 @@ class MlflowRuns:
         """Number of runs that were `created`, `restored` or `removed` as duplicates."""
         return self._experiment.changes
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether MLflow answered a request."""
+        return self._experiment.has_answered
+
     def open(self) -> None:
         """Connect to MLflow, and create the experiment if it is missing."""
         self._experiment.open()
