@@ -71,6 +71,8 @@ class MlflowExperiment:
         self._params = params
         self._prepare = prepare
         self._experiment_id: str | None = None
+        self.has_answered = False
+        """Whether MLflow answered a request."""
         self.changes: Counter[str] = Counter()
         """Number of runs that were `created`, `restored` or `removed` as duplicates."""
 
@@ -92,6 +94,7 @@ class MlflowExperiment:
         """
         self._prepare()
         experiment = self._find(known)
+        self.has_answered = True
         if experiment is None:
             location = f"{self._artifacts}/{self._sweep}" if self._artifacts else None
             experiment_id = str(self.client.create_experiment(self._sweep, artifact_location=location))

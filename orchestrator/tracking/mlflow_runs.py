@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.environment.home import Home
+from orchestrator.errors import ServiceError
 from orchestrator.report.study_page import render_study_page, study_summary_metrics
 from orchestrator.spec.labels import SETTING, study_label, varying_fields
 from orchestrator.spec.plan import StudyPlan, format_train_size, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
-from orchestrator.tracking.mlflow_client import is_missing
+from orchestrator.tracking.mlflow_client import explain, is_missing
 from orchestrator.tracking.mlflow_experiment import PARENT, LoggedRun, MlflowExperiment, remove_run
 from orchestrator.tracking.mlflow_locations import correct_locations, is_inside
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
@@ -93,6 +94,11 @@ class MlflowRuns:
     def changes(self) -> Counter[str]:
         """Number of runs that were `created`, `restored` or `removed` as duplicates."""
         return self._experiment.changes
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether MLflow answered a request."""
+        return self._experiment.has_answered
 
     def open(self) -> None:
         """Connect to MLflow, and create the experiment if it is missing."""
@@ -324,13 +330,21 @@ def delete_runs(home: Home, spec: SweepSpec, sweep_id: str, keys: Collection[str
         sweep_id: identity of the sweep in the study database.
         keys: trial ids, and keys of studies.
         known: ids of their runs as the study database knows them. MLflow may have others.
+
+    Raises:
+        ServiceError: if MLflow is away or cannot be used. Nothing has been deleted then.
     """
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    correct_locations(home)
     experiment = MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id)
-    found = experiment.find_runs(known)
+    try:
+        correct_locations(home)
+        found = experiment.find_runs(known)
+    except Exception as error:
+        # SQLite, SQLAlchemy and MLflow each raise errors of their own.
+        raise ServiceError(f"MLflow {explain(error)}. Nothing was deleted.") from None
+
     run_ids = [*known, *(run_id for key in keys for run_id in found.get(key, []))]
     for run_id in dict.fromkeys(run_ids):
         try:

@@ -63,7 +63,6 @@ class MlflowTracker:
         # When the tracker began to close, or the last success after that.
         self._closing_since: float | None = None
         self._thread: threading.Thread | None = None
-        self._has_answered = False
         self.num_logged = 0
         """Number of trials and studies that were completed in MLflow."""
 
@@ -199,7 +198,7 @@ class MlflowTracker:
                     self._given_up.add(key)
                 return True
 
-            if is_unreachable(error) and not self._has_answered:
+            if is_unreachable(error) and not self._runs.has_answered:
                 return False
             if time.monotonic() - self._closing_since > self._patience_s:
                 return False
@@ -223,7 +222,6 @@ class MlflowTracker:
             # If the question fails, what was known before must not be used.
             self._logged = None
             self._logged = self._runs.load({*self._known})
-            self._has_answered = True
             self._known |= {run.run_id for run in self._logged.values()}
             self._num_logged_epochs.clear()
             self._enqueue(CHECK, self._check)
