@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from trainer.data.task_store import read_card
 from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.storage.files import read_bytes, write_bytes
 from trainer.validation import parse_per_class
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +96,11 @@ class CostModel:
                 self.rates[key] = rate
 
         if self.rates != before:
-            self._write()
+            try:
+                self._write()
+            except OSError as error:
+                # A full disk must not cost the results of the sweep that has just ended.
+                log.warning("what `sptune plan` expects could not be updated: %s", error)
 
     def _write(self) -> None:
         content = {key: dataclasses.asdict(rate) for key, rate in self.rates.items()}

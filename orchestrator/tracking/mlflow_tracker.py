@@ -19,6 +19,8 @@ from orchestrator.tracking.mlflow_runs import RUN_STATUS, MlflowRuns
 MIN_RETRY_DELAY_S = 0.5
 MAX_RETRY_DELAY_S = 15.0
 """The delay between retries doubles from the first of these to the second."""
+HASTE_S = 2.0
+"""Seconds for which a tracker retries that is closed in haste."""
 
 
 class MlflowTracker:
@@ -65,24 +67,22 @@ class MlflowTracker:
         if study.search_table.synced_digest != digest:
             self._enqueue(study.plan.key, lambda: self._log_study(study, digest))
 
-    @property
-    def num_pending(self) -> int:
-        """How much is not logged yet."""
-        return len(self._pending)
-
-    def close(self, patience_s: float | None = None) -> int:
-        """Log what is left, and return how much could not be logged.
+    def close(self, *, in_haste: bool = False) -> int:
+        """Log what is left, and return how much could not be logged. Ctrl-C ends the wait for it.
 
         Args:
-            patience_s: how long to retry if MLflow does not answer, if not the tracker's own.
+            in_haste: retry for `HASTE_S` only if MLflow does not answer, because a signal stopped the sweep.
         """
         with self._changed:
-            if patience_s is not None:
-                self._patience_s = patience_s
+            if in_haste:
+                self._patience_s = HASTE_S
             self._closing_since = time.monotonic()
             self._changed.notify()
         if self._thread is not None:
-            self._thread.join()
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:
+                self.problem = self.problem or "interrupted"
         return len(self._pending)
 
     def _enqueue(self, key: str, work: Callable[[], None]) -> None:
