@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
-STOPPED_PATIENCE_S = 2.0
-"""Seconds to wait for an MLflow that is away, if a signal stopped the sweep."""
-
 
 def run_sweep(
     spec: SweepSpec,
@@ -85,7 +82,7 @@ def run_sweep(
             on_finish=checkpoints.delete_unneeded,
             on_delete=lambda study: delete_outputs(home, spec, sweep_id, [study]),
         )
-        stack.callback(lambda: _close_sweep(sweep, on_progress, notes))
+        stack.callback(signals.close_sweep, sweep)
 
         was_finished = sweep.is_done
         is_interrupted = False
@@ -101,13 +98,7 @@ def run_sweep(
                 # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
 
-    try:
-        CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
-    except OSError as error:
-        # A disk that is full must not cost the results.
-        note = f"what `sptune plan` expects was not updated: {error}"
-        on_progress(Progress("logging to MLflow", note=note))
-        notes.append(note)
+    CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     return SweepOutcome(
         name=spec.name,
         home=home,
@@ -198,31 +189,16 @@ def _drive(
         RayDriver(context).run(sweep, on_change)
 
 
-def _close_sweep(sweep: Sweep, on_progress: OnProgress, notes: list[str]) -> None:
-    """Save the states of the trials, unless a signal ended the wait for the study database."""
-    from orchestrator.study.storage.backoff import WaitInterrupted
-
-    try:
-        sweep.close()
-    except WaitInterrupted as error:
-        note = f"{error}. The last epochs are not recorded; a resumed sweep takes them from the trials' checkpoints."
-        on_progress(Progress("running trials", sweep, note))
-        notes.append(note)
-
-
 def _close_tracker(
     tracker: MlflowTracker, sweep: str, is_stopped: bool, on_progress: OnProgress, notes: list[str]
 ) -> int:
-    """Log the rest to MLflow, and return how much could not be logged. Ctrl-C ends the wait.
+    """Log the rest to MLflow, and return how much could not be logged.
 
     Args:
         is_stopped: whether a signal stopped the sweep: then the user does not want to wait for a server that is away.
     """
     on_progress(Progress("logging to MLflow"))
-    try:
-        num_unlogged = tracker.close(STOPPED_PATIENCE_S if is_stopped else None)
-    except KeyboardInterrupt:
-        num_unlogged = tracker.num_pending
+    num_unlogged = tracker.close(in_haste=is_stopped)
     if num_unlogged or tracker.problem is not None:
         lacks = f"it lacks {num_unlogged} trials and studies" if num_unlogged else "what it has was not checked"
         problem = tracker.problem or "was not waited for"

@@ -7,6 +7,7 @@ ignored, as `nohup` does it, goes on ignoring it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import stat
@@ -16,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orchestrator.study.storage.backoff import allow_waits, interrupt_waits, waits_are_interrupted
+from orchestrator.study.storage.backoff import WaitInterrupted, allow_waits, interrupt_waits, waits_are_interrupted
 from orchestrator.sweep.sweep import Sweep
 
+log = logging.getLogger(__name__)
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -67,6 +69,16 @@ def stop_on_signal(sweep: Sweep) -> Iterator[None]:
 
     with _handling(handle):
         yield
+
+
+def close_sweep(sweep: Sweep) -> None:
+    """Save the states of the trials, unless a signal ended the wait for the study database."""
+    try:
+        sweep.close()
+    except WaitInterrupted as error:
+        log.warning(
+            "%s. The last epochs are not recorded; a resumed sweep takes them from the trials' checkpoints", error
+        )
 
 
 @contextmanager

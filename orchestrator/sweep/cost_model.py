@@ -100,7 +100,11 @@ class CostModel:
                 self.rates[key] = rate
 
         if self.rates != before:
-            self._write()
+            try:
+                self._write()
+            except OSError as error:
+                # A full disk must not cost the results of the sweep that has just ended.
+                log.warning("what `sptune plan` expects could not be updated: %s", error)
 
     def _write(self) -> None:
         read_or_set_aside(self._file, _parse_rates)

@@ -65,7 +65,7 @@ def sync_sweep(
                         tracker.sync(waiting, table)
             if study.has_new_summary:
                 tracker.sync_study(study)
-        num_left = tracker.close(on_wait=on_wait)
+        num_left = tracker.close(on_wait)
     finally:
         lease.release()
 

@@ -29,6 +29,8 @@ MAX_REFUSALS = 3
 """How often work is refused before the closing tracker gives it up."""
 OPEN, CHECK = "open", "check"
 """Keys of work that belongs to no trial and no study."""
+HASTE_S = 2.0
+"""Seconds for which a tracker retries that is closed in haste."""
 
 
 class MlflowTracker:
@@ -109,21 +111,22 @@ class MlflowTracker:
         with self._changed:
             return len((self._pending.keys() | self._given_up) - {OPEN, CHECK})
 
-    def close(self, patience_s: float | None = None, on_wait: Callable[[int], None] = lambda _: None) -> int:
-        """Log what is left, and return how many trials and studies could not be logged.
+    def close(self, on_wait: Callable[[int], None] = lambda _: None, *, in_haste: bool = False) -> int:
+        """Log what is left, and return how many trials and studies could not be logged. Ctrl-C ends the wait for it.
 
         Args:
-            patience_s: how long to retry if MLflow does not answer, if not the tracker's own.
             on_wait: called twice a second with the number that is left.
+            in_haste: retry for `HASTE_S` only if MLflow does not answer, because a signal stopped the sweep.
         """
         with self._changed:
-            if patience_s is not None:
-                self._patience_s = patience_s
+            if in_haste:
+                self._patience_s = HASTE_S
             self._closing_since = time.monotonic()
             self._changed.notify()
-        while self._thread is not None and self._thread.is_alive():
-            self._thread.join(timeout=0.5)
-            on_wait(self.num_pending)
+        with contextlib.suppress(KeyboardInterrupt):
+            while self._thread is not None and self._thread.is_alive():
+                self._thread.join(timeout=0.5)
+                on_wait(self.num_pending)
         return self.num_pending
 
     def _enqueue(self, key: str, work: Callable[[], object]) -> None:

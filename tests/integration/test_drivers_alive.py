@@ -172,7 +172,7 @@ def test_ctrl_c_at_a_locked_database_and_a_lost_terminal_lose_nothing(tmp_path: 
         other.execute("BEGIN IMMEDIATE")
         time.sleep(3)
         driver.send_signal(signal.SIGINT)
-        assert driver.wait(60) == 130
+        assert driver.wait(120) == 130
         other.close()
         output = driver.stdout.read() if driver.stdout is not None else ""
     assert "the study database cannot be written: (sqlite3.OperationalError) database is locked" in output
@@ -183,7 +183,7 @@ def test_ctrl_c_at_a_locked_database_and_a_lost_terminal_lose_nothing(tmp_path: 
     with _in_terminal("resume", "slow", "--home", str(tmp_path)) as (process, hang_up):
         _wait_for_epochs(tmp_path)
         hang_up()
-        assert process.wait(90) == 130
+        assert process.wait(180) == 130
     status = run_sptune("status", "slow", home=tmp_path).stdout
     assert "no driver is running it; stopped by SIGHUP" in status
     states = [entry[5] for entry in outcome(tmp_path, "slow")]
@@ -231,7 +231,7 @@ def _in_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Cal
 def _wait_for_epochs(home: Path) -> None:
     """Wait until a driver works on the sweep and has stored an epoch since."""
     database = StudyDatabase(f"sqlite:///{home / 'studies.db'}")
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     try:
         while not database.lease("slow").holders():
             assert time.monotonic() < deadline
@@ -276,7 +276,7 @@ def test_ctrl_c_at_a_full_disk_is_heard(small_disk: Path, tmp_path: Path, store:
             if "trying again" in line:
                 break
         driver.send_signal(signal.SIGINT)
-        output += driver.communicate(timeout=60)[0]
+        output += driver.communicate(timeout=120)[0]
     assert driver.returncode == 130
     assert "No space left" in output or "disk is full" in output
     assert "Run `sptune resume slow` to continue" in output

@@ -25,7 +25,7 @@ SHORT_LOCK_S = 5.0
 """Seconds for which a lock is not worth a word."""
 
 INTERRUPTED_FOR_S = 2.0
-"""Seconds for which writes are still retried after a signal: a short lock must not cost what the driver saves."""
+"""Seconds that a wait may last after a signal: a short lock must not cost what a driver saves that is stopping."""
 
 STEP_S = 0.1
 """Seconds between two looks for a signal."""
@@ -70,7 +70,7 @@ def retry_while_locked(write: Callable[..., Answer], *arguments: Any) -> Answer:
         StorageInternalError: if that lasts for `RETRY_FOR_S`, or immediately for any other error.
         WaitInterrupted: if a signal ended the wait.
     """
-    deadline = time.monotonic() + RETRY_FOR_S
+    started = time.monotonic()
     delay_s = 0.5
 
     while True:
@@ -81,9 +81,9 @@ def retry_while_locked(write: Callable[..., Answer], *arguments: Any) -> Answer:
             if not isinstance(error.__cause__, OperationalError):
                 raise
             reason = str(error.__cause__).splitlines()[0]
-            if _is_over():
+            if _is_over(started):
                 raise WaitInterrupted(f"the study database cannot be written: {reason}") from None
-            if time.monotonic() > deadline:
+            if time.monotonic() - started > RETRY_FOR_S:
                 raise
             if _stop.asked_at is None:
                 log.warning(
@@ -129,7 +129,7 @@ def _wait_for_lock(call: Callable[..., Answer], *arguments: Any) -> Answer:
             # A transaction that has read what another has changed since must begin again: waiting does not help it.
             is_locked = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             is_outdated = error.sqlite_errorcode == sqlite3.SQLITE_BUSY_SNAPSHOT
-            if not is_locked or is_outdated or _is_over() or waited_s > LOCKED_FOR_S:
+            if not is_locked or is_outdated or _is_over(started) or waited_s > LOCKED_FOR_S:
                 raise
 
         # A short lock is usual: drivers and commands write in turns.
@@ -139,8 +139,9 @@ def _wait_for_lock(call: Callable[..., Answer], *arguments: Any) -> Answer:
         time.sleep(STEP_S)
 
 
-def _is_over() -> bool:
-    return _stop.asked_at is not None and time.monotonic() - _stop.asked_at > INTERRUPTED_FOR_S
+def _is_over(started: float) -> bool:
+    """Whether a wait that started then has lasted long enough after a signal."""
+    return _stop.asked_at is not None and time.monotonic() - max(_stop.asked_at, started) > INTERRUPTED_FOR_S
 
 
 def _sleep(seconds: float) -> None:

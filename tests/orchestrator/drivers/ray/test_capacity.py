@@ -17,6 +17,7 @@ import pytest
 import ray
 
 from orchestrator.drivers.context import TrialContext
+from orchestrator.drivers.ray.cluster import shut_down
 from orchestrator.drivers.ray.driver import RayDriver
 from orchestrator.drivers.ray.worker import RunTrial
 from orchestrator.errors import ClusterError
@@ -38,7 +39,7 @@ def _two_gpus() -> Iterator[None]:
         log_to_driver=False,
     )  # fmt: skip
     yield
-    ray.shutdown()
+    shut_down()
 
 
 def begin(config: TrainConfig, context: TrialContext, together: int) -> None:
