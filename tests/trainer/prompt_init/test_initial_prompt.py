@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.damage import DAMAGES, damage
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
 from trainer.data.subsets import nested_subset
@@ -88,6 +90,20 @@ def test_a_set_is_built_once_and_then_read(
     mark(file)
     marked = build(config)
     assert marked.prompt_LPD.eq(MARK).all() and marked.seconds == SECONDS
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_set_is_set_aside_and_built_again(
+    kind: str, tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = build(tiny())
+    (file,) = files_of(tmp_path)
+    damaged = damage(file.read_bytes(), kind, random.Random(0))
+    file.write_bytes(damaged)
+    assert torch.equal(build(tiny()).prompt_LPD, built.prompt_LPD)
+    assert caplog.messages[0].startswith(f"{file} is damaged: ")
+    assert file.with_name(f"{file.name}.damaged").read_bytes() == damaged
+    assert torch.equal(load_file(file)["prompt"], built.prompt_LPD), "the next run reads it"
 
 
 @pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
