@@ -28,7 +28,6 @@ from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_c
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
-from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -270,6 +269,7 @@ def _run(
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
     from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
+    from orchestrator.tracking.deletion import delete_outputs
     from orchestrator.tracking.mlflow_runs import MlflowRuns
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
@@ -301,7 +301,7 @@ def _run(
             tracker,
             lease=lease,
             on_finish=checkpoints.delete_unneeded,
-            on_delete=functools.partial(_delete_outputs, home),
+            on_delete=functools.partial(delete_outputs, home),
         )
         stack.callback(sweep.close)
 
@@ -370,19 +370,6 @@ def _reset_trials(spec: SweepSpec, database: StudyDatabase, rerun: Rerun) -> int
     if rerun.must_match and num_reset == 0:
         raise UserError(f"no failed trial of {spec.name} matches; `sptune failures {spec.name}` lists them.")
     return num_reset
-
-
-def _delete_outputs(home: Home, study: Study) -> None:
-    """Delete the runs of a study from MLflow, and the folders of its trials."""
-    from orchestrator.tracking.mlflow_runs import delete_runs
-
-    tables = (study.search_table, study.final_table)
-    run_ids = [table.synced_run(trial.number)[0] for table in tables for trial in table.trials]
-    # MLflow first: if its server is away, nothing has been deleted yet.
-    delete_runs(home.mlflow_uri, [run_id for run_id in [*run_ids, study.search_table.mlflow_run] if run_id])
-
-    for trial in study.trials:
-        delete_folder(f"{home.trials_folder(study.spec.name)}/{trial.trial_id}")
 
 
 def _drive(

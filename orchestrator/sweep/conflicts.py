@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from orchestrator.errors import ConflictError
 from orchestrator.spec.overrides import merge_params, overrides_of, search_key
@@ -36,6 +36,18 @@ def check_spec_matches_trials(spec: SweepSpec, studies: Iterable[Study]) -> None
         "Undo the edit, or give the spec another name. You can add trials, tasks, methods, seeds and sizes, and widen "
         "ranges, without a new name."
     )
+
+
+def delete_obsolete_trials(studies: Iterable[Study], on_delete: Callable[[Study], None]) -> None:
+    """Delete the trials of each study that produced nothing before the spec was corrected.
+
+    Args:
+        on_delete: called with a study before its trials are deleted.
+    """
+    for study in studies:
+        if study.is_obsolete:
+            on_delete(study)
+            study.delete_trials()
 
 
 def _origin(spec: SweepSpec, plan: StudyPlan, difference: str) -> str:

@@ -23,7 +23,7 @@ from orchestrator.study.storage.trial_table import TrialTable
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
-from orchestrator.sweep.conflicts import check_spec_matches_trials
+from orchestrator.sweep.conflicts import check_spec_matches_trials, delete_obsolete_trials
 from orchestrator.sweep.gpu_sharing import GpuAllocator
 from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
@@ -117,10 +117,7 @@ class Sweep:
         """
         studies = load_studies(spec, database)
         check_spec_matches_trials(spec, studies)
-        for study in studies:
-            if study.is_obsolete:
-                on_delete(study)
-                study.delete_trials()
+        delete_obsolete_trials(studies, on_delete)
         # Saved once it is known to fit the trials: the recorded spec is what `resume` and `status` read.
         database.save_sweep(spec.name, spec.model_dump(mode="json"))
 
