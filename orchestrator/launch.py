@@ -269,7 +269,7 @@ def _run(
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
     from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
-    from orchestrator.tracking.deletion import delete_outputs
+    from orchestrator.tracking.deletion import deletes_outputs
     from orchestrator.tracking.mlflow_runs import MlflowRuns
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
@@ -296,12 +296,7 @@ def _run(
         stack.callback(lambda: unlogged.append(_close_tracker(tracker, on_progress, notes)))
 
         sweep = Sweep.resume(
-            spec,
-            database,
-            tracker,
-            lease=lease,
-            on_finish=checkpoints.delete_unneeded,
-            on_delete=functools.partial(delete_outputs, home),
+            spec, database, tracker, lease=lease, on_finish=checkpoints.delete_unneeded, on_delete=deletes_outputs(home)
         )
         stack.callback(sweep.close)
 
