@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from typing import TYPE_CHECKING
 
-from orchestrator.deletion import delete_outputs
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home
 from orchestrator.environment.requirements import require_cache
 from orchestrator.errors import ServiceError, UserError
 from orchestrator.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
 from orchestrator.spec.schema import SweepSpec
+from orchestrator.tracking.deletion import delete_outputs
 from trainer.storage.local_cache import cache_folder
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _close_tracker(
     if num_unlogged or tracker.problem is not None:
         lacks = f"it lacks {num_unlogged} trials and studies" if num_unlogged else "what it has was not checked"
         problem = tracker.problem or "was not waited for"
-        note = f"MLflow {problem}. So {lacks}; `sptune sync {sweep}` logs them once this is resolved."
+        note = f"MLflow {problem}. So {lacks}; `sptune sync {shlex.quote(sweep)}` logs them once this is resolved."
         on_progress(Progress("logging to MLflow", note=note))
         notes.append(note)
     return num_unlogged

@@ -26,13 +26,13 @@ from orchestrator.cli.options import (
     surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import parse_trial_filter
-from orchestrator.deletion import delete_outputs
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
 from orchestrator.study.trial import Trial, TrialState
+from orchestrator.tracking.deletion import delete_outputs
 from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results

@@ -135,10 +135,10 @@ CASES = [*option_cases()]
 
 @pytest.mark.parametrize(("name", "lines"), CASES, ids=[name for name, _ in CASES])
 def test_no_command_line_ends_in_a_stack_trace(
-    name: str, lines: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, lines: list[list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     problems = [problem for line in lines if (problem := run(line, monkeypatch)) is not None]
-    told = capsys.readouterr()
+    told = capfd.readouterr()
     assert problems == []
     assert not any(word in told.out + told.err for word in ("Traceback", "alid string", "nput should", "Value error"))
 
@@ -146,13 +146,13 @@ def test_no_command_line_ends_in_a_stack_trace(
 @pytest.mark.parametrize("arguments", [["figures", "small"], ["export", "small"], ["data", "show", "demo/digits"]])
 @pytest.mark.parametrize("out", ["binary", "binary/x", "/dev/null/x"])
 def test_a_place_that_cannot_be_written_is_named(
-    arguments: list[str], out: str, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], out: str, store: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if arguments[0] == "data" and out == "binary":
         out = "home"
     monkeypatch.setenv("SPTUNE_DATA", str(store))
     assert run([*arguments, "--out", out], monkeypatch) is None
-    told = capsys.readouterr().err
+    told = capfd.readouterr().err
     assert told.startswith("error: ")
     assert out.partition("/x")[0] in told
 
@@ -160,7 +160,7 @@ def test_a_place_that_cannot_be_written_is_named(
 @pytest.mark.parametrize("command", [["status", "small"], ["report", "small"], ["resume", "small", "--inline"]])
 def test_a_seed_that_was_recorded_before_it_was_refused_is_told_in_a_sentence(
     command: list[str], tmp_path: Path, raw_study: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     (tmp_path / "home").mkdir()
     raw_study["search"] = {"trials": 1, "sampler": "random"}
@@ -171,6 +171,6 @@ def test_a_seed_that_was_recorded_before_it_was_refused_is_told_in_a_sentence(
     database.save_sweep("small", recorded | {"final": recorded["final"] | {"seeds": [2**32]}})
 
     assert run([*command, "--home", str(tmp_path / "home")], monkeypatch) is None
-    told = capsys.readouterr()
+    told = capfd.readouterr()
     assert "2^32-1" in told.err
     assert "Traceback" not in told.out + told.err
