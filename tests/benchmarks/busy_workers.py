@@ -149,6 +149,8 @@ def busy(options: argparse.Namespace, folder: Path) -> Found:
     tracker = MlflowTracker(runs)
     timed_sweep = TimedSweep(Sweep.resume(spec, StudyDatabase(home.database_url), tracker))
     try:
+        # Workers import the functions of this file from here: Ray adds no folder to their path.
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
         with connected(None):
             run_trial = Noted(train_trial if options.train else sleep_trial, str(notes))
             ray_driver.RayDriver(workplace, run_trial).run(timed_sweep.sweep, timed_sweep.print_progress)

@@ -149,6 +149,8 @@ def through_ray(trials: int) -> dict[str, float]:
             if not first and sweep.num_finished:
                 first.append(time.perf_counter())
 
+        # Workers import the functions of this file from here: Ray adds no folder to their path.
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
         with connected(None):
             ray_driver.RayDriver(workplace, nothing).run(sweep, note)
         ended = time.perf_counter()

@@ -138,4 +138,4 @@ def test_a_user_without_name_and_home_can_launch_without_network_and_shared_memo
     assert done.returncode == 0, done.stderr
     assert outcome(home, "tiny") == expected
     # The cache is where a user without a home has it.
-    assert [*tmp_path.glob("sptune-cache-0/*.u8")]
+    assert [*(tmp_path / "sptune-cache-0").rglob("*.u8")]
