@@ -53,9 +53,14 @@ def connected(address: str | None) -> Iterator[None]:
 
     try:
         _start(address)
+    except KeyboardInterrupt:
+        # Processes of Ray may run already.
+        shut_down()
+        raise
+
+    try:
         yield
     finally:
-        # After a failed or interrupted start as well: processes of Ray may run already.
         shut_down()
 
 
