@@ -57,9 +57,14 @@ def connected(address: str | None) -> Iterator[None]:
     with options as place:
         try:
             _start(address, place)
+        except KeyboardInterrupt:
+            # Processes of Ray may run already.
+            shut_down()
+            raise
+
+        try:
             yield
         finally:
-            # After a failed or interrupted start as well: processes of Ray may run already.
             shut_down()
 
 
