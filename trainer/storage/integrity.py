@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import pickle
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,8 @@ def read_checked(location: str | Path, parse: Callable[[bytes], T]) -> T | None:
     try:
         verify(data)
         return parse(data)
-    except MemoryError:
+    # A checkpoint whose checksums are right, with objects that could run code, is not damaged.
+    except (MemoryError, pickle.UnpicklingError):
         raise
     except NewerVersion as error:
         raise NewerVersion(f"{name} cannot be read: {error}.") from error
