@@ -104,9 +104,9 @@ class MlflowExperiment:
         if experiment.lifecycle_stage != "active":
             # Its name stays taken, so another of this name could not be created.
             self.client.restore_experiment(experiment_id)
-            # MLflow restores all of its runs.
-            for run in self.client.search_runs([experiment_id], f"tags.{REMOVED} = 'true'", max_results=PAGE_SIZE):
-                self.client.delete_run(run.info.run_id)
+        # MLflow restores all runs of an experiment, and a removal may have been interrupted.
+        for run in self.client.search_runs([experiment_id], f"tags.{REMOVED} = 'true'", max_results=PAGE_SIZE):
+            self.client.delete_run(run.info.run_id)
         self._follow_home(experiment)
 
         # The experiment of another sweep with the same name is used, but its tags stay.

@@ -149,13 +149,13 @@ class MlflowTracker:
                 return
             key, work = task
 
-            # Part of it may have been done although it failed: an answer may be lost, a person may have deleted a run.
-            if self._failures[key]:
-                self._logged = None
             try:
                 work()
             except Exception as error:
                 # Servers, proxies and disks raise errors of many classes. All of them are worth a retry.
+                # Part of it may have been done: an answer may be lost, a person may have deleted a run. So MLflow is
+                # asked again before anything else is created.
+                self._logged = None
                 self._failures[key] += 1
                 self._reasons.pop(key, None)
                 self._reasons[key] = explain(error)
