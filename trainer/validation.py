@@ -27,7 +27,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
 _SHORT.maxlist = _SHORT.maxdict = 10
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return a value as a message shows it: its `repr`, cut if it is long."""
     try:
         return _SHORT.repr(value)
@@ -40,7 +40,7 @@ def unknown_name(name: str, valid_names: Collection[str], what: str) -> str:
     """Return the sentence for a name that does not exist, with the nearest valid name, or all of them."""
     close = difflib.get_close_matches(name, list(valid_names), n=1)
     cure = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(valid_names)}."
-    return f"{shown(name)} is not {what}; {cure}"
+    return f"{short_repr(name)} is not {what}; {cure}"
 
 
 def number_problem(value: object) -> str | None:
@@ -54,13 +54,13 @@ def number_problem(value: object) -> str | None:
             cure = f" (write {plain[1]}{plain[2]} without quotes)"
         elif power:
             cure = f" (write {power[1]}{power[2] or '.0'}e{int(power[3]):+d}: YAML reads 1e-4 as text)"
-        return f"must be a number, got the text {shown(value)}{cure}."
+        return f"must be a number, got the text {short_repr(value)}{cure}."
 
     # A bool is an int for Python, but not for a reader.
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"must be a number, got {shown(value)}."
+        return f"must be a number, got {short_repr(value)}."
     if isinstance(value, int) and abs(value) >= 2**63:
-        return f"must be below 2^63, got {shown(value)}."
+        return f"must be below 2^63, got {short_repr(value)}."
     return None
 
 
@@ -74,19 +74,19 @@ def type_problem(field_type: Any, value: object) -> str | None:
         if isinstance(value, str):
             return None
         # Fields that take numbers too take any text here; the rules read it.
-        return number_problem(value) if int in kinds else f"must be a name, got {shown(value)}."
+        return number_problem(value) if int in kinds else f"must be a name, got {short_repr(value)}."
 
     if bool in kinds:
-        return None if isinstance(value, bool) else f"must be true or false, got {shown(value)}."
+        return None if isinstance(value, bool) else f"must be true or false, got {short_repr(value)}."
 
     if int in kinds or float in kinds:
         problem = number_problem(value)
         if problem is None and float not in kinds and not isinstance(value, int):
-            problem = f"must be a whole number, got {shown(value)}."
+            problem = f"must be a whole number, got {short_repr(value)}."
         return problem
 
     # A Literal: its arguments are the values.
-    return None if value in kinds else f"must be one of {', '.join(kinds)}, got {shown(value)}."
+    return None if value in kinds else f"must be one of {', '.join(kinds)}, got {short_repr(value)}."
 
 
 def parse_per_class(size: str) -> int:
@@ -98,7 +98,7 @@ def parse_per_class(size: str) -> int:
     match = re.fullmatch(r"([1-9][0-9]{0,8}) per class", size)
     if match is None:
         raise ValueError(
-            f"must be a share (0.1), a number of images (200) or of each class (5 per class), got {shown(size)}."
+            f"must be a share (0.1), a number of images (200) or of each class (5 per class), got {short_repr(size)}."
         )
     return int(match[1])
 

@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
 from trainer.plain_text import printable
 from trainer.terminal import OutputError, open_terminal
-from trainer.validation import shown
+from trainer.validation import short_repr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,12 +89,12 @@ def main() -> None:
 def _file_problem(error: Exception) -> str | None:
     """Return a sentence about a file or folder that the system refuses; None for any other error."""
     if isinstance(error, UnicodeEncodeError):
-        return f"{shown(error.object)} is no text in UTF-8; rename it."
+        return f"{short_repr(error.object)} is no text in UTF-8; rename it."
 
     if not isinstance(error, OSError) or not error.filename or not error.strerror:
         return None
 
-    return f"{shown(str(error.filename))}: {error.strerror}."
+    return f"{short_repr(str(error.filename))}: {error.strerror}."
 
 
 def _exit_with(sentence: str) -> None:

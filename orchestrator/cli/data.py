@@ -102,7 +102,7 @@ def list_(data: DataOption = None) -> None:
             absent.append(task)
     console.print(table)
     for sentence in left:
-        console.print(f"note: {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"note: {sentence}")
     if absent:
         _print_sources(absent)
 
@@ -128,11 +128,11 @@ def _print_sources(absent: list[str]) -> None:
     from trainer.data.importers.registry import sources
 
     console.print()
-    console.print("Where to get the others; import each with `sptune data import PATH`:", highlight=False)
-    console.print("  vtab-1k folder (all of vtab/), TFDS directories, or the official files:", highlight=False)
+    console.print("Where to get the others; import each with `sptune data import PATH`:")
+    console.print("  vtab-1k folder (all of vtab/), TFDS directories, or the official files:")
     for source in sources():
         if source.form == "official" and source.where and any(task in absent for task in source.tasks):
-            console.print(f"  {', '.join(source.tasks)}: {source.where}", highlight=False, soft_wrap=True)
+            console.print(f"  {', '.join(source.tasks)}: {source.where}")
 
 
 @app.command()
@@ -170,9 +170,9 @@ def _print_verdict(task: str, verdict: Verdict) -> None:
     facts = f"{sum(card.counts.values()):,} images, {card.protocol}, {card.fingerprint}"
     console.print(shown(f"{task}: ") + word + shown(f", {facts}"), soft_wrap=True)
     for sentence in verdict.problems[:MAX_PROBLEMS_SHOWN]:
-        console.print(f"  problem: {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"  problem: {sentence}")
     for sentence in verdict.notes:
-        console.print(f"  note: {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"  note: {sentence}")
 
 
 @app.command()
@@ -191,15 +191,13 @@ def show(
         file.write_bytes(picture)
     except (TaskMissing, OSError) as error:
         raise UserError(str(error)) from None
-    console.print(f"{file}", highlight=False)
+    console.print(f"{file}")
 
 
 def _print_card(card: Card, root: str) -> None:
     counts = ", ".join(f"{split} {count:,}" for split, count in card.counts.items())
     console.print(
-        f"{card.task}: {counts}; {len(card.class_names)} classes; {card.protocol}; {card.fingerprint}; in {root}",
-        highlight=False,
-        soft_wrap=True,
+        f"{card.task}: {counts}; {len(card.class_names)} classes; {card.protocol}; {card.fingerprint}; in {root}"
     )
     for sentence in [*card.differs, *card.repairs]:
-        console.print(f"  note: {sentence}", highlight=False, soft_wrap=True)
+        console.print(f"  note: {sentence}")

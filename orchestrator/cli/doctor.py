@@ -73,8 +73,8 @@ def _print(findings: Sequence[Finding]) -> None:
 
     for finding in findings:
         if finding.remedy:
-            console.print(f"{finding.where}, {finding.subject}: {finding.remedy}", highlight=False, soft_wrap=True)
+            console.print(f"{finding.where}, {finding.subject}: {finding.remedy}")
 
     num_errors = len(_errors(findings))
     noun = "error" if num_errors == 1 else "errors"
-    console.print(f"{num_errors or 'no'} {noun}.", highlight=False)
+    console.print(f"{num_errors or 'no'} {noun}.")

@@ -88,7 +88,7 @@ def resume(
         )
     if rerun is not None:
         kind = "trials" if trial else "failed trials"
-        console.print(f"{outcome.num_rerun} {kind} of {outcome.name} were run again.", highlight=False)
+        console.print(f"{outcome.num_rerun} {kind} of {outcome.name} were run again.")
     _finish(outcome)
 
 
@@ -134,20 +134,20 @@ def _print_outcome(outcome: SweepOutcome) -> None:
 
     if outcome.is_interrupted:
         way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
-        console.print(f"stopped. {way_out}", highlight=False)
+        console.print(f"stopped. {way_out}")
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
         return
 
     if outcome.was_finished:
-        console.print(f"{outcome.name} is finished; nothing to run.", highlight=False)
+        console.print(f"{outcome.name} is finished; nothing to run.")
     print_report(outcome.studies)
     console.print()
-    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}", highlight=False, soft_wrap=True)
+    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}")
 
     if outcome.halt is not None:
         sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
         console.print()
-        console.print(sentence, highlight=False, soft_wrap=True)
+        console.print(sentence)
 
 
 def _exit_status(outcome: SweepOutcome) -> int:
@@ -190,7 +190,7 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
             f"the driver of {name} died before it had saved. Finished epochs are kept. "
             f"Run `sptune resume {shlex.quote(sweep)}` to continue."
         )
-    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.", highlight=False)
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.")
 
 
 def rm(
@@ -250,4 +250,4 @@ def rm(
             delete_folder(place.trials_folder(name).rpartition("/")[0])
     finally:
         lease.release()
-    console.print(f"deleted {what} of {name}.", highlight=False)
+    console.print(f"deleted {what} of {name}.")

@@ -58,10 +58,10 @@ def _sync_one_of_several(sweep: str, home: str | None) -> bool:
     try:
         return _sync(sweep, home)
     except LeaseError as error:
-        _print(f"{sweep}: left to its driver. {error}")
+        console.print(f"{sweep}: left to its driver. {error}")
         return True
     except UserError as error:
-        _print(f"{sweep}: {error}")
+        console.print(f"{sweep}: {error}")
         return False
 
 
@@ -79,7 +79,7 @@ def _sync(sweep: str, home: str | None) -> bool:
             status.update(f"logging {spec.name} to MLflow: {num_left} trials and studies are left")
             if not console.is_terminal and time.monotonic() - last_line_at > LINE_EVERY_S:
                 last_line_at = time.monotonic()
-                _print(f"{spec.name}: {num_left} trials and studies are left")
+                console.print(f"{spec.name}: {num_left} trials and studies are left")
 
         outcome = sync_sweep(place, database, spec, show)
 
@@ -91,9 +91,9 @@ def _sync(sweep: str, home: str | None) -> bool:
     ]
     done = ", ".join(f"{count} {what}" for count, what in parts if count)
     if outcome.problem is None:
-        _print(f"{spec.name}: {f'{done}. ' if done else ''}MLflow has everything.")
+        console.print(f"{spec.name}: {f'{done}. ' if done else ''}MLflow has everything.")
         return True
-    _print(f"{spec.name}: {f'{done}. ' if done else ''}{outcome.num_left} are left: MLflow {outcome.problem}.")
+    console.print(f"{spec.name}: {f'{done}. ' if done else ''}{outcome.num_left} are left: MLflow {outcome.problem}.")
     return False
 
 
@@ -143,7 +143,7 @@ def _serve_snapshot(home: Home, port: int, hosts: list[str]) -> None:
         except sqlite3.Error as error:
             raise UserError(f"MLflow's database {home.mlflow_file} cannot be read: {error}.") from None
 
-        _print(f"{home.root} cannot be written: this is a copy of its MLflow database as it is now.")
+        console.print(f"{home.root} cannot be written: this is a copy of its MLflow database as it is now.")
         _print_addresses(home, uri, port, has_hosts=bool(hosts))
         server = subprocess.Popen(_server_command(home, uri, port, hosts))
         # The copy is deleted when the server has ended.
@@ -207,19 +207,14 @@ def _print_addresses(home: Home, uri: str, port: int, *, has_hosts: bool) -> Non
         # SQLite, SQLAlchemy and MLflow each raise errors of their own.
         raise ServiceError(f"MLflow {explain(error)} ({home.mlflow_file}).") from None
 
-    _print(f"MLflow at http://127.0.0.1:{port} for {home.root}; Ctrl-C stops it.")
+    console.print(f"MLflow at http://127.0.0.1:{port} for {home.root}; Ctrl-C stops it.")
     for name, path in paths.items():
-        _print(f"  {name}: http://127.0.0.1:{port}{path}")
+        console.print(f"  {name}: http://127.0.0.1:{port}{path}")
 
     if not has_hosts and any(os.environ.get(name) for name in PROXY_VARIABLES):
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/")
         where = f"JupyterHub shows it at {prefix}/proxy/{port}/. " if prefix else ""
-        _print(
+        console.print(
             f"{where}If a proxy's page answers 403, `Invalid Host header`, stop this and add --allowed-hosts HOST, "
             "with the host name in the browser's address bar."
         )
-
-
-def _print(line: str) -> None:
-    # A path may contain square brackets, which rich would take for markup.
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

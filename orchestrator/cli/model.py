@@ -63,12 +63,8 @@ def _facts(weights: str | None) -> WeightFacts | None:
 def _print_facts(facts: WeightFacts) -> None:
     """Print what the table cannot say about a file."""
     if facts.part:
-        console.print(
-            f"\n{facts.path} holds several networks; {facts.part} is used.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        console.print()
+        console.print(f"{facts.path} holds several networks; {facts.part} is used.")
 
     fitting = [row.name for row in BACKBONES.values() if facts.problem(row) is None]
     if not fitting:
@@ -81,7 +77,8 @@ def _print_facts(facts: WeightFacts) -> None:
         )
     else:
         return
-    console.print(f"\n{text}", highlight=False, markup=False, soft_wrap=True)
+    console.print()
+    console.print(text)
 
 
 def predict(
@@ -103,6 +100,6 @@ def predict(
         classifier = trainer.load(home_at(home).trial_folder(trial), weights=weights)
         for image, predictions in zip(images, classifier.classify(images, top), strict=True):
             classes = "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in predictions)
-            console.print(f"{image}: {classes}", highlight=False, soft_wrap=True)
+            console.print(f"{image}: {classes}")
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None

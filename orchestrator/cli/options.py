@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.environment.home import DEFAULT_HOME
 from trainer.terminal import TextConsole
-from trainer.validation import shown
+from trainer.validation import short_repr
 
 console = TextConsole()
 
@@ -38,7 +38,7 @@ def whole_number(least: int, most: int) -> Callable[[object], int]:
         # Short enough for Python to read.
         number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
         if number is None or not least <= number <= most:
-            raise typer.BadParameter(f"must be a whole number from {least} to {most}, got {shown(text)}.")
+            raise typer.BadParameter(f"must be a whole number from {least} to {most}, got {short_repr(text)}.")
 
         return number
 

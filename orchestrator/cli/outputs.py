@@ -57,11 +57,11 @@ def figures(
                 png, _ = save_figure(figure, folder, stem)
             except OSError as error:
                 raise _not_written(error) from None
-            console.print(f"{png}", highlight=False, soft_wrap=True)
+            console.print(f"{png}")
             count += 1
     if not count:
         raise UserError(f"{', '.join(sweeps)}: no trial is finished, so there is nothing to draw.")
-    console.print(f"{count} figures, each as .png and .pdf", highlight=False)
+    console.print(f"{count} figures, each as .png and .pdf")
 
 
 def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = None) -> None:
@@ -76,10 +76,10 @@ def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = Non
         except OSError as error:
             raise _not_written(error) from None
     for file in files:
-        console.print(f"{file}", highlight=False, soft_wrap=True)
+        console.print(f"{file}")
     if absent:
         where = f"in {place.trials_folder(first.name)}" if len(sweeps) == 1 else "with their sweeps"
-        console.print(f"{absent} complete trials have no predictions {where}", highlight=False, soft_wrap=True)
+        console.print(f"{absent} complete trials have no predictions {where}")
 
 
 def register(
@@ -121,7 +121,7 @@ def register(
 
         model = name or _model_name(study)
         version = register_model(place, run_id, model)
-        console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}", highlight=False)
+        console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}")
 
 
 def _folder(out: Path | None, default: str) -> Path:

@@ -81,8 +81,7 @@ def plan(
     num_final = len(plans) * len(sweep.final.seeds)
     console.print(
         f"{len(plans)} studies, {num_search} search trials, {num_final} final trials, "
-        f"{_resources_per_trial(sweep)}; {sum(progress.num_finished.values())} are finished",
-        highlight=False,
+        f"{_resources_per_trial(sweep)}; {sum(progress.num_finished.values())} are finished"
     )
 
     if not progress.has_estimate:
@@ -128,7 +127,7 @@ def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progres
     num_unknown = len(progress.seconds_left) - len(estimates)
     if num_unknown:
         text += f"; not counted, because nothing like it was run: {num_unknown} of {len(plans)} studies"
-    console.print(text, highlight=False)
+    console.print(text)
 
 
 def replay(
@@ -178,9 +177,7 @@ def replay(
     console.print(
         f"{sweep.num_finished} trials in {format_duration(clock.now)} on {num_slots} workers, busy {busy_share:.0%}; "
         f"{num_trained} of {sweep.num_finished * max_epochs} epochs were trained, the others were pruned or known"
-        + (f"; {sweep.halt.reason}" if sweep.halt else ""),
-        highlight=False,
-        soft_wrap=True,
+        + (f"; {sweep.halt.reason}" if sweep.halt else "")
     )
 
 

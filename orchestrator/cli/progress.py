@@ -150,7 +150,7 @@ class LiveView:
 
     def _show(self, progress: Progress) -> None:
         if progress.note:
-            self._console.print(progress.note, highlight=False, soft_wrap=True)
+            self._console.print(progress.note)
         # A new step replaces the display of the step before.
         if progress.step != self._step:
             self._start_step(progress)
@@ -183,7 +183,7 @@ class LiveView:
         if num_finished != self._last_printed:
             self._last_printed = num_finished
             self._last_printed_at = now
-            self._console.print(self._summary(sweep), highlight=False)
+            self._console.print(self._summary(sweep))
 
     def _summary(self, sweep: Sweep) -> str:
         summaries = sweep.summaries()

@@ -82,11 +82,10 @@ def status(
         return
 
     console.print(progress_table(summaries))
-    console.print(f"{name}: {summary_line(summaries, num_running(summaries))}", highlight=False)
-    console.print(f"{_driver_line(name, alive, dead)}{f'; {halt}' if halt else ''}", highlight=False, soft_wrap=True)
+    console.print(f"{name}: {summary_line(summaries, num_running(summaries))}")
+    console.print(f"{_driver_line(name, alive, dead)}{f'; {halt}' if halt else ''}")
     console.print(
-        f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all",
-        highlight=False,
+        f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all"
     )
 
 
@@ -119,12 +118,12 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
             console.print(f"    {line}")
 
         for trial in group.trials[:MAX_TRIALS_SHOWN]:
-            console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}", highlight=False)
+            console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}")
         if len(group.trials) > MAX_TRIALS_SHOWN:
-            console.print(f"  and {len(group.trials) - MAX_TRIALS_SHOWN} more", highlight=False)
+            console.print(f"  and {len(group.trials) - MAX_TRIALS_SHOWN} more")
 
         log = f"{place.trials_folder(spec.name)}/{latest.trial_id}/{LOG}"
-        console.print(f"  log:   {log}", highlight=False, soft_wrap=True)
+        console.print(f"  log:   {log}")
         command = f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
         console.print(f"  retry: {command}")
         console.print()
@@ -134,7 +133,7 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
         if reason:
             console.print(shown("stopped", "red") + shown(f" {study.plan.key}: {reason}"), soft_wrap=True)
     if not failed:
-        console.print(f"no trial of {spec.name} has failed.", highlight=False)
+        console.print(f"no trial of {spec.name} has failed.")
 
 
 def report(

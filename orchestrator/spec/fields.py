@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
-from trainer.validation import MOST, number_problem, shown
+from trainer.validation import MOST, number_problem, short_repr
 
 RECORDED = {"recorded": True}
 """Validation context of a spec from the study database, whose names were checked when it was launched."""
@@ -40,7 +40,7 @@ def at_most(most: int, text: str = "") -> AfterValidator:
 
     def check(value: int, info: ValidationInfo) -> int:
         if value > most and not is_recorded(info):
-            raise ValueError(f"must be at most {text or most}, got {shown(value)}.")
+            raise ValueError(f"must be at most {text or most}, got {short_repr(value)}.")
 
         return value
 
@@ -57,7 +57,7 @@ def _check_finite(value: float, info: ValidationInfo) -> float:
 def _check_exact(value: int, info: ValidationInfo) -> int:
     # Optuna keeps whole numbers as floats.
     if abs(value) > 2**53 and not is_recorded(info):
-        raise ValueError(f"must be between -2^53 and 2^53, got {shown(value)}.")
+        raise ValueError(f"must be between -2^53 and 2^53, got {short_repr(value)}.")
 
     return value
 

@@ -33,7 +33,7 @@ from orchestrator.spec.space import Choice, FloatRange, IntRange
 from orchestrator.spec.valid_part import Location, invalid_fields, is_kept, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, entry_problems, search_problems
 from orchestrator.spec.yaml_file import read_yaml
-from trainer.validation import number_problem, shown, unknown_name
+from trainer.validation import number_problem, short_repr, unknown_name
 
 SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
 """Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
@@ -242,12 +242,12 @@ def _explain(detail: Any, location: Location) -> str:
     if kind == "model_type":
         return (
             f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; "
-            f"got {shown(value)}."
+            f"got {short_repr(value)}."
         )
 
     if kind in ("union_tag_not_found", "model_attributes_type"):
         example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
-        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {shown(value)}."
+        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {short_repr(value)}."
 
     if kind == "union_tag_invalid":
         return unknown_name(str(limits["tag"]), re.findall(r"'(\w+)'", limits["expected_tags"]), "a type")
@@ -258,20 +258,20 @@ def _explain(detail: Any, location: Location) -> str:
 
     if kind == "literal_error":
         names = re.findall(r"'(\w+)'", limits["expected"])
-        return f"must be {_words(names)}, got {shown(value)}."
+        return f"must be {_words(names)}, got {short_repr(value)}."
 
     # YAML reads 1e-4 as text: say how to write it.
     if isinstance(value, str) and kind.startswith(("int", "float")):
         return str(number_problem(value))
 
     if kind in ("string_type", "invalid_key"):
-        return f"must be text, got {shown(value)}{_quotes(value)}."
+        return f"must be text, got {short_repr(value)}{_quotes(value)}."
 
     for start, rule in RULES.items():
         if kind.startswith(start):
-            return f"must be {rule.format(**limits)}, got {shown(value)}."
+            return f"must be {rule.format(**limits)}, got {short_repr(value)}."
 
-    return f"cannot be {shown(value)}."
+    return f"cannot be {short_repr(value)}."
 
 
 def _words(names: list[str]) -> str:

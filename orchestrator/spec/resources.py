@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
 from orchestrator.spec.fields import SpecPart, at_most, check_number, is_recorded
 from trainer.catalog import BACKBONES
-from trainer.validation import number_problem, shown, unknown_name
+from trainer.validation import number_problem, short_repr, unknown_name
 
 MOST_CORES = 10_000
 """Most CPU cores or GPUs of one trial, which runs on one node."""
@@ -21,7 +21,9 @@ LEAST_SHARE = 0.0001
 def _check_text(value: str, info: ValidationInfo) -> str:
     """Return a name or an address that is not blank, and that a command line and a file name can hold."""
     if (not value.strip() or not value.isprintable()) and not is_recorded(info):
-        raise ValueError(f"must be text without control characters, got {shown(value)}; leave the key out for none.")
+        raise ValueError(
+            f"must be text without control characters, got {short_repr(value)}; leave the key out for none."
+        )
 
     return value
 
@@ -50,7 +52,7 @@ def _check_gpus(value: object, info: ValidationInfo) -> object:
             return gpus
 
     rule = "must be a share of a GPU such as 0.25, a whole number of GPUs, or auto"
-    raise ValueError(f"{rule}; got {shown(value)}.")
+    raise ValueError(f"{rule}; got {short_repr(value)}.")
 
 
 Text = Annotated[str, AfterValidator(_check_text)]

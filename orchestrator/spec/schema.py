@@ -12,7 +12,7 @@ from orchestrator.spec.fields import Count, Number, Seed, SpecPart, at_most, che
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import DimensionField, as_list
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
-from trainer.validation import number_problem, shown, unknown_name
+from trainer.validation import number_problem, short_repr, unknown_name
 
 MAX_NAME_LENGTH = 128
 """Longest name of a sweep. It is a folder, an experiment, and the first part of names of at most 512 characters in the
@@ -53,7 +53,7 @@ def _check_task(value: object, info: ValidationInfo) -> object:
 
 def _check_name(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str) and not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", value):
-        raise ValueError(f"must be lower-case letters, digits, - and _, got {shown(value)}.")
+        raise ValueError(f"must be lower-case letters, digits, - and _, got {short_repr(value)}.")
 
     if isinstance(value, str) and len(value) > MAX_NAME_LENGTH and not is_recorded(info):
         raise ValueError(f"must have at most {MAX_NAME_LENGTH} characters, got {len(value)}.")
@@ -67,7 +67,9 @@ def _parse_train_size(value: object) -> object:
     if isinstance(value, Mapping):
         # The mapping form exists for YAML only; everywhere else a train size is a number or a text.
         if [*value] != ["per_class"]:
-            raise ValueError(f"must be a share, a number of images, or {{per_class: 5}}, got {shown(dict(value))}.")
+            raise ValueError(
+                f"must be a share, a number of images, or {{per_class: 5}}, got {short_repr(dict(value))}."
+            )
         number = value["per_class"]
         problem = number_problem(number)
         if problem:
@@ -250,7 +252,7 @@ class Final(SpecPart):
     def _check_distinct(self) -> Final:
         # Two equal seeds would be one trial, and the standard deviation would be too small.
         if len({*self.seeds}) < len(self.seeds):
-            raise ValueError(f"seeds must differ, got {shown(self.seeds)}: the same seed is the same trial.")
+            raise ValueError(f"seeds must differ, got {short_repr(self.seeds)}: the same seed is the same trial.")
 
         return self
 

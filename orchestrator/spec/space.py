@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, model_validator
 
 from orchestrator.spec.fields import Number, SpecPart, Whole
-from trainer.validation import shown
+from trainer.validation import short_repr
 
 
 def _check_plain(value: object) -> object:
     if value is not None and not isinstance(value, bool | int | float | str):
-        raise ValueError(f"must be a number, text, true, false or null; got {shown(value)}.")
+        raise ValueError(f"must be a number, text, true, false or null; got {short_repr(value)}.")
 
     return value
 
@@ -98,7 +98,9 @@ class Choice(DimensionBase):
         for index, value in enumerate(self.values):
             if value in self.values[:index]:
                 twin = self.values[self.values.index(value)]
-                raise ValueError(f"samplers cannot tell {shown(value)} from {shown(twin)}: leave one of them out.")
+                raise ValueError(
+                    f"samplers cannot tell {short_repr(value)} from {short_repr(twin)}: leave one of them out."
+                )
 
         return self
 

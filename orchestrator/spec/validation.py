@@ -14,7 +14,7 @@ from orchestrator.spec.plan import format_train_size, longest_trial
 from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride, task_names
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.validation import is_full, number_problem, shown, type_problem, unknown_name
+from trainer.validation import is_full, number_problem, short_repr, type_problem, unknown_name
 
 SWEEP_FIELDS = (
     "task",
@@ -179,8 +179,8 @@ def _when_problems(params: Params, name: str, condition: str, values: list[Any])
     if condition in params.fixed:
         fixed = params.fixed[condition]
         if fixed not in values:
-            wanted = " or ".join(map(shown, values))
-            yield f"{condition} is fixed at {shown(fixed)} and never {wanted}: leave {name} out."
+            wanted = " or ".join(map(short_repr, values))
+            yield f"{condition} is fixed at {short_repr(fixed)} and never {wanted}: leave {name} out."
         return
 
     # A searched parameter must be able to take the values.
@@ -191,7 +191,7 @@ def _when_problems(params: Params, name: str, condition: str, values: list[Any])
     else:
         for value in values:
             if not _contains(dimension, value):
-                yield f"{condition} is never {shown(value)}, but {_describe(dimension)}."
+                yield f"{condition} is never {short_repr(value)}, but {_describe(dimension)}."
 
 
 def _contains(dimension: Dimension, value: Any) -> bool:
