@@ -6,6 +6,7 @@ A test that uses a server works in a database, a bucket's folder or an experimen
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -14,6 +15,11 @@ import pytest
 from tests.services import MlflowServer, Postgres, S3Server, Service
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it, and rich would keep to it whatever a test says later
+
+# Signals as in a terminal: `nohup` ignores SIGHUP, and a shell's background job SIGINT. Processes inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 AnyService = TypeVar("AnyService", bound=Service)
 
