@@ -67,7 +67,7 @@ def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return home, printed_table(done.stdout)
 
 
-def test_launching_a_finished_sweep_starts_nothing_and_prints_its_printed_table(
+def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
     spec: Path, undisturbed: tuple[Path, str], command: Sptune
 ) -> None:
     home, expected = undisturbed
@@ -97,8 +97,8 @@ def test_a_trial_of_the_sweep_classifies_images_as_it_was_scored(
         configs = [TrainConfig.from_params(card["config"]) for card in cards]
         config = next(c for c in configs if (c.method, c.eval_split, c.seed) == (method, "test", 42))
         trial = config.fingerprint()
-        scored = pq.read_printed_table(home / "sweeps/tiny/trials" / trial / "predictions.parquet").to_pylist()[:3]
-        images = pq.read_printed_table(store / "demo/digits/test.parquet").to_pylist()[:3]
+        scored = pq.read_table(home / "sweeps/tiny/trials" / trial / "predictions.parquet").to_pylist()[:3]
+        images = pq.read_table(store / "demo/digits/test.parquet").to_pylist()[:3]
         lines = []
         for row, image in zip(scored, images, strict=True):
             (tmp_path / f"{row['key']}.png").write_bytes(image["image"])

@@ -131,7 +131,7 @@ def test_launch_ends_with_1_until_a_final_trial_of_each_study_has_a_score(
 
     assert sptune("launch", file, "--home", home, "--inline")[0] == 1
     assert [*finals()["state"]] == ["failed", "failed"] and finals()["score"].isna().all()
-    assert finals()["error"].str.contains("test.parquet cannot be read").all()
+    assert finals()["error"].str.contains(r"test.parquet, image .* cannot be read: its format is unknown").all()
     again = launch(file, home=home, driver="inline")
     assert again.is_done and again.was_finished
     assert again.studies_without_result == [study.plan.key for study in again.studies]

@@ -145,7 +145,7 @@ def test_what_mlflow_lacks_is_told_without_its_password() -> None:
     tracker = MlflowTracker(Away("", "demo", "", None, ""), patience_s=0.0)
     tracker._enqueue("work", tracker._runs.open)
     assert tracker.close() == 1
-    assert tracker.problem == "OSError: API request to http://bob:***@mlflow:5000/x failed"
+    assert tracker.problem == "refuses: API request to http://bob:***@mlflow:5000/x failed"
 
 
 def test_the_log_of_a_trial_holds_no_secret(tmp_path: Path) -> None:

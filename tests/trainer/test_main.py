@@ -129,7 +129,10 @@ def test_every_field_is_an_option_with_its_docstring_as_help(capsys: pytest.Capt
     for place in ("--data", "--weights", "--prototype-cache", "--out", "--device"):
         assert f"{place} " in shown
     given, options = parse(["--task", "t", "--method", "m", "--lr", "1e-4", "--prompt-length", "5", "--out", "o"])
-    assert (given, options.out) == ({"task": "t", "method": "m", "lr": 1e-4, "prompt_length": 5}, "o")
+    assert (given, options.out) == (
+        {"task": "t", "method": "m", "lr": 1e-4, "prompt_length": 5},
+        str(Path("o").absolute()),
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,13 +167,17 @@ def test_data_and_weights_may_be_named_by_the_environment(monkeypatch: pytest.Mo
     for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     _, options = parse(needed)
-    assert (options.data, options.weights, options.prototype_cache) == ("sptune-home/data", None, None)
+    assert (options.data, options.weights, options.prototype_cache) == (
+        str(Path("sptune-home/data").absolute()),
+        None,
+        None,
+    )
     monkeypatch.setenv("SPTUNE_DATA", "/tasks")
     monkeypatch.setenv("SPTUNE_WEIGHTS", "/weights")
     _, options = parse(needed)
     assert (options.data, options.weights) == ("/tasks", "/weights")
     _, options = parse([*needed, "--data", "here", "--weights", "there"])
-    assert (options.data, options.weights) == ("here", "there")
+    assert (options.data, options.weights) == (str(Path("here").absolute()), "there")
 
 
 def test_nmi_and_the_number_of_images_reach_the_training(data_root: str, tmp_path: Path) -> None:

@@ -325,11 +325,14 @@ def split_error(root: str, task: str, split: str, error: Exception, example: Exa
 
     Its text names the file, and the image if it is known.
     """
+    # Imported late, because it loads Pillow, which is not needed to read a stored task.
+    from trainer.data.images import reason_of
+
     place = f"{redact(root)}/{task}"
     image = f", image {example.key!r}" if example else ""
     delete = (
         f"Delete {place}, which is made again at its first use, or import" if task.startswith("demo/") else "Import"
     )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = reason_of(error).splitlines()[0].rstrip(".")
     kind = OSError if isinstance(error, OSError) else ValueError
     return kind(f"{place}/{split}.parquet{image} cannot be read: {reason}. {delete} the task again.")

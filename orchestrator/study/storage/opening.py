@@ -134,8 +134,10 @@ def _url_beside_a_driver(file: Path) -> str | None:
     """Return the URL that fits the files that are there now; None if SQLite must create one."""
     has_wal = _exists(_beside(file, "-wal"))
     if (has_wal and _exists(_beside(file, "-shm"))) or _exists(_beside(file, "-journal")):
-        # A driver is at work, or was killed.
-        return sqlite_url(file, mode="ro", readonly_shm="1")
+        # A driver is at work, or was killed. All connections of a process share the `-shm` as the first has opened it.
+        # So a reader that may write opens it for both: a driver of this process could otherwise not write.
+        is_writable = os.access(_beside(file, "-shm"), os.W_OK)
+        return sqlite_url(file, mode="ro", **({} if is_writable else {"readonly_shm": "1"}))
     if not has_wal or _beside(file, "-wal").stat().st_size == 0:
         # No driver has it open, and the last one left everything in the database.
         return sqlite_url(file, mode="ro", immutable="1")

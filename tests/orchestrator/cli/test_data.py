@@ -91,7 +91,7 @@ def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path
     assert code == 0 and "/dog/3.png: dog " in out
 
 
-NAMES = ("[/INST]", "\x1b[2J", ":smile: a_b|c", "字")
+NAMES = ("[/INST]", ":smile: a_b|c", "字")
 
 
 def test_a_class_and_a_folder_are_shown_under_their_names(sptune: Sptune, tmp_path: Path) -> None:

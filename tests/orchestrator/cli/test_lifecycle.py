@@ -349,7 +349,9 @@ def test_rm_forgets_a_whole_sweep(finished: Sweep, home: Home, sptune: Sptune) -
     assert (code, said) == (0, "deleted 8 trials of 2 studies, and these of small.\n")
     assert shown_runs(home) == []
     assert not (Path(home.root) / "sweeps" / "small").exists()
-    assert sptune("status", "small", "--home", Path(home.root))[2].endswith("start one with `sptune launch demo`.\n")
+    assert sptune("status", "small", "--home", Path(home.root))[2].endswith(
+        "start one with `sptune launch demo`, or name another with --home.\n"
+    )
     assert record_of(home)._storage.get_all_studies() == []
 
 

@@ -67,15 +67,16 @@ def test_a_sweep_can_be_driven_by_another_thread_than_the_main_one(sweep: Sweep)
 
 def test_a_driver_saves_although_its_terminal_is_gone(tmp_path: Path) -> None:
     code = """
-import signal, sys
+import sys, time
 from orchestrator.drivers.signals import stop_on_signal
 class Sweep:
-    halt = None
+    halt = reason = None
     def stop(self, reason): self.reason = reason
 sweep = Sweep()
 with stop_on_signal(sweep):
     print("ready", flush=True)
-    signal.pause()
+    while sweep.reason is None:
+        time.sleep(0.05)
     print("printed to a terminal that is gone", flush=True)
     print("as well", file=sys.stderr, flush=True)
 open(sys.argv[1], "w").write(sweep.reason)

@@ -65,7 +65,7 @@ def published(table: ResultsTable) -> dict[str, ResultsRow]:
 
 def plain_latex(text: str) -> str:
     text = re.sub(r"\\([&%$#_{}])", r"\1", text)
-    return text.replace("$-$", "−").replace("---", "—")
+    return text.replace("{[}", "[").replace("{]}", "]").replace("$-$", "−").replace("---", "—")
 
 
 FORMATS: dict[str, Callable[[list[Any]], str]] = {

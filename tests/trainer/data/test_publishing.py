@@ -175,8 +175,8 @@ def test_a_crash_between_two_files_is_noticed_by_who_reads(tmp_path: Path) -> No
     for kind in ("one", "two"):
         write(str(tmp_path / kind), kind)
     (tmp_path / "two/own/x/val.parquet").replace(tmp_path / "one/own/x/val.parquet")
-    with pytest.raises(TaskChanged, match=r"val\.parquet is of another import"):
-        verify(str(tmp_path / "one"), TASK)
+    problems = verify(str(tmp_path / "one"), TASK).problems
+    assert any("val.parquet is of another import" in problem for problem in problems)
 
 
 def test_two_splits_of_two_imports_are_not_used_in_one_run(data_root: str) -> None:

@@ -35,12 +35,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture(params=["file", pytest.param("bucket", marks=pytest.mark.slow)])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=[pytest.param("bucket", marks=pytest.mark.slow)])
+def uri(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a URI where nothing exists yet."""
-    if request.param == "file":
-        return f"file://{tmp_path}/weights"
-    s3: S3Server = request.getfixturevalue("s3")
     use_aws(monkeypatch, s3.env)
     return f"s3://{s3.bucket}/{tmp_path.name}?region=eu-west-1"
 

@@ -82,9 +82,11 @@ def test_runs_that_start_from_the_same_prototypes_share_a_sheet(tiny: Configs, d
     sheet = drawn(config)["prototypes.png"]
     (kept,) = sheets(tmp_path)
     assert kept.read_bytes() == sheet
-    kept.write_bytes(b"marked")
+    marked = io.BytesIO()
+    Image.new("L", (3, 2)).save(marked, "PNG")
+    kept.write_bytes(marked.getvalue())
     # Whoever has the same prototypes gets what is kept: nothing is computed.
-    assert drawn(dataclasses.replace(config, lr=0.001, weight_decay=0.0))["prototypes.png"] == b"marked"
+    assert drawn(dataclasses.replace(config, lr=0.001, weight_decay=0.0))["prototypes.png"] == marked.getvalue()
     assert len(sheets(tmp_path)) == 1
 
 

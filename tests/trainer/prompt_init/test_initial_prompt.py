@@ -282,8 +282,8 @@ def test_more_prompts_than_tokens_are_refused_and_not_cached(
     tiny: Configs, build: Callable[..., InitialPrompt], tmp_path: Path
 ) -> None:
     for prompt_init, said in (
-        ("random", "prompt_length=65 exceeds the 64 tokens of the images; use more images."),
-        ("kmeans", "kmeans needs as many tokens as clusters, got 64 for 65."),
+        ("random", "prompt_length: 65 exceeds the 64 patch tokens of the images; use more init_images."),
+        ("kmeans", "prompt_length: 65 exceeds the 64 patch tokens of the images; use more init_images."),
     ):
         with pytest.raises(ValueError, match="65") as caught:
             build(tiny(prompt_init=prompt_init, prompt_length=65, init_images=1))

@@ -65,7 +65,7 @@ def without_clocks(epochs: list[EpochMetrics]) -> list[tuple[int, dict[str, floa
 def card_without_clocks(folder: Path) -> dict[str, Any]:
     card: dict[str, Any] = json.loads((folder / "card.json").read_text())
     card["metrics"] = {k: v for k, v in card["metrics"].items() if k not in CLOCKS}
-    return {key: value for key, value in card.items() if key != "prototypes_seconds"}
+    return {key: value for key, value in card.items() if key not in ("prototypes_seconds", "checksum")}
 
 
 def results_in(folder: Path) -> dict[str, bytes]:
