@@ -31,6 +31,9 @@ OPEN, CHECK = "open", "check"
 """Keys of work that belongs to no trial and no study."""
 HASTE_S = 2.0
 """Seconds for which a tracker retries that is closed in haste."""
+STUCK_S = 15.0
+"""Seconds without progress after which a tracker that is closed in haste leaves its thread behind. MLflow tries to open
+a database again for many minutes if the disk is full, and nothing interrupts it."""
 
 
 class MlflowTracker:
@@ -123,10 +126,16 @@ class MlflowTracker:
                 self._patience_s = HASTE_S
             self._closing_since = time.monotonic()
             self._changed.notify()
+        num_left, changed_at = self.num_pending, time.monotonic()
         with contextlib.suppress(KeyboardInterrupt):
             while self._thread is not None and self._thread.is_alive():
                 self._thread.join(timeout=0.5)
                 on_wait(self.num_pending)
+
+                if self.num_pending != num_left:
+                    num_left, changed_at = self.num_pending, time.monotonic()
+                if in_haste and time.monotonic() - changed_at > STUCK_S:
+                    break
         return self.num_pending
 
     def _enqueue(self, key: str, work: Callable[[], object]) -> None:

@@ -18,6 +18,7 @@ from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
+from orchestrator.tracking import mlflow_tracker
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.integration.processes import SPTUNE
 
@@ -103,13 +104,23 @@ def test_a_reader_that_leaves_gets_no_trace(arguments: tuple[str, ...]) -> None:
         assert process.stderr.read() == ""
 
 
+class Hanging:
+    """Stands for MLflow's client, which tries a request again for minutes."""
+
+    def load(self, _: set[str]) -> None:
+        time.sleep(60)
+
+
+def test_a_driver_that_stops_leaves_an_mlflow_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_tracker, "STUCK_S", 0.5)
+    tracker = MlflowTracker(Hanging())  # type: ignore[arg-type]
+    tracker.open()
+    started = time.monotonic()
+    tracker.close(in_haste=True)
+    assert time.monotonic() - started < 20
+
+
 def test_ctrl_c_ends_the_wait_for_an_mlflow_that_hangs() -> None:
-    class Hanging:
-        """Stands for MLflow's client, which tries a request again for minutes."""
-
-        def load(self, _: set[str]) -> None:
-            time.sleep(60)
-
     tracker = MlflowTracker(Hanging())  # type: ignore[arg-type]
     tracker.open()
     timer = threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGTERM])
