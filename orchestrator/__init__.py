@@ -17,6 +17,7 @@ def _check_trainer() -> None:
     Raises:
         ImportError: with the file that is found, and the way out.
     """
+    # As in `sptune.py`, which nothing here can import safely: it may be a foreign one, too.
     own = Path(__file__).resolve().parents[1] / "trainer"
     spec = importlib.util.find_spec("trainer")
     # A folder without `__init__.py` is a package, too, and has no origin.

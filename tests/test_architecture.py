@@ -27,7 +27,7 @@ FLOORS = {
     """,
     "orchestrator": """
         errors redaction spec study sweep environment drivers report figures tracking served doctor
-        outcome run_sweep launch __init__ cli __main__
+        launch __init__ cli __main__
     """,
 }
 

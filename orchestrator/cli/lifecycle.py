@@ -29,7 +29,7 @@ from orchestrator.cli.trial_filter import parse_trial_filter
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
-from orchestrator.outcome import DriverName, Rerun, SweepOutcome
+from orchestrator.launch.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.deletion import delete_outputs
@@ -133,7 +133,7 @@ def _print_outcome(outcome: SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
     if outcome.is_interrupted:
-        way_out = f"Run `sptune resume {outcome.name}` to continue from the last finished epochs."
+        way_out = f"Run `sptune resume {shlex.quote(outcome.name)}` to continue from the last finished epochs."
         console.print(f"stopped. {way_out}")
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
         return
@@ -145,7 +145,7 @@ def _print_outcome(outcome: SweepOutcome) -> None:
     console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}")
 
     if outcome.halt is not None:
-        sentence = f"{outcome.halt.reason}. Run `sptune resume {outcome.name}` to continue."
+        sentence = f"{outcome.halt.reason}. Run `sptune resume {shlex.quote(outcome.name)}` to continue."
         console.print()
         console.print(sentence)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sqlite3
@@ -23,7 +24,7 @@ from orchestrator.environment.lookup import find_sweep, sweep_names
 from orchestrator.errors import LeaseError, ServiceError, UserError
 from orchestrator.redaction import redact
 
-PROXY_VARIABLES = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_URL", "VSCODE_PROXY_URI", "CODESPACE_NAME")
+REMOTE_BROWSER_VARIABLES = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_URL", "VSCODE_PROXY_URI", "CODESPACE_NAME")
 """Variables of environments in which a browser reaches this machine through a proxy with another host name."""
 LINE_EVERY_S = 10.0
 """Seconds between two lines of progress where the output is not a terminal."""
@@ -119,7 +120,9 @@ def ui(
             raise UserError("this home has no MLflow: set MLFLOW_TRACKING_URI to the address of a server.")
         raise UserError(f"this home uses an MLflow server: open {redact(place.mlflow_uri)} in a browser.")
     if not place.mlflow_file.exists():
-        raise UserError(f"{place.root} has no MLflow database yet; run `sptune launch demo --home {place.root}` first.")
+        raise UserError(
+            f"{place.root} has no MLflow database yet; run `sptune launch demo --home {shlex.quote(place.root)}` first."
+        )
 
     hosts = _host_names(allowed_hosts)
     _check_port(port)
@@ -211,7 +214,7 @@ def _print_addresses(home: Home, uri: str, port: int, *, has_hosts: bool) -> Non
     for name, path in paths.items():
         console.print(f"  {name}: http://127.0.0.1:{port}{path}")
 
-    if not has_hosts and any(os.environ.get(name) for name in PROXY_VARIABLES):
+    if not has_hosts and any(os.environ.get(name) for name in REMOTE_BROWSER_VARIABLES):
         prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "").rstrip("/")
         where = f"JupyterHub shows it at {prefix}/proxy/{port}/. " if prefix else ""
         console.print(

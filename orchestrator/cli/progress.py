@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.cli.options import surviving_lost_output
-from orchestrator.outcome import Progress, Step
+from orchestrator.launch.outcome import Progress, Step
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState

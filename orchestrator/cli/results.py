@@ -95,7 +95,7 @@ def _driver_line(name: str, alive: DriverStatus | None, dead: DriverStatus | Non
     if dead is not None:
         return (
             f"no driver is running it: {dead.describe()} is dead, {dead.describe_last_heartbeat()}. "
-            f"Run `sptune resume {name}` to continue"
+            f"Run `sptune resume {shlex.quote(name)}` to continue"
         )
     return "no driver is running it"
 

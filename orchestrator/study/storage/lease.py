@@ -17,6 +17,7 @@ That a process exists is no proof that it drives: in a copy of a home, it drives
 from __future__ import annotations
 
 import contextlib
+import shlex
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -284,9 +285,10 @@ class Lease:
         holder = next((driver for driver in self.drivers() if driver.trial_id == trial_id(first)), None)
         # It may have ended in between.
         who = holder.describe() if holder is not None else "another driver"
+        quoted = shlex.quote(name)
         raise LeaseError(
-            f"{name} is driven by {who}. `sptune status {name}` shows it, `sptune stop {name}` stops it. A dead driver "
-            f"is noticed within {GRACE_PERIOD_S} s."
+            f"{name} is driven by {who}. `sptune status {quoted}` shows it, `sptune stop {quoted}` stops it. "
+            f"A dead driver is noticed within {GRACE_PERIOD_S} s."
         )
 
 

@@ -70,15 +70,11 @@ def open_for_writing(url: str) -> RDBStorage:
     file = sqlite_file(url)
     with creation_lock(url):
         if file is not None:
-            # Before the tables are created: later it needs a moment in which no other process uses the database.
-            engine = _engine(url)
-            with engine.connect() as connection:
-                connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
-            engine.dispose()
+            _use_write_ahead_log(url)
         storage = _storage(url)
 
     if url.startswith("sqlite"):
-        sqlalchemy.event.listen(storage.engine, "connect", _use_write_ahead_log)
+        sqlalchemy.event.listen(storage.engine, "connect", _sync_less)
         # Connections that are already open do not have the setting yet.
         storage.engine.dispose()
     return storage
@@ -201,11 +197,21 @@ def _storage(url: str, *, read_only: bool = False) -> RDBStorage:
     )
 
 
-def _use_write_ahead_log(connection: Any, _: object) -> None:
-    """Set SQLite's WAL mode, in which a commit costs 0.2 ms instead of 20 ms.
+def _use_write_ahead_log(url: str) -> None:
+    """Set SQLite's WAL mode, which the file keeps.
+
+    Call it before the tables are created: later it needs a moment in which no other process uses the database.
+    """
+    engine = _engine(url)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+    engine.dispose()
+
+
+def _sync_less(connection: Any, _: object) -> None:
+    """Let a commit in WAL mode cost 0.2 ms instead of 20 ms.
 
     A killed process loses nothing. A power cut may lose the last epochs, which are then restored from the trials'
     checkpoints.
     """
-    connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -135,7 +136,9 @@ def test_of_drivers_that_come_at_once_exactly_one_wins(record_url: str, record: 
     assert wins[:] == [1] * 12
 
 
-def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: StudyDatabase) -> None:
+@contextlib.contextmanager
+def driver_elsewhere(record_url: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has the lease, for a minute at most."""
     code = f"""
 import time
 from orchestrator.study.storage.database import StudyDatabase
@@ -146,6 +149,11 @@ time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "taken\n"
+        yield driver
+
+
+def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, record: StudyDatabase) -> None:
+    with driver_elsewhere(record_url) as driver:
         ours = record.lease("small")
         with pytest.raises(LeaseError, match=f"driven by process {driver.pid}"):
             ours.acquire("small")
@@ -236,16 +244,7 @@ def test_in_a_copy_of_a_home_the_driver_of_the_original_drives_nothing(record_ur
 
 @pytest.mark.usefixtures("short")
 def test_a_suspended_driver_keeps_its_lease_however_long_it_sleeps(record_url: str, record: StudyDatabase) -> None:
-    code = f"""
-import time
-from orchestrator.study.storage.database import StudyDatabase
-StudyDatabase({record_url!r}).lease("small").acquire("small")
-print("taken", flush=True)
-time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "taken\n"
+    with driver_elsewhere(record_url) as driver:
         driver.send_signal(signal.SIGSTOP)
         lease = record.lease("small")
         lease._trial_id = lease.drivers()[0].trial_id

@@ -22,8 +22,8 @@ from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError
-from orchestrator.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
-from orchestrator.run_sweep import run_sweep
+from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
+from orchestrator.launch.run import run_sweep
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec

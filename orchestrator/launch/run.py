@@ -14,7 +14,7 @@ from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home
 from orchestrator.environment.requirements import require_cache
 from orchestrator.errors import ServiceError, UserError
-from orchestrator.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
+from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.tracking.deletion import delete_outputs
 from trainer.storage.local_cache import cache_folder
@@ -153,7 +153,9 @@ def _reset_trials(spec: SweepSpec, database: StudyDatabase, rerun: Rerun) -> int
 
     num_reset = sum(len(study.reset_trials(rerun.matches)) for study in load_studies(spec, database))
     if rerun.must_match and num_reset == 0:
-        raise UserError(f"no failed trial of {spec.name} matches; `sptune failures {spec.name}` lists them.")
+        raise UserError(
+            f"no failed trial of {spec.name} matches; `sptune failures {shlex.quote(spec.name)}` lists them."
+        )
     return num_reset
 
 
