@@ -63,9 +63,9 @@ def print_blocks(blocks: Sequence[Block], console: Console) -> None:
 
 def _rich_line(line: str, *, is_warning: bool) -> Text:
     if not is_warning:
-        return shown(line)
+        return shown(line, keep="\n")
     kind, colon, rest = line.partition(":")
-    return shown(kind, "red") + shown(f"{colon}{rest}")
+    return shown(kind, "red") + shown(f"{colon}{rest}", keep="\n")
 
 
 def _rich_table(block: TableBlock) -> Table:
@@ -180,8 +180,9 @@ def to_html(blocks: Sequence[Block]) -> str:
                     f"<tr>{''.join(_html_cell(block, index, cell, 'td') for index, cell in enumerate(row))}</tr>"
                     for row in block.rows
                 ]
+                caption = _escape_html(block.title, keep="\n")
                 parts.append(
-                    f"<table><caption>{_escape_html(block.title)}</caption>\n<thead><tr>{header}</tr></thead>\n"
+                    f"<table><caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n"
                     f"<tbody>{chr(10).join(rows)}</tbody></table>"
                 )
             case TextBlock():
@@ -254,8 +255,8 @@ def _escape_markdown_line(text: str) -> str:
     return re.sub(r"^(\s*\d*)(?=(#{1,6}|[+-]|[.)])(\s|$)|-{3,}|=)", r"\1\\", _escape_markdown(text))
 
 
-def _escape_html(text: str) -> str:
-    return html.escape(printable(text))
+def _escape_html(text: str, keep: str = "") -> str:
+    return html.escape(printable(text, keep))
 
 
 def _markdown_cell(cell: Cell) -> str:

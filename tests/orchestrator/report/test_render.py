@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,17 @@ def test_long_names_leave_room_for_the_text_beside_them() -> None:
     lines = printed([block], 80).splitlines()
     assert max(map(len, lines)) <= 80 and len(lines) <= 12
     assert any("lr 0.005 to" in line for line in lines)
+
+
+@pytest.mark.parametrize("write", [printed, to_markdown, to_latex, to_html])
+def test_the_end_of_a_line_in_a_title_or_a_note_is_no_letter(write: Callable[[list[Block]], str]) -> None:
+    table = TableBlock(title="first\nsecond", header=("task",), rows=[cells("demo/digits")], names=1)
+    note = TextBlock(title="notes", lines=("one: this\ntwo: that",))
+    warning = TextBlock(lines=("failed: this\nand that",), is_warning=True)
+    text = write([table, note, warning])
+    for words in ("first", "second", "one: this", "two: that", "failed: this", "and that"):
+        assert words in text
+    assert "\\n" not in re.sub(r"\\n[a-z]{3,}", "", text), "LaTeX has commands that begin so"
 
 
 def test_a_terminal_prints_an_error_without_reading_it_as_markup() -> None:
