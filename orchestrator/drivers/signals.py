@@ -71,6 +71,21 @@ def stop_on_signal(sweep: Sweep) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Handle the signals of this context at its end.
+
+    Python may run a handler inside a destructor, where a KeyboardInterrupt is printed with its trace and lost.
+    """
+    arrived: list[int] = []
+    try:
+        with _handling(lambda number, _: arrived.append(number)):
+            yield
+    finally:
+        for number in arrived:
+            signal.raise_signal(number)
+
+
 def close_sweep(sweep: Sweep) -> None:
     """Save the states of the trials, unless a signal ended the wait for the study database."""
     try:

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.drivers import signals
 from orchestrator.drivers.ray.own_ray import PlainPath, own_ray_options
 from orchestrator.errors import ClusterError
 from orchestrator.spec.resources import TrialResources
@@ -95,14 +96,17 @@ def shut_down() -> None:
     """
     was_enabled = gc.isenabled()
     gc.disable()
-    gc.collect()
-    gc.freeze()
     try:
-        ray.shutdown()
+        with signals.deferred():
+            gc.collect()
+            gc.freeze()
     finally:
-        gc.unfreeze()
-        if was_enabled:
-            gc.enable()
+        try:
+            ray.shutdown()
+        finally:
+            gc.unfreeze()
+            if was_enabled:
+                gc.enable()
 
 
 def _start_error(address: str | None, error: Exception) -> ClusterError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pty
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.drivers.signals import interrupt_on_signal, stop_on_signal
+from orchestrator.drivers.signals import deferred, interrupt_on_signal, stop_on_signal
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.sweep.sweep import Sweep
@@ -102,6 +103,26 @@ def test_a_reader_that_leaves_gets_no_trace(arguments: tuple[str, ...]) -> None:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
+
+
+class Garbage:
+    """It gets a signal while it is deleted."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        # Some steps of Python, in which the handler runs.
+        for _ in range(1000):
+            time.sleep(0)
+
+
+def test_a_signal_that_comes_in_a_destructor_is_heard_after_it(capsys: pytest.CaptureFixture[str]) -> None:
+    Garbage()
+    with pytest.raises(KeyboardInterrupt), interrupt_on_signal(), deferred():
+        gc.collect()
+    assert capsys.readouterr().err == ""
 
 
 class Hanging:
