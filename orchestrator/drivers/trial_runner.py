@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -223,8 +224,11 @@ class _AttemptLog(logging.Handler):
         logging.getLogger("trainer").addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Add a line that the trainer logs."""
+        """Add a line that the trainer logs. A warning is for the person at the terminal too, if there is one."""
         self.add(record.getMessage())
+        # Python prints warnings only where no handler has heard them, and this is one.
+        if record.levelno >= logging.WARNING and not logging.getLogger().hasHandlers():
+            print(printable(redact(record.getMessage())), file=sys.stderr)
 
     def add(self, text: str) -> None:
         """Add a line with the current time."""

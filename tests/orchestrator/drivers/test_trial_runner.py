@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -162,3 +163,17 @@ def test_a_trial_that_is_asked_to_stop_resumes_with_the_same_numbers(context: Tr
     assert re.search(r"asked to stop in epoch 1, after 1 of \d+ steps", log)
     resumed = [*run_trial(config, context)]
     assert [event.metrics["train/loss"] for event in resumed if isinstance(event, Epoch)] == undisturbed
+
+
+def test_warnings_of_the_trainer_reach_the_terminal_and_the_log(
+    context: TrialContext, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As in a process of a user, where nothing else listens.
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    config = config_of(seed=2)
+    for event in run_trial(config, context):
+        assert isinstance(event, Epoch)
+        if event.epoch == 1:
+            logging.getLogger("trainer").warning("No space left: trying again")
+    assert capsys.readouterr().err == "No space left: trying again\n"
+    assert "No space left: trying again" in Path(context.trials_folder, config.fingerprint(), "log.txt").read_text()
