@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib
 
@@ -43,6 +43,9 @@ STUDY_FIGURES: dict[str, Callable[[Study], Figure | None]] = {
 """Figures of one study by file stem. `importances` is another one, which needs more than the study."""
 
 DPI = 200
+# Without a date, the same figure is the same PDF.
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {"png": {"dpi": DPI}, "pdf": {"metadata": {"CreationDate": None}}}
+"""Options of `savefig` by kind of file."""
 TRUETYPE = 42
 """Type of the fonts in PDF files. Text in TrueType fonts can be edited."""
 
@@ -122,17 +125,16 @@ def study_figures(study: Study, importances: Importances | None = None) -> Itera
             yield "importances", figure
 
 
-def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
+def save_figure(figure: Figure, folder: Path, stem: str, kinds: Sequence[str] = ("png", "pdf")) -> list[Path]:
     """Write a figure as PNG (200 dpi) and PDF (with editable text). Existing files are replaced.
 
     Returns:
-        The two files.
+        The files, in the order of `kinds`.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     paths = []
-    # Without a date, the same figure is the same PDF.
-    for kind, options in (("png", {"dpi": DPI}), ("pdf", {"metadata": {"CreationDate": None}})):
+    for kind in kinds:
         path = folder / f"{stem}.{kind}"
         draft = folder / f".{stem}.{kind}.part"
 
@@ -142,7 +144,7 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
             matplotlib.rcParams["pdf.fonttype"] = TRUETYPE
             try:
                 with draw_missing_letters():
-                    figure.savefig(draft, format=kind, **options)
+                    figure.savefig(draft, format=kind, **SAVE_OPTIONS[kind])
             finally:
                 matplotlib.rcParams["pdf.fonttype"] = before
 

@@ -213,7 +213,8 @@ class MlflowRuns:
         self._log_dataset(run_id, study.plan)
         with tempfile.TemporaryDirectory() as scratch:
             for name, figure in study_figures(study, param_importances):
-                save_figure(figure, Path(scratch), name)
+                # A PDF takes longer than all else of a figure, and MLflow's page shows the PNG.
+                save_figure(figure, Path(scratch), name, kinds=["png"])
             self._client.log_artifacts(run_id, scratch, "figures")
 
         # Comes last: it says that MLflow has all of the study as it is now.

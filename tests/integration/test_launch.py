@@ -173,6 +173,7 @@ def test_a_users_mistake_is_a_sentence_and_no_trace(
     assert told in complaint
 
 
+@pytest.mark.slow
 def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(command: Sptune, tmp_path: Path) -> None:
     long = tmp_path / "tiny.yaml"
     long.write_text(yaml.safe_dump({**TINY, "methods": ["spt_deep"], "fixed": {"epochs": 1000, "warmup_epochs": 1}}))

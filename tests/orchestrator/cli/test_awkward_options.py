@@ -133,6 +133,7 @@ def option_cases() -> Iterator[tuple[str, list[list[str]]]]:
 CASES = [*option_cases()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lines"), CASES, ids=[name for name, _ in CASES])
 def test_no_command_line_ends_in_a_stack_trace(
     name: str, lines: list[list[str]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

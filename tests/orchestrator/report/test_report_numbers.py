@@ -31,7 +31,7 @@ from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Trial, TrialState
 from tests.orchestrator.conftest import Sptune
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SPEC: dict[str, Any] = {
     "name": "real_1",
     "tasks": ["demo/digits"],

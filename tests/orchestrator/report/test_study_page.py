@@ -144,7 +144,7 @@ def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
         ("demo/digits", card.fingerprint)
     ]
     figures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "figures")}
-    assert {"figures/learning_curves.png", "figures/learning_curves.pdf", "figures/params.png"} <= figures
+    assert {"figures/learning_curves.png", "figures/params.png"} <= figures
     assert view_paths(mlflow_uri)[small.name].endswith("?viewStateShareKey=sptune")
 
 

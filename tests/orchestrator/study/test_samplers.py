@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ PRUNERS: list[dict[str, Any]] = [
     {"type": "hyperband", "min_epochs": 1, "reduction": 2},
     {"type": "median", "min_epochs": 2},
 ]
+PAIRS = [
+    pytest.param(
+        sampler,
+        pruner,
+        id=f"{sampler}-{pruner['type']}",
+        marks=[] if number % len(PRUNERS) == SAMPLERS.index(sampler) % len(PRUNERS) else [pytest.mark.slow],
+    )
+    for number, (sampler, pruner) in enumerate(itertools.product(SAMPLERS, PRUNERS))
+]
+"""All pairs. The quick tests have each sampler and each pruner once."""
 LR = {"type": "float", "low": 0.001, "high": 0.1, "log": True}
 RATES = {"type": "choice", "values": [0.001, 0.01, 0.1]}
 DROP = {"type": "float", "low": 0.0, "high": 0.5}
@@ -32,8 +43,7 @@ def small(raw_study: dict[str, Any]) -> dict[str, Any]:
     return raw_study | {"final": {"seeds": [42]}}
 
 
-@pytest.mark.parametrize("pruner", PRUNERS, ids=lambda pruner: pruner["type"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "pruner"), PAIRS)
 def test_the_same_spec_gives_the_same_trials_whatever_the_workers(
     small: dict[str, Any], tmp_path: Path, sampler: str, pruner: dict[str, Any]
 ) -> None:

@@ -39,7 +39,7 @@ def test_speed_and_order_of_workers_change_nothing(spec: SweepSpec, tmp_path: Pa
     assert outcome(other) == outcome(plain)
 
 
-@pytest.mark.parametrize("events", [1, 4, 30])
+@pytest.mark.parametrize("events", [pytest.param(1, marks=pytest.mark.slow), 4, 30])
 def test_a_sweep_whose_driver_dies_again_and_again_ends_like_one_that_never_did(
     spec: SweepSpec, tmp_path: Path, events: int
 ) -> None:

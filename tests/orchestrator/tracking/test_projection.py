@@ -315,6 +315,7 @@ class Deaf(MlflowClient):
         self.lose(f"end of {run_id}")
 
 
+@pytest.mark.slow
 def test_a_server_whose_answers_are_lost_gets_one_run_a_trial_and_none_stays_running(
     home: Home, fresh: set[tuple[object, ...]]
 ) -> None:

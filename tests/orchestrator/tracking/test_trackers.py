@@ -195,7 +195,9 @@ def test_values_before_the_first_step_are_logged_at_step_0(small: SweepSpec, tmp
     assert not any(name.startswith("initial/") for name in run.data.metrics)
 
 
-@pytest.mark.parametrize("events", [1, 5, 23])
+@pytest.mark.parametrize(
+    "events", [pytest.param(1, marks=pytest.mark.slow), 5, pytest.param(23, marks=pytest.mark.slow)]
+)
 def test_a_driver_that_dies_leaves_no_second_run_and_no_gap(
     small: SweepSpec, tmp_path: Path, mlflow_uri: str, events: int
 ) -> None:

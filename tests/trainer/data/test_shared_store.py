@@ -103,6 +103,7 @@ def test_processes_of_one_machine_decode_once_together(root: str, tmp_path: Path
     assert first_sum == second_sum
 
 
+@pytest.mark.slow
 def test_a_demo_task_stays_present_and_whole_while_other_processes_make_it(root: str) -> None:
     expected = open_task(root, TASK)
     end_time = time.time() + 6

@@ -328,6 +328,7 @@ def test_crops_of_a_tuning_set_are_those_of_its_own_images(stored: tuple[str, Ca
         assert torch.equal(views_BCSS, cut(whole, crops_B5, 32, transform))
 
 
+@pytest.mark.slow
 def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str, Card], tmp_path: Path) -> None:
     root, card = stored
     spawn = multiprocessing.get_context("spawn")

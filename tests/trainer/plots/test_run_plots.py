@@ -63,7 +63,7 @@ def colour(png: bytes, x: float, y: float) -> tuple[int, int, int]:
         ("linear", {"learning_curve.png", "confusion.png"}),
     ],
 )
-@pytest.mark.parametrize("eval_split", ["val", "test"])
+@pytest.mark.parametrize("eval_split", [pytest.param("val", marks=pytest.mark.slow), "test"])
 def test_a_complete_run_has_its_pictures(
     method: str, pictures: set[str], eval_split: str, tiny: Configs, drawn: Drawn
 ) -> None:
@@ -90,6 +90,7 @@ def test_runs_that_start_from_the_same_prototypes_share_a_sheet(tiny: Configs, d
     assert len(sheets(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_other_prototypes_have_another_sheet(tiny: Configs, drawn: Drawn, tmp_path: Path) -> None:
     changes: list[dict[str, object]] = [
         {},

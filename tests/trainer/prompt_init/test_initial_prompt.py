@@ -324,6 +324,7 @@ for seed in range(60):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_the_same_sets_leave_complete_files(data_root: str, tmp_path: Path) -> None:
     load_split(data_root, "demo/digits", "train", 0.05, 32)  # the task is there before they start
     meeting = tmp_path / "meeting"

@@ -216,6 +216,7 @@ def digit_images(data_root: str, number: int) -> Tensor:
     return load_split(data_root, "demo/digits", "train", number, 32).all_images()
 
 
+@pytest.mark.slow
 def test_kmeans_on_a_tenth_of_the_tokens_is_nearly_as_good_as_on_all(backbone: Backbone, data_root: str) -> None:
     # Measured over 8 seeds: 1.013 to 1.055 times the inertia of all 6,400 tokens, 1.030 in the mean.
     images = digit_images(data_root, 100)
@@ -230,6 +231,7 @@ def test_kmeans_on_a_tenth_of_the_tokens_is_nearly_as_good_as_on_all(backbone: B
         assert 0.97 < inertia(tokens_RD, sampled_PD) / inertia(tokens_RD, full_PD) < 1.08
 
 
+@pytest.mark.slow
 def test_kmeans_is_as_good_as_scikit_learn_on_real_tokens(backbone: Backbone, data_root: str) -> None:
     # Measured over ten seeds of these 5,120 tokens: 0.993 of scikit-learn's inertia in the mean, 1.0115 at
     # worst, for its single starts are a matter of luck, as ours are. The two seeds here stay below 1.006.

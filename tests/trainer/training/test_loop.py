@@ -274,6 +274,7 @@ MEASURES = {"ema_decay": 0.9, "nmi": True}
 ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
 
 
+@pytest.mark.slow
 def test_every_option_has_an_effect_or_only_measures(
     store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:

@@ -104,7 +104,13 @@ UNDECAYED = ("norm1", "norm2", "vit.norm", "bias", "cls_token", "pos_embed")
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "method"), [("adamw", "spt_deep"), ("adamw", "linear"), ("sgd", "spt_shallow"), ("sgd", "full")]
+    ("optimizer", "method"),
+    [
+        pytest.param("adamw", "spt_deep", marks=pytest.mark.slow),
+        ("adamw", "linear"),
+        ("sgd", "spt_shallow"),
+        pytest.param("sgd", "full", marks=pytest.mark.slow),
+    ],
 )
 def test_twenty_steps_are_those_of_the_optimizer_with_a_decay_for_each_kind_of_weight(
     optimizer: str, method: str, few: str, tmp_path: Path, backbone: Backbone, tiny: Callable[..., TrainConfig]

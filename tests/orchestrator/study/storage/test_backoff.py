@@ -74,7 +74,10 @@ def test_any_signal_ends_a_wait_at_once_where_nothing_runs(
     assert not backoff.waits_are_interrupted(), "and the next launch waits again"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGHUP))],
+)
 def test_the_first_signal_ends_the_wait_of_a_driver(
     database: StudyDatabase, file: Path, spec: SweepSpec, number: signal.Signals
 ) -> None:

@@ -184,6 +184,7 @@ OUT_OF_SIGHT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facts", OUT_OF_SIGHT.values(), ids=OUT_OF_SIGHT)
 @pytest.mark.usefixtures("short")
 def test_a_driver_out_of_sight_is_dead_after_its_grace_period_only(
@@ -216,7 +217,7 @@ def test_a_clock_that_is_set_takes_no_lease_from_a_live_driver(
     assert len(successor.request_stop()) == 1, "and it can be asked to stop"
 
 
-@pytest.mark.parametrize("step_s", [-3600, -60, 3600])
+@pytest.mark.parametrize("step_s", [-60, *(pytest.param(step_s, marks=pytest.mark.slow) for step_s in (-3600, 3600))])
 @pytest.mark.usefixtures("short")
 def test_a_clock_that_is_set_does_not_keep_a_dead_driver_alive(record_url: str, held: Lease, step_s: float) -> None:
     _end_heartbeats(held)
@@ -231,6 +232,7 @@ def test_a_clock_that_is_set_does_not_keep_a_dead_driver_alive(record_url: str, 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_in_a_copy_of_a_home_the_driver_of_the_original_drives_nothing(record_url: str, held: Lease) -> None:
     # In the copy its heartbeats do not arrive, although its process lives on this machine.
@@ -264,6 +266,7 @@ def test_a_driver_that_died_before_its_first_heartbeat_is_dead(record_url: str, 
     assert (driver.is_alive, driver.describe_last_heartbeat()) == (False, "it sent no heartbeat")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_driver_that_lives_keeps_its_lease_for_longer_than_the_grace_period(
     record_url: str, record: StudyDatabase
