@@ -45,6 +45,8 @@ class InlineDriver:
             sweep.tick()
             if isinstance(event, Failure):
                 sweep.on_failure(trial.trial_id, event)
+                if event.ends_process and not sweep.has_ended:
+                    sweep.stop("stopped: the GPU failed, and this process cannot use it any more")
             elif not sweep.on_epoch(trial.trial_id, event.epoch, event.metrics, event.provenance):
                 break
             on_change()

@@ -28,6 +28,7 @@ from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data.task_store import TaskMissing
 from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
+from trainer.model.device_errors import is_device_lost, is_out_of_memory
 from trainer.model.device_memory import memory_gb, reset_peak_memory
 from trainer.plain_text import printable
 from trainer.plots.run_plots import draw_run_plots
@@ -90,10 +91,16 @@ def run_trial(
             # The time that the driver takes between two epochs belongs to the next one.
             epoch_began = now
     except Exception as error:
-        # The worker must survive every failure of a trial. The error goes to the study database with its trace.
+        # The worker survives every failure of a trial but a lost device. The error goes to the study database with its
+        # trace.
         text = f"{type(error).__name__}: {error}\n\n{traceback.format_exc()}"
         log.add(text)
-        yield Failure(cause=failure_cause(error), error=text, seconds=time.monotonic() - epoch_began)
+        yield Failure(
+            cause=failure_cause(error),
+            error=text,
+            seconds=time.monotonic() - epoch_began,
+            ends_process=is_device_lost(error),
+        )
     finally:
         log.close()
         if folder is not None:
@@ -107,8 +114,10 @@ def failure_cause(error: Exception) -> FailureCause:
             return FailureCause.DIVERGED
         case TrainingInterrupted():
             return FailureCause.LOST
-        case torch.OutOfMemoryError() | MemoryError():
+        case _ if is_out_of_memory(error):
             return FailureCause.MEMORY
+        case _ if is_device_lost(error):
+            return FailureCause.LOST
         case ValueError() | TaskMissing():
             return FailureCause.INVALID
         case _:

@@ -40,7 +40,7 @@ class FailureCause(enum.Enum):
     """Why an attempt failed, which decides what happens next."""
 
     LOST = "worker lost"
-    """Its process or node is gone: run again, and not counted as a failure."""
+    """Its process, device or node is gone: run again, and not counted as a failure."""
     MEMORY = "out of memory"
     """Run again on a larger share of a GPU, up to a whole one."""
     DIVERGED = "diverged"
@@ -74,6 +74,8 @@ class Failure:
     """One sentence, then the stack trace."""
     seconds: float = 0.0
     """Seconds of the attempt after its last epoch."""
+    ends_process: bool = False
+    """Whether its process cannot run another trial, because its GPU fails at every call from now on."""
 
     def __post_init__(self) -> None:
         # Databases and logs keep it for everyone to read, and PostgreSQL refuses some control characters.

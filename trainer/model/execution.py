@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.model.device_errors import is_out_of_memory
+
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
 Output = TypeVar("Output")
@@ -49,7 +51,7 @@ def backward(
         The loss, and the size of the micro-batches that fit.
 
     Raises:
-        torch.OutOfMemoryError: if a single input does not fit.
+        RuntimeError, MemoryError: if a single input does not fit, in any spelling of `is_out_of_memory`.
     """
     total_loss = torch.zeros((), device=labels_B.device)
     num_done = 0
@@ -63,8 +65,8 @@ def backward(
             loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
             # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
             gradients = torch.autograd.grad(loss, parameters)
-        except torch.OutOfMemoryError:
-            if micro_batch_size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if micro_batch_size == 1 or not is_out_of_memory(error):
                 raise
         else:
             for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -90,7 +92,7 @@ def run_in_micro_batches(
         purpose: what is computed, for the log line.
 
     Raises:
-        torch.OutOfMemoryError: if a single input does not fit.
+        RuntimeError, MemoryError: if a single input does not fit, in any spelling of `is_out_of_memory`.
     """
     outputs: list[Output] = []
     num_done = 0
@@ -98,8 +100,8 @@ def run_in_micro_batches(
     while num_done < len(inputs_N):
         try:
             outputs.append(run(inputs_N[num_done : num_done + micro_batch_size]))
-        except torch.OutOfMemoryError:
-            if micro_batch_size == 1:
+        except (RuntimeError, MemoryError) as error:
+            if micro_batch_size == 1 or not is_out_of_memory(error):
                 raise
         else:
             num_done += micro_batch_size
@@ -127,7 +129,7 @@ def evaluate_in_batches(network: Network, inputs_N: Tensor, micro_batch_size: in
     """Return a network's outputs ``[N, ...]`` for any number of inputs, without gradients.
 
     Raises:
-        torch.OutOfMemoryError: if a single input does not fit.
+        RuntimeError, MemoryError: if a single input does not fit, in any spelling of `is_out_of_memory`.
     """
     return torch.cat(run_in_micro_batches(network, inputs_N, micro_batch_size, "evaluation"))
 

@@ -45,6 +45,8 @@ class TuneBridge:
         """Tune's ids of trials that a worker has. The others are prefetched."""
         self._worker_freed = False
         """Whether a worker has become free for a prefetched trial since the last request for a trial."""
+        self._last_failures: dict[str, Failure] = {}
+        """By Tune's id, the failures of trials whose workers are about to end."""
         self._worker_kinds: set[PlacementGroupFactory] = set()
         """Resources of workers, as Tune requests them."""
         self.error: Exception | None = None
@@ -126,7 +128,16 @@ class TuneBridge:
         with self._keeping_error():
             if "failure" in result:
                 cause = FailureCause(result["cause"])
-                failure = Failure(cause=cause, error=result["failure"], seconds=result["seconds"])
+                failure = Failure(
+                    cause=cause,
+                    error=result["failure"],
+                    seconds=result["seconds"],
+                    ends_process=result["ends_process"],
+                )
+                if failure.ends_process:
+                    # Tune would give the worker another trial. Asked for more of this one, it exits.
+                    self._last_failures[tune_id] = failure
+                    return True
                 self.sweep.on_failure(trial_id, failure)
             # A worker is one epoch ahead, so an event may come after the trial has ended.
             elif self.sweep.is_running(trial_id):
@@ -139,13 +150,14 @@ class TuneBridge:
     def on_end(self, tune_id: str, error: Exception | None = None) -> None:
         """Remove a Tune trial that has ended. If it is still running for the sweep, it has lost its worker."""
         trial_id = self.trial_ids.pop(tune_id)
+        last_failure = self._last_failures.pop(tune_id, None)
         self.tune_trials.pop(tune_id, None)
         self._started.discard(tune_id)
         self._worker_freed = self.trial_ids.keys() > self._started
 
         with self._keeping_error():
             if self.sweep.is_running(trial_id):
-                self.sweep.on_failure(trial_id, failure_from(error))
+                self.sweep.on_failure(trial_id, last_failure or failure_from(error))
                 self.on_change()
 
     def tick(self) -> None:

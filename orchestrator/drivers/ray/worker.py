@@ -46,6 +46,8 @@ class TrialWorker(tune.Trainable):
         self._run_trial = run_trial
 
         self._is_terminated = False
+        # Whether the last trial has left this process without a device.
+        self._is_unusable = False
         # Whether a method that Ray calls is running. The signal handler must not end the process then.
         self._is_busy = True
         # Replaces Ray's handler, which ends the process.
@@ -66,6 +68,9 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Return the next event, when there is one. The trial continues in its thread."""
         self._is_busy = True
+        if self._is_unusable:
+            # The driver has the failure, and expects to lose this worker.
+            ray.actor.exit_actor()
         event = next(self._trial)
         if self._is_terminated:
             # The driver sees a lost worker, and the trial resumes elsewhere from the checkpoint that is saved now.
@@ -74,7 +79,13 @@ class TrialWorker(tune.Trainable):
         self._is_busy = False
 
         if isinstance(event, Failure):
-            return {"failure": event.error, "cause": event.cause.value, "seconds": event.seconds}
+            self._is_unusable = event.ends_process
+            return {
+                "failure": event.error,
+                "cause": event.cause.value,
+                "seconds": event.seconds,
+                "ends_process": event.ends_process,
+            }
         # As lists of pairs, because Tune flattens dicts.
         return {
             "epoch": event.epoch,

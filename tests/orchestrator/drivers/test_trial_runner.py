@@ -12,8 +12,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from orchestrator.drivers import trial_runner
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.environment.home import home_at
@@ -177,3 +179,26 @@ def test_warnings_of_the_trainer_reach_the_terminal_and_the_log(
             logging.getLogger("trainer").warning("No space left: trying again")
     assert capsys.readouterr().err == "No space left: trying again\n"
     assert "No space left: trying again" in Path(context.trials_folder, config.fingerprint(), "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "ends_process"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), FailureCause.MEMORY, False),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), FailureCause.MEMORY, False),
+        (MemoryError(), FailureCause.MEMORY, False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), FailureCause.LOST, True),
+        (RuntimeError("CUDA error: invalid configuration argument"), FailureCause.ERROR, False),
+    ],
+    ids=repr,
+)
+def test_an_error_of_a_device_says_what_happens_next(
+    error: Exception, cause: FailureCause, ends_process: bool, context: TrialContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trial_runner, "train", fails)
+    [failure] = run_trial(config_of(), context)
+    assert isinstance(failure, Failure)
+    assert (failure.cause, failure.ends_process) == (cause, ends_process)

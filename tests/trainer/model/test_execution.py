@@ -24,12 +24,15 @@ from trainer.model.execution import backward, evaluate_in_batches, has_bf16, wit
 from trainer.training.feature_cache import frozen_features
 from trainer.training.loop import train
 
+TOO_MUCH = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
 
 class Tight(nn.Module):
     """Two layers in float64 that run out of memory above `fits()` inputs, and keep the inputs they accepted."""
 
-    def __init__(self, fits: Callable[[], int]) -> None:
+    def __init__(self, fits: Callable[[], int], error: Exception = TOO_MUCH) -> None:
         super().__init__()
+        self.error = error
         generator = torch.Generator().manual_seed(0)
         self.first, self.second = nn.Linear(5, 7).double(), nn.Linear(7, 3).double()
         with torch.no_grad():
@@ -43,7 +46,7 @@ class Tight(nn.Module):
         hidden_B = self.first(inputs_B).tanh()
         if len(inputs_B) > self.fits():
             self.refused.append(len(inputs_B))
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+            raise self.error
         self.took.append(inputs_B)
         logits_BK: Tensor = self.second(hidden_B)
         return logits_BK
@@ -130,6 +133,33 @@ def test_running_out_of_memory_inside_a_batch_loses_and_repeats_no_input(
     assert (part, warnings(caplog)) == (2, sentences("training", [8, 4, 2]))
     assert [len(taken) for taken in network.took][: when - 1] == [8] * (when - 1)
     assert torch.equal(torch.cat(network.took), batch(37)[0])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+    ids=repr,
+)
+def test_memory_that_runs_out_elsewhere_halves_the_batch_too(error: Exception) -> None:
+    network = Tight(lambda: 2, error)
+    _, gradients = undivided(network, 7)
+    _, part = backward(network, list(network.parameters()), *batch(7), micro_batch_size=7)
+    assert part == 2
+    assert_gradients(network, gradients)
+    assert len(evaluate_in_batches(network, batch(7)[0], 7)) == 7
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes cannot be multiplied"), ValueError("out of memory")], ids=repr)
+def test_another_error_halves_nothing(error: Exception) -> None:
+    network = Tight(lambda: 2, error)
+    with pytest.raises(type(error), match=str(error)):
+        backward(network, list(network.parameters()), *batch(7), micro_batch_size=7)
+    assert network.refused == [7]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])

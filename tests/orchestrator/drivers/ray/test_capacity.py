@@ -23,7 +23,7 @@ from orchestrator.drivers.ray.worker import RunTrial
 from orchestrator.errors import ClusterError
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import StudyDatabase
-from orchestrator.study.trial import Epoch, TrialState
+from orchestrator.study.trial import Epoch, Failure, FailureCause, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from trainer.config import TrainConfig
@@ -242,3 +242,29 @@ def test_idle_workers_end_immediately_at_sigterm_and_are_replaced(raw_study: dic
     assert (tmp_path / "left").read_text() == "1"
     assert sweep.is_done
     assert {trial.state for trial in sweep.studies[0].trials} == {TrialState.COMPLETE}
+
+
+def loses_its_gpu(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+    """A trial after which each call of CUDA in the same process fails, if it is one of the first two."""
+    folder = Path(context.trials_folder)
+    is_lost = len([*folder.glob("lost *")]) < 2
+    if is_lost:
+        (folder / f"lost {os.getpid()}").touch()
+    if (folder / f"lost {os.getpid()}").exists():
+        error = "AcceleratorError: CUDA error: an illegal memory access was encountered"
+        cause = FailureCause.LOST if is_lost else FailureCause.ERROR
+        yield Failure(cause=cause, error=error, ends_process=is_lost)
+    else:
+        yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 1.0})
+
+
+def test_a_process_that_has_lost_its_gpu_gets_no_other_trial(raw_study: dict[str, Any], tmp_path: Path) -> None:
+    raw = raw_study | {"resources": {"gpus": 1}, "retries": 0}
+    raw |= {"search": {"trials": 6, "max_concurrent": 1, "pruner": {"type": "none"}}, "final": {"seeds": [1]}}
+    sweep = drive_small(raw, tmp_path, loses_its_gpu)
+    trials = [*sweep.studies[0].search_table.trials, *sweep.studies[0].final_table.trials]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}, [trial.error for trial in trials]
+    assert len([*tmp_path.glob("lost *")]) == 2, "two processes"
+    assert sum(trial.attempt for trial in trials) == len(trials) + 2
+    assert sum(trial.failures for trial in trials) == 0
+    assert sweep.halt is None

@@ -1,0 +1,42 @@
+"""What an error of a device means: too little memory, or a device that this process cannot use any more."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+OUT_OF_MEMORY = re.compile(
+    # The allocator of torch, and CUDA itself.
+    r"\b(?:CUDA|HIP) out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation"
+    # The libraries, which allocate for themselves: cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT.
+    r"|\bCU[A-Z]+_(?:STATUS_)?(?:\w+_)?ALLOC(?:ATION)?_FAILED"
+    # The main memory, with and without NUMA.
+    r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
+)
+"""Pattern of what an error without a class of its own says if memory ran out."""
+
+DEVICE_LOST = re.compile(
+    r"CUDA error: (?:"
+    r"an illegal memory access was encountered|an illegal instruction was encountered|misaligned address"
+    r"|unspecified launch failure|device-side assert triggered|the launch timed out and was terminated"
+    r"|invalid program counter|hardware stack error|operation not supported on global/shared address space"
+    r"|uncorrectable (?:ECC|NVLink) error|unknown error|context is destroyed"
+    r"|CUDA-capable device\(s\) is/are busy or unavailable|no CUDA-capable device is detected"
+    r"|invalid device context|driver shutting down"
+    r")"
+)
+"""Pattern of errors after which every later call of CUDA in the same process fails (CUDA Runtime API, error codes that
+leave the process in an inconsistent state), and of a GPU that is gone."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of a GPU or of the machine."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether this process cannot use its GPU any more, so that only another process can."""
+    return isinstance(error, RuntimeError) and DEVICE_LOST.search(str(error)) is not None
