@@ -64,7 +64,7 @@ def run_trial(
     device = "cuda" if context.gpus else "cpu"
     torch.set_num_threads(context.cpus)
     reset_peak_memory(device)
-    log = _AttemptLog()
+    log = _AttemptLog(device)
     epoch_began = time.monotonic()
     folder = None
 
@@ -225,9 +225,9 @@ def _draw_plots(
 class _AttemptLog(logging.Handler):
     """The trainer's log lines of one attempt."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
-        self.device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+        self.device = torch.cuda.get_device_name(device) if device == "cuda" else platform.machine()
         self._lines: list[str] = []
         self.add(f"process {os.getpid()} on {socket.gethostname()}, {self.device}, torch {torch.__version__}")
         logging.getLogger("trainer").addHandler(self)

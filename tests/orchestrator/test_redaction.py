@@ -149,7 +149,7 @@ def test_what_mlflow_lacks_is_told_without_its_password() -> None:
 
 
 def test_the_log_of_a_trial_holds_no_secret(tmp_path: Path) -> None:
-    log = _AttemptLog()
+    log = _AttemptLog("cpu")
     log.add(f"OSError: {ADDRESS}\nmore \x1b[2J")
     log.close()
     log.write(str(tmp_path))

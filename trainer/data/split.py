@@ -22,6 +22,8 @@ from trainer.data.transforms import TransformName, View, cut
 
 RESIDENT_SHARE = 0.4
 """Largest part of a GPU's free memory that the images of a split may take."""
+MOVED_TOGETHER = 256
+"""Images that go to a device in one piece."""
 VIEW_IN_FINGERPRINT: dict[View, str] = {"fixed": "fixed", "whole": "whole-2"}
 """Text in a fingerprint for each view. In 0.1.0, `whole` meant squashed views: prototypes of those are built again."""
 
@@ -152,7 +154,7 @@ def load_split(
         # Only the selected images go to the device, so there the rows are simply 0 to N - 1.
         image_bytes = 3 * image_size**2
         if device != "cpu" and fits_on_device(len(rows) * image_bytes, torch.cuda.mem_get_info(device)[0]):
-            images_R = images_R[rows].to(device)
+            images_R = move_rows(images_R, rows, device)
             rows = torch.arange(len(rows), device=device)
 
     return Split(
@@ -208,6 +210,18 @@ def prepare_test_split(
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:
     """Return whether images may stay in a GPU's memory, which the network, its tokens and other splits need too."""
     return images_bytes <= RESIDENT_SHARE * free_bytes
+
+
+def move_rows(images_R: Tensor, rows_N: Tensor, device: str) -> Tensor:
+    """Return some rows of an array ``[R, 3, S, S]`` on a device ``[N, 3, S, S]``.
+
+    They go in pieces: a copy of all of them in main memory, which may be smaller than the GPU's, would be as large as
+    the array.
+    """
+    moved_N = torch.empty(len(rows_N), *images_R.shape[1:], dtype=images_R.dtype, device=device)
+    for into_B, rows_B in zip(moved_N.split(MOVED_TOGETHER), rows_N.split(MOVED_TOGETHER), strict=True):
+        into_B.copy_(images_R[rows_B])
+    return moved_N
 
 
 def _keys(root: str, card: Card, splits: tuple[str, ...]) -> pa.ChunkedArray:

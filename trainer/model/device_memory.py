@@ -19,8 +19,8 @@ def memory_gb(device: str) -> tuple[float, float]:
     from the last call of `reset_peak_memory` on a GPU, and from the start of the process on a CPU.
     """
     if torch.device(device).type == "cuda":
-        peak_gb = torch.cuda.max_memory_reserved() / 1e9 + CUDA_CONTEXT_GB
-        return peak_gb, torch.cuda.get_device_properties(0).total_memory / 1e9
+        peak_gb = torch.cuda.max_memory_reserved(device) / 1e9 + CUDA_CONTEXT_GB
+        return peak_gb, torch.cuda.get_device_properties(device).total_memory / 1e9
 
     # Linux counts the peak in KiB.
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -32,4 +32,4 @@ def reset_peak_memory(device: str) -> None:
     if torch.device(device).type == "cuda":
         # Cached blocks are reserved memory: they would be the new measurement's first peak.
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)

@@ -106,17 +106,17 @@ def _unpack_state(data: bytes) -> dict[str, Any]:
     return state
 
 
-def get_random_state() -> list[Tensor]:
-    """Return the state of torch's own generators: of the CPU and, if there is one, of the current GPU."""
+def get_random_state(device: torch.device) -> list[Tensor]:
+    """Return the state of torch's own generators: of the CPU and, if a run trains on one, of its GPU."""
     # Dropout draws from the generator of the device that it runs on.
     states = [torch.get_rng_state()]
-    if torch.cuda.is_available():
-        states.append(torch.cuda.get_rng_state())
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
     return states
 
 
-def set_random_state(states: list[Tensor]) -> None:
-    """Set torch's own generators. A GPU that was not there at saving keeps the state of `torch.manual_seed`."""
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Set torch's own generators. A GPU that was not used at saving keeps the state of `torch.manual_seed`."""
     torch.set_rng_state(states[0])
-    if torch.cuda.is_available() and len(states) > 1:
-        torch.cuda.set_rng_state(states[1])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

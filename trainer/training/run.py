@@ -245,7 +245,7 @@ class TrainingRun:
 
         # After the seeds above, which a GPU that was not there at saving keeps.
         crops.set_state(partial["crops"])
-        set_random_state(partial["dropout"])
+        set_random_state(partial["dropout"], torch.device(device))
         return EpochProgress(
             epoch=epoch,
             num_steps=partial["done"],
@@ -276,7 +276,7 @@ class TrainingRun:
             "loss": progress.total_loss.cpu(),
             "seconds": progress.seconds,
             "crops": progress.crops.get_state(),
-            "dropout": get_random_state(),
+            "dropout": get_random_state(progress.total_loss.device),
         }
         self.save()
 

@@ -18,7 +18,7 @@ from PIL import Image
 from trainer.catalog import OWN
 from trainer.data import image_cache
 from trainer.data.image_cache import load_decoded, load_whole
-from trainer.data.split import fits_on_device, load_split
+from trainer.data.split import MOVED_TOGETHER, fits_on_device, load_split, move_rows
 from trainer.data.task_store import SPLITS, Card, Example, read_examples, write_task
 from trainer.data.transforms import TransformName, cut, decode, decode_whole, random_crops
 
@@ -415,3 +415,12 @@ def test_a_size_above_the_number_of_images_is_a_clear_error(
 
 def test_images_go_to_a_gpu_only_if_they_leave_most_of_its_free_memory() -> None:
     assert fits_on_device(0, 0) and fits_on_device(4 * 10**9, 10**10) and not fits_on_device(4 * 10**9 + 1, 10**10)
+
+
+@pytest.mark.parametrize("count", [0, 1, MOVED_TOGETHER - 1, MOVED_TOGETHER, 2 * MOVED_TOGETHER + 1])
+def test_rows_that_move_in_pieces_are_those_that_were_asked_for(count: int) -> None:
+    images = torch.arange(700, dtype=torch.int64)[:, None, None, None].expand(-1, 3, 2, 2)
+    rows = torch.randperm(700, generator=torch.Generator().manual_seed(count))[:count]
+    moved = move_rows(images, rows, "cpu")
+    assert moved.shape == (count, 3, 2, 2)
+    assert torch.equal(moved, images[rows])
