@@ -67,6 +67,7 @@ def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return home, printed_table(done.stdout)
 
 
+@pytest.mark.slow
 def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
     spec: Path, undisturbed: tuple[Path, str], command: Sptune
 ) -> None:
@@ -81,6 +82,7 @@ def test_launching_a_finished_sweep_starts_nothing_and_prints_its_table(
     assert {path: path.stat().st_mtime_ns for path in (home / "sweeps").rglob("*")} == written
 
 
+@pytest.mark.slow
 def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, str], command: Sptune) -> None:
     home, expected = undisturbed
     assert printed_table(command("resume", "tiny", "--home", home)[1]) == expected
@@ -88,6 +90,7 @@ def test_resume_status_and_report_need_only_the_name(undisturbed: tuple[Path, st
     assert command("status", "tiny", "--home", home)[1].count("8/8") == 2
 
 
+@pytest.mark.slow
 def test_a_trial_of_the_sweep_classifies_images_as_it_was_scored(
     undisturbed: tuple[Path, str], store: Path, tmp_path: Path, command: Sptune
 ) -> None:
@@ -108,6 +111,7 @@ def test_a_trial_of_the_sweep_classifies_images_as_it_was_scored(
         assert (code, output.splitlines()) == (0, lines)
 
 
+@pytest.mark.slow
 def test_record_and_mlflow_agree_on_how_each_trial_ended(undisturbed: tuple[Path, str]) -> None:
     home, _ = undisturbed
     url = f"sqlite:///{home / 'studies.db'}"

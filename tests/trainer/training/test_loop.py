@@ -93,7 +93,10 @@ def store(data_root: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder.parent.parent)
 
 
-@pytest.fixture(scope="module", params=RUNS)
+@pytest.fixture(
+    scope="module",
+    params=[name if name in METHODS else pytest.param(name, marks=pytest.mark.slow) for name in RUNS],
+)
 def whole(
     request: pytest.FixtureRequest,
     store: str,
