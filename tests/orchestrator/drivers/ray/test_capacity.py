@@ -133,13 +133,17 @@ def one_waits_for_the_other(config: TrainConfig, context: TrialContext, stop: Ca
     try:
         (folder / "first").touch(exist_ok=False)
     except FileExistsError:
-        for _ in range(200):
+        for _ in range(1200):
             if (folder / "cancelled").exists():
                 (folder / "seen").touch()
                 break
             time.sleep(0.1)
         yield Epoch(epoch=1, metrics=metrics)
         return
+    # A worker may start much later than the other.
+    end = time.monotonic() + 120
+    while len([*folder.glob("*.begun")]) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
     for epoch in (1, 2):
         time.sleep(0.5)
         yield Epoch(epoch=epoch, metrics=metrics)
