@@ -235,7 +235,7 @@ class _AttemptLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Add a line that the trainer logs. A warning is for the person at the terminal too, if there is one."""
         self.add(record.getMessage())
-        # Python prints warnings only where no handler has heard them, and this is one.
+        # Python itself prints a warning only if no handler receives it, and this one does.
         if record.levelno >= logging.WARNING and not logging.getLogger().hasHandlers():
             print(printable(redact(record.getMessage())), file=sys.stderr)
 

@@ -213,7 +213,7 @@ class MlflowRuns:
         self._log_dataset(run_id, study.plan)
         with tempfile.TemporaryDirectory() as scratch:
             for name, figure in study_figures(study, param_importances):
-                # A PDF takes longer than all else of a figure, and MLflow's page shows the PNG.
+                # MLflow's page shows the PNG, and embedding fonts into a PDF is slow.
                 save_figure(figure, Path(scratch), name, kinds=["png"])
             self._client.log_artifacts(run_id, scratch, "figures")
 

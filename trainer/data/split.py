@@ -215,8 +215,7 @@ def fits_on_device(images_bytes: int, free_bytes: int) -> bool:
 def move_rows(images_R: Tensor, rows_N: Tensor, device: str) -> Tensor:
     """Return some rows of an array ``[R, 3, S, S]`` on a device ``[N, 3, S, S]``.
 
-    They go in pieces: a copy of all of them in main memory, which may be smaller than the GPU's, would be as large as
-    the array.
+    The rows move in pieces, so that main memory never holds a copy of all of them.
     """
     moved_N = torch.empty(len(rows_N), *images_R.shape[1:], dtype=images_R.dtype, device=device)
     for into_B, rows_B in zip(moved_N.split(MOVED_TOGETHER), rows_N.split(MOVED_TOGETHER), strict=True):

@@ -11,7 +11,7 @@ OUT_OF_MEMORY = re.compile(
     r"\b(?:CUDA|HIP) out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation"
     # The libraries, which allocate for themselves: cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT.
     r"|\bCU[A-Z]+_(?:STATUS_)?(?:\w+_)?ALLOC(?:ATION)?_FAILED"
-    # The main memory, with and without NUMA.
+    # Main memory, on Linux and on Windows.
     r"|DefaultCPUAllocator: (?:can't allocate|not enough) memory"
 )
 """Pattern of what an error without a class of its own says if memory ran out."""
@@ -26,8 +26,8 @@ DEVICE_LOST = re.compile(
     r"|invalid device context|driver shutting down"
     r")"
 )
-"""Pattern of errors after which every later call of CUDA in the same process fails (CUDA Runtime API, error codes that
-leave the process in an inconsistent state), and of a GPU that is gone."""
+"""Pattern of errors after which every later CUDA call of the process fails, and of errors of a missing GPU. CUDA's
+Runtime API says of the former that they leave the process in an inconsistent state."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

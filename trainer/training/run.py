@@ -243,7 +243,7 @@ class TrainingRun:
             loss = torch.zeros((), device=device)
             return EpochProgress(epoch=epoch, num_steps=0, total_loss=loss, crops=crops, started=started)
 
-        # After the seeds above, which a GPU that was not there at saving keeps.
+        # After the seeds above, which a GPU that was not used at saving keeps.
         crops.set_state(partial["crops"])
         set_random_state(partial["dropout"], torch.device(device))
         return EpochProgress(

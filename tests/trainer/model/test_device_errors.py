@@ -36,6 +36,12 @@ LOST = [
     "unknown error",
     "CUDA-capable device(s) is/are busy or unavailable",
     "no CUDA-capable device is detected",
+    "invalid program counter",
+    "hardware stack error",
+    "operation not supported on global/shared address space",
+    "context is destroyed",
+    "invalid device context",
+    "driver shutting down",
 ]
 OTHERS = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
