@@ -51,6 +51,8 @@ class RunCard:
     learnable: dict[str, list[int]]
     """Shapes of the learnable tensors, by name."""
     prototypes_seconds: float
+    arithmetic: str = ""
+    """What decides the last bits, such as `bf16, flash attention, eager`; empty before 0.2.0."""
     metrics: dict[str, float]
     """Metrics of the last epoch."""
 

@@ -10,7 +10,6 @@ import dataclasses
 import errno
 import logging
 import os
-import platform
 import socket
 import sys
 import time
@@ -30,6 +29,7 @@ from trainer.data.task_store import TaskMissing
 from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.model.device_errors import is_device_lost, is_out_of_memory
 from trainer.model.device_memory import memory_gb, reset_peak_memory
+from trainer.model.gpu_kernels import device_kind
 from trainer.plain_text import printable
 from trainer.plots.run_plots import draw_run_plots
 from trainer.redaction import redact
@@ -189,6 +189,8 @@ def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
     assert card is not None and table is not None, "the trainer writes them before it yields the last epoch"
 
     provenance = {"learnt_from": card.learnt_from, "scored_on": card.scored_on, "protocol": card.protocol}
+    if card.arithmetic:
+        provenance["arithmetic"] = card.arithmetic
     if card.backbone_part:
         provenance["backbone_part"] = card.backbone_part
     # Final trials are not compared image by image, and the test split may have many images.
@@ -227,7 +229,7 @@ class _AttemptLog(logging.Handler):
 
     def __init__(self, device: str) -> None:
         super().__init__()
-        self.device = torch.cuda.get_device_name(device) if device == "cuda" else platform.machine()
+        self.device = device_kind(device)
         self._lines: list[str] = []
         self.add(f"process {os.getpid()} on {socket.gethostname()}, {self.device}, torch {torch.__version__}")
         logging.getLogger("trainer").addHandler(self)

@@ -10,7 +10,7 @@ from orchestrator.spec.searched import searches
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 
-RUNTIME_FACTS = ("software", "commit", "lock", "device")
+RUNTIME_FACTS = ("software", "commit", "lock", "device", "arithmetic")
 """Keys of a trial's provenance that have a line of their own."""
 
 

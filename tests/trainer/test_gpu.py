@@ -1,9 +1,12 @@
-"""What only a GPU can show: nothing waits within an epoch, and what is done otherwise there comes to the same."""
+"""What only a GPU can show: bits repeat, nothing waits within an epoch, and other ways come to the same."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,7 +16,12 @@ from trainer.config import TrainConfig
 from trainer.data import split as loading
 from trainer.data.split import load_split
 from trainer.data.transforms import TransformName, random_crops
-from trainer.training.loop import train
+from trainer.model.backbone import load_backbone
+from trainer.model.gpu_kernels import describe_arithmetic, device_kind, full_precision
+from trainer.prompt_init.kmeans import kmeans
+from trainer.storage.run_results import read_run_card
+from trainer.training.checkpoint import load_state
+from trainer.training.loop import TrainingInterrupted, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -37,6 +45,85 @@ def digits_with_crops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def losses(data_root: str, config: TrainConfig, device: str) -> list[float]:
     return [epoch.metrics["train/loss"] for epoch in train(config, data_root=data_root, device=device)]
+
+
+def learnt(folder: Path) -> dict[str, torch.Tensor]:
+    """Return what a run has learnt, from its checkpoint."""
+    state = load_state(folder / "checkpoint.pt")
+    assert state is not None
+    tensors: dict[str, torch.Tensor] = state["learnable"]
+    return tensors
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    first, second = learnt(one), learnt(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["spt_deep", "vpt_deep", "linear", "full"])
+def test_a_gpu_gives_the_same_bits_twice_and_after_an_interruption(
+    data_root: str, tiny: Callable[..., TrainConfig], tmp_path: Path, method: str, precision: Literal["fp32", "bf16"]
+) -> None:
+    config = tiny(method, precision=precision, lr=1e-3)
+    for name in ("one", "two"):
+        list(train(config, data_root=data_root, device="cuda", folder=str(tmp_path / name)))
+    assert_same_bits(tmp_path / "one", tmp_path / "two")
+
+    # Within an epoch, so that its generators are restored, too.
+    calls = itertools.count()
+    interrupted = train(
+        config, data_root=data_root, device="cuda", folder=str(tmp_path / "resumed"), stop=lambda: next(calls) == 1
+    )
+    with pytest.raises(TrainingInterrupted):
+        list(interrupted)
+    list(train(config, data_root=data_root, device="cuda", folder=str(tmp_path / "resumed")))
+    assert_same_bits(tmp_path / "one", tmp_path / "resumed")
+
+    card = read_run_card(str(tmp_path / "one"))
+    kernel = {"fp32": "efficient", "bf16": "flash"}[precision]
+    assert card is not None and card.arithmetic == f"{precision}, {kernel} attention, eager"
+
+
+@pytest.mark.parametrize(("precision", "kernel"), [("fp32", "efficient"), ("bf16", "flash")])
+def test_attention_runs_on_the_kernel_that_provenance_names(
+    data_root: str, tiny: Callable[..., TrainConfig], precision: Literal["fp32", "bf16"], kernel: str
+) -> None:
+    assert kernel in describe_arithmetic(precision, 32, "cuda")
+    config = tiny("spt_deep", precision=precision, prompt_init="random")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        list(train(config, data_root=data_root, device="cuda"))
+
+    names = {event.key for event in profile.key_averages() if "_attention" in event.key}
+    assert f"aten::_scaled_dot_product_{kernel}_attention_backward" in names
+    # Scores and prototypes in fp32 may take another of ours, and cuDNN's never.
+    assert not [name for name in names if "cudnn" in name]
+
+
+def test_the_patch_embedding_has_the_digits_of_fp32() -> None:
+    backbone = load_backbone("vit_nano_patch4_32.mae", device="cpu")
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    there = load_backbone("vit_nano_patch4_32.mae", device="cuda")
+    with full_precision("cuda"):
+        found = there.embed(images.cuda())[2].cpu()
+    # TF32 has ten bits of the mantissa: 1e-3.
+    torch.testing.assert_close(found, backbone.embed(images)[2], rtol=1e-5, atol=1e-5)
+
+
+def test_kmeans_gives_the_same_bits_twice() -> None:
+    points_ND = torch.randn(20_000, 96, generator=torch.Generator().manual_seed(0)).cuda()
+    one, two = (kmeans(points_ND, 20, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_prototypes_of_a_gpu_and_of_a_cpu_are_kept_apart(
+    data_root: str, tiny: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    for count, device in enumerate(("cpu", "cuda", "cpu", "cuda")):
+        list(train(tiny("spt_deep"), data_root=data_root, device=device, prototype_cache=str(tmp_path)))
+        assert len([*tmp_path.iterdir()]) == min(count + 1, 2)
+    assert device_kind("cuda") != device_kind("cpu")
 
 
 @pytest.mark.parametrize("method", ["spt_deep", "spt_shallow", "linear", "full"])

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from trainer.catalog import BACKBONES, BUNDLED, BackboneRow
+from trainer.model.gpu_kernels import fix_cublas_workspace
 from trainer.model.weight_formats import load_weights
 from trainer.model.weights import fetch_weights
 
@@ -78,6 +79,13 @@ class Backbone(nn.Module):
     def num_patches(self) -> int:
         """Number of patch tokens of one image, N."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        attention = next(self.layers()).attn
+        assert isinstance(attention, Attention), "the attention of the catalog's ViTs"
+        return attention.head_dim
 
     def train(self, mode: bool = True) -> Backbone:
         """Keep the network in evaluation mode; only stochastic depth follows `mode`.
@@ -266,6 +274,8 @@ def load_backbone(
         OSError: if a URI cannot be read.
     """
     row = BACKBONES[name]
+    # Whatever computes on a GPU begins with a backbone there.
+    fix_cublas_workspace(device)
 
     vit = build_vit(row, image_size)
     loaded = load_weights(vit, fetch_weights(row, weights), row)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.device_errors import is_out_of_memory
+from trainer.model.gpu_kernels import full_precision, repeatable
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
@@ -26,12 +27,16 @@ def has_bf16(device: str) -> bool:
 
 
 def with_precision(network: Network, precision: str, device: str) -> Network:
-    """Return the network under autocast (`bf16`) or unchanged (`fp32`). Its outputs are float32 or wider."""
+    """Return the network under autocast (`bf16`) or unchanged (`fp32`), as `full_precision` computes.
+
+    Its outputs are float32 or wider.
+    """
     if precision == "bf16" and not has_bf16(device):
         log.warning("this processor has no arithmetic for bf16: use precision fp32, which is many times faster")
 
     def run(inputs_B: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        with full_precision(device), autocast:
             outputs_B = network(inputs_B)
 
         # Losses and probabilities need more digits than bf16 has (two to three).
@@ -45,7 +50,8 @@ def backward(
 ) -> tuple[Tensor, int]:
     """Set each parameter's `grad` to the gradient of the batch's mean cross entropy.
 
-    The batch is processed in micro-batches. If memory runs out, the micro-batch is halved and tried again.
+    The batch is processed in micro-batches. If memory runs out, the micro-batch is halved and tried again. A GPU gives
+    the same bits each time.
 
     Returns:
         The loss, and the size of the micro-batches that fit.
@@ -62,9 +68,10 @@ def backward(
         rows = slice(num_done, num_done + micro_batch_size)
 
         try:
-            loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
-            # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
-            gradients = torch.autograd.grad(loss, parameters)
+            with repeatable(labels_B.device):
+                loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
+                # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
+                gradients = torch.autograd.grad(loss, parameters)
         except (RuntimeError, MemoryError) as error:
             if micro_batch_size == 1 or not is_out_of_memory(error):
                 raise

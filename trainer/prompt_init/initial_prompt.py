@@ -18,6 +18,7 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
 from trainer.model.backbone import Backbone
+from trainer.model.gpu_kernels import device_kind
 from trainer.prompt_init.strategies import build_prototypes, uniform_prompt
 from trainer.prompt_init.token_stream import token_stream
 from trainer.storage.files import write_bytes
@@ -70,7 +71,7 @@ def initial_prompt(
         images = _images_of_init_task(config, data_root, str(train_split.labels_N.device), cache)
 
     # The key of a stored set: a change of these names or of their values makes all sets of a cache unreachable.
-    content = {
+    content: dict[str, object] = {
         "backbone": backbone.sha256,
         "normalize": config.normalize,
         "images": images.fingerprint,
@@ -80,6 +81,10 @@ def initial_prompt(
         "prompt_length": config.prompt_length,
         "seed": config.seed,
     }
+    # Sets that a CPU built have no device in their key. A GPU's differ in their last bits.
+    device = backbone.mean_C11.device
+    if device.type == "cuda":
+        content["device"] = device_kind(device)
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     location = f"{prototype_cache}/{key}.safetensors"
 

@@ -1,5 +1,7 @@
 """k-means in torch, on the device of the points: k-means++ seeding, then Lloyd's iterations.
 
+A GPU gives the same bits each time.
+
 Seeding: Arthur and Vassilvitskii, SODA 2007, in its greedy form, as scikit-learn does: each step draws several
 candidates and keeps the best. Shapes: N points, R points of a sample, K clusters, C candidates, D width.
 """
@@ -95,10 +97,11 @@ def _plus_plus(points_ND: Tensor, num_clusters: int, generator: torch.Generator)
     nearest_N = _squared_distances(points_ND, squares_N, points_ND[rows])[:, 0]
 
     while len(rows) < num_clusters:
-        # In float64, because a float32 running sum over many points loses the small distances.
-        mass_N = nearest_N.double().cumsum(0)
-        drawn_C = torch.rand(num_candidates, generator=generator, dtype=torch.float64).to(mass_N.device) * mass_N[-1]
-        candidates_C = torch.searchsorted(mass_N, drawn_C).clamp(max=len(points_ND) - 1)
+        # In float64, because a float32 running sum over many points loses the small distances. On the CPU, because a
+        # GPU's running sum differs from call to call.
+        mass_N = nearest_N.double().cpu().cumsum(0)
+        drawn_C = torch.rand(num_candidates, generator=generator, dtype=torch.float64) * mass_N[-1]
+        candidates_C = torch.searchsorted(mass_N, drawn_C).clamp(max=len(points_ND) - 1).to(points_ND.device)
 
         # Keep the candidate that leaves the smallest sum of squared distances.
         distance_NC = _squared_distances(points_ND, squares_N, points_ND[candidates_C])

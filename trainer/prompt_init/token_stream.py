@@ -17,6 +17,7 @@ from trainer.data.subsets import nested_subset
 from trainer.data.transforms import random_crops
 from trainer.model.backbone import Backbone
 from trainer.model.execution import run_in_micro_batches
+from trainer.model.gpu_kernels import full_precision
 
 
 def token_stream(
@@ -76,4 +77,5 @@ class TokenStream:
             for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
                 callback(rows_B, layer, tokens_BND)
 
-        run_in_micro_batches(pass_through, rows_M, self.batch_size, "prototypes")
+        with full_precision(self.backbone.mean_C11.device):
+            run_in_micro_batches(pass_through, rows_M, self.batch_size, "prototypes")

@@ -33,6 +33,7 @@ from trainer.metric_names import (
 )
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import backward, eval_batch_size, with_precision
+from trainer.model.gpu_kernels import check_repeatable, describe_arithmetic
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
@@ -83,8 +84,8 @@ def train(
         TrainingDiverged: if the loss or a weight is NaN or infinite, with epoch, loss and lr.
         TrainingInterrupted: if `stop` returned True.
         ValueError: if the images are too few for a batch, the checkpoint is of another config or network or of a newer
-            version of sptune, the weights do not fit (WeightsError), or the test split of a final run is damaged. All
-            these errors come before the first step.
+            version of sptune, the weights do not fit (WeightsError), the test split of a final run is damaged, or a GPU
+            cannot repeat its bits in this process. All these errors come before the first step.
         OSError: if data, prototype cache or folder cannot be read or written.
     """
     # Data: the task's card. Its images follow the backbone: they take minutes to decode, and wrong weights must be
@@ -107,6 +108,7 @@ def train(
     )
     if config.final_norm == "fresh":
         frozen = with_fresh_norm(frozen)
+    check_repeatable(device)
     train_split = load(
         config.train_split,
         config.train_size,
@@ -252,6 +254,7 @@ def train(
                     protocol=task_card.protocol,
                     learnable={name: list(parameter.shape) for name, parameter in learnable.items()},
                     prototypes_seconds=initial.seconds,
+                    arithmetic=describe_arithmetic(config.precision, frozen.head_dim, device),
                     metrics=metrics,
                 )
                 run.write(run_folder.PREDICTIONS, predictions(logits_NK, eval_split))

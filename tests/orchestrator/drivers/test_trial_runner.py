@@ -97,6 +97,7 @@ def test_provenance_names_the_machine_and_the_correct_images(context: TrialConte
     assert isinstance(first, Epoch) and isinstance(last, Epoch)
     assert first.provenance.keys() >= {"host", "device", "software"}
     assert "correct" not in first.provenance, "it is known at the end"
+    assert (last.provenance["device"], last.provenance["arithmetic"]) == (platform.machine(), "fp32, eager")
     right = unpack_correct(last.provenance["correct"])
     assert right.mean() == last.metrics["val/accuracy"]
     assert (

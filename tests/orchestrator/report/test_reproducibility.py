@@ -32,6 +32,7 @@ def test_final_trials_that_were_scored_on_different_images_are_not_comparable(re
 
 def test_the_reproducibility_lines_name_rules_seeds_software_and_machines(record_url: str) -> None:
     facts = {"software": "torch 2.11", "commit": "abc", "lock": "dirty", "device": "H200", "host": "node7"}
+    facts["arithmetic"] = "bf16, flash attention, eager"
 
     def facts_of(trial: Trial) -> dict[str, str]:
         return facts | ({"commit": "def"} if trial.config.seed == 44 else {})
@@ -49,6 +50,7 @@ def test_the_reproducibility_lines_name_rules_seeds_software_and_machines(record
         "commit: abc; def",
         "lock: dirty",
         "device: H200",
+        "arithmetic: bf16, flash attention, eager",
     )
 
 
