@@ -56,15 +56,18 @@ def status(
     from orchestrator.cli.progress import num_running, progress_table, summary_line
     from orchestrator.study.study import load_studies
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
+    from orchestrator.sweep.device_kinds import mixed_devices
 
     place, database, spec = find_sweep(home, sweep)
     name = spec.name
     # Epochs are read too: the time that is left is computed from them.
-    summaries = [study.summary() for study in load_studies(spec, database)]
+    studies = load_studies(spec, database)
+    summaries = [study.summary() for study in studies]
     drivers = database.lease(name).drivers()
     alive = next((driver for driver in drivers if driver.is_alive), None)
     dead = next((driver for driver in drivers if not driver.is_alive), None)
     halt = database.halt_reason(name)
+    mixed = mixed_devices(studies)
     num_checkpoints, checkpoint_bytes, trial_bytes = CheckpointRetention(place.trials_folder(name), spec.keep).size()
 
     if as_json:
@@ -73,6 +76,7 @@ def status(
             "driver": alive.holder if alive is not None else None,
             "dead_driver": dead.holder if dead is not None else None,
             "halted": halt,
+            "mixed_devices": mixed,
             "checkpoint_bytes": checkpoint_bytes,
             "trial_bytes": trial_bytes,
             "studies": [_json_row(summary) for summary in summaries],
@@ -84,6 +88,8 @@ def status(
     console.print(progress_table(summaries))
     console.print(f"{name}: {summary_line(summaries, num_running(summaries))}")
     console.print(f"{_driver_line(name, alive, dead)}{f'; {halt}' if halt else ''}")
+    for sentence in mixed:
+        console.print(sentence, soft_wrap=True)
     console.print(
         f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all"
     )

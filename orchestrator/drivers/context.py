@@ -10,7 +10,7 @@ from orchestrator.spec.schema import SweepSpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialContext:
-    """Folders and resources of a trial. Only the resources differ between the trials of a sweep."""
+    """Folders and resources of a trial. Only resources and device differ between the trials of a sweep."""
 
     data_root: str
     """The task store."""
@@ -22,6 +22,10 @@ class TrialContext:
     """File or folder to search first for the weights of backbones."""
     cpus: int
     gpus: float
+    mix_devices: bool = True
+    """Whether a trial may resume on another kind of device than it began on. If not, it starts again there."""
+    required_device: str | None = None
+    """The kind of device that it must run on; None for any."""
 
 
 def trial_context(spec: SweepSpec, home: Home, weights: str | None, trials_folder: str) -> TrialContext:
@@ -36,4 +40,5 @@ def trial_context(spec: SweepSpec, home: Home, weights: str | None, trials_folde
         weights=weights,
         cpus=spec.resources.cpus,
         gpus=spec.resources.initial_gpus,
+        mix_devices=spec.resources.mix_devices,
     )

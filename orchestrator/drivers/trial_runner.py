@@ -22,7 +22,7 @@ import torch
 from orchestrator.drivers.context import TrialContext
 from orchestrator.environment.provenance import machine, software
 from orchestrator.study.selection import pack_correct
-from orchestrator.study.trial import Epoch, Failure, FailureCause
+from orchestrator.study.trial import Epoch, Failure, FailureCause, wrong_device
 from trainer import run_folder
 from trainer.config import TrainConfig
 from trainer.data.task_store import TaskMissing
@@ -69,6 +69,10 @@ def run_trial(
     folder = None
 
     try:
+        if context.required_device not in (None, log.device):
+            yield wrong_device(str(context.required_device), log.device)
+            return
+
         # A new object is validated again: a stored config may break a rule that is younger.
         config = dataclasses.replace(config)
         folder = f"{context.trials_folder}/{config.fingerprint()}"
@@ -146,6 +150,7 @@ def _train_with_retries(
                 weights=context.weights,
                 prototype_cache=context.prototype_cache,
                 folder=folder,
+                mix_devices=context.mix_devices,
                 stop=stop,
             ):
                 # A retry yields the epochs before its checkpoint again.

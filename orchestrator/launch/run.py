@@ -91,7 +91,7 @@ def run_sweep(
             tracker.open()
             context = trial_context(spec, home, weights, trials_folder)
             try:
-                _drive(sweep, context, home, driver, address, on_progress)
+                _drive(sweep, context, home, driver, address, on_progress, notes)
             except KeyboardInterrupt:
                 # The stack below still saves states and logs to MLflow; only the trials themselves were cut off.
                 is_interrupted = True
@@ -160,9 +160,18 @@ def _reset_trials(spec: SweepSpec, database: StudyDatabase, rerun: Rerun) -> int
 
 
 def _drive(
-    sweep: Sweep, context: TrialContext, home: Home, driver: DriverName, address: str | None, on_progress: OnProgress
+    sweep: Sweep,
+    context: TrialContext,
+    home: Home,
+    driver: DriverName,
+    address: str | None,
+    on_progress: OnProgress,
+    notes: list[str],
 ) -> None:
     def on_change() -> None:
+        for note in sweep.device_kinds.take_notes():
+            notes.append(note)
+            on_progress(Progress("running trials", sweep, note))
         on_progress(Progress("running trials", sweep))
 
     if driver == "inline":

@@ -4,7 +4,8 @@ The columns are the same for every sweep. The schema of each file contains a des
 
 - trials, one row per trial: its identity (sweep, study, group, phase, number, trial_id), its outcome (state, cause,
   error, attempt, seconds, score, chosen, tied, duplicate_of), where and with what it was trained (host, device,
-  software, commit, lock, protocol, learnt_from, scored_on), and the fields of TrainConfig under their own names.
+  arithmetic, software, commit, lock, protocol, learnt_from, scored_on), and the fields of TrainConfig under their own
+  names.
 - epochs, one row per metric of an epoch of a trial: sweep, trial_id, epoch, metric, value. Epoch 0 has the values
   before the first step (NMI).
 - predictions, one row per image on which a complete trial was scored: sweep, trial_id, key, label, prediction, correct,
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 PROVENANCE = {
     "host": "Name of the machine that trained the trial.",
-    "device": "Device that trained the trial.",
+    "device": "Kind of device that trained the trial. Several are separated by semicolons.",
+    "arithmetic": "Precision, attention kernel and engine that trained the trial.",
     "software": "Versions of the libraries that trained the trial.",
     "commit": "Git commit of the code that trained the trial, followed by + if files differed from it.",
     "lock": "Hash of the file requirements.lock beside the code.",

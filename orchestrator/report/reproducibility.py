@@ -9,6 +9,7 @@ from orchestrator.report.protocols import trained_on
 from orchestrator.spec.searched import searches
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
+from orchestrator.sweep.device_kinds import mixed_devices
 
 RUNTIME_FACTS = ("software", "commit", "lock", "device", "arithmetic")
 """Keys of a trial's provenance that have a line of their own."""
@@ -57,6 +58,7 @@ def _rules(studies: Sequence[Study]) -> Iterator[str]:
 
 def _runtime(studies: Sequence[Study]) -> Iterator[str]:
     """Yield the software and the machines of the final trials."""
+    yield from mixed_devices(studies)
     trials = [trial for study in studies for trial in study.requested_final_trials]
     for name in RUNTIME_FACTS:
         # Several values on one line show that the trials ran on different software or machines.

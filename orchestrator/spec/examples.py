@@ -59,6 +59,7 @@ EXAMPLES: dict[str, Any] = {
     "resources.gpus": 0.25,
     "resources.accelerator_type": "A100",
     "resources.backbones": {"vit_large_patch16_224.mae": {"gpus": 1}},
+    "resources.mix_devices": False,
     "resources.backbones.NAME.cpus": 8,
     "resources.backbones.NAME.gpus": 1,
     "resources.backbones.NAME.accelerator_type": "H100",

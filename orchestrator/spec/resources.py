@@ -94,6 +94,10 @@ class Resources(TrialResources):
 
     backbones: dict[str, ResourceOverride] = Field(default={})
     """Backbones whose trials occupy something else. Example: {vit_large_patch16_224.mae: {gpus: 1}}."""
+    mix_devices: bool = True
+    """Whether the trials of a study may run on different kinds of devices, such as two models of GPU. Their results
+    differ in the last bits, and the report names both. With false, a study stays on the kind of its first trials: the
+    sweep stops when a worker has another one."""
 
     def for_backbone(self, backbone: str) -> TrialResources:
         """Return what a trial on this backbone occupies."""

@@ -16,6 +16,8 @@ from trainer.redaction import redact
 
 Phase = Literal["search", "final"]
 
+DEVICE_SEPARATOR = "; "
+"""Between the kinds of devices of a trial that moved."""
 RUNG = "completed_rung"
 """Prefix of the system attributes in which Optuna's pruners keep a trial's values at the epochs where they decide."""
 
@@ -76,6 +78,8 @@ class Failure:
     """Seconds of the attempt after its last epoch."""
     ends_process: bool = False
     """Whether its process cannot run another trial, because its GPU fails at every call from now on."""
+    stops_sweep: bool = False
+    """Whether no more trials start, because the next worker would fail in the same way. This trial waits."""
 
     def __post_init__(self) -> None:
         # Databases and logs keep it for everyone to read, and PostgreSQL refuses some control characters.
@@ -144,6 +148,12 @@ class Trial:
         return self.lost_seconds + sum(epoch.get(EPOCH_SECONDS, 0.0) for epoch in self.epochs)
 
     @property
+    def devices(self) -> list[str]:
+        """Kinds of devices that it ran on, in their order."""
+        device = self.provenance.get("device")
+        return device.split(DEVICE_SEPARATOR) if device else []
+
+    @property
     def has_produced(self) -> bool:
         """Whether it has a finished epoch or an outcome. To have diverged is an outcome; another failure is none."""
         has_outcome = self.state in (TrialState.COMPLETE, TrialState.PRUNED) or self.cause is FailureCause.DIVERGED
@@ -156,11 +166,16 @@ class Trial:
 
     def with_epoch(self, epoch: dict[str, float], facts: Mapping[str, str]) -> Trial:
         """Return the trial with one more epoch."""
+        provenance = {**self.provenance, **facts}
+        if "device" in facts:
+            # A resumed trial may have moved to another kind of device, and both decide its bits.
+            provenance["device"] = DEVICE_SEPARATOR.join(dict.fromkeys([*self.devices, facts["device"]]))
+
         return dataclasses.replace(
             self,
             epochs=(*self.epochs, epoch),
             last_metrics=self.last_metrics | epoch,
-            provenance={**self.provenance, **facts},
+            provenance=provenance,
             # An epoch that finishes shows that the trial itself does not kill its workers.
             losses=0,
         )
@@ -196,3 +211,13 @@ class Trial:
 def error_kind(trial: Trial) -> str:
     """Return the type of a trial's error, such as `OSError`."""
     return trial.error_summary.partition(":")[0]
+
+
+def wrong_device(required: str, device: str) -> Failure:
+    """Return the failure of a trial whose worker has another kind of device than its study requires."""
+    return Failure(
+        cause=FailureCause.LOST,
+        stops_sweep=True,
+        error=f"WrongDevice: resources.mix_devices is false, the study's first trials ran on {required}, and a worker "
+        f"has {device}. Set resources.accelerator_type so that all workers have {required}, or mix_devices: true.",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState, error_kind
+from orchestrator.sweep.halt import Halt
 
 MAX_LOSSES = 5
 """Workers that a trial may lose without finishing an epoch. After that, the trial itself is likely to kill them."""
@@ -22,6 +23,9 @@ def next_state_after(trial: Trial, failure: Failure, *, retries: int, gpus: floa
     )
 
     match failure.cause:
+        case _ if failure.stops_sweep:
+            # Not the trial's fault, so it is not counted.
+            runs_again = True
         case FailureCause.LOST:
             trial = dataclasses.replace(trial, losses=trial.losses + 1)
             runs_again = trial.losses < MAX_LOSSES
@@ -64,6 +68,14 @@ class FailureStreak:
             self._trial_ids = []
         self._kind = kind
         self._trial_ids.append(trial.trial_id)
+
+    def halt_after(self, failure: Failure, trial: Trial, limit: int) -> Halt | None:
+        """Return why no more trials start after a failure, whose trial was added; None if they do."""
+        if failure.stops_sweep:
+            return Halt(f"stopped: {trial.error_summary}")
+        if self.reaches(limit):
+            return Halt(f"paused: failures in a row ({failure.cause.value}), the last: {trial.error_summary}")
+        return None
 
     def reaches(self, limit: int) -> bool:
         """Return whether the streak has at least so many failures, of at least two trials."""

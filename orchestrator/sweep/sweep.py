@@ -14,7 +14,6 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
@@ -23,24 +22,15 @@ from orchestrator.study.storage.trial_table import TrialTable
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
+from orchestrator.sweep.assignment import Assignment
 from orchestrator.sweep.conflicts import check_spec_matches_trials, delete_obsolete_trials
+from orchestrator.sweep.device_kinds import DeviceKinds
 from orchestrator.sweep.gpu_sharing import GpuAllocator
 from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
 from orchestrator.sweep.summary_cache import SummaryCache
 from orchestrator.sweep.tracker import Tracker
 from trainer.metric_names import EPOCH_SECONDS
-
-
-@dataclass(slots=True)
-class _Assignment:
-    """A trial that a worker has."""
-
-    study: Study
-    table: TrialTable
-    number: int
-    last_heard: float
-    """When it was assigned, started, or last finished an epoch."""
 
 
 class Sweep:
@@ -71,6 +61,8 @@ class Sweep:
         self.halt: Halt | None = None
         self.gpu_allocator = GpuAllocator(spec.resources)
         """CPUs and GPU share of each trial."""
+        self.device_kinds = DeviceKinds(studies, may_mix=spec.resources.mix_devices)
+        """Kinds of devices that each study ran on."""
         self.num_started = 0
         """Trials that were ever started."""
         self.gpu_hours = 0.0
@@ -85,7 +77,7 @@ class Sweep:
         self._hours_before = 0.0
 
         self._open_studies = list(self.studies)
-        self._assigned: dict[str, _Assignment] = {}
+        self._assigned: dict[str, Assignment] = {}
         self._queue: deque[tuple[Study, TrialTable, int]] = deque()
         self._failure_streak = FailureStreak()
         # Studies that cannot start a trial until one of theirs finishes: not to be asked in vain ten times a second.
@@ -275,10 +267,16 @@ class Sweep:
 
         trial = stored
         if epoch > len(stored.epochs):
+            # Trials that started together on two kinds, before the first of them had reported its own.
+            if (refusal := self.device_kinds.refusal(stored, provenance or {})) is not None:
+                self.on_failure(trial_id, refusal)
+                return False
+
             # A finished epoch shows that machine, data and code work.
             self._failure_streak.reset()
             trial = stored.with_epoch(metrics, provenance or {})
             self.gpu_allocator.update(trial.config, metrics)
+            self.device_kinds.add(trial)
             self.gpu_hours += metrics.get(EPOCH_SECONDS, 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
 
         if len(trial.epochs) == trial.config.epochs:
@@ -322,8 +320,8 @@ class Sweep:
             self._close_study(study)
 
         self._failure_streak.add(trial)
-        if self._failure_streak.reaches(self.spec.pause_after) and not self.has_ended:
-            self.halt = Halt(f"paused: failures in a row ({failure.cause.value}), the last: {trial.error_summary}")
+        if not self.has_ended:
+            self.halt = self._failure_streak.halt_after(failure, trial, self.spec.pause_after)
 
     def is_running(self, trial_id: str) -> bool:
         """Return whether a trial is assigned and has not ended."""
@@ -348,7 +346,7 @@ class Sweep:
 
     def _assign(self, study: Study, table: TrialTable, trial: Trial) -> Trial:
         self._summary_cache.invalidate(study)
-        self._assigned[trial.trial_id] = _Assignment(study, table, trial.number, self._clock())
+        self._assigned[trial.trial_id] = Assignment(study, table, trial.number, self._clock())
         self._tracker.sync(trial, table)
         return trial
 

@@ -49,9 +49,16 @@ def _one_thread() -> Iterator[None]:
 def run(folder: Path, stop: Callable[[], bool] = lambda: False) -> dict[str, bytes]:
     """Train with everything that a run reads and writes in one folder, and return its results."""
     load_split.cache_clear()
-    places = {"data_root": folder / "data", "folder": folder / "out", "cache": folder / "cache"}
-    places["prototype_cache"] = folder / "prototypes"
-    list(train(CONFIG, stop=stop, **{name: str(place) for name, place in places.items()}))
+    list(
+        train(
+            CONFIG,
+            stop=stop,
+            data_root=str(folder / "data"),
+            folder=str(folder / "out"),
+            cache=str(folder / "cache"),
+            prototype_cache=str(folder / "prototypes"),
+        )
+    )
     trainer.load(folder / "out")
     return {name: (folder / "out" / name).read_bytes() for name in RESULTS}
 

@@ -52,6 +52,8 @@ class StoredRun(TypedDict):
     """SHA-256 of the backbone's weights."""
     images: NotRequired[str]
     """Fingerprint of the images that it learns from. Absent before 0.2.0."""
+    device: NotRequired[str]
+    """Kind of the device that it was last trained on. Absent before 0.2.0."""
     learnable: dict[str, Tensor]
     """The learnable parameters by name."""
     average: dict[str, Tensor]

@@ -33,7 +33,7 @@ from trainer.metric_names import (
 )
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import backward, eval_batch_size, with_precision
-from trainer.model.gpu_kernels import check_repeatable, describe_arithmetic
+from trainer.model.gpu_kernels import check_repeatable, describe_arithmetic, device_kind
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
@@ -61,6 +61,7 @@ def train(
     weights: str | None = None,
     prototype_cache: str | None = None,
     cache: str | None = None,
+    mix_devices: bool = True,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochMetrics]:
     """Train one config and yield the metrics of each epoch. The last epoch is yielded when all files are written.
@@ -78,6 +79,7 @@ def train(
         weights: a file, or a folder of files, that is searched first for the backbone's weights.
         prototype_cache: folder (path or URI) of prototypes that runs share; None to build them anew.
         cache: folder on a local disk for decoded images; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
+        mix_devices: whether a checkpoint of another kind of device is continued. If not, the run starts again.
         stop: called before every step and before scoring. If it returns True, the run saves its progress and ends.
 
     Raises:
@@ -158,6 +160,8 @@ def train(
         config,
         backbone_sha256=frozen.sha256,
         images=train_split.fingerprint,
+        device=device_kind(device),
+        mix_devices=mix_devices,
         learnable=learnable,
         optimizer=optimizer,
         average=average,

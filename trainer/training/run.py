@@ -96,6 +96,8 @@ class TrainingRun:
         *,
         backbone_sha256: str,
         images: str,
+        device: str,
+        mix_devices: bool,
         learnable: dict[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         average: MovingAverage | None,
@@ -115,6 +117,8 @@ class TrainingRun:
         self._config = config
         self._backbone_sha256 = backbone_sha256
         self._images = images
+        self._device = device
+        self._mix_devices = mix_devices
         self._steps_per_epoch = steps_per_epoch
         self._stop = stop
 
@@ -125,6 +129,7 @@ class TrainingRun:
             "config": self._config.fingerprint(),
             "backbone": self._backbone_sha256,
             "images": self._images,
+            "device": self._device,
             "learnable": self.learnt_tensors(),
             "average": {} if self.average is None else self.average.values,
             "optimizer": self.optimizer.state_dict(),
@@ -178,7 +183,7 @@ class TrainingRun:
         """Continue from the checkpoint in the folder. Without a folder or a checkpoint, do nothing.
 
         A damaged checkpoint is set aside: the run starts again, and ends with the same bits. So does a finished run
-        whose results are damaged or missing.
+        whose results are damaged or missing, and a run of another kind of device if they must not mix.
 
         Raises:
             ValueError: as `load_state_dict` does.
@@ -192,6 +197,11 @@ class TrainingRun:
             return
 
         self._check_origin(state)
+        stored_device = state.get("device", self._device)
+        if stored_device != self._device and not self._mix_devices:
+            log.warning("%s: it ran on %s, and this is %s. It starts again.", self.folder, stored_device, self._device)
+            return
+
         if len(state["epochs"]) < self._config.epochs or has_whole_results(self.folder):
             self.load_state_dict(state)
         else:

@@ -80,6 +80,7 @@ class TuneBridge:
             "config": dataclasses.asdict(trial.config),
             "cpus": resources.cpus,
             "gpus": resources.gpus,
+            "required_device": self.sweep.device_kinds.required(trial.study),
             "resources": ray_resources(resources),
         }
 
@@ -133,6 +134,7 @@ class TuneBridge:
                     error=result["failure"],
                     seconds=result["seconds"],
                     ends_process=result["ends_process"],
+                    stops_sweep=result["stops_sweep"],
                 )
                 if failure.ends_process:
                     # Tune would give the worker another trial. Asked for more of this one, it exits.

@@ -85,6 +85,7 @@ class TrialWorker(tune.Trainable):
                 "cause": event.cause.value,
                 "seconds": event.seconds,
                 "ends_process": event.ends_process,
+                "stops_sweep": event.stops_sweep,
             }
         # As lists of pairs, because Tune flattens dicts.
         return {
@@ -102,7 +103,8 @@ class TrialWorker(tune.Trainable):
         self._is_busy = False
 
     def _prepare(self, config: dict[str, Any]) -> LookAhead[Epoch | Failure]:
-        context = dataclasses.replace(self._context, cpus=config["cpus"], gpus=config["gpus"])
+        own = {name: config[name] for name in ("cpus", "gpus", "required_device")}
+        context = dataclasses.replace(self._context, **own)
         return LookAhead(
             self._thread,
             lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), context, stop),

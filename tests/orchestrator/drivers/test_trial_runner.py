@@ -26,6 +26,7 @@ from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
 from trainer.data.tasks import open_task
 from trainer.model.weights import find_weights
+from trainer.training.checkpoint import load_state, save_state
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,32 @@ def test_an_error_of_a_device_says_what_happens_next(
 def test_a_trial_without_a_gpu_records_the_processor_of_a_machine_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert trial_runner._AttemptLog("cpu").device == platform.machine()
+
+
+def test_a_worker_of_another_kind_of_device_refuses_a_trial_before_it_trains(context: TrialContext) -> None:
+    epochs, failure = run(config_of(), dataclasses.replace(context, required_device="NVIDIA H200"))
+    assert epochs == [] and failure is not None
+    assert (failure.cause, failure.stops_sweep, failure.ends_process) == (FailureCause.LOST, True, False)
+    assert failure.error.startswith(
+        "WrongDevice: resources.mix_devices is false, the study's first trials ran on NVIDIA H200, and a worker has "
+    )
+    assert not Path(context.trials_folder, config_of().fingerprint(), "checkpoint.pt").exists()
+    assert run(config_of(), dataclasses.replace(context, required_device=platform.machine())) == ([1, 2], None)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_continued_only_if_kinds_may_mix(
+    context: TrialContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of()
+    folder = f"{context.trials_folder}/{config.fingerprint()}"
+    next(run_trial(config, context))
+    state = load_state(f"{folder}/checkpoint.pt")
+    assert state is not None and state["device"] == platform.machine()
+
+    for mix_devices, is_resumed in ((False, False), (True, True)):
+        save_state(f"{folder}/checkpoint.pt", state | {"device": "NVIDIA H200"})
+        first = next(run_trial(config, dataclasses.replace(context, mix_devices=mix_devices)))
+        # Nothing is measured for an epoch that comes from a checkpoint.
+        assert isinstance(first, Epoch) and ("epoch/seconds" not in first.metrics) is is_resumed
+    sentence = f"{folder}: it ran on NVIDIA H200, and this is {platform.machine()}. It starts again."
+    assert [record.getMessage() for record in caplog.records if "NVIDIA" in record.getMessage()] == [sentence]

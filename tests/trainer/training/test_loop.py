@@ -674,11 +674,11 @@ def test_a_checkpoint_without_schema_version_resumes_to_the_same_bits(
         list(train(config, data_root=store, folder=str(within), stop=lambda: next(checks) == 5))
     for unversioned in (between, within):
         state = load_state(unversioned / "checkpoint.pt")
-        assert state is not None and state.keys() == {"schema_version", "images", *KEYS_OF_VERSION_1}
+        assert state is not None and state.keys() == {"schema_version", "images", "device", *KEYS_OF_VERSION_1}
         assert (state["under_way"] is not None) == (unversioned == within)
         assert state["under_way"] is None or state["under_way"].keys() == KEYS_WITHIN_AN_EPOCH
-        # 0.1.0 wrote neither its version nor the images that a run learns from.
-        del state["schema_version"], state["images"]
+        # 0.1.0 wrote neither its version, nor the images that a run learns from, nor the kind of device.
+        del state["schema_version"], state["images"], state["device"]
         save_state(unversioned / "checkpoint.pt", state)
         assert without_clocks(list(train(config, data_root=store, folder=str(unversioned)))) == without_clocks(epochs)
         assert results_in(unversioned) == results_in(folder)
