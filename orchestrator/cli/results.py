@@ -138,6 +138,9 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
         reason = study.search_table.stop_reason
         if reason:
             console.print(shown("stopped", "red") + shown(f" {study.plan.key}: {reason}"), soft_wrap=True)
+    halt = database.halt_reason(spec.name)
+    if halt:
+        console.print(halt, soft_wrap=True)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.")
 

@@ -90,7 +90,7 @@ def run_trial(
             yield Epoch(
                 epoch=epoch.epoch,
                 metrics=epoch.metrics | measurements,
-                provenance=software() | machine(log.device) | end_provenance,
+                provenance=software() | machine(log.device, has_gpu=device == "cuda") | end_provenance,
             )
             # The time that the driver takes between two epochs belongs to the next one.
             epoch_began = now
@@ -104,6 +104,7 @@ def run_trial(
             error=text,
             seconds=time.monotonic() - epoch_began,
             ends_process=is_device_lost(error),
+            lost_gpu=machine(log.device, has_gpu=True)["gpu"] if is_device_lost(error) else "",
         )
     finally:
         log.close()

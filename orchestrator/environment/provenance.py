@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import socket
 import subprocess
@@ -52,9 +53,14 @@ def software() -> dict[str, str]:
     return provenance
 
 
-def machine(device: str) -> dict[str, str]:
-    """Return the name of this host, and of the device that a trial ran on."""
-    return {"host": socket.gethostname(), "device": device}
+def machine(device: str, *, has_gpu: bool) -> dict[str, str]:
+    """Return the name of this host, the kind of device that a trial ran on and, with a GPU, which one of the host."""
+    facts = {"host": socket.gethostname(), "device": device}
+    if has_gpu:
+        # Ray shows each worker its own GPU, by the host's number.
+        number = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+        facts["gpu"] = f"GPU {number} of {facts['host']}"
+    return facts
 
 
 def _git(*arguments: str) -> str | None:

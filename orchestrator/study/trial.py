@@ -78,6 +78,8 @@ class Failure:
     """Seconds of the attempt after its last epoch."""
     ends_process: bool = False
     """Whether its process cannot run another trial, because its GPU fails at every call from now on."""
+    lost_gpu: str = ""
+    """The GPU that failed, such as `GPU 3 of node7`; empty if none did."""
     stops_sweep: bool = False
     """Whether no more trials start, because the next worker would fail in the same way. This trial waits."""
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState, error_kind
 from orchestrator.sweep.halt import Halt
 
 MAX_LOSSES = 5
 """Workers that a trial may lose without finishing an epoch. After that, the trial itself is likely to kill them."""
+MAX_GPU_LOSSES = 3
+"""Times in a row that a GPU may fail. Ray cannot leave out a single GPU, so the sweep pauses after that."""
 
 
 def next_state_after(trial: Trial, failure: Failure, *, retries: int, gpus: float) -> Trial:
@@ -44,18 +48,30 @@ def next_state_after(trial: Trial, failure: Failure, *, retries: int, gpus: floa
 
 
 class FailureStreak:
-    """Consecutive failures of one kind. Any finished epoch, and a failure of another kind, starts a new streak."""
+    """Consecutive failures of one kind. Any finished epoch, and a failure of another kind, starts a new streak.
+
+    Losses of a GPU are counted for each GPU, until an epoch finishes on it.
+    """
 
     def __init__(self) -> None:
+        self._gpu_losses: Counter[str] = Counter()
         self._kind: tuple[FailureCause, str] | None = None
         self._trial_ids: list[str] = []
 
-    def reset(self) -> None:
-        """End the streak, because something went well."""
-        self._trial_ids = []
+    def reset(self, provenance: Mapping[str, str]) -> None:
+        """End the streak, because an epoch finished.
 
-    def add(self, trial: Trial) -> None:
+        Args:
+            provenance: facts of the epoch, with its `gpu`.
+        """
+        self._trial_ids = []
+        self._gpu_losses.pop(provenance.get("gpu", ""), None)
+
+    def add(self, trial: Trial, failure: Failure) -> None:
         """Add a failed trial to the streak, unless its failure says nothing about the setup."""
+        if failure.lost_gpu:
+            self._gpu_losses[failure.lost_gpu] += 1
+
         assert trial.cause is not None, "a failure has a cause"
 
         # A diverged trial is a result. A first loss is the fault of a machine, which may have run many trials.
@@ -73,6 +89,12 @@ class FailureStreak:
         """Return why no more trials start after a failure, whose trial was added; None if they do."""
         if failure.stops_sweep:
             return Halt(f"stopped: {trial.error_summary}")
+        num_lost = self._gpu_losses[failure.lost_gpu] if failure.lost_gpu else 0
+        if num_lost >= MAX_GPU_LOSSES:
+            return Halt(
+                f"paused: {failure.lost_gpu} failed {num_lost} times in a row, the last: {trial.error_summary}. Repair "
+                "it, or start Ray there without it (CUDA_VISIBLE_DEVICES)"
+            )
         if self.reaches(limit):
             return Halt(f"paused: failures in a row ({failure.cause.value}), the last: {trial.error_summary}")
         return None

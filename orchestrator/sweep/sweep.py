@@ -273,7 +273,7 @@ class Sweep:
                 return False
 
             # A finished epoch shows that machine, data and code work.
-            self._failure_streak.reset()
+            self._failure_streak.reset(provenance or {})
             trial = stored.with_epoch(metrics, provenance or {})
             self.gpu_allocator.update(trial.config, metrics)
             self.device_kinds.add(trial)
@@ -319,7 +319,7 @@ class Sweep:
             study.search_table.save_stop_reason(trial.error_summary)
             self._close_study(study)
 
-        self._failure_streak.add(trial)
+        self._failure_streak.add(trial, failure)
         if not self.has_ended:
             self.halt = self._failure_streak.halt_after(failure, trial, self.spec.pause_after)
 

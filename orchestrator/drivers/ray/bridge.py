@@ -134,6 +134,7 @@ class TuneBridge:
                     error=result["failure"],
                     seconds=result["seconds"],
                     ends_process=result["ends_process"],
+                    lost_gpu=result["lost_gpu"],
                     stops_sweep=result["stops_sweep"],
                 )
                 if failure.ends_process:

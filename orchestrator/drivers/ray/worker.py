@@ -85,6 +85,7 @@ class TrialWorker(tune.Trainable):
                 "cause": event.cause.value,
                 "seconds": event.seconds,
                 "ends_process": event.ends_process,
+                "lost_gpu": event.lost_gpu,
                 "stops_sweep": event.stops_sweep,
             }
         # As lists of pairs, because Tune flattens dicts.

@@ -205,6 +205,8 @@ def test_an_error_of_a_device_says_what_happens_next(
     [failure] = run_trial(config_of(), context)
     assert isinstance(failure, Failure)
     assert (failure.cause, failure.ends_process) == (cause, ends_process)
+    # Named only if it is the GPU that failed.
+    assert (" of " in failure.lost_gpu) is ends_process
 
 
 def test_a_trial_without_a_gpu_records_the_processor_of_a_machine_that_has_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,3 +272,45 @@ def test_failures_are_grouped_by_cause_and_kind_the_largest_first(raw_study: dic
         (FailureCause.LOST, "OSError", [4]),
     ]
     assert group_failures(sweep.studies[0].trials)[0].trace == ["Traceback", "  line 1"]
+
+
+def lost_on(gpu: str) -> Failure:
+    error = "AcceleratorError: CUDA error: an illegal memory access was encountered"
+    return Failure(cause=FailureCause.LOST, error=error, ends_process=True, lost_gpu=gpu)
+
+
+def test_a_gpu_that_fails_three_times_in_a_row_pauses_the_sweep_and_is_named(
+    raw_study: dict[str, Any], record_url: str
+) -> None:
+    sweep = new_sweep(parse_spec(raw_study | {"pause_after": 99}, "a test"), record_url)
+    trial = sweep.next_trial()
+    assert trial is not None
+    epochs = enumerate(curve(trial.config), start=1)
+
+    # Another GPU counts for itself, and an epoch that finishes on a GPU ends its series but no other.
+    bad, other = "GPU 3 of node7", "GPU 3 of node8"
+    for gpu in (bad, bad, other, None, bad):
+        if gpu is None:
+            sweep.on_epoch(trial.trial_id, *next(epochs), {"gpu": bad, "host": "node7"})
+            continue
+        sweep.on_failure(trial.trial_id, lost_on(gpu))
+        assert sweep.halt is None
+        assert sweep.next_trial() is not None
+    sweep.on_epoch(trial.trial_id, *next(epochs), {"gpu": other})
+    sweep.on_failure(trial.trial_id, lost_on(bad))
+    assert sweep.halt is None and sweep.next_trial() is not None
+    sweep.on_failure(trial.trial_id, lost_on(bad))
+
+    assert sweep.halt is not None and not sweep.halt.interrupt_running
+    assert sweep.halt.reason == (
+        "paused: GPU 3 of node7 failed 3 times in a row, the last: AcceleratorError: CUDA error: an illegal memory "
+        "access was encountered. Repair it, or start Ray there without it (CUDA_VISIBLE_DEVICES)"
+    )
+    waiting = sweep.studies[0].search_table.trials[0]
+    assert waiting.state is TrialState.WAITING
+
+    # It is remembered for `failures`, until the sweep goes on.
+    sweep.close()
+    database = StudyDatabase(record_url)
+    assert database.halt_reason(sweep.spec.name) == sweep.halt.reason
+    assert new_sweep(sweep.spec, record_url).next_trial() is not None
