@@ -5,11 +5,12 @@ BIN := .venv/bin
 .PHONY: demo ui test test-slow check docs bench install
 .DEFAULT_GOAL := demo
 
-# The locked packages in .venv, installed again when the lock or the dependencies change.
+# The locked packages in .venv, installed again when the lock or the dependencies change. What is never imported is not
+# compiled, which saves a third of the time.
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -29,7 +30,7 @@ test-slow: install
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # Regenerates the part of search_spaces/README.md that comes from the schema.
 docs: install

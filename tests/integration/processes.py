@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -12,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+import pytest
 from mlflow import MlflowClient
 
+from orchestrator.cli import main
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.sqlite_url import sqlite_url
@@ -28,6 +32,19 @@ def run_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subproce
     """Run the command to its end."""
     command = [SPTUNE, *map(str, arguments), "--home", str(home)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, env={**os.environ, **env})
+
+
+def launch_here(spec: Path, home: Path) -> str:
+    """Launch a sweep inline in this process, which has loaded all libraries, and return what is printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        # As wide as in a process that writes to a pipe.
+        patch.setenv("COLUMNS", "80")
+        patch.setattr(sys, "argv", ["sptune", "launch", str(spec), "--inline", "--home", str(home)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert not ended.value.code, printed.getvalue()
+    return printed.getvalue()
 
 
 class Driver(subprocess.Popen[str]):

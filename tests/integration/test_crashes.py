@@ -25,6 +25,7 @@ from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.study.trial import Failure, FailureCause, TrialState
 from tests.integration.processes import (
     assert_mlflow_has,
+    launch_here,
     outcome,
     printed_table,
     read_until,
@@ -42,7 +43,7 @@ SPEC: dict[str, Any] = {
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep", "linear"],
-    "train_sizes": [0.2],
+    "train_sizes": [0.1],
     "fixed": {"epochs": 6, "warmup_epochs": 1},
     "space": {
         # One of the values diverges at once: a failing trial belongs to the picture.
@@ -72,9 +73,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
 def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep that ran in one piece, in one process without Ray, and its table."""
     home = tmp_path_factory.mktemp("undisturbed")
-    done = run_sptune("launch", spec, "--inline", home=home)
-    assert done.returncode == 0, done.stderr
-    return home, printed_table(done.stdout)
+    return home, printed_table(launch_here(spec, home))
 
 
 @pytest.fixture(scope="module")
