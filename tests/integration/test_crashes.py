@@ -43,7 +43,7 @@ SPEC: dict[str, Any] = {
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep", "linear"],
-    "train_sizes": [0.1],
+    "train_sizes": [0.2],
     "fixed": {"epochs": 6, "warmup_epochs": 1},
     "space": {
         # One of the values diverges at once: a failing trial belongs to the picture.
@@ -149,7 +149,9 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
         open_mlflow.start()
 
         read_until(driver, 11)
-        workers_of(driver.pid)[0].suspend()
+        while not (workers := workers_of(driver.pid)):
+            time.sleep(0.1)
+        workers[0].suspend()
         rest = rest_of(driver)
     assert driver.returncode == 0, rest
     assert "MLflow did not answer" not in rest
