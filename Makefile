@@ -21,7 +21,7 @@ ui: install
 	$(BIN)/sptune ui
 
 test: install
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Two files at a time: a cluster that starts, or waits for what it has lost, leaves most of a core to the other.
 test-slow: install

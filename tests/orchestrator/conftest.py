@@ -6,6 +6,7 @@ import copy
 import hashlib
 import logging
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,13 +60,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-@pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with MLflow's tables, which take seconds to make."""
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and no run, which takes a second to make; copy it."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(tracking_uri=uri).search_experiments()
-    return uri
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of MLflow that the tests of a file share."""
+    file = shutil.copy(empty_mlflow, tmp_path_factory.mktemp("mlflow"))
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture

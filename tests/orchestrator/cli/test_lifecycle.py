@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -39,15 +38,6 @@ from trainer.storage.integrity import pack_json
 from trainer.storage.tensors import pack_tensors
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
-
-
-@pytest.fixture(scope="module")
-def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, which take seconds to make."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
 
 
 def small_spec(raw: dict[str, Any]) -> SweepSpec:
@@ -92,10 +82,10 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
 
 
 @pytest.fixture(scope="module")
-def finished_home(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path) -> Path:
+def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
     """A home with a finished sweep, for tests to copy."""
     home = home_at(str(tmp_path_factory.mktemp("finished")))
-    shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
+    shutil.copy(empty_mlflow, Path(home.root) / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         run(small_spec(copy.deepcopy(RAW_SPEC)), home)
@@ -257,9 +247,9 @@ def test_a_complete_trial_that_is_named_runs_again_only_if_its_results_are_damag
 
 
 def test_resume_failed_goes_on_where_nothing_has_failed(
-    spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
+    spec: SweepSpec, home: Home, sptune: Sptune, empty_mlflow: Path
 ) -> None:
-    shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
+    shutil.copy(empty_mlflow, Path(home.root) / "mlflow.db")
     drive(Sweep.resume(spec, record_of(home), MemoryTracker()))
     code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.root), "--inline")
     assert (code, complaint) == (0, "")
