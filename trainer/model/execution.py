@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.device_errors import is_out_of_memory
+from trainer.model.precision import float32_products
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
@@ -26,12 +27,16 @@ def has_bf16(device: str) -> bool:
 
 
 def with_precision(network: Network, precision: str, device: str) -> Network:
-    """Return the network under autocast (`bf16`) or unchanged (`fp32`). Its outputs are float32 or wider."""
+    """Return the network under autocast (`bf16`) or not (`fp32`, `tf32`). Its outputs are float32 or wider.
+
+    The backward pass runs after the network has returned: call it within `float32_products` of the same precision.
+    """
     if precision == "bf16" and not has_bf16(device):
         log.warning("this processor has no arithmetic for bf16: use precision fp32, which is many times faster")
 
     def run(inputs_B: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        with float32_products(precision, device), autocast:
             outputs_B = network(inputs_B)
 
         # Losses and probabilities need more digits than bf16 has (two to three).
