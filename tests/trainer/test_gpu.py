@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 from trainer.data import split as loading
 from trainer.data.split import load_split
 from trainer.data.transforms import TransformName, random_crops
+from trainer.model import precision
 from trainer.training.loop import train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -54,6 +56,35 @@ def test_images_that_have_no_room_there_come_batch_by_batch_to_the_same_end(
     assert isinstance(split.images_R, torch.Tensor)
     assert (split.images_R.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
     assert losses(data_root, tiny("spt_deep"), "cuda") == there
+
+
+@pytest.mark.parametrize("method", ["spt_deep", "vpt_shallow", "linear"])
+def test_weights_cast_once_give_the_bits_of_autocast_on_a_gpu(
+    data_root: str, tiny: Callable[..., TrainConfig], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(method, precision="bf16")
+    cast_once = losses(data_root, config, "cuda")
+    monkeypatch.setattr(precision, "with_bf16_products", lambda backbone: backbone)
+    assert losses(data_root, config, "cuda") == cast_once
+
+
+def test_tf32_rounds_products_on_a_gpu_and_fp32_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    images, kernel = torch.randn(8, 3, 64, 64, generator=generator), torch.randn(64, 3, 16, 16, generator=generator)
+    for run in (lambda d: left.to(d) @ right.to(d), lambda d: F.conv2d(images.to(d), kernel.to(d), stride=16)):
+        exact = run("cpu").double()
+        errors = {}
+        for name in ("fp32", "tf32"):
+            with precision.float32_products(name, "cuda"):
+                errors[name] = float((run("cuda").cpu().double() - exact).abs().max() / exact.abs().max())
+        assert errors["fp32"] < 1e-5 < errors["tf32"] < 1e-2
+
+
+def test_the_test_split_is_not_kept_on_the_gpu(data_root: str) -> None:
+    split = load_split(data_root, "demo/digits", "test", 1.0, 32, "cuda")
+    assert not isinstance(split.images_R, torch.Tensor)
+    assert split.take(torch.arange(3)).device.type == "cuda"
 
 
 @pytest.mark.parametrize("transform", ["spt", "vpt"])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,29 @@ class WholeImages:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
+class ImagesOnDisk:
+    """Fixed views of some splits of a task, in the order of the task store, which are read from their file by batches.
+
+    Args:
+        file: uint8 ``[N, 3, S, S]`` with N > 0. It may be deleted or replaced later.
+    """
+
+    def __init__(self, file: Path, image_size: int) -> None:
+        with file.open("rb") as opened:
+            self._mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        self._pixels_NCSS = np.frombuffer(self._mapping, np.uint8).reshape(-1, 3, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self._pixels_NCSS)
+
+    def read(self, rows_B: Tensor) -> Tensor:
+        """Return some images, uint8 ``[B, 3, S, S]``. Only they are in this process's memory then."""
+        images_BCSS = torch.from_numpy(self._pixels_NCSS[rows_B.numpy()])
+        # Pages of a mapping count as memory of the process from their first use until they are dropped.
+        self._mapping.madvise(mmap.MADV_DONTNEED)
+        return images_BCSS
+
+
 def load_decoded(
     root: str,
     card: Card,
@@ -125,7 +149,25 @@ def load_decoded(
     transform: TransformName,
     cache: str | None = None,
 ) -> Tensor:
-    """Return the fixed views of some splits, uint8 ``[N, 3, S, S]``, mapped from a file.
+    """Return the fixed views of some splits, uint8 ``[N, 3, S, S]``, mapped from the file of `decode_fixed_views`.
+
+    What is read of them stays in memory. Arguments and errors are those of `decode_fixed_views`.
+    """
+    file = decode_fixed_views(root, card, splits, image_size, transform, cache)
+    num_images = file.stat().st_size // (3 * image_size**2)
+    flat = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    return flat.view(num_images, 3, image_size, image_size)
+
+
+def decode_fixed_views(
+    root: str,
+    card: Card,
+    splits: tuple[str, ...],
+    image_size: int,
+    transform: TransformName,
+    cache: str | None = None,
+) -> Path:
+    """Return the file with the fixed views of some splits, uint8 ``[N, 3, S, S]``.
 
     They are in the order of the task store, at a backbone's size. The first call on a node decodes them.
 
@@ -148,10 +190,7 @@ def load_decoded(
     image_bytes = 3 * image_size**2
     decoder = _Decoder(decode=decode_fixed, size_of=lambda square_CSS: square_CSS.shape[1:], image_bytes=image_bytes)
     _decode_once(stem, source, decoder)
-
-    num_images = source.num_images
-    flat = torch.from_file(f"{stem}.u8", shared=False, size=num_images * image_bytes, dtype=torch.uint8)
-    return flat.view(num_images, 3, image_size, image_size)
+    return _with_suffix(stem, ".u8")
 
 
 def load_whole(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.device_errors import is_out_of_memory
+from trainer.model.precision import float32_products
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
@@ -26,12 +27,16 @@ def has_bf16(device: str) -> bool:
 
 
 def with_precision(network: Network, precision: str, device: str) -> Network:
-    """Return the network under autocast (`bf16`) or unchanged (`fp32`). Its outputs are float32 or wider."""
+    """Return the network under autocast (`bf16`) or not (`fp32`, `tf32`). Its outputs are float32 or wider.
+
+    The backward pass runs after the network has returned: call it within `float32_products` of the same precision.
+    """
     if precision == "bf16" and not has_bf16(device):
         log.warning("this processor has no arithmetic for bf16: use precision fp32, which is many times faster")
 
     def run(inputs_B: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+        autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        with float32_products(precision, device), autocast:
             outputs_B = network(inputs_B)
 
         # Losses and probabilities need more digits than bf16 has (two to three).
@@ -53,7 +58,7 @@ def backward(
     Raises:
         RuntimeError, MemoryError: if a single input does not fit, in any spelling of `is_out_of_memory`.
     """
-    total_loss = torch.zeros((), device=labels_B.device)
+    losses: list[Tensor] = []
     num_done = 0
     for parameter in parameters:
         parameter.grad = None
@@ -71,14 +76,15 @@ def backward(
         else:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            total_loss += loss.detach()
+            losses.append(loss.detach())
             num_done += micro_batch_size
             continue
 
         # Outside the handler: the exception it holds keeps the failed attempt's tensors alive.
         micro_batch_size = _halve(micro_batch_size, "training")
 
-    return total_loss, micro_batch_size
+    # Started from the first loss: a zero to add to would be two kernels of each step.
+    return sum(losses[1:], start=losses[0]), micro_batch_size
 
 
 def run_in_micro_batches(

@@ -1,6 +1,7 @@
 """The prompt's initial value, and the prototype cache: each set of prototypes is built once and shared by all trials.
 
-A set's key is a hash of what it is built from: network, images, strategy, length, seed.
+A set's key is a hash of what it is built from: network, images, strategy, length, seed, and the kind of GPU. Sets are
+built in float32 for every precision of training.
 Shapes: L prompted layers, P prompt_length, D width.
 """
 
@@ -18,6 +19,7 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
 from trainer.model.backbone import Backbone
+from trainer.model.precision import float32_products
 from trainer.prompt_init.strategies import build_prototypes, uniform_prompt
 from trainer.prompt_init.token_stream import token_stream
 from trainer.storage.files import write_bytes
@@ -65,9 +67,10 @@ def initial_prompt(
             uniform_prompt(backbone, num_layers=num_layers, prompt_length=config.prompt_length, generator=generator)
         )
 
+    device = str(train_split.labels_N.device)
     images = train_split
     if config.init_task is not None:
-        images = _images_of_init_task(config, data_root, str(train_split.labels_N.device), cache)
+        images = _images_of_init_task(config, data_root, device, cache)
 
     # The key of a stored set: a change of these names or of their values makes all sets of a cache unreachable.
     content = {
@@ -80,6 +83,10 @@ def initial_prompt(
         "prompt_length": config.prompt_length,
         "seed": config.seed,
     }
+    # Other kinds of GPU round in other ways, so their sets differ in last bits. Those of a CPU keep the key of 0.1.0.
+    if torch.device(device).type == "cuda":
+        content["device"] = torch.cuda.get_device_name(device)
+
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     location = f"{prototype_cache}/{key}.safetensors"
 
@@ -89,12 +96,13 @@ def initial_prompt(
             return cached
 
     started = time.perf_counter()
-    prompt_LPD = build_prototypes(
-        token_stream(config, backbone, images, num_layers, config.init_images),
-        prompt_init=str(config.prompt_init),
-        prompt_length=config.prompt_length,
-        seed=config.stream_seed("prototypes"),
-    ).cpu()
+    with float32_products("fp32", device):
+        prompt_LPD = build_prototypes(
+            token_stream(config, backbone, images, num_layers, config.init_images),
+            prompt_init=str(config.prompt_init),
+            prompt_length=config.prompt_length,
+            seed=config.stream_seed("prototypes"),
+        ).cpu()
     seconds = time.perf_counter() - started
 
     # Two trials that build the same set at once write the same values: no lock is needed.

@@ -6,14 +6,18 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.catalog import OWN
 from trainer.data import image_cache
@@ -424,3 +428,51 @@ def test_rows_that_move_in_pieces_are_those_that_were_asked_for(count: int) -> N
     moved = move_rows(images, rows, "cpu")
     assert moved.shape == (count, 3, 2, 2)
     assert torch.equal(moved, images[rows])
+
+
+class Pieces(TorchDispatchMode):
+    """Records each copy to a device: the number of images, and whether they come from pinned memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[object] = []
+        self.copies: list[tuple[int, bool]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (kwargs or {}).get("pin_memory"):
+            self.pinned.append(StorageWeakRef(result.untyped_storage()))
+        if func is torch.ops.aten.copy_.default:
+            self.copies.append((len(args[1]), StorageWeakRef(args[1].untyped_storage()) in self.pinned))
+        return result
+
+
+def test_rows_reach_a_gpu_through_one_pinned_buffer() -> None:
+    rows = torch.arange(2 * MOVED_TOGETHER + 3)
+    with FakeTensorMode(allow_non_fake_inputs=True), Pieces() as pieces:
+        moved = move_rows(torch.empty(700, 3, 2, 2, dtype=torch.uint8), rows, "cuda:0")
+    assert (moved.device.type, len(moved)) == ("cuda", len(rows))
+    assert len(pieces.pinned) == 1
+    assert pieces.copies == [(MOVED_TOGETHER, True), (MOVED_TOGETHER, True), (3, True)]
+
+
+def resident_kb(name: str) -> list[int]:
+    """Return how much of each mapping of a file is in the memory of this process."""
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    return [int(re.findall(r"^Rss: +(\d+) kB", text, re.MULTILINE)[0]) for text in mappings if name in text]
+
+
+def test_a_test_split_leaves_nothing_in_memory_between_its_batches(stored: tuple[str, Card], tmp_path: Path) -> None:
+    split = load_split(stored[0], TASK, "test", 1.0, 64, cache=str(tmp_path))
+    (file,) = tmp_path.glob("*.u8")
+    images = expected(*stored, ("test",), 64)
+
+    for wanted_B in (torch.tensor([19, 0, 7]), torch.arange(20), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(split.take(wanted_B), images[wanted_B])
+        assert resident_kb(file.name) == [0]
+
+    # Scoring goes on if somebody empties the cache meanwhile.
+    file.unlink()
+    assert torch.equal(split.all_images(), images)
