@@ -42,7 +42,7 @@ from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.model.backbone import Backbone
 from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
-from trainer.model.precision import float32_products, training_variant
+from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.training.checkpoint import save_state
 from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
@@ -154,8 +154,7 @@ def our_side(
             group["lr"] = lr
         rows_B = torch.randperm(len(images_NCHW))[: config.batch_size].to(device)
         inputs_B, labels_B = images_NCHW.index_select(0, rows_B), labels_N[rows_B]
-        with float32_products(config.precision, device):
-            loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size)
+        loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size, config.precision)
         optimizer.step()
         average.update()
         total.add_(loss)

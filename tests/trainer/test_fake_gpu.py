@@ -18,7 +18,7 @@ from trainer.config import TrainConfig
 from trainer.data.split import Split
 from trainer.model.backbone import Backbone, build_vit
 from trainer.model.execution import backward, with_precision
-from trainer.model.precision import float32_products, training_variant
+from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.strategies import build_prototypes
 from trainer.prompt_init.token_stream import TokenStream
@@ -81,14 +81,14 @@ class Run:
         self.model.train()
         batch = slice(self.config.batch_size)
         set_lr(self.optimizer, 0.01)
-        with float32_products(self.config.precision, GPU):
-            loss, _ = backward(
-                self.network,
-                list(self.learnable.values()),
-                self.images.take(self.order_N[batch]),
-                self.ordered_labels_N[batch],
-                self.config.batch_size,
-            )
+        loss, _ = backward(
+            self.network,
+            list(self.learnable.values()),
+            self.images.take(self.order_N[batch]),
+            self.ordered_labels_N[batch],
+            self.config.batch_size,
+            self.config.precision,
+        )
         self.optimizer.step()
         if self.average is not None:
             self.average.update()
@@ -117,6 +117,28 @@ def test_steps_and_evaluation_of_every_method_stay_on_the_gpu_and_wait_for_nothi
             for tensor in (run.total_loss, logits_NK, *run.learnable.values(), *run.average.values.values()):
                 assert tensor.device == torch.device(GPU) and tensor.dtype is torch.float32
             assert logits_NK.shape == (100, 100)
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_the_backward_pass_has_the_precision_of_the_network(
+    precision: str, allowed: bool, tiny: Callable[..., TrainConfig]
+) -> None:
+    config = tiny("spt_deep", precision=precision)
+    model = prompted(without_values(BACKBONES[BUNDLED]), config)
+    seen: list[tuple[bool, bool]] = []
+
+    with fake_gpu():
+        run = Run(model, config)
+        engine = torch.autograd.grad
+
+        def gradients(loss: Tensor, parameters: list[Tensor]) -> tuple[Tensor, ...]:
+            seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+            return engine(loss, parameters)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.autograd, "grad", gradients)
+            run.step()
+    assert seen == [(allowed, allowed)]
 
 
 def test_a_step_that_reads_a_value_or_mixes_devices_would_be_found(tiny: Callable[..., TrainConfig]) -> None:

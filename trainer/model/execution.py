@@ -27,10 +27,7 @@ def has_bf16(device: str) -> bool:
 
 
 def with_precision(network: Network, precision: str, device: str) -> Network:
-    """Return the network under autocast (`bf16`) or not (`fp32`, `tf32`). Its outputs are float32 or wider.
-
-    The backward pass runs after the network has returned: call it within `float32_products` of the same precision.
-    """
+    """Return the network under autocast (`bf16`) or not (`fp32`, `tf32`). Its outputs are float32 or wider."""
     if precision == "bf16" and not has_bf16(device):
         log.warning("this processor has no arithmetic for bf16: use precision fp32, which is many times faster")
 
@@ -46,11 +43,19 @@ def with_precision(network: Network, precision: str, device: str) -> Network:
 
 
 def backward(
-    network: Network, parameters: Sequence[nn.Parameter], inputs_B: Tensor, labels_B: Tensor, micro_batch_size: int
+    network: Network,
+    parameters: Sequence[nn.Parameter],
+    inputs_B: Tensor,
+    labels_B: Tensor,
+    micro_batch_size: int,
+    precision: str = "fp32",
 ) -> tuple[Tensor, int]:
     """Set each parameter's `grad` to the gradient of the batch's mean cross entropy.
 
     The batch is processed in micro-batches. If memory runs out, the micro-batch is halved and tried again.
+
+    Args:
+        precision: that of the network, as in TrainConfig.
 
     Returns:
         The loss, and the size of the micro-batches that fit.
@@ -67,9 +72,10 @@ def backward(
         rows = slice(num_done, num_done + micro_batch_size)
 
         try:
-            loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
-            # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
-            gradients = torch.autograd.grad(loss, parameters)
+            with float32_products(precision, labels_B.device):
+                loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
+                # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
+                gradients = torch.autograd.grad(loss, parameters)
         except (RuntimeError, MemoryError) as error:
             if micro_batch_size == 1 or not is_out_of_memory(error):
                 raise

@@ -18,7 +18,7 @@ from trainer.model.backbone import Backbone
 
 
 @contextmanager
-def float32_products(precision: str, device: str) -> Iterator[None]:
+def float32_products(precision: str, device: str | torch.device) -> Iterator[None]:
     """Compute the products of float32 on a GPU in TF32 (`tf32`) or in float32 (`fp32`, `bf16`) within a `with` block.
 
     Those are matrix products and convolutions, forward and backward. A CPU computes them in float32 always.

@@ -77,5 +77,5 @@ class TokenStream:
             for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
                 callback(rows_B, layer, tokens_BND)
 
-        with float32_products("fp32", str(self.backbone.mean_C11.device)):
+        with float32_products("fp32", self.backbone.mean_C11.device):
             run_in_micro_batches(pass_through, rows_M, self.batch_size, "prototypes")

@@ -33,7 +33,7 @@ from trainer.metric_names import (
 )
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import backward, eval_batch_size, with_precision
-from trainer.model.precision import float32_products, training_variant
+from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
@@ -194,10 +194,14 @@ def train(
                 else:
                     inputs_B = inputs_of(train_split, rows_N[batch])
 
-                with float32_products(config.precision, device):
-                    loss, run.micro_batch_size = backward(
-                        network, list(learnable.values()), inputs_B, labels_N[batch], run.micro_batch_size
-                    )
+                loss, run.micro_batch_size = backward(
+                    network,
+                    list(learnable.values()),
+                    inputs_B,
+                    labels_N[batch],
+                    run.micro_batch_size,
+                    config.precision,
+                )
                 optimizer.step()
                 if average is not None:
                     average.update()

@@ -434,10 +434,12 @@ def test_each_crop_is_of_the_image_of_its_label_whatever_the_shapes(
         splits[split] = examples
     write_task(str(tmp_path), "demo/digits", splits, source="here", class_names=[*"0123456789"], protocol="published")
 
-    def checked_backward(network: object, weights: object, images_BCSS: Tensor, labels_B: Tensor, size: int) -> Any:
+    def checked_backward(
+        network: object, weights: object, images_BCSS: Tensor, labels_B: Tensor, *options: object
+    ) -> Any:
         expected_BCSS = (25 * labels_B)[:, None, None, None].expand(-1, 3, 32, 32)
         assert torch.equal(images_BCSS.long(), expected_BCSS)
-        return backward(network, weights, images_BCSS, labels_B, size)  # type: ignore[arg-type]
+        return backward(network, weights, images_BCSS, labels_B, *options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "backward", checked_backward)
     for transform in ("spt", "vpt"):
