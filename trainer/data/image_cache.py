@@ -118,8 +118,8 @@ class WholeImages:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
-class ImagesOnDisk:
-    """Fixed views of some splits of a task, in the order of the task store, which are read from their file by batches.
+class FixedViews:
+    """Fixed views of some splits of a task, in the order of the task store, mapped from their file.
 
     Args:
         file: uint8 ``[N, 3, S, S]`` with N > 0. It may be deleted or replaced later.
@@ -127,15 +127,13 @@ class ImagesOnDisk:
 
     def __init__(self, file: Path, image_size: int) -> None:
         with file.open("rb") as opened:
-            self._mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-        self._pixels_NCSS = np.frombuffer(self._mapping, np.uint8).reshape(-1, 3, image_size, image_size)
-
-    def __len__(self) -> int:
-        return len(self._pixels_NCSS)
+            self._mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.pixels_NCSS = torch.frombuffer(self._mapping, dtype=torch.uint8).view(-1, 3, image_size, image_size)
+        """All images. What is read of them stays in the memory of this process, until `read` is called."""
 
     def read(self, rows_B: Tensor) -> Tensor:
-        """Return some images, uint8 ``[B, 3, S, S]``. Only they are in this process's memory then."""
-        images_BCSS = torch.from_numpy(self._pixels_NCSS[rows_B.numpy()])
+        """Return some images, uint8 ``[B, 3, S, S]``. No others are in the memory of this process then."""
+        images_BCSS = self.pixels_NCSS.index_select(0, rows_B)
         # Pages of a mapping count as memory of the process from their first use until they are dropped.
         self._mapping.madvise(mmap.MADV_DONTNEED)
         return images_BCSS
@@ -148,28 +146,8 @@ def load_decoded(
     image_size: int,
     transform: TransformName,
     cache: str | None = None,
-) -> Tensor:
-    """Return the fixed views of some splits, uint8 ``[N, 3, S, S]``, mapped from the file of `decode_fixed_views`.
-
-    What is read of them stays in memory. Arguments and errors are those of `decode_fixed_views`.
-    """
-    file = decode_fixed_views(root, card, splits, image_size, transform, cache)
-    num_images = file.stat().st_size // (3 * image_size**2)
-    flat = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
-    return flat.view(num_images, 3, image_size, image_size)
-
-
-def decode_fixed_views(
-    root: str,
-    card: Card,
-    splits: tuple[str, ...],
-    image_size: int,
-    transform: TransformName,
-    cache: str | None = None,
-) -> Path:
-    """Return the file with the fixed views of some splits, uint8 ``[N, 3, S, S]``.
-
-    They are in the order of the task store, at a backbone's size. The first call on a node decodes them.
+) -> FixedViews:
+    """Return the fixed views of some splits at a backbone's size. The first call on a node decodes them.
 
     Args:
         cache: a folder on a local disk; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
@@ -190,7 +168,7 @@ def decode_fixed_views(
     image_bytes = 3 * image_size**2
     decoder = _Decoder(decode=decode_fixed, size_of=lambda square_CSS: square_CSS.shape[1:], image_bytes=image_bytes)
     _decode_once(stem, source, decoder)
-    return _with_suffix(stem, ".u8")
+    return FixedViews(_with_suffix(stem, ".u8"), image_size)
 
 
 def load_whole(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer.data.image_cache import ImagesOnDisk, WholeImages, decode_fixed_views, load_decoded, load_whole
+from trainer.data.image_cache import FixedViews, WholeImages, load_decoded, load_whole
 from trainer.data.subsets import TrainSize, ValSize, num_labels, part_name, split_rows
 from trainer.data.task_store import Card, TaskChanged, read_column
 from trainer.data.tasks import open_task
@@ -39,7 +39,7 @@ class Split:
     batch before.
     """
 
-    images_R: Tensor | ImagesOnDisk | WholeImages
+    images_R: Tensor | FixedViews | WholeImages
     """Fixed views uint8 ``[R, 3, S, S]``, a file of them, or whole views. The images of this split are its rows
     `rows_N`."""
     rows_N: Tensor
@@ -74,7 +74,7 @@ class Split:
         """
         assert not isinstance(self.images_R, WholeImages), "they differ in size: take_crops cuts squares from them"
         rows_B = self.rows_N[wanted_B.to(self.rows_N.device)]
-        if isinstance(self.images_R, ImagesOnDisk):
+        if isinstance(self.images_R, FixedViews):
             return self._on_device(self.images_R.read(rows_B))
         # index_select is five times as fast as indexing.
         return self._on_device(self.images_R.index_select(0, rows_B))
@@ -150,16 +150,16 @@ def load_split(
     array_keys = _keys(root, card, array_splits)
     rows = torch.from_numpy(rows_N)
 
-    images_R: Tensor | ImagesOnDisk | WholeImages
+    images_R: Tensor | FixedViews | WholeImages
     if view == "whole":
         images_R = load_whole(root, card, array_splits, image_size, cache)
     else:
-        decoded = (root, card, array_splits, image_size, transform, cache)
+        views = load_decoded(root, card, array_splits, image_size, transform, cache)
         # The test split is the largest and is scored once a run: no more than a batch of it is in memory at once.
         if split == "test":
-            images_R = ImagesOnDisk(decode_fixed_views(*decoded), image_size)
+            images_R = views
         else:
-            images_R = load_decoded(*decoded)
+            images_R = views.pixels_NCSS
             # Only the selected images go to the device, so there the rows are simply 0 to N - 1.
             image_bytes = 3 * image_size**2
             if device != "cpu" and fits_on_device(len(rows) * image_bytes, torch.cuda.mem_get_info(device)[0]):
@@ -213,7 +213,7 @@ def prepare_test_split(
     card = open_task(root, task)
     for column in ("label", "key"):
         read_column(root, task, "test", column, card)
-    decode_fixed_views(root, card, ("test",), image_size, transform, cache)
+    load_decoded(root, card, ("test",), image_size, transform, cache)
 
 
 def fits_on_device(images_bytes: int, free_bytes: int) -> bool:

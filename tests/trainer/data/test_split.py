@@ -67,7 +67,7 @@ def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
     root, card = stored
     # The first call decodes the images, the second maps the files.
     for _ in range(2):
-        decoded = load_decoded(root, card, splits, size, "spt", str(tmp_path))
+        decoded = load_decoded(root, card, splits, size, "spt", str(tmp_path)).pixels_NCSS
         assert torch.equal(decoded, expected(root, card, splits, size))
 
 
@@ -99,7 +99,7 @@ def test_blocks_decoded_before_a_crash_are_not_decoded_again(
     # From here the count never reaches 300: nothing crashes a second time.
     count = -10_000
     monkeypatch.setattr(image_cache, "decode", crash_at_300)
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
 
     kept = 299 // image_cache.BLOCK * image_cache.BLOCK
     assert count == -10_000 + 760 - kept, "the finished blocks were kept"
@@ -126,7 +126,7 @@ def test_fixed_views_decoded_by_version_0_1_0_are_used_as_they_are(
     (tmp_path / f"{name}.sizes").rename(tmp_path / f"{name}.aspect")
 
     monkeypatch.setattr(image_cache, "decode", forbidden)
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
@@ -137,7 +137,7 @@ def test_what_version_0_1_0_left_unfinished_is_decoded_again(stored: tuple[str, 
     Path(f"{stem}.aspect.part").write_bytes(bytes(256 * 8))
     Path(f"{stem}.progress").write_text("256")
 
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
@@ -263,7 +263,7 @@ def test_damaged_pixels_are_set_aside_and_decoded_again(
     def load() -> NDArray[np.uint8]:
         if view == "whole":
             return load_whole(root, card, ("test",), 16, str(tmp_path)).pixels.copy()
-        return load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).numpy().copy()
+        return load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).pixels_NCSS.numpy().copy()
 
     before = load()
     (pixels,) = tmp_path.glob("*.u8")
@@ -299,7 +299,7 @@ def test_a_cache_of_a_version_without_checksums_is_used_as_it_is(stored: tuple[s
         if file != pixels:
             file.unlink()
     pixels.write_bytes(bytes(pixels.stat().st_size))
-    assert not load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).any(), "read, not decoded"
+    assert not load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).pixels_NCSS.any(), "read, not decoded"
 
 
 def test_whole_views_stay_in_their_file(stored: tuple[str, Card], tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(tmp_path.glob("*.u8"))) == 1
 
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
