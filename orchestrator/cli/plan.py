@@ -121,9 +121,7 @@ def _print_precision(sweep: SweepSpec, plans: list[StudyPlan]) -> None:
     in_fp32 = [
         study
         for study in plans
-        if sweep.resources.for_backbone(study.backbone).initial_gpus
-        and study.fixed.get("precision", "fp32") == "fp32"
-        and "precision" not in study.space
+        if sweep.resources.for_backbone(study.backbone).initial_gpus and study.precision == "fp32"
     ]
     if in_fp32:
         console.print(

@@ -235,8 +235,7 @@ def _key(plan: StudyPlan, gpus: float) -> str:
     """Return the key of a study's trials in the file."""
     key = f"{plan.method} {plan.backbone} {'gpu' if gpus else 'cpu'}"
     # Trials of another precision take another time. Those of the default keep the key of earlier versions.
-    precision = plan.fixed.get("precision", "fp32")
-    return key if precision == "fp32" else f"{key} {precision}"
+    return key if plan.precision in (None, "fp32") else f"{key} {plan.precision}"
 
 
 def _measure(trials: list[tuple[Trial, float]]) -> Rate | None:
