@@ -17,11 +17,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.cli import main
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.sqlite_url import sqlite_url
 from orchestrator.study.study import Study, load_studies
+from tests.orchestrator.conftest import exit_status
 
 SPTUNE = str(Path(sys.executable).with_name("sptune"))
 CLOCKS = ("train/images_per_s", "prototypes/seconds", "epoch/seconds", "memory/peak_gb")
@@ -40,10 +40,8 @@ def launch_here(spec: Path, home: Path) -> str:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         # As wide as in a process that writes to a pipe.
         patch.setenv("COLUMNS", "80")
-        patch.setattr(sys, "argv", ["sptune", "launch", str(spec), "--inline", "--home", str(home)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    assert not ended.value.code, printed.getvalue()
+        status = exit_status(patch, "launch", spec, "--inline", "--home", home)
+    assert status == 0, printed.getvalue()
     return printed.getvalue()
 
 
