@@ -5,12 +5,11 @@ BIN := .venv/bin
 .PHONY: demo ui test test-slow check docs bench install
 .DEFAULT_GOAL := demo
 
-# The locked packages in .venv, installed again when the lock or the dependencies change. What is never imported is not
-# compiled, which saves a third of the time.
+# The locked packages in .venv, installed again when the lock or the dependencies change.
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
