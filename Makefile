@@ -20,7 +20,7 @@ ui: install
 	$(BIN)/sptune ui
 
 test: install
-	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Two files at a time: a cluster that starts, or waits for what it has lost, leaves most of a core to the other.
 test-slow: install
@@ -29,7 +29,7 @@ test-slow: install
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # Regenerates the part of search_spaces/README.md that comes from the schema.
 docs: install

@@ -5,6 +5,7 @@ A test that uses a server works in a database, a bucket's folder or an experimen
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -21,7 +22,22 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The garbage collector walks the libraries again and again while they are imported, and finds nothing.
+gc.disable()
+
 AnyService = TypeVar("AnyService", bound=Service)
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage of tests only: what was imported before them stays until the end."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Let the end of the process free what was imported: some libraries complain of what stays."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

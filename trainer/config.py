@@ -123,8 +123,9 @@ class TrainConfig:
     """Decay of a moving average of the learnable weights, such as 0.9999 (SPT's reference code). The average is
     scored too, as accuracy_ema. No average if not given."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """fp32, or bf16: autocast in forward and backward; learnable weights and optimizer stay in fp32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """fp32; tf32: products of a GPU in TF32, on a CPU the same as fp32; or bf16: autocast in forward and backward.
+    Learnable weights, optimizer and prototypes are in fp32 always."""
 
     nmi: bool = False
     """Measure the normalized mutual information of prompts and patch tokens before the first step and after each

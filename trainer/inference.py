@@ -16,6 +16,7 @@ from trainer.data.images import reason_of
 from trainer.data.transforms import decode
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
+from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.run_folder import RunCard
 from trainer.storage.run_results import read_result, read_run_card
@@ -104,7 +105,7 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
 
     # Without dropout and drop path, which only training has. Every learnable value is overwritten below.
     model = PromptedViT(
-        backbone.variant(learns=method.backbone_learns, drop_path=0.0),
+        training_variant(backbone, config.precision, learns=method.backbone_learns, drop_path=0.0),
         num_classes=len(card.class_names),
         prompt_LPD=learnt.get("prompt", torch.zeros(0, 0, backbone.embed_dim)),
         prompt_dropout=0.0,

@@ -84,6 +84,8 @@ def plan(
         f"{_resources_per_trial(sweep)}; {sum(progress.num_finished.values())} are finished"
     )
 
+    _print_precision(sweep, plans)
+
     if not progress.has_estimate:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
         return
@@ -112,6 +114,20 @@ def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -
             "?" if seconds is None else format_duration(seconds),
         )
     return table
+
+
+def _print_precision(sweep: SweepSpec, plans: list[StudyPlan]) -> None:
+    """Print what fp32 costs on a GPU, if studies train in it there."""
+    in_fp32 = [
+        study
+        for study in plans
+        if sweep.resources.for_backbone(study.backbone).initial_gpus and study.precision == "fp32"
+    ]
+    if in_fp32:
+        console.print(
+            f"{len(in_fp32)} of {len(plans)} studies train in fp32, in which a GPU is much slower than in bf16; "
+            "`precision: bf16` in `fixed` is for speed, tf32 is in between"
+        )
 
 
 def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress, num_slots: int) -> None:

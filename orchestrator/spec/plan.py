@@ -50,6 +50,11 @@ class StudyPlan:
         """Number of epochs of the study's longest trial."""
         return longest_trial(self.fixed, self.space)
 
+    @property
+    def precision(self) -> str | None:
+        """Precision of all trials, or None if the study searches it."""
+        return None if "precision" in self.space else self.fixed.get("precision", "fp32")
+
     def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
         """Return the config of a search trial: trained on train, scored on val."""
         return self._config(params, eval_split="val", seed=seed)

@@ -233,7 +233,9 @@ def memory_share(resources: TrialResources, rate: Rate, workers: int) -> float:
 
 def _key(plan: StudyPlan, gpus: float) -> str:
     """Return the key of a study's trials in the file."""
-    return f"{plan.method} {plan.backbone} {'gpu' if gpus else 'cpu'}"
+    key = f"{plan.method} {plan.backbone} {'gpu' if gpus else 'cpu'}"
+    # Trials of another precision take another time. Those of the default keep the key of earlier versions.
+    return key if plan.precision in (None, "fp32") else f"{key} {plan.precision}"
 
 
 def _measure(trials: list[tuple[Trial, float]]) -> Rate | None:

@@ -42,6 +42,7 @@ from trainer.config import TrainConfig
 from trainer.data.transforms import decode
 from trainer.model.backbone import Backbone
 from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
+from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.training.checkpoint import save_state
 from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
@@ -138,6 +139,7 @@ def our_side(
 ) -> Side:
     """Return our trainer, over decoded images that stay on the device, as in `trainer.training.loop`."""
     model = copy.deepcopy(first).to(device)
+    model.backbone = training_variant(model.backbone, config.precision, learns=False, drop_path=0.0)
     learnable = model.learnable()
     network = with_precision(model, config.precision, device)
     optimizer = build_optimizer(config, learnable)
@@ -152,7 +154,7 @@ def our_side(
             group["lr"] = lr
         rows_B = torch.randperm(len(images_NCHW))[: config.batch_size].to(device)
         inputs_B, labels_B = images_NCHW.index_select(0, rows_B), labels_N[rows_B]
-        loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size)
+        loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size, config.precision)
         optimizer.step()
         average.update()
         total.add_(loss)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import signal
@@ -12,12 +14,14 @@ from pathlib import Path
 from types import TracebackType
 
 import psutil
+import pytest
 from mlflow import MlflowClient
 
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.sqlite_url import sqlite_url
 from orchestrator.study.study import Study, load_studies
+from tests.orchestrator.conftest import exit_status
 
 SPTUNE = str(Path(sys.executable).with_name("sptune"))
 CLOCKS = ("train/images_per_s", "prototypes/seconds", "epoch/seconds", "memory/peak_gb")
@@ -28,6 +32,17 @@ def run_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subproce
     """Run the command to its end."""
     command = [SPTUNE, *map(str, arguments), "--home", str(home)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, env={**os.environ, **env})
+
+
+def launch_here(spec: Path, home: Path) -> str:
+    """Launch a sweep inline in this process, which has loaded all libraries, and return what is printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        # As wide as in a process that writes to a pipe.
+        patch.setenv("COLUMNS", "80")
+        status = exit_status(patch, "launch", spec, "--inline", "--home", home)
+    assert status == 0, printed.getvalue()
+    return printed.getvalue()
 
 
 class Driver(subprocess.Popen[str]):

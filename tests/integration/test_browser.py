@@ -27,17 +27,18 @@ from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
 
 import trainer
-from tests.integration.processes import SPTUNE, run_sptune
+from tests.integration.processes import SPTUNE, launch_here, run_sptune
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+FOR_README = "SPTUNE_PICTURES" in os.environ
 SPEC: dict[str, Any] = {
     "name": "seen",
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep", "linear"],
-    "train_sizes": [0.2],
-    "fixed": {"epochs": 16, "warmup_epochs": 1, "batch_size": 8},
+    "train_sizes": [0.2 if FOR_README else 0.05],
+    "fixed": {"epochs": 16 if FOR_README else 5, "warmup_epochs": 1, "batch_size": 8},
     "space": {
         "lr": {"type": "float", "low": 2.0e-2, "high": 2.0e-1, "log": True},
         "prompt_length": {"type": "choice", "values": [5, 10]},
@@ -74,8 +75,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
     """A finished sweep."""
     folder = tmp_path_factory.mktemp("seen")
     (folder / "spec.yaml").write_text(yaml.safe_dump(SPEC))
-    done = run_sptune("launch", folder / "spec.yaml", "--inline", home=folder / "home")
-    assert done.returncode == 0, done.stderr
+    launch_here(folder / "spec.yaml", folder / "home")
     return folder / "home"
 
 

@@ -23,7 +23,16 @@ import yaml
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.storage.lease import GRACE_PERIOD_S
 from orchestrator.study.trial import TrialState
-from tests.integration.processes import SPTUNE, Driver, outcome, read_until, run_sptune, runs_in_mlflow, start_sptune
+from tests.integration.processes import (
+    SPTUNE,
+    Driver,
+    launch_here,
+    outcome,
+    read_until,
+    run_sptune,
+    runs_in_mlflow,
+    start_sptune,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="namespaces and mounts need root")
@@ -191,7 +200,7 @@ def test_ctrl_c_at_a_locked_database_and_a_lost_terminal_lose_nothing(tmp_path: 
     assert TrialState.FAILED not in states
 
     # Each trial comes to its end, and is logged once.
-    run_sptune("resume", "slow", "--inline", home=tmp_path)
+    launch_here(spec, tmp_path)
     found = outcome(tmp_path, "slow")
     assert [(entry[5], len(entry[8])) for entry in found] == [(TrialState.COMPLETE, 60)] * 3  # type: ignore[arg-type]
     assert len(runs_in_mlflow(f"sqlite:///{tmp_path / 'mlflow.db'}", "slow")) == 3

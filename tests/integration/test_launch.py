@@ -19,7 +19,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.integration.processes import printed_table, read_until, run_sptune, start_sptune
+from tests.integration.processes import launch_here, printed_table, read_until, run_sptune, start_sptune
 from tests.orchestrator.conftest import Sptune
 from trainer.config import TrainConfig
 
@@ -62,9 +62,7 @@ def command(sptune: Sptune, store: Path, monkeypatch: pytest.MonkeyPatch) -> Spt
 def undisturbed(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A sweep that ran in one piece, in one process without Ray, and its table."""
     home = tmp_path_factory.mktemp("undisturbed")
-    done = run_sptune("launch", spec, "--inline", home=home)
-    assert done.returncode == 0, done.stderr
-    return home, printed_table(done.stdout)
+    return home, printed_table(launch_here(spec, home))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.processes import SPTUNE, outcome, run_sptune
+from tests.integration.processes import SPTUNE, launch_here, outcome
 
 SPEC: dict[str, Any] = {
     "name": "tiny",
@@ -42,8 +42,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
 @pytest.fixture(scope="module")
 def expected(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[object, ...]]:
     home = tmp_path_factory.mktemp("plain")
-    done = run_sptune("launch", spec, "--inline", home=home)
-    assert done.returncode == 0, done.stderr
+    launch_here(spec, home)
     return outcome(home, "tiny")
 
 

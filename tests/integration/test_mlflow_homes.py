@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from orchestrator.tracking.mlflow_locations import local_path
-from tests.integration.processes import SPTUNE, outcome, run_sptune, runs_in_mlflow
+from tests.integration.processes import SPTUNE, launch_here, outcome, run_sptune, runs_in_mlflow
 from tests.services.service import free_port, ready
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,9 +44,10 @@ SPEC: dict[str, Any] = {
 def launch(home: Path, trials: int = 1, **env: str) -> None:
     spec = home.parent / f"{trials}.yaml"
     spec.write_text(yaml.safe_dump(SPEC | {"search": SPEC["search"] | {"trials": trials}}))
-    done = run_sptune("launch", spec, "--inline", home=home, **env)
-    assert done.returncode == 0, done.stderr
-    assert "MLflow lacks" not in done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        assert "MLflow lacks" not in launch_here(spec, home)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import logging
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,13 +60,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-@pytest.fixture(scope="module")
-def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with MLflow's tables, which take seconds to make."""
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and no run, which takes a second to make; copy it."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(tracking_uri=uri).search_experiments()
-    return uri
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="module")
+def mlflow_uri(empty_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of MLflow that the tests of a file share."""
+    file = shutil.copy(empty_mlflow, tmp_path_factory.mktemp("mlflow"))
+    return f"sqlite:///{file}"
 
 
 @pytest.fixture
@@ -148,24 +156,30 @@ def new_sweep(spec: SweepSpec, url: str, tracker: MemoryTracker | None = None) -
     return Sweep.resume(spec, StudyDatabase(url), tracker or MemoryTracker())
 
 
+def exit_status(patch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the command in this process.
+
+    An exception that is no `UserError` leaves it, as the trace that a user would see.
+    """
+    patch.setattr(sys, "argv", ["sptune", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
 Sptune = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def sptune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sptune:
-    """The command in this process: its exit status, what it printed, and what it complained of.
-
-    An exception that is no `UserError` leaves it, as the trace that a user would see.
-    """
+    """The command in this process: its exit status, what it printed, and what it complained of."""
     for name in ("SPTUNE_DATA", "SPTUNE_WEIGHTS", "SPTUNE_HOME", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "400")
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sptune", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        status = exit_status(monkeypatch, *arguments)
         said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        return status, said.out, said.err
 
     return run

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
+from trainer.data.split import load_split
 from trainer.model.backbone import Backbone, load_backbone
 
 
@@ -23,6 +26,17 @@ def _one_thread() -> None:
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A task store in which demo tasks are made at first use; read it, never write to it."""
     return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def store(data_root: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digits, with the first 40 of val and 30 of test only: quickly scored. Read it, never write to it."""
+    load_split(data_root, "demo/digits", "train", 0.05, 32)
+    folder = tmp_path_factory.mktemp("store") / "demo/digits"
+    shutil.copytree(f"{data_root}/demo/digits", folder)
+    for split, count in (("val", 40), ("test", 30)):
+        pq.write_table(pq.read_table(folder / f"{split}.parquet")[:count], folder / f"{split}.parquet")
+    return str(folder.parent.parent)
 
 
 @pytest.fixture(scope="session")

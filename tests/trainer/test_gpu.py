@@ -10,14 +10,16 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
 from trainer.data import split as loading
 from trainer.data.split import load_split
 from trainer.data.transforms import TransformName, random_crops
+from trainer.model import precision as precision_module
 from trainer.model.backbone import load_backbone
-from trainer.model.gpu_kernels import describe_arithmetic, device_kind, full_precision
+from trainer.model.gpu_kernels import describe_arithmetic, device_kind, gpu_arithmetic
 from trainer.prompt_init.kmeans import kmeans
 from trainer.storage.run_results import read_run_card
 from trainer.training.checkpoint import load_state
@@ -105,7 +107,7 @@ def test_the_patch_embedding_has_the_digits_of_fp32() -> None:
     backbone = load_backbone("vit_nano_patch4_32.mae", device="cpu")
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     there = load_backbone("vit_nano_patch4_32.mae", device="cuda")
-    with full_precision("cuda"):
+    with gpu_arithmetic("fp32", "cuda"):
         found = there.embed(images.cuda())[2].cpu()
     # TF32 has ten bits of the mantissa: 1e-3.
     torch.testing.assert_close(found, backbone.embed(images)[2], rtol=1e-5, atol=1e-5)
@@ -141,6 +143,35 @@ def test_images_that_have_no_room_there_come_batch_by_batch_to_the_same_end(
     assert isinstance(split.images_R, torch.Tensor)
     assert (split.images_R.device.type, split.take(torch.arange(3)).device.type) == ("cpu", "cuda")
     assert losses(data_root, tiny("spt_deep"), "cuda") == there
+
+
+@pytest.mark.parametrize("method", ["spt_deep", "vpt_shallow", "linear"])
+def test_weights_cast_once_give_the_bits_of_autocast_on_a_gpu(
+    data_root: str, tiny: Callable[..., TrainConfig], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(method, precision="bf16")
+    cast_once = losses(data_root, config, "cuda")
+    monkeypatch.setattr(precision_module, "with_bf16_products", lambda backbone: backbone)
+    assert losses(data_root, config, "cuda") == cast_once
+
+
+def test_tf32_rounds_products_on_a_gpu_and_fp32_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    images, kernel = torch.randn(8, 3, 64, 64, generator=generator), torch.randn(64, 3, 16, 16, generator=generator)
+    for run in (lambda d: left.to(d) @ right.to(d), lambda d: F.conv2d(images.to(d), kernel.to(d), stride=16)):
+        exact = run("cpu").double()
+        errors = {}
+        for name in ("fp32", "tf32"):
+            with gpu_arithmetic(name, "cuda"):
+                errors[name] = float((run("cuda").cpu().double() - exact).abs().max() / exact.abs().max())
+        assert errors["fp32"] < 1e-5 < errors["tf32"] < 1e-2
+
+
+def test_the_test_split_is_not_kept_on_the_gpu(data_root: str) -> None:
+    split = load_split(data_root, "demo/digits", "test", 1.0, 32, "cuda")
+    assert not isinstance(split.images_R, torch.Tensor)
+    assert split.take(torch.arange(3)).device.type == "cuda"
 
 
 @pytest.mark.parametrize("transform", ["spt", "vpt"])

@@ -31,17 +31,6 @@ Finished = tuple[TrainConfig, Path]
 
 
 @pytest.fixture(scope="module")
-def store(data_root: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digits, with the first 40 of val and 30 of test only: quickly scored."""
-    load_split(data_root, "demo/digits", "train", 0.05, 32)
-    folder = tmp_path_factory.mktemp("store") / "demo/digits"
-    shutil.copytree(f"{data_root}/demo/digits", folder)
-    for split, count in (("val", 40), ("test", 30)):
-        pq.write_table(pq.read_table(folder / f"{split}.parquet")[:count], folder / f"{split}.parquet")
-    return str(folder.parent.parent)
-
-
-@pytest.fixture(scope="module")
 def finish(
     store: str, tiny: Callable[..., TrainConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -117,6 +118,27 @@ class WholeImages:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
+class FixedViews:
+    """Fixed views of some splits of a task, in the order of the task store, mapped from their file.
+
+    Args:
+        file: uint8 ``[N, 3, S, S]`` with N > 0. It may be deleted or replaced later.
+    """
+
+    def __init__(self, file: Path, image_size: int) -> None:
+        with file.open("rb") as opened:
+            self._mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.pixels_NCSS = torch.frombuffer(self._mapping, dtype=torch.uint8).view(-1, 3, image_size, image_size)
+        """All images. What is read of them stays in the memory of this process, until `read` is called."""
+
+    def read(self, rows_B: Tensor) -> Tensor:
+        """Return some images, uint8 ``[B, 3, S, S]``. No others are in the memory of this process then."""
+        images_BCSS = self.pixels_NCSS.index_select(0, rows_B)
+        # Pages of a mapping count as memory of the process from their first use until they are dropped.
+        self._mapping.madvise(mmap.MADV_DONTNEED)
+        return images_BCSS
+
+
 def load_decoded(
     root: str,
     card: Card,
@@ -124,10 +146,8 @@ def load_decoded(
     image_size: int,
     transform: TransformName,
     cache: str | None = None,
-) -> Tensor:
-    """Return the fixed views of some splits, uint8 ``[N, 3, S, S]``, mapped from a file.
-
-    They are in the order of the task store, at a backbone's size. The first call on a node decodes them.
+) -> FixedViews:
+    """Return the fixed views of some splits at a backbone's size. The first call on a node decodes them.
 
     Args:
         cache: a folder on a local disk; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
@@ -148,10 +168,7 @@ def load_decoded(
     image_bytes = 3 * image_size**2
     decoder = _Decoder(decode=decode_fixed, size_of=lambda square_CSS: square_CSS.shape[1:], image_bytes=image_bytes)
     _decode_once(stem, source, decoder)
-
-    num_images = source.num_images
-    flat = torch.from_file(f"{stem}.u8", shared=False, size=num_images * image_bytes, dtype=torch.uint8)
-    return flat.view(num_images, 3, image_size, image_size)
+    return FixedViews(_with_suffix(stem, ".u8"), image_size)
 
 
 def load_whole(

@@ -147,7 +147,12 @@ def left_over(root: str, task: str) -> list[str]:
 def _is_dead(filesystem: fs.FileSystem, path: str, is_folder: bool, files: Sequence[fs.FileInfo]) -> bool:
     """Return whether no process writes the files any more."""
     if has_locks(filesystem) and is_folder:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            # Another import has published or deleted it since it was listed.
+            return False
+
         try:
             is_free = _lock(descriptor, wait=False)
         finally:
@@ -161,10 +166,12 @@ def _is_dead(filesystem: fs.FileSystem, path: str, is_folder: bool, files: Seque
 
 def _delete(filesystem: fs.FileSystem, path: str) -> None:
     info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.Directory:
-        filesystem.delete_dir(path)
-    elif info.type == fs.FileType.File:
-        filesystem.delete_file(path)
+    # Imports that start together delete the same.
+    with contextlib.suppress(FileNotFoundError):
+        if info.type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+        elif info.type == fs.FileType.File:
+            filesystem.delete_file(path)
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool | None:

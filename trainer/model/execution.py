@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.model.device_errors import is_out_of_memory
-from trainer.model.gpu_kernels import full_precision, repeatable
+from trainer.model.gpu_kernels import gpu_arithmetic, repeatable
 
 log = logging.getLogger(__name__)
 Network = Callable[[Tensor], Tensor]
@@ -27,16 +27,13 @@ def has_bf16(device: str) -> bool:
 
 
 def with_precision(network: Network, precision: str, device: str) -> Network:
-    """Return the network under autocast (`bf16`) or unchanged (`fp32`), as `full_precision` computes.
-
-    Its outputs are float32 or wider.
-    """
+    """Return the network under autocast (`bf16`) or not (`fp32`, `tf32`). Its outputs are float32 or wider."""
     if precision == "bf16" and not has_bf16(device):
         log.warning("this processor has no arithmetic for bf16: use precision fp32, which is many times faster")
 
     def run(inputs_B: Tensor) -> Tensor:
         autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
-        with full_precision(device), autocast:
+        with gpu_arithmetic(precision, device), autocast:
             outputs_B = network(inputs_B)
 
         # Losses and probabilities need more digits than bf16 has (two to three).
@@ -46,12 +43,20 @@ def with_precision(network: Network, precision: str, device: str) -> Network:
 
 
 def backward(
-    network: Network, parameters: Sequence[nn.Parameter], inputs_B: Tensor, labels_B: Tensor, micro_batch_size: int
+    network: Network,
+    parameters: Sequence[nn.Parameter],
+    inputs_B: Tensor,
+    labels_B: Tensor,
+    micro_batch_size: int,
+    precision: str = "fp32",
 ) -> tuple[Tensor, int]:
     """Set each parameter's `grad` to the gradient of the batch's mean cross entropy.
 
     The batch is processed in micro-batches. If memory runs out, the micro-batch is halved and tried again. A GPU gives
     the same bits each time.
+
+    Args:
+        precision: that of the network, as in TrainConfig.
 
     Returns:
         The loss, and the size of the micro-batches that fit.
@@ -59,7 +64,7 @@ def backward(
     Raises:
         RuntimeError, MemoryError: if a single input does not fit, in any spelling of `is_out_of_memory`.
     """
-    total_loss = torch.zeros((), device=labels_B.device)
+    losses: list[Tensor] = []
     num_done = 0
     for parameter in parameters:
         parameter.grad = None
@@ -68,7 +73,7 @@ def backward(
         rows = slice(num_done, num_done + micro_batch_size)
 
         try:
-            with repeatable(labels_B.device):
+            with repeatable(precision, labels_B.device):
                 loss = F.cross_entropy(network(inputs_B[rows]), labels_B[rows], reduction="sum") / len(labels_B)
                 # Unlike loss.backward() this gives all gradients or none, so a failed attempt leaves nothing behind.
                 gradients = torch.autograd.grad(loss, parameters)
@@ -78,14 +83,15 @@ def backward(
         else:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-            total_loss += loss.detach()
+            losses.append(loss.detach())
             num_done += micro_batch_size
             continue
 
         # Outside the handler: the exception it holds keeps the failed attempt's tensors alive.
         micro_batch_size = _halve(micro_batch_size, "training")
 
-    return total_loss, micro_batch_size
+    # Started from the first loss: a zero to add to would be two kernels of each step.
+    return sum(losses[1:], start=losses[0]), micro_batch_size
 
 
 def run_in_micro_batches(

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 ATTENTION_KERNELS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 """Attention kernels whose backward pass can repeat its bits, the fastest first. FlashAttention takes bf16 only. cuDNN's
 kernel, which torch prefers on some GPUs, has a backward pass that does not repeat."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 """Type of the numbers that attention gets, by precision."""
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """Environment variable that gives cuBLAS a workspace of fixed size. torch reads it once, at its first matrix product
@@ -31,10 +31,12 @@ def fix_cublas_workspace(device: str | torch.device) -> None:
 
 
 @contextmanager
-def full_precision(device: str | torch.device) -> Iterator[None]:
-    """Compute float32 as float32, without TF32, and attention by kernels that can repeat their bits.
+def gpu_arithmetic(precision: str, device: str | torch.device) -> Iterator[None]:
+    """Compute products in the digits of a precision, and attention by kernels that can repeat their bits.
 
-    torch's settings of the process are as before at the end. Does nothing for a CPU.
+    Factors of matrix products and of convolutions, forward and backward, are float32 (`fp32`) or rounded to TF32
+    (`tf32`). Under `bf16` the products that autocast leaves in float32 are float32. torch's settings of the process are
+    as before at the end. Does nothing for a CPU.
     """
     if torch.device(device).type != "cuda":
         yield
@@ -47,8 +49,7 @@ def full_precision(device: str | torch.device) -> Iterator[None]:
     convolution_before = convolution.fp32_precision
 
     # By default torch computes convolutions in TF32, which has ten bits of the mantissa: the patch embedding is one.
-    matmul.fp32_precision = "ieee"
-    convolution.fp32_precision = "ieee"
+    matmul.fp32_precision = convolution.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         with sdpa_kernel([*ATTENTION_KERNELS], set_priority=True):
             yield
@@ -58,8 +59,8 @@ def full_precision(device: str | torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def repeatable(device: str | torch.device) -> Iterator[None]:
-    """Compute as in `full_precision`, with operations that repeat their bits. Does nothing for a CPU.
+def repeatable(precision: str, device: str | torch.device) -> Iterator[None]:
+    """Compute as in `gpu_arithmetic`, with operations that repeat their bits. Does nothing for a CPU.
 
     An operation without such an implementation raises RuntimeError, so only forward and backward passes belong here.
     """
@@ -76,7 +77,7 @@ def repeatable(device: str | torch.device) -> Iterator[None]:
     # Or torch fills each new tensor, which takes a kernel more. Nothing here reads what it has not written.
     deterministic.fill_uninitialized_memory = False
     try:
-        with full_precision(device):
+        with gpu_arithmetic(precision, device):
             yield
     finally:
         deterministic.fill_uninitialized_memory = filled_memory
@@ -85,7 +86,7 @@ def repeatable(device: str | torch.device) -> Iterator[None]:
 
 def check_repeatable(device: str | torch.device) -> None:
     """Raise ValueError if matrix products on a GPU of this process cannot repeat their bits."""
-    with repeatable(device):
+    with repeatable("fp32", device):
         one_11 = torch.ones(1, 1, device=device)
         try:
             torch.mm(one_11, one_11)
@@ -118,7 +119,7 @@ def describe_arithmetic(precision: str, head_dim: int, device: str | torch.devic
 
     tokens_1HTd = torch.empty(1, 1, 8, head_dim, device=device, dtype=DTYPES[precision])
     attention = torch.backends.cuda.SDPAParams(tokens_1HTd, tokens_1HTd, tokens_1HTd, None, 0.0, False, False)
-    with full_precision(device):
+    with gpu_arithmetic(precision, device):
         if torch.backends.cuda.can_use_flash_attention(attention):
             kernel = "flash"
         elif torch.backends.cuda.can_use_efficient_attention(attention):

@@ -1,6 +1,7 @@
 """The prompt's initial value, and the prototype cache: each set of prototypes is built once and shared by all trials.
 
-A set's key is a hash of what it is built from: network, images, strategy, length, seed.
+A set's key is a hash of what it is built from: network, images, strategy, length, seed, and the kind of GPU. Sets are
+built in float32 for every precision of training.
 Shapes: L prompted layers, P prompt_length, D width.
 """
 
@@ -66,9 +67,10 @@ def initial_prompt(
             uniform_prompt(backbone, num_layers=num_layers, prompt_length=config.prompt_length, generator=generator)
         )
 
+    device = str(train_split.labels_N.device)
     images = train_split
     if config.init_task is not None:
-        images = _images_of_init_task(config, data_root, str(train_split.labels_N.device), cache)
+        images = _images_of_init_task(config, data_root, device, cache)
 
     # The key of a stored set: a change of these names or of their values makes all sets of a cache unreachable.
     content: dict[str, object] = {
@@ -81,10 +83,10 @@ def initial_prompt(
         "prompt_length": config.prompt_length,
         "seed": config.seed,
     }
-    # Sets that a CPU built have no device in their key. A GPU's differ in their last bits.
-    device = backbone.mean_C11.device
-    if device.type == "cuda":
+    # Other kinds of GPU round in other ways, so their sets differ in last bits. Those of a CPU keep the key of 0.1.0.
+    if torch.device(device).type == "cuda":
         content["device"] = device_kind(device)
+
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     location = f"{prototype_cache}/{key}.safetensors"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trainer.model.backbone import Backbone
-from trainer.model.gpu_kernels import full_precision
+from trainer.model.gpu_kernels import gpu_arithmetic
 from trainer.prompt_init.kmeans import kmeans
 from trainer.prompt_init.token_stream import TokenStream
 
@@ -114,7 +114,7 @@ def _cluster_tokens(stream: TokenStream, prompt_length: int, generator: torch.Ge
         raise ValueError(f"kmeans needs as many tokens as clusters, got {num_tokens} for {prompt_length}.")
 
     tokens_LRD = sample_tokens(_all_tokens, stream, num_tokens, generator)
-    with full_precision(tokens_LRD.device):
+    with gpu_arithmetic("fp32", tokens_LRD.device):
         return torch.stack([kmeans(tokens_RD, prompt_length, generator) for tokens_RD in tokens_LRD])
 
 

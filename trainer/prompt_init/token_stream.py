@@ -17,7 +17,7 @@ from trainer.data.subsets import nested_subset
 from trainer.data.transforms import random_crops
 from trainer.model.backbone import Backbone
 from trainer.model.execution import run_in_micro_batches
-from trainer.model.gpu_kernels import full_precision
+from trainer.model.gpu_kernels import gpu_arithmetic
 
 
 def token_stream(
@@ -52,7 +52,7 @@ TOKEN_BYTES = 5 * 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStream:
-    """The patch tokens of many images, a batch at a time."""
+    """The patch tokens of many images, a batch at a time, in float32 for every precision of training."""
 
     backbone: Backbone
     num_images: int
@@ -77,5 +77,5 @@ class TokenStream:
             for layer, tokens_BND in zip(range(self.num_layers), tokens, strict=False):
                 callback(rows_B, layer, tokens_BND)
 
-        with full_precision(self.backbone.mean_C11.device):
+        with gpu_arithmetic("fp32", self.backbone.mean_C11.device):
             run_in_micro_batches(pass_through, rows_M, self.batch_size, "prototypes")

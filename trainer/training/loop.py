@@ -34,6 +34,7 @@ from trainer.metric_names import (
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import backward, eval_batch_size, with_precision
 from trainer.model.gpu_kernels import check_repeatable, describe_arithmetic, device_kind
+from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
@@ -133,7 +134,7 @@ def train(
 
     # Prompted model.
     model = PromptedViT(
-        frozen.variant(learns=method.backbone_learns, drop_path=config.drop_path),
+        training_variant(frozen, config.precision, learns=method.backbone_learns, drop_path=config.drop_path),
         num_classes=len(task_card.class_names),
         prompt_LPD=initial.prompt_LPD,
         prompt_dropout=method.prompt_dropout,
@@ -200,7 +201,12 @@ def train(
                     inputs_B = inputs_of(train_split, rows_N[batch])
 
                 loss, run.micro_batch_size = backward(
-                    network, list(learnable.values()), inputs_B, labels_N[batch], run.micro_batch_size
+                    network,
+                    list(learnable.values()),
+                    inputs_B,
+                    labels_N[batch],
+                    run.micro_batch_size,
+                    config.precision,
                 )
                 optimizer.step()
                 if average is not None:

@@ -18,7 +18,7 @@ from tests.integration.docker.containers import Container, Network, why_not
 from tests.integration.docker.files import DOCKER, documents
 from tests.integration.docker.test_compose import secret_file, services
 from tests.integration.docker.test_kuberay import PRE_STOP
-from tests.integration.processes import run_sptune
+from tests.integration.processes import launch_here, run_sptune
 from tests.services.postgres import Postgres
 
 __all__ = ["secret_file"]
@@ -27,7 +27,7 @@ SPEC: dict[str, Any] = {
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep"],
-    "train_sizes": [0.2],
+    "train_sizes": [0.1],
     "fixed": {"epochs": 6, "warmup_epochs": 1, "prompt_length": 4},
     "space": {
         "lr": {"type": "float", "low": 0.01, "high": 0.05},
@@ -116,8 +116,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The table of the sweep on one machine, without any of it."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "spec.yaml").write_text(json.dumps({"name": "alone", **SPEC}))
-    done = run_sptune("launch", folder / "spec.yaml", "--inline", home=folder / "home")
-    assert done.returncode == 0, done.stderr
+    launch_here(folder / "spec.yaml", folder / "home")
     return run_sptune("report", "alone", "--format", "csv", home=folder / "home").stdout
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import logging
 import os
 import re
 import shutil
@@ -39,15 +38,6 @@ from trainer.storage.integrity import pack_json
 from trainer.storage.tensors import pack_tensors
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
-
-
-@pytest.fixture(scope="module")
-def mlflow_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, which take seconds to make."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
 
 
 def small_spec(raw: dict[str, Any]) -> SweepSpec:
@@ -92,10 +82,10 @@ def run(spec: SweepSpec, home: Home, events: int = 10**6) -> Sweep:
 
 
 @pytest.fixture(scope="module")
-def finished_home(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Path) -> Path:
+def finished_home(tmp_path_factory: pytest.TempPathFactory, empty_mlflow: Path) -> Path:
     """A home with a finished sweep, for tests to copy."""
     home = home_at(str(tmp_path_factory.mktemp("finished")))
-    shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
+    shutil.copy(empty_mlflow, Path(home.root) / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         run(small_spec(copy.deepcopy(RAW_SPEC)), home)
@@ -257,13 +247,29 @@ def test_a_complete_trial_that_is_named_runs_again_only_if_its_results_are_damag
 
 
 def test_resume_failed_goes_on_where_nothing_has_failed(
-    spec: SweepSpec, home: Home, sptune: Sptune, mlflow_db: Path
+    spec: SweepSpec, home: Home, sptune: Sptune, empty_mlflow: Path
 ) -> None:
-    shutil.copy(mlflow_db, Path(home.root) / "mlflow.db")
+    shutil.copy(empty_mlflow, Path(home.root) / "mlflow.db")
     drive(Sweep.resume(spec, record_of(home), MemoryTracker()))
     code, said, complaint = sptune("resume", "small", "--failed", "--home", Path(home.root), "--inline")
     assert (code, complaint) == (0, "")
     assert "0 failed trials of small were run again.\nsmall is finished; nothing to run." in said
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "count"),
+    [(1, None, "4 of 4"), (0.5, "fp32", "4 of 4"), (1, "tf32", ""), (1, "bf16", ""), (0, "fp32", "")],
+)
+def test_plan_says_in_words_what_fp32_costs_on_a_gpu(
+    gpus: float, precision: str | None, count: str, tmp_path: Path, sptune: Sptune, raw_spec: dict[str, Any]
+) -> None:
+    fixed = raw_spec["fixed"] | ({"precision": precision} if precision else {})
+    raw = raw_spec | {"fixed": fixed, "resources": {"gpus": gpus, "cpus": 1}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(raw))
+    code, said, _ = sptune("plan", tmp_path / "small.yaml", "--home", tmp_path / "home", "--workers", "1")
+    assert code == 0
+    warning = f"{count} studies train in fp32, in which a GPU is much slower than in bf16; `precision: bf16` in `fixed`"
+    assert (warning in " ".join(said.split())) == bool(count) == ("much slower" in said)
 
 
 def test_plan_says_what_is_done_and_what_the_rest_costs(

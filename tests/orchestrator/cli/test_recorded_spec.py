@@ -40,9 +40,9 @@ def _edit_recorded_spec(home: Path, edit: Edit) -> None:
 
 
 @pytest.fixture
-def home(spec: SweepSpec, tmp_path: Path, mlflow_uri: str) -> Path:
+def home(spec: SweepSpec, tmp_path: Path, empty_mlflow: Path) -> Path:
     """A home with a finished sweep, and an MLflow that knows nothing of it."""
-    shutil.copy(mlflow_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     drive(new_sweep(spec, f"sqlite:///{tmp_path / 'studies.db'}"), workers=2)
     return tmp_path
 

@@ -33,6 +33,7 @@ VPT_LRS = [50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05]
 """VPT's grid for a batch of 256. Its grid of linear heads on MAE has three more."""
 STUDIES = ["data_efficiency", "ablation_prompt_init", "ablation_prompt_length", "ablation_backbone_size"]
 STUDIES += ["ablation_init_task", "nmi"]
+ROOT = Path(__file__).parents[3]
 DEMOS = ["demo", "demo_data_efficiency", "demo_ablation_prompt_init"]
 GROUPS = {"vtab": ("natural", "specialized", "structured"), "fgvc": ("fgvc",)}
 
@@ -120,6 +121,25 @@ def test_search_never_reads_test_and_a_final_trial_learns_from_what_its_page_say
         assert (search.train_split, search.eval_split, search.eval_metric) == ("train", "val", "val/accuracy")
         assert (final.train_split, final.eval_split) == (train_split, "test")
         assert not search.measure_peeking
+
+
+def test_a_page_with_a_real_network_runs_in_bf16_and_says_what_is_known_about_it(page: tuple[Path, SweepSpec]) -> None:
+    path, spec = page
+    head = head_of(path)
+    precisions = {study.search_config(first_params(study), 0).precision for study in plan_sweep(spec).studies}
+    if path.stem in DEMOS:
+        assert precisions == {"fp32"} and "Precision:" not in head
+        return
+
+    assert precisions == {"bf16"}
+    evidence = head.partition("Precision: ")[2].partition("Cost: ")[0]
+    assert "For fp32, write `precision: fp32` in `fixed`" in evidence and "Not measured" in evidence
+
+    # The numbers are those of the benchmarks.
+    measured = (ROOT / "tests/benchmarks/README.md").read_text()
+    (row,) = re.findall(r"\| test accuracy after 10 epochs.*", measured)
+    numbers = re.findall(r"\d+\.\d+ ± \d+\.\d+", evidence)
+    assert len(numbers) == 2 and f"| {numbers[1]} (" in row and f"bf16 {numbers[0]} |" in row
 
 
 @pytest.mark.parametrize("stem", REPRODUCTIONS)

@@ -97,6 +97,23 @@ def test_more_trials_teach_more_and_the_most_memory_counts(spec: SweepSpec, tmp_
     assert throughput.rate(study.plan, 0.5) is None, "a GPU is another kind of device"
 
 
+def test_each_precision_has_a_rate_of_its_own(spec: SweepSpec, tmp_path: Path) -> None:
+    throughput = CostModel.load(str(tmp_path / "throughput.json"))
+    (plan,) = plan_sweep(spec).studies
+    of_precision = {
+        precision: dataclasses.replace(plan, fixed=plan.fixed | {"precision": precision})
+        for precision in ("fp32", "tf32", "bf16")
+    }
+    epochs = [Epoch(epoch=1, metrics={}), Epoch(epoch=2, metrics=METRICS)]
+    throughput.update_from_calibration(of_precision["bf16"], epochs, 1, str(tmp_path))
+    assert [precision for precision, study in of_precision.items() if throughput.rate(study, 1)] == ["bf16"]
+
+    # fp32 is the default: written or not, it is the same, also in files of earlier versions.
+    throughput.update_from_calibration(plan, epochs, 1, str(tmp_path))
+    assert throughput.rate(of_precision["fp32"], 1) == throughput.rate(plan, 1)
+    assert throughput.rates.keys() == {f"spt_deep vit_nano_patch4_32.mae gpu{end}" for end in ("", " bf16")}
+
+
 def test_a_short_trial_teaches_until_a_whole_one_has(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
     throughput = CostModel.load(str(tmp_path / "throughput.json"))
     (plan,) = plan_sweep(spec).studies

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,27 @@ from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.tracker import MemoryTracker
-from tests.orchestrator.conftest import drive, new_sweep, outcome
+from tests.orchestrator.conftest import RAW_SPEC, drive, new_sweep, outcome
+
+Undisturbed = tuple[Path, list[tuple[object, ...]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The database of a sweep that one worker ran without interruption, and its outcome; copy the database."""
+    file = tmp_path_factory.mktemp("undisturbed") / "studies.db"
+    sweep = new_sweep(parse_spec(copy.deepcopy(RAW_SPEC), "a test"), f"sqlite:///{file}")
+    drive(sweep)
+    return file, outcome(sweep)
+
+
+@pytest.fixture
+def finished_url(undisturbed: Undisturbed, tmp_path: Path) -> str:
+    """A database of its own, with the finished sweep."""
+    file = tmp_path / "finished.db"
+    with closing(sqlite3.connect(undisturbed[0])) as source, closing(sqlite3.connect(file)) as target:
+        source.backup(target)
+    return f"sqlite:///{file}"
 
 
 def test_every_planned_trial_runs_exactly_once(spec: SweepSpec, record_url: str) -> None:
@@ -32,32 +55,29 @@ def test_every_planned_trial_runs_exactly_once(spec: SweepSpec, record_url: str)
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_speed_and_order_of_workers_change_nothing(spec: SweepSpec, tmp_path: Path, workers: int, seed: int) -> None:
-    plain, other = (new_sweep(spec, f"sqlite:///{tmp_path / name}") for name in ("plain.db", "other.db"))
-    drive(plain)
-    drive(other, workers=workers, seed=seed)
-    assert outcome(other) == outcome(plain)
+def test_speed_and_order_of_workers_change_nothing(
+    spec: SweepSpec, record_url: str, undisturbed: Undisturbed, workers: int, seed: int
+) -> None:
+    sweep = new_sweep(spec, record_url)
+    drive(sweep, workers=workers, seed=seed)
+    assert outcome(sweep) == undisturbed[1]
 
 
 @pytest.mark.parametrize("events", [pytest.param(1, marks=pytest.mark.slow), 4, 30])
 def test_a_sweep_whose_driver_dies_again_and_again_ends_like_one_that_never_did(
-    spec: SweepSpec, tmp_path: Path, events: int
+    spec: SweepSpec, record_url: str, undisturbed: Undisturbed, events: int
 ) -> None:
-    plain = new_sweep(spec, f"sqlite:///{tmp_path / 'plain.db'}")
-    drive(plain)
-    url = f"sqlite:///{tmp_path / 'killed.db'}"
     for life in range(400):
-        sweep = new_sweep(spec, url)
+        sweep = new_sweep(spec, record_url)
         if drive(sweep, workers=3, seed=life, events=events) < events:
             break
         # An epoch more each life: a driver that dies within one event of its start never gets anywhere.
         events += 1
-    assert outcome(sweep) == outcome(plain)
+    assert outcome(sweep) == undisturbed[1]
 
 
-def test_a_finished_sweep_has_nothing_to_run(spec: SweepSpec, record_url: str) -> None:
-    drive(new_sweep(spec, record_url), workers=3)
-    again = new_sweep(spec, record_url)
+def test_a_finished_sweep_has_nothing_to_run(spec: SweepSpec, finished_url: str) -> None:
+    again = new_sweep(spec, finished_url)
     assert again.is_done
     assert again.next_trial() is None
 
@@ -74,14 +94,17 @@ def test_a_finished_sweep_has_nothing_to_run(spec: SweepSpec, record_url: str) -
     ],
 )
 def test_an_edited_spec_runs_only_what_is_new(
-    raw_spec: dict[str, Any], record_url: str, edit: dict[str, Any], new_search: int, new_final: int | None
+    raw_spec: dict[str, Any],
+    undisturbed: Undisturbed,
+    finished_url: str,
+    edit: dict[str, Any],
+    new_search: int,
+    new_final: int | None,
 ) -> None:
-    before = new_sweep(parse_spec(raw_spec, "before"), record_url)
-    drive(before)
-    known = set(map(repr, outcome(before)))
+    known = set(map(repr, undisturbed[1]))
     for key, value in edit.items():
         raw_spec[key] = {**raw_spec[key], **value} if isinstance(value, dict) else value
-    after = new_sweep(parse_spec(raw_spec, "after"), record_url)
+    after = new_sweep(parse_spec(raw_spec, "after"), finished_url)
     drive(after)
     fresh = [entry for entry in outcome(after) if repr(entry) not in known]
     assert known <= set(map(repr, outcome(after))), "what was finished is as it was"
@@ -99,13 +122,11 @@ def test_an_edited_spec_runs_only_what_is_new(
     ],
 )
 def test_an_edit_that_contradicts_trials_is_refused_with_the_difference(
-    raw_spec: dict[str, Any], record_url: str, part: str, key: str, value: object, difference: str
+    raw_spec: dict[str, Any], finished_url: str, part: str, key: str, value: object, difference: str
 ) -> None:
-    before = new_sweep(parse_spec(raw_spec, "before"), record_url)
-    drive(before)
     raw_spec[part][key] = value
     with pytest.raises(ConflictError) as refused:
-        new_sweep(parse_spec(raw_spec, "after"), record_url)
+        new_sweep(parse_spec(raw_spec, "after"), finished_url)
     assert difference in str(refused.value)
     assert "give the spec another name" in str(refused.value)
     raw_spec[part].pop(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import shutil
 import sqlite3
 import time
@@ -42,15 +41,6 @@ def small_spec() -> SweepSpec:
     raw["search"] |= {"trials": 2, "pruner": {"type": "none"}}
     raw["final"] = {"seeds": [42]}
     return parse_spec(raw, "a test")
-
-
-@pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, which take seconds to make."""
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
 
 
 def write_prompt(home: Home, trial: Trial) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
-from trainer.data.publishing import left_over
+from trainer.data import publishing
+from trainer.data.publishing import left_over, remove_dead_parts
 from trainer.data.split import load_split
 from trainer.data.task_store import (
     SPLITS,
@@ -27,7 +29,7 @@ from trainer.data.task_store import (
     write_task,
 )
 from trainer.data.verify import verify
-from trainer.storage.files import file_sizes
+from trainer.storage.files import file_sizes, open_filesystem
 
 TASK = "own/x"
 WHOLE = ["card.json", "test.parquet", "train.parquet", "val.parquet"]
@@ -185,3 +187,35 @@ def test_two_splits_of_two_imports_are_not_used_in_one_run(data_root: str) -> No
     other = dataclasses.replace(val, fingerprint=f"{'0' * 16}/val")
     with pytest.raises(TaskChanged, match="imported anew"):
         other.check_same_import(train)
+
+
+@pytest.mark.parametrize("step", ["open", "delete"])
+def test_a_folder_that_another_import_takes_away_meanwhile_disturbs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    part = tmp_path / "own/x/0123.part"
+    part.mkdir(parents=True)
+    filesystem, folder = open_filesystem(str(tmp_path / TASK))
+    taken = {"open": "_is_dead", "delete": "_delete"}[step]
+    ours = getattr(publishing, taken)
+
+    class Taken:
+        """A file system on which another import deletes the folder after it has been looked at."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(filesystem, name)
+
+        def get_file_info(self, path: str) -> fs.FileInfo:
+            info = filesystem.get_file_info(path)
+            part.rmdir()
+            return info
+
+    def late(_: fs.FileSystem, *arguments: object) -> object:
+        if step == "delete":
+            return ours(Taken(), *arguments)
+        part.rmdir()
+        return ours(filesystem, *arguments)
+
+    monkeypatch.setattr(publishing, taken, late)
+    remove_dead_parts(filesystem, folder)
+    assert not part.exists()

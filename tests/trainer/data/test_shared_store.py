@@ -33,7 +33,7 @@ def counted(*arguments, **options):
 image_cache.decode = counted
 time.sleep(max(0.0, float(start_time) - time.time()))
 card = open_task(root, "demo/digits")
-decoded = image_cache.load_decoded(root, card, ("train", "val"), 8, "spt", cache)
+decoded = image_cache.load_decoded(root, card, ("train", "val"), 8, "spt", cache).pixels_NCSS
 print(count, int(decoded.sum(dtype=torch.int64)))
 """
 """A process that decodes the tuning images, and prints how many it decoded and the sum of all pixels."""

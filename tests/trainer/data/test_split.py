@@ -6,14 +6,18 @@ import io
 import itertools
 import multiprocessing
 import os
+import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.catalog import OWN
 from trainer.data import image_cache
@@ -63,7 +67,7 @@ def test_a_decoded_array_has_the_pixels_of_the_transform_bit_for_bit(
     root, card = stored
     # The first call decodes the images, the second maps the files.
     for _ in range(2):
-        decoded = load_decoded(root, card, splits, size, "spt", str(tmp_path))
+        decoded = load_decoded(root, card, splits, size, "spt", str(tmp_path)).pixels_NCSS
         assert torch.equal(decoded, expected(root, card, splits, size))
 
 
@@ -95,7 +99,7 @@ def test_blocks_decoded_before_a_crash_are_not_decoded_again(
     # From here the count never reaches 300: nothing crashes a second time.
     count = -10_000
     monkeypatch.setattr(image_cache, "decode", crash_at_300)
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
 
     kept = 299 // image_cache.BLOCK * image_cache.BLOCK
     assert count == -10_000 + 760 - kept, "the finished blocks were kept"
@@ -122,7 +126,7 @@ def test_fixed_views_decoded_by_version_0_1_0_are_used_as_they_are(
     (tmp_path / f"{name}.sizes").rename(tmp_path / f"{name}.aspect")
 
     monkeypatch.setattr(image_cache, "decode", forbidden)
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
@@ -133,7 +137,7 @@ def test_what_version_0_1_0_left_unfinished_is_decoded_again(stored: tuple[str, 
     Path(f"{stem}.aspect.part").write_bytes(bytes(256 * 8))
     Path(f"{stem}.progress").write_text("256")
 
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
@@ -259,7 +263,7 @@ def test_damaged_pixels_are_set_aside_and_decoded_again(
     def load() -> NDArray[np.uint8]:
         if view == "whole":
             return load_whole(root, card, ("test",), 16, str(tmp_path)).pixels.copy()
-        return load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).numpy().copy()
+        return load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).pixels_NCSS.numpy().copy()
 
     before = load()
     (pixels,) = tmp_path.glob("*.u8")
@@ -295,7 +299,7 @@ def test_a_cache_of_a_version_without_checksums_is_used_as_it_is(stored: tuple[s
         if file != pixels:
             file.unlink()
     pixels.write_bytes(bytes(pixels.stat().st_size))
-    assert not load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).any(), "read, not decoded"
+    assert not load_decoded(root, card, ("test",), 16, "spt", str(tmp_path)).pixels_NCSS.any(), "read, not decoded"
 
 
 def test_whole_views_stay_in_their_file(stored: tuple[str, Card], tmp_path: Path) -> None:
@@ -341,7 +345,7 @@ def test_several_processes_that_start_at_once_decode_one_array(stored: tuple[str
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(list(tmp_path.glob("*.u8"))) == 1
 
-    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path))
+    decoded = load_decoded(root, card, ("train", "val"), 16, "spt", str(tmp_path)).pixels_NCSS
     assert torch.equal(decoded, expected(root, card, ("train", "val"), 16))
 
 
@@ -424,3 +428,51 @@ def test_rows_that_move_in_pieces_are_those_that_were_asked_for(count: int) -> N
     moved = move_rows(images, rows, "cpu")
     assert moved.shape == (count, 3, 2, 2)
     assert torch.equal(moved, images[rows])
+
+
+class Pieces(TorchDispatchMode):
+    """Records each copy to a device: the number of images, and whether they come from pinned memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[object] = []
+        self.copies: list[tuple[int, bool]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (kwargs or {}).get("pin_memory"):
+            self.pinned.append(StorageWeakRef(result.untyped_storage()))
+        if func is torch.ops.aten.copy_.default:
+            self.copies.append((len(args[1]), StorageWeakRef(args[1].untyped_storage()) in self.pinned))
+        return result
+
+
+def test_rows_reach_a_gpu_through_one_pinned_buffer() -> None:
+    rows = torch.arange(2 * MOVED_TOGETHER + 3)
+    with FakeTensorMode(allow_non_fake_inputs=True), Pieces() as pieces:
+        moved = move_rows(torch.empty(700, 3, 2, 2, dtype=torch.uint8), rows, "cuda:0")
+    assert (moved.device.type, len(moved)) == ("cuda", len(rows))
+    assert len(pieces.pinned) == 1
+    assert pieces.copies == [(MOVED_TOGETHER, True), (MOVED_TOGETHER, True), (3, True)]
+
+
+def resident_kb(name: str) -> list[int]:
+    """Return how much of each mapping of a file is in the memory of this process."""
+    mappings = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    return [int(re.findall(r"^Rss: +(\d+) kB", text, re.MULTILINE)[0]) for text in mappings if name in text]
+
+
+def test_a_test_split_leaves_nothing_in_memory_between_its_batches(stored: tuple[str, Card], tmp_path: Path) -> None:
+    split = load_split(stored[0], TASK, "test", 1.0, 64, cache=str(tmp_path))
+    (file,) = tmp_path.glob("*.u8")
+    images = expected(*stored, ("test",), 64)
+
+    for wanted_B in (torch.tensor([19, 0, 7]), torch.arange(20), torch.tensor([], dtype=torch.int64)):
+        assert torch.equal(split.take(wanted_B), images[wanted_B])
+        assert resident_kb(file.name) == [0]
+
+    # Scoring goes on if somebody empties the cache meanwhile.
+    file.unlink()
+    assert torch.equal(split.all_images(), images)

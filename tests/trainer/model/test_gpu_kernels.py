@@ -22,7 +22,7 @@ from trainer.model.gpu_kernels import (
     check_repeatable,
     describe_arithmetic,
     fix_cublas_workspace,
-    full_precision,
+    gpu_arithmetic,
     repeatable,
 )
 from trainer.prompt_init.token_stream import TokenStream
@@ -32,8 +32,9 @@ cudnn: Any = torch.backends.cudnn
 deterministic: Any = torch.utils.deterministic
 
 Settings = dict[str, Any]
+Context = Callable[[str, str], AbstractContextManager[None]]
 EXACT = {"matmul": "ieee", "convolution": "ieee", "cudnn": False, "flash": True, "efficient": True, "math": True}
-"""What `full_precision` asks for."""
+"""What `gpu_arithmetic` asks for, if its precision is not tf32."""
 STRICT = EXACT | {"deterministic": True, "warn_only": False, "fill": False}
 """What `repeatable` asks for."""
 
@@ -102,19 +103,23 @@ CHOICES = [choose_nothing, choose_tf32, choose_high, choose_warnings]
 
 
 @pytest.mark.parametrize("choose", CHOICES, ids=lambda choose: choose.__name__)
-@pytest.mark.parametrize(("context", "expected"), [(full_precision, EXACT), (repeatable, STRICT)])
+@pytest.mark.parametrize(("precision", "digits"), [("fp32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
+@pytest.mark.parametrize(("context", "expected"), [(gpu_arithmetic, EXACT), (repeatable, STRICT)])
 @pytest.mark.usefixtures("unchanged")
 def test_what_a_user_has_set_holds_again_after_the_work_on_a_gpu(
-    context: Callable[[str], AbstractContextManager[None]], expected: Settings, choose: Callable[[], None]
+    context: Context, expected: Settings, precision: str, digits: str, choose: Callable[[], None]
 ) -> None:
     choose()
+    expected = expected | {"matmul": digits, "convolution": digits}
     before = settings()
-    with pytest.raises(KeyError), context("cuda:1"):
+    with pytest.raises(KeyError), context(precision, "cuda:1"):
         raise KeyError([settings() | expected == settings()])
     assert settings() == before
 
     # One within the other, as a step is within a forward pass.
-    with context("cuda"), full_precision("cuda"):
+    with context(precision, "cuda"):
+        with gpu_arithmetic("fp32", "cuda"):
+            assert settings() | EXACT == settings()
         assert settings() | expected == settings()
     assert settings() == before
 
@@ -122,15 +127,15 @@ def test_what_a_user_has_set_holds_again_after_the_work_on_a_gpu(
 def test_a_users_attention_kernel_holds_again_after_the_work_on_a_gpu() -> None:
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH], set_priority=True):
         before = settings()
-        with repeatable("cuda"):
+        with repeatable("fp32", "cuda"):
             assert settings()["priority"][:3] == [kernel.value for kernel in ATTENTION_KERNELS]
         assert settings() == before
 
 
-@pytest.mark.parametrize("context", [full_precision, repeatable])
-def test_work_on_a_cpu_changes_no_setting(context: Callable[[str], AbstractContextManager[None]]) -> None:
+@pytest.mark.parametrize("context", [gpu_arithmetic, repeatable])
+def test_work_on_a_cpu_changes_no_setting(context: Context) -> None:
     before = settings()
-    with context("cpu"):
+    with context("tf32", "cpu"):
         assert settings() == before
 
 
@@ -160,7 +165,7 @@ def test_forward_and_backward_pass_repeat_their_bits_and_nothing_else_asks_for_i
         monkeypatch.setattr(torch.autograd, "grad", gradients)
         with Recorder() as recorder:
             step = with_precision(network, "fp32", "cuda")
-            loss, _ = backward(step, list(network.parameters()), inputs_B5, labels_B, 2)
+            loss, _ = backward(step, list(network.parameters()), inputs_B5, labels_B, 2, "fp32")
 
     assert loss.device.type == "cuda" and network.weight.grad is not None
     strict = [seen for seen in recorder.settings if seen | STRICT == seen]
@@ -168,7 +173,7 @@ def test_forward_and_backward_pass_repeat_their_bits_and_nothing_else_asks_for_i
     assert len(strict) > 8 and recorder.settings[0] == before == settings()
 
 
-def test_a_network_that_is_scored_computes_in_full_precision() -> None:
+def test_a_network_that_is_scored_computes_in_the_digits_of_its_precision() -> None:
     with FakeTensorMode(), torch.no_grad(), Recorder() as recorder:
         network = nn.Linear(5, 3, device="cuda")
         inputs_B5 = torch.zeros(4, 5, device="cuda")
@@ -177,7 +182,7 @@ def test_a_network_that_is_scored_computes_in_full_precision() -> None:
     assert recorder.settings and all(seen | EXACT == seen for seen in recorder.settings)
 
 
-def test_images_pass_through_the_network_in_full_precision_for_prototypes() -> None:
+def test_images_pass_through_the_network_in_float32_for_prototypes() -> None:
     backbone = Backbone(vit_nano_patch4_32(), readout="mean", sha256="")
     with FakeTensorMode():
         on_fake_gpu(backbone)
@@ -231,6 +236,6 @@ def test_a_process_whose_cublas_cannot_repeat_is_refused_with_the_way_out(monkey
         check_repeatable("cuda")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_the_arithmetic_of_a_cpu_is_its_precision(precision: str) -> None:
     assert describe_arithmetic(precision, 64, "cpu") == f"{precision}, eager"

@@ -26,14 +26,14 @@ Drawn = Callable[..., dict[str, bytes]]
 
 
 @pytest.fixture
-def drawn(data_root: str, tmp_path: Path) -> Drawn:
+def drawn(store: str, tmp_path: Path) -> Drawn:
     """The pictures of a config that is trained first, by name; the prototype cache is `tmp_path/cache`."""
 
     def drawn(config: TrainConfig, folder: str = "") -> dict[str, bytes]:
         folder = folder or str(tmp_path / config.fingerprint())
         cache = str(tmp_path / "cache")
-        epochs = [epoch.metrics for epoch in train(config, data_root=data_root, folder=folder, prototype_cache=cache)]
-        draw_run_plots(config, epochs, folder, data_root=data_root, prototype_cache=cache)
+        epochs = [epoch.metrics for epoch in train(config, data_root=store, folder=folder, prototype_cache=cache)]
+        draw_run_plots(config, epochs, folder, data_root=store, prototype_cache=cache)
         return {path.name: path.read_bytes() for path in Path(folder.removeprefix("file://")).glob("*.png")}
 
     return drawn

@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.damage import DAMAGES, damage
 from trainer.config import TrainConfig
@@ -25,6 +26,7 @@ from trainer.data.split import Split, load_split
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import View
 from trainer.model.backbone import Backbone, load_backbone
+from trainer.prompt_init import initial_prompt as initial
 from trainer.prompt_init.initial_prompt import InitialPrompt, initial_prompt
 from trainer.prompt_init.strategies import build_prototypes
 from trainer.prompt_init.token_stream import token_stream
@@ -135,6 +137,27 @@ def test_configs_that_differ_only_in_training_share_a_set(
     ):
         assert bool(build(dataclasses.replace(plain, **changes)).prompt_LPD.eq(MARK).all()), changes
     assert len(files_of(tmp_path)) == 1 and not bool(first.prompt_LPD.eq(MARK).any())
+
+
+def test_each_kind_of_gpu_has_sets_of_its_own_and_no_cpu_reads_them(
+    tiny: Configs, digits: Split, backbone: Backbone, data_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locations: list[str] = []
+    stored = InitialPrompt(torch.zeros(5, 3, 96))
+
+    def read(location: str, _: object) -> InitialPrompt:
+        locations.append(location)
+        return stored
+
+    monkeypatch.setattr(initial, "read_or_set_aside", read)
+    with FakeTensorMode():
+        on_gpu = dataclasses.replace(digits, labels_N=torch.empty(len(digits), dtype=torch.int64, device="cuda:0"))
+
+    for images, gpu in ((digits, ""), (on_gpu, "NVIDIA H200"), (on_gpu, "NVIDIA A100"), (on_gpu, "NVIDIA H200")):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, gpu=gpu: gpu)
+        initial_prompt(tiny(), backbone, images, data_root=data_root, prototype_cache="bank")
+
+    assert len(set(locations)) == 3 and locations[1] == locations[3]
 
 
 def test_any_change_of_the_content_builds_another_set(

@@ -82,17 +82,6 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
-@pytest.fixture(scope="module")
-def store(data_root: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digits, with the first 40 of val and 30 of test only: quickly scored."""
-    load_split(data_root, "demo/digits", "train", 0.05, 32)
-    folder = tmp_path_factory.mktemp("store") / "demo/digits"
-    shutil.copytree(f"{data_root}/demo/digits", folder)
-    for split, count in (("val", 40), ("test", 30)):
-        pq.write_table(pq.read_table(folder / f"{split}.parquet")[:count], folder / f"{split}.parquet")
-    return str(folder.parent.parent)
-
-
 @pytest.fixture(
     scope="module",
     params=[name if name in METHODS else pytest.param(name, marks=pytest.mark.slow) for name in RUNS],
@@ -445,10 +434,12 @@ def test_each_crop_is_of_the_image_of_its_label_whatever_the_shapes(
         splits[split] = examples
     write_task(str(tmp_path), "demo/digits", splits, source="here", class_names=[*"0123456789"], protocol="published")
 
-    def checked_backward(network: object, weights: object, images_BCSS: Tensor, labels_B: Tensor, size: int) -> Any:
+    def checked_backward(
+        network: object, weights: object, images_BCSS: Tensor, labels_B: Tensor, *options: object
+    ) -> Any:
         expected_BCSS = (25 * labels_B)[:, None, None, None].expand(-1, 3, 32, 32)
         assert torch.equal(images_BCSS.long(), expected_BCSS)
-        return backward(network, weights, images_BCSS, labels_B, size)  # type: ignore[arg-type]
+        return backward(network, weights, images_BCSS, labels_B, *options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "backward", checked_backward)
     for transform in ("spt", "vpt"):
