@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo ui test test-slow check docs bench install
+.PHONY: demo ui test test-slow check docs bench bench-gpu install
 .DEFAULT_GOAL := demo
 
 # The locked packages in .venv, installed again when the lock or the dependencies change.
@@ -42,3 +42,9 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.growth --out bench/growth.json
 	$(BIN)/python -m tests.benchmarks.lanes --out bench/lanes.json
 	$(BIN)/python -m tests.benchmarks.accuracy --out bench/accuracy.json
+
+# The same on a GPU: engines of the training step, prototypes, trials. Ends with a sentence where there is none.
+bench-gpu: install
+	$(BIN)/python -m tests.benchmarks.engines --device cuda --out bench/engines.json
+	$(BIN)/python -m tests.benchmarks.throughput --device cuda --backbones vit_base_patch16_224.mae --methods spt_deep --prompt-lengths 20 --prototypes --out bench/throughput.json
+	$(BIN)/python -m tests.benchmarks.trials --only start trial --backbones vit_base_patch16_224.mae --out bench/trials.json

@@ -27,6 +27,7 @@ from trainer.metric_names import TRAIN_LOSS
 from trainer.plain_text import printable
 from trainer.storage.addresses import absolute_address
 from trainer.terminal import open_terminal, progress_bar
+from trainer.training.engine import ENGINES
 from trainer.training.loop import EpochMetrics, TrainingDiverged, train
 
 GROUPS = {
@@ -116,6 +117,12 @@ def parse(arguments: list[str]) -> tuple[dict[str, object], argparse.Namespace]:
         metavar="NAME",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="Device to train on: cpu, cuda, cuda:1. Default: cuda if there is one, or cpu.",
+    )
+    places.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="How a training step is computed. Default: as in the checkpoint; else eager on a CPU, and on a GPU the "
+        "fastest that agrees with eager.",
     )
 
     options = parser.parse_args(arguments)
@@ -222,6 +229,7 @@ def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> Ep
             folder=options.out,
             weights=options.weights,
             prototype_cache=options.prototype_cache,
+            engine=options.engine,
         ):
             description = f"{config.task} {config.method}  loss {epoch.metrics[TRAIN_LOSS]:.3f}"
             # Final runs are scored at their last epoch only.

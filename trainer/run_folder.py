@@ -53,6 +53,8 @@ class RunCard:
     prototypes_seconds: float
     arithmetic: str = ""
     """What decides the last bits, such as `bf16, flash attention, eager`; empty before 0.2.0."""
+    rejected_engines: str = ""
+    """Which faster engines of the training step were not used, and why."""
     metrics: dict[str, float]
     """Metrics of the last epoch."""
 

@@ -24,6 +24,10 @@ class TrialContext:
     gpus: float
     mix_devices: bool = True
     """Whether a trial may resume on another kind of device than it began on. If not, it starts again there."""
+    engine: str | None = None
+    """What runs training steps; None for the fastest that agrees with eager."""
+    engine_folder: str | None = None
+    """Folder of earlier choices of an engine, which trials share."""
     required_device: str | None = None
     """The kind of device that it must run on; None for any."""
 
@@ -41,4 +45,6 @@ def trial_context(spec: SweepSpec, home: Home, weights: str | None, trials_folde
         cpus=spec.resources.cpus,
         gpus=spec.resources.initial_gpus,
         mix_devices=spec.resources.mix_devices,
+        engine=None if spec.resources.engine == "auto" else spec.resources.engine,
+        engine_folder=home.engine_folder,
     )

@@ -152,6 +152,8 @@ def _train_with_retries(
                 prototype_cache=context.prototype_cache,
                 folder=folder,
                 mix_devices=context.mix_devices,
+                engine=context.engine,
+                engine_folder=context.engine_folder,
                 stop=stop,
             ):
                 # A retry yields the epochs before its checkpoint again.
@@ -197,6 +199,8 @@ def _scoring_provenance(folder: str, config: TrainConfig) -> dict[str, str]:
     provenance = {"learnt_from": card.learnt_from, "scored_on": card.scored_on, "protocol": card.protocol}
     if card.arithmetic:
         provenance["arithmetic"] = card.arithmetic
+    if card.rejected_engines:
+        provenance["rejected_engines"] = card.rejected_engines
     if card.backbone_part:
         provenance["backbone_part"] = card.backbone_part
     # Final trials are not compared image by image, and the test split may have many images.

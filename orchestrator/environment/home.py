@@ -77,6 +77,11 @@ class Home:
         return f"{self.root}/prototypes"
 
     @property
+    def engine_folder(self) -> str:
+        """Folder of the engines that were chosen for kinds of trials, and of compiled kernels."""
+        return f"{self.root}/engines"
+
+    @property
     def cost_model_file(self) -> str:
         """File with the measured speed of trials, for estimates."""
         return f"{self.root}/throughput.json"

@@ -60,6 +60,7 @@ EXAMPLES: dict[str, Any] = {
     "resources.accelerator_type": "A100",
     "resources.backbones": {"vit_large_patch16_224.mae": {"gpus": 1}},
     "resources.mix_devices": False,
+    "resources.engine": "eager",
     "resources.backbones.NAME.cpus": 8,
     "resources.backbones.NAME.gpus": 1,
     "resources.backbones.NAME.accelerator_type": "H100",

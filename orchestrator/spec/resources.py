@@ -98,6 +98,9 @@ class Resources(TrialResources):
     """Whether the trials of a study may run on different kinds of devices, such as two models of GPU. Their results
     differ in the last bits, and the report names both. With false, a study stays on the kind of its first trials: the
     sweep stops when a worker has another one."""
+    engine: Literal["auto", "eager"] = "auto"
+    """What runs training steps on a GPU. auto takes the fastest of eager, compiled blocks and CUDA graphs whose losses
+    and gradients agree with eager's there. A CPU is always eager."""
 
     def for_backbone(self, backbone: str) -> TrialResources:
         """Return what a trial on this backbone occupies."""

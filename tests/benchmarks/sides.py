@@ -39,13 +39,18 @@ from tests.benchmarks.published import (
 )
 from trainer.catalog import BUNDLED
 from trainer.config import TrainConfig
+from trainer.data.split import Split
 from trainer.data.transforms import decode
 from trainer.model.backbone import Backbone
-from trainer.model.execution import backward, eval_batch_size, evaluate_in_batches, with_precision
+from trainer.model.execution import eval_batch_size, evaluate_in_batches, with_precision
 from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
+from trainer.training.batches import EpochBatches, steps_per_epoch
 from trainer.training.checkpoint import save_state
-from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at
+from trainer.training.engine import Engines
+from trainer.training.engine_choices import EAGER
+from trainer.training.optimizer import lr_at
+from trainer.training.step import TrainingStep
 
 BY_SIZE = {
     "nano": BUNDLED,
@@ -135,29 +140,43 @@ def published_side(
 
 
 def our_side(
-    config: TrainConfig, first: PromptedViT, images_NCHW: Tensor, labels_N: Tensor, num_eval: int, device: str
+    config: TrainConfig,
+    first: PromptedViT,
+    images_NCHW: Tensor,
+    labels_N: Tensor,
+    num_eval: int,
+    device: str,
+    engine: str = EAGER,
 ) -> Side:
     """Return our trainer, over decoded images that stay on the device, as in `trainer.training.loop`."""
+    config = dataclasses.replace(config, ema_decay=EMA_DECAY)
     model = copy.deepcopy(first).to(device)
     model.backbone = training_variant(model.backbone, config.precision, learns=False, drop_path=0.0)
-    learnable = model.learnable()
     network = with_precision(model, config.precision, device)
-    optimizer = build_optimizer(config, learnable)
-    average = MovingAverage(learnable, EMA_DECAY)
+    train_step = TrainingStep(config, network, model.learnable())
+    split = Split(
+        images_R=images_NCHW,
+        rows_N=torch.arange(len(images_NCHW), device=device),
+        labels_N=labels_N,
+        keys=("",) * len(images_NCHW),
+        view="fixed",
+        fingerprint="",
+    )
+    batches = EpochBatches(config, split, Split.take, epoch=1)
+    num_batches = steps_per_epoch(config, len(split))
     total = torch.zeros((), device=device)
     number = itertools.count()
+
+    def take_batch() -> tuple[Tensor, Tensor]:
+        return batches.take(next(number) % num_batches, torch.Generator())
 
     def step() -> None:
         model.train()
         lr = lr_at(config.warmup_epochs + next(number) % 100 / 100, config)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        rows_B = torch.randperm(len(images_NCHW))[: config.batch_size].to(device)
-        inputs_B, labels_B = images_NCHW.index_select(0, rows_B), labels_N[rows_B]
-        loss, _ = backward(network, list(learnable.values()), inputs_B, labels_B, config.batch_size, config.precision)
-        optimizer.step()
-        average.update()
-        total.add_(loss)
+        total.add_(train_step(*take_batch(), lr))
+
+    model.train()
+    Engines(train_step, model, take_batch, config.precision, device).use(engine)
 
     def evaluate() -> int:
         model.eval()
@@ -167,11 +186,14 @@ def our_side(
         return int((logits_NK.argmax(dim=1) == labels_N[:num_eval]).sum())
 
     def save(folder: Path) -> None:
-        tensors = {name: parameter.detach().cpu() for name, parameter in learnable.items()}
-        state = {"learnable": tensors, "average": average.values, "optimizer": optimizer.state_dict()}
+        assert train_step.average is not None
+        tensors = {name: parameter.detach().cpu() for name, parameter in train_step.learnable.items()}
+        averages, optimizer = train_step.average.values, train_step.optimizer.state_dict()
+        state = {"learnable": tensors, "average": averages, "optimizer": optimizer}
         save_state(folder / "ours.pt", state)
 
-    return Side(name=f"ours {config.precision}", precision=config.precision, step=step, evaluate=evaluate, save=save)
+    name = f"ours {config.precision}" + (f", {engine}" if engine != EAGER else "")
+    return Side(name=name, precision=config.precision, step=step, evaluate=evaluate, save=save)
 
 
 def first_values(backbone: Backbone, config: TrainConfig) -> PromptedViT:

@@ -1,8 +1,8 @@
 """A GPU that only knows shapes, types and devices: what runs on it is checked and counted, and nothing is computed.
 
 Tensors of a `FakeTensorMode` have no values. An operation on tensors of two devices fails, and so does one that needs a
-value, such as `.item()`. Two parts of torch need a real GPU and are replaced: the engine of the backward pass, and the
-choice of an attention kernel.
+value, such as `.item()`. Three parts of torch need a real GPU and are replaced: the engine of the backward pass, the
+choice of an attention kernel, and fused optimizers.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ def fake_gpu() -> Iterator[None]:
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
         patch.setattr(torch.autograd, "grad", _gradients)
         patch.setattr(F, "scaled_dot_product_attention", _attention)
+        patch.setattr(torch, "_fused_adamw_", _fused_update)
+        patch.setattr(torch, "_fused_sgd_", _fused_update)
         yield
 
 
@@ -86,6 +88,17 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
     else:
         mixed = aten._scaled_dot_product_flash_attention(query, key, value)[0]
     return mixed
+
+
+def _fused_update(
+    parameters: list[Tensor], gradients: list[Tensor], *states: list[Tensor], lr: float | Tensor, **_: Any
+) -> None:
+    """Change parameters in one launch, as a fused optimizer does."""
+    tensors = [*parameters, *gradients, *(tensor for state in states for tensor in state)]
+    if isinstance(lr, Tensor):
+        tensors.append(lr)
+    assert {tensor.device for tensor in tensors} == {torch.device(GPU)}, "all that it reads is there"
+    torch._foreach_add_(parameters, gradients)
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -18,13 +18,14 @@ from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
 from trainer.config import TrainConfig
 from trainer.data.split import Split
 from trainer.model.backbone import Backbone, build_vit
-from trainer.model.execution import backward, with_precision
+from trainer.model.execution import with_precision
 from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.strategies import build_prototypes
 from trainer.prompt_init.token_stream import TokenStream
+from trainer.training.batches import EpochBatches
 from trainer.training.evaluation import logits_of
-from trainer.training.optimizer import MovingAverage, build_optimizer, set_lr
+from trainer.training.step import TrainingStep
 
 VIT_B = BACKBONES["vit_base_patch16_224.mae"]
 
@@ -58,10 +59,8 @@ class Run:
     def __init__(self, model: PromptedViT, config: TrainConfig) -> None:
         self.config = config
         self.model = model.to_empty(device=GPU)
-        self.learnable = self.model.learnable()
         self.network = with_precision(self.model, config.precision, GPU)
-        self.optimizer = build_optimizer(config, self.learnable)
-        self.average = MovingAverage(self.learnable, config.ema_decay) if config.ema_decay else None
+        self.train_step = TrainingStep(config, self.network, self.model.learnable())
         self.total_loss = torch.zeros((), device=GPU)
 
         side = model.backbone.image_size
@@ -73,27 +72,15 @@ class Run:
             view="fixed",
             fingerprint="",
         )
-        # The order of an epoch, and its labels.
-        self.order_N = torch.randperm(100, device=GPU)
-        self.ordered_labels_N = self.images.labels_N[self.order_N]
+        self.batches = EpochBatches(config, self.images, Split.take, epoch=1)
+
+    def take_batch(self) -> tuple[Tensor, Tensor]:
+        return self.batches.take(0, torch.Generator("cpu"))
 
     def step(self) -> None:
         """Train one batch, as the loop does."""
         self.model.train()
-        batch = slice(self.config.batch_size)
-        set_lr(self.optimizer, 0.01)
-        loss, _ = backward(
-            self.network,
-            list(self.learnable.values()),
-            self.images.take(self.order_N[batch]),
-            self.ordered_labels_N[batch],
-            self.config.batch_size,
-            self.config.precision,
-        )
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update()
-        self.total_loss += loss
+        self.total_loss += self.train_step(*self.take_batch(), 0.01)
 
     def evaluate(self) -> Tensor:
         self.model.eval()
@@ -114,8 +101,10 @@ def test_steps_and_evaluation_of_every_method_stay_on_the_gpu_and_wait_for_nothi
             run = Run(model, config)
             run.step()
             logits_NK = run.evaluate()
-            assert run.average is not None
-            for tensor in (run.total_loss, logits_NK, *run.learnable.values(), *run.average.values.values()):
+            # As a graph would be captured: with batch and learning rate in memory.
+            run.train_step.run_over_fixed_memory(*run.take_batch(), capture=False)
+            run.step()
+            for tensor in (run.total_loss, logits_NK, *run.train_step.changed_tensors()):
                 assert tensor.device == torch.device(GPU) and tensor.dtype is torch.float32
             assert logits_NK.shape == (100, 100)
 
@@ -182,11 +171,7 @@ def kernels_of_a_step(model: PromptedViT) -> tuple[int, int]:
     """Return the number of kernels of a training step, and how many of them cast a frozen weight or a part of one."""
     with fake_gpu():
         run = Run(model, VIT_B_CONFIG)
-        # The first step of an optimizer makes its state.
-        for parameter in run.learnable.values():
-            parameter.grad = torch.zeros_like(parameter)
-        run.optimizer.step()
-
+        run.train_step.fill_optimizer_state()
         with Kernels() as kernels:
             run.step()
         frozen = {parameter.untyped_storage()._cdata for parameter in run.model.backbone.parameters()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainer.catalog import TASKS
+from trainer.catalog import METHODS, TASKS
 from trainer.config import TrainConfig
 from trainer.data import split as loading
 from trainer.data.split import load_split
@@ -86,6 +88,52 @@ def test_a_gpu_gives_the_same_bits_twice_and_after_an_interruption(
     card = read_run_card(str(tmp_path / "one"))
     kernel = {"fp32": "efficient", "bf16": "flash"}[precision]
     assert card is not None and card.arithmetic == f"{precision}, {kernel} attention, eager"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replayed_graph_trains_the_bits_of_eager(
+    data_root: str, tiny: Callable[..., TrainConfig], tmp_path: Path, method: str, precision: str
+) -> None:
+    config = tiny(method, precision=precision, ema_decay=0.9, drop_path=0.1)
+    for engine in ("eager", "graph"):
+        list(train(config, data_root=data_root, device="cuda", folder=str(tmp_path / engine), engine=engine))
+    assert_same_bits(tmp_path / "eager", tmp_path / "graph")
+
+
+@pytest.mark.parametrize("engine", ["graph", "compiled", "compiled graph"])
+def test_a_run_that_resumes_on_its_engine_ends_with_the_same_bits(
+    data_root: str, tiny: Callable[..., TrainConfig], tmp_path: Path, engine: str
+) -> None:
+    config = tiny("vpt_deep", precision="bf16", drop_path=0.1)
+    run = functools.partial(train, config, data_root=data_root, device="cuda", cache=str(tmp_path), engine=engine)
+    list(run(folder=str(tmp_path / "whole")))
+    calls = itertools.count()
+    with pytest.raises(TrainingInterrupted):
+        list(run(folder=str(tmp_path / "resumed"), stop=lambda: next(calls) == 1))
+    list(run(folder=str(tmp_path / "resumed")))
+    assert_same_bits(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_a_long_run_measures_engines_once_and_keeps_its_choice(
+    data_root: str, tiny: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    run = functools.partial(
+        train,
+        data_root=data_root,
+        device="cuda",
+        cache=str(tmp_path / "cache"),
+        engine_folder=str(tmp_path / "engines"),
+    )
+    for seed in range(2):
+        # 120 epochs of two steps: a graph may pay, and compiling does not.
+        config = tiny("spt_deep", epochs=120, seed=seed)
+        list(run(config, folder=str(tmp_path / str(seed))))
+    (kept,) = (tmp_path / "engines").glob("*.json")
+    chosen = json.loads(kept.read_text())
+    assert set(chosen["images_per_s"]) == {"eager", "graph"} and not chosen["rejected"]
+    cards = [read_run_card(str(tmp_path / str(seed))) for seed in range(2)]
+    assert [card is not None and card.arithmetic.endswith(f", {chosen['engine']}") for card in cards] == [True, True]
 
 
 @pytest.mark.parametrize(("precision", "kernel"), [("fp32", "efficient"), ("bf16", "flash")])

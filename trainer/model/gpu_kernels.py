@@ -108,14 +108,14 @@ def device_kind(device: str | torch.device) -> str:
 
 
 def describe_arithmetic(precision: str, head_dim: int, device: str | torch.device) -> str:
-    """Return what decides the bits of a result beside the kind of device, such as `bf16, flash attention, eager`.
+    """Return what decides the bits of a result beside kind of device and engine, such as `bf16, flash attention`.
 
     Args:
         precision: of the products, as in TrainConfig.
         head_dim: width of an attention head.
     """
     if torch.device(device).type != "cuda":
-        return f"{precision}, eager"
+        return precision
 
     tokens_1HTd = torch.empty(1, 1, 8, head_dim, device=device, dtype=DTYPES[precision])
     attention = torch.backends.cuda.SDPAParams(tokens_1HTd, tokens_1HTd, tokens_1HTd, None, 0.0, False, False)
@@ -126,4 +126,4 @@ def describe_arithmetic(precision: str, head_dim: int, device: str | torch.devic
             kernel = "efficient"
         else:
             kernel = "math"
-    return f"{precision}, {kernel} attention, eager"
+    return f"{precision}, {kernel} attention"

@@ -5,12 +5,15 @@ Shapes: B batch, A prompts in a batch, L prompted layers, P prompt_length, N pat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from trainer.model.backbone import Backbone, run_block
+
+RunBlock = Callable[..., Tensor]
+"""Computes a block, with the arguments of `run_block`."""
 
 
 class PromptedViT(nn.Module):
@@ -27,6 +30,9 @@ class PromptedViT(nn.Module):
         generator: draws the head's initial weight.
         head_std: standard deviation of the head's initial weight.
         backbone_learns: whether the backbone's parameters are trained.
+
+    Attributes:
+        run_block: computes a block in training mode. In evaluation mode it is `run_block` itself.
 
     Raises:
         ValueError: if the parameters that require gradients are not exactly the expected ones.
@@ -45,6 +51,7 @@ class PromptedViT(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.run_block: RunBlock = run_block
 
         self.head = nn.Linear(backbone.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=head_std, generator=generator)
@@ -77,7 +84,9 @@ class PromptedViT(nn.Module):
         copies = len(images_BCHW) if has_dropout else 1
 
         prompts = [self.dropout(prompt_PD.expand(copies, -1, -1)) for prompt_PD in self.prompt_LPD]
-        return prompted_features(self.backbone, images_BCHW, prompts)
+        return prompted_features(
+            self.backbone, images_BCHW, prompts, run_block=self.run_block if self.training else run_block
+        )
 
     def learnable(self) -> dict[str, nn.Parameter]:
         """Return the trained parameters by name: head.weight, head.bias, the prompt and the backbone if they learn."""
@@ -90,13 +99,16 @@ class PromptedViT(nn.Module):
         }
 
 
-def prompted_features(backbone: Backbone, images_BCHW: Tensor, prompts: Sequence[Tensor]) -> Tensor:
+def prompted_features(
+    backbone: Backbone, images_BCHW: Tensor, prompts: Sequence[Tensor], *, run_block: RunBlock = run_block
+) -> Tensor:
     """Return the features ``[B, D]`` of uint8 images, with prompts at the first layers.
 
     Args:
         prompts: one tensor ``[A, P, D]`` per prompted layer. Every image has its own prompts (A = B), all images share
             them (A = 1), or each serves B / A consecutive images. The prompts of a single layer pass through all
             layers; those of several layers are replaced behind their block by the next layer's.
+        run_block: computes a block.
     """
     cls_B1D, patches_BND, _ = backbone.embed(images_BCHW)
     tokens_BTD = torch.cat([cls_B1D, patches_BND], dim=1)

@@ -54,6 +54,8 @@ class StoredRun(TypedDict):
     """Fingerprint of the images that it learns from. Absent before 0.2.0."""
     device: NotRequired[str]
     """Kind of the device that it was last trained on. Absent before 0.2.0."""
+    engine: NotRequired[str]
+    """What runs its steps, see `trainer.training.engine`. Absent before 0.2.0, when it was eager."""
     learnable: dict[str, Tensor]
     """The learnable parameters by name."""
     average: dict[str, Tensor]

@@ -10,14 +10,12 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from trainer import run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, count_labels, load_split, prepare_test_split
 from trainer.data.tasks import open_task
-from trainer.data.transforms import random_crops
 from trainer.metric_names import (
     LABELS,
     LEARNABLE_PARAMETERS,
@@ -32,7 +30,7 @@ from trainer.metric_names import (
     initial_of,
 )
 from trainer.model.backbone import load_backbone, with_fresh_norm
-from trainer.model.execution import backward, eval_batch_size, with_precision
+from trainer.model.execution import eval_batch_size, with_precision
 from trainer.model.gpu_kernels import check_repeatable, describe_arithmetic, device_kind
 from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
@@ -40,11 +38,15 @@ from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
 from trainer.storage.integrity import pack_json
 from trainer.storage.tensors import pack_tensors
+from trainer.training.batches import EpochBatches, steps_per_epoch
+from trainer.training.engine import Engines, choose_engine
+from trainer.training.engine_choices import EngineChoices
 from trainer.training.evaluation import logits_of, nmi_metrics, peeking_metrics, sample_nmi_tokens
 from trainer.training.feature_cache import InputsOf, feature_source
 from trainer.training.metrics import predictions, scores
-from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at, set_lr
+from trainer.training.optimizer import lr_at
 from trainer.training.run import EpochMetrics, EpochProgress, TrainingInterrupted, TrainingRun
+from trainer.training.step import TrainingStep
 
 __all__ = ["EpochMetrics", "TrainingDiverged", "TrainingInterrupted", "train"]
 
@@ -63,6 +65,8 @@ def train(
     prototype_cache: str | None = None,
     cache: str | None = None,
     mix_devices: bool = True,
+    engine: str | None = None,
+    engine_folder: str | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[EpochMetrics]:
     """Train one config and yield the metrics of each epoch. The last epoch is yielded when all files are written.
@@ -81,6 +85,10 @@ def train(
         prototype_cache: folder (path or URI) of prototypes that runs share; None to build them anew.
         cache: folder on a local disk for decoded images; None for `SPTUNE_CACHE`, or ~/.cache/sptune.
         mix_devices: whether a checkpoint of another kind of device is continued. If not, the run starts again.
+        engine: one of `trainer.training.engine.ENGINES`; None for that of the checkpoint, or else eager on a CPU, and
+            on a GPU the fastest that agrees with eager.
+        engine_folder: folder (path or URI) that keeps this choice for runs of the same kind, and compiled kernels for
+            other machines; None to choose anew.
         stop: called before every step and before scoring. If it returns True, the run saves its progress and ends.
 
     Raises:
@@ -119,7 +127,7 @@ def train(
         val_size=config.val_size,
         draw=config.draw,
     )
-    steps_per_epoch = _steps_per_epoch(config, len(train_split))
+    num_steps = steps_per_epoch(config, len(train_split))
     if config.eval_split == "test":
         # Before training: otherwise unreadable test images would be found only after hours.
         prepare_test_split(data_root, config.task, config.pixels, config.transform, cache)
@@ -152,9 +160,8 @@ def train(
     network = with_precision(model.head if trains_head_only else model, config.precision, device)
     eval_batch = eval_batch_size(device, 1 + frozen.num_patches + (config.prompt_length or 0))
 
-    # Optimizer, and the moving average that is scored beside the weights.
-    optimizer = build_optimizer(config, learnable)
-    average = MovingAverage(learnable, config.ema_decay) if config.ema_decay else None
+    # Step: the optimizer, and the moving average that is scored beside the weights.
+    train_step = TrainingStep(config, network, learnable)
 
     # Resume.
     run = TrainingRun(
@@ -163,14 +170,32 @@ def train(
         images=train_split.fingerprint,
         device=device_kind(device),
         mix_devices=mix_devices,
-        learnable=learnable,
-        optimizer=optimizer,
-        average=average,
-        steps_per_epoch=steps_per_epoch,
+        step=train_step,
+        steps_per_epoch=num_steps,
         folder=folder,
         stop=stop,
     )
     run.resume()
+
+    # Engine: a faster way to compute the same step.
+    if run.next_epoch <= config.epochs:
+        model.train()
+        first_epoch = EpochBatches(config, train_split, inputs_of, epoch=1)
+        run.engine = choose_engine(
+            Engines(
+                train_step,
+                None if trains_head_only else model,
+                lambda: first_epoch.take(0, torch.Generator()),
+                config.precision,
+                device,
+            ),
+            config,
+            EngineChoices(engine_folder, cache),
+            asked=engine,
+            resumed=run.engine,
+            num_steps=num_steps * config.epochs,
+            facts={"backbone": frozen.sha256, "classes": len(task_card.class_names)},
+        )
 
     # Leaving the block, for any reason, waits for the file that is being written.
     with run.writer:
@@ -183,39 +208,17 @@ def train(
             progress = run.start_epoch(device)
             model.train()
 
-            # The indices are where the images are, so that no step waits for a copy of its own.
-            order_N = _image_order(config, epoch, len(train_split))
-            rows_N = order_N.to(train_split.rows_N.device)
-            labels_N = train_split.labels_N[order_N.to(device)]
+            batches = EpochBatches(config, train_split, inputs_of, epoch)
 
-            for step in range(progress.num_steps, steps_per_epoch):
+            for step in range(progress.num_steps, num_steps):
                 run.check_stop(progress)
-                set_lr(optimizer, lr_at(epoch - 1 + step / steps_per_epoch, config))
-
-                batch = slice(step * config.batch_size, (step + 1) * config.batch_size)
-                if train_split.view == "whole":
-                    sizes_B2 = train_split.whole_sizes(order_N[batch])
-                    crops_B5 = random_crops(sizes_B2, config.transform, progress.crops)
-                    inputs_B = train_split.take_crops(order_N[batch], crops_B5, config.pixels, config.transform)
-                else:
-                    inputs_B = inputs_of(train_split, rows_N[batch])
-
-                loss, run.micro_batch_size = backward(
-                    network,
-                    list(learnable.values()),
-                    inputs_B,
-                    labels_N[batch],
-                    run.micro_batch_size,
-                    config.precision,
-                )
-                optimizer.step()
-                if average is not None:
-                    average.update()
-                progress.finish_step(loss)
+                inputs_B, labels_B = batches.take(step, progress.crops)
+                lr = lr_at(epoch - 1 + step / num_steps, config)
+                progress.finish_step(train_step(inputs_B, labels_B, lr))
 
             # Metrics of training.
             run.check_stop(progress)
-            metrics = _training_metrics(run, progress, config, steps_per_epoch)
+            metrics = _training_metrics(train_step, progress, config, num_steps)
             if epoch == 1:
                 metrics |= _model_size(model)
                 metrics[TRAIN_IMAGES] = len(train_split)
@@ -245,8 +248,8 @@ def train(
                 if config.measure_peeking:
                     earlier = [past.metrics[PEEKING_ACCURACY] for past in run.finished_epochs]
                     metrics |= peeking_metrics(eval_scores["accuracy"], earlier)
-                if is_scored and average is not None:
-                    with average.in_place():
+                if is_scored and train_step.average is not None:
+                    with train_step.average.in_place():
                         averaged_NK = logits_of(network, inputs_of, eval_split, eval_batch)
                     metrics[f"{config.eval_metric}_ema"] = scores(averaged_NK, eval_split.labels_N)["accuracy"]
 
@@ -254,6 +257,7 @@ def train(
             # killed in between trains that epoch again, and so writes them again.
             finished = run.finish_epoch(metrics)
             if is_last and folder is not None:
+                assert run.engine is not None, "it was chosen before the first step"
                 card = RunCard(
                     config=config,
                     class_names=task_card.class_names,
@@ -264,7 +268,8 @@ def train(
                     protocol=task_card.protocol,
                     learnable={name: list(parameter.shape) for name, parameter in learnable.items()},
                     prototypes_seconds=initial.seconds,
-                    arithmetic=describe_arithmetic(config.precision, frozen.head_dim, device),
+                    arithmetic=f"{describe_arithmetic(config.precision, frozen.head_dim, device)}, {run.engine.engine}",
+                    rejected_engines="; ".join(f"{name}: {reason}" for name, reason in run.engine.rejected.items()),
                     metrics=metrics,
                 )
                 run.write(run_folder.PREDICTIONS, predictions(logits_NK, eval_split))
@@ -283,37 +288,16 @@ def _load_eval_split(config: TrainConfig, load: Callable[..., Split]) -> Split:
     return load(config.eval_split, 1.0)
 
 
-def _steps_per_epoch(config: TrainConfig, num_images: int) -> int:
-    """Return the number of whole batches.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    steps = num_images // config.batch_size
-    if steps == 0:
-        raise ValueError(
-            f"batch_size={config.batch_size} exceeds the {num_images} images of {config.task} "
-            f"{config.train_split} at train_size={config.train_size}; use a smaller batch_size."
-        )
-    return steps
-
-
-def _image_order(config: TrainConfig, epoch: int, num_images: int) -> Tensor:
-    """Return the order of an epoch's images. It comes from (seed, epoch) alone, so a resumed run has the same."""
-    generator = torch.Generator().manual_seed(config.stream_seed("order", epoch))
-    return torch.randperm(num_images, generator=generator)
-
-
 def _training_metrics(
-    run: TrainingRun, progress: EpochProgress, config: TrainConfig, steps_per_epoch: int
+    step: TrainingStep, progress: EpochProgress, config: TrainConfig, num_steps: int
 ) -> dict[str, float]:
     """Return loss, learning rate and speed of a trained epoch.
 
     Raises:
         TrainingDiverged: if the loss or a weight is NaN or infinite.
     """
-    train_loss = progress.total_loss.item() / steps_per_epoch
-    if not (math.isfinite(train_loss) and all(weight.isfinite().all() for weight in run.learnable.values())):
+    train_loss = progress.total_loss.item() / num_steps
+    if not (math.isfinite(train_loss) and all(weight.isfinite().all() for weight in step.learnable.values())):
         raise TrainingDiverged(
             f"loss or weights became infinite or NaN in epoch {progress.epoch} "
             f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
@@ -323,11 +307,11 @@ def _training_metrics(
     seconds = progress.seconds
     metrics = {
         TRAIN_LOSS: train_loss,
-        TRAIN_LR: run.optimizer.param_groups[0]["lr"],
-        TRAIN_IMAGES_PER_S: steps_per_epoch * config.batch_size / seconds,
+        TRAIN_LR: step.optimizer.param_groups[0]["lr"],
+        TRAIN_IMAGES_PER_S: num_steps * config.batch_size / seconds,
     }
-    if run.micro_batch_size < config.batch_size:
-        metrics[MICRO_BATCH_SIZE] = run.micro_batch_size
+    if step.micro_batch_size < config.batch_size:
+        metrics[MICRO_BATCH_SIZE] = step.micro_batch_size
     return metrics
 
 

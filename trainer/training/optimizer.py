@@ -24,11 +24,10 @@ def build_optimizer(config: TrainConfig, learnable: Mapping[str, nn.Parameter]) 
         parameters_by_decay.setdefault(decay_of(name, parameter, config), []).append(parameter)
     groups = [{"params": parameters, "weight_decay": decay} for decay, parameters in parameters_by_decay.items()]
 
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM)
-
-    # On a GPU, the fused kernel updates all parameters in one launch.
+    # On a GPU, the fused kernel updates all parameters in one launch, with a learning rate that is there.
     is_on_gpu = all(parameter.is_cuda for parameter in learnable.values())
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, fused=is_on_gpu or None)
     return torch.optim.AdamW(groups, lr=config.lr, fused=is_on_gpu or None)
 
 

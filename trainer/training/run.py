@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer import run_folder
 from trainer.config import TrainConfig
@@ -24,7 +24,8 @@ from trainer.training.checkpoint import (
     pack_state,
     set_random_state,
 )
-from trainer.training.optimizer import MovingAverage
+from trainer.training.engine_choices import EAGER, EngineChoice
+from trainer.training.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +83,8 @@ class TrainingRun:
 
     Attributes:
         folder: path or URI of the run's folder, or None to keep nothing.
-        learnable: the learnable parameters by name. The optimizer changes them in place.
-        average: their moving average, or None.
-        micro_batch_size: images that go through the network at once; fewer than a batch if memory is short.
+        step: the parameters, their optimizer and their moving average. A training step changes them in place.
+        engine: what runs the steps; None until it is known.
         finished_epochs: metrics of the finished epochs, from the first.
         partial_epoch: what an interrupted epoch has come to, until `start_epoch` continues it.
         writer: writes files to the folder in the background, in the order of the calls.
@@ -98,18 +98,14 @@ class TrainingRun:
         images: str,
         device: str,
         mix_devices: bool,
-        learnable: dict[str, nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-        average: MovingAverage | None,
+        step: TrainingStep,
         steps_per_epoch: int,
         folder: str | None,
         stop: Callable[[], bool],
     ) -> None:
         self.folder = folder
-        self.learnable = learnable
-        self.optimizer = optimizer
-        self.average = average
-        self.micro_batch_size = config.batch_size
+        self.step = step
+        self.engine: EngineChoice | None = None
         self.finished_epochs: list[EpochMetrics] = []
         self.partial_epoch: StoredPartialEpoch | None = None
         self.writer = BackgroundWriter()
@@ -131,9 +127,10 @@ class TrainingRun:
             "images": self._images,
             "device": self._device,
             "learnable": self.learnt_tensors(),
-            "average": {} if self.average is None else self.average.values,
-            "optimizer": self.optimizer.state_dict(),
-            "part": self.micro_batch_size,
+            "engine": EAGER if self.engine is None else self.engine.engine,
+            "average": {} if self.step.average is None else self.step.average.values,
+            "optimizer": self.step.optimizer.state_dict(),
+            "part": self.step.micro_batch_size,
             "epochs": [{"epoch": epoch.epoch, "metrics": epoch.metrics} for epoch in self.finished_epochs],
             "under_way": self.partial_epoch,
         }
@@ -149,13 +146,14 @@ class TrainingRun:
 
         # Copied in place: the model, the optimizer and the average hold these very tensors.
         with torch.no_grad():
-            for name, parameter in self.learnable.items():
+            for name, parameter in self.step.learnable.items():
                 parameter.copy_(state["learnable"][name])
-                if self.average is not None:
-                    self.average.values[name].copy_(state["average"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                if self.step.average is not None:
+                    self.step.average.values[name].copy_(state["average"][name])
+        self.step.optimizer.load_state_dict(state["optimizer"])
 
-        self.micro_batch_size = state["part"]
+        self.step.micro_batch_size = state["part"]
+        self.engine = EngineChoice(engine=state.get("engine", EAGER))
         self.finished_epochs = [EpochMetrics(**epoch, resumed=True) for epoch in state["epochs"]]
         self.partial_epoch = state["under_way"]
 
@@ -227,7 +225,7 @@ class TrainingRun:
 
     def learnt_tensors(self) -> dict[str, Tensor]:
         """Return the learnable parameters on the CPU, by name, without their gradients."""
-        return {name: parameter.detach().cpu() for name, parameter in self.learnable.items()}
+        return {name: parameter.detach().cpu() for name, parameter in self.step.learnable.items()}
 
     @property
     def next_epoch(self) -> int:

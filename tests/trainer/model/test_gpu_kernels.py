@@ -170,7 +170,7 @@ def test_forward_and_backward_pass_repeat_their_bits_and_nothing_else_asks_for_i
     assert loss.device.type == "cuda" and network.weight.grad is not None
     strict = [seen for seen in recorder.settings if seen | STRICT == seen]
     # Two micro-batches: their products, losses and gradients. What adds them up may be any kernel.
-    assert len(strict) > 8 and recorder.settings[0] == before == settings()
+    assert len(strict) > 8 and recorder.settings[-1] == before == settings()
 
 
 def test_a_network_that_is_scored_computes_in_the_digits_of_its_precision() -> None:
@@ -238,4 +238,4 @@ def test_a_process_whose_cublas_cannot_repeat_is_refused_with_the_way_out(monkey
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_the_arithmetic_of_a_cpu_is_its_precision(precision: str) -> None:
-    assert describe_arithmetic(precision, 64, "cpu") == f"{precision}, eager"
+    assert describe_arithmetic(precision, 64, "cpu") == precision

@@ -31,7 +31,7 @@ from trainer.model.backbone import Backbone, load_backbone
 from trainer.model.execution import backward
 from trainer.model.weights import find_weights
 from trainer.prompt_init.initial_prompt import initial_prompt
-from trainer.training import loop
+from trainer.training import step
 from trainer.training.checkpoint import load_state, save_state
 from trainer.training.feature_cache import frozen_features
 from trainer.training.loop import EpochMetrics, TrainingDiverged, TrainingInterrupted, train
@@ -441,7 +441,7 @@ def test_each_crop_is_of_the_image_of_its_label_whatever_the_shapes(
         assert torch.equal(images_BCSS.long(), expected_BCSS)
         return backward(network, weights, images_BCSS, labels_B, *options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "backward", checked_backward)
+    monkeypatch.setattr(step, "backward", checked_backward)
     for transform in ("spt", "vpt"):
         config = tiny(train_size=1.0, epochs=2, transform=transform, prompt_init="mean_pool")
         assert len(list(train(config, data_root=str(tmp_path), cache=str(tmp_path)))) == 2
@@ -665,11 +665,17 @@ def test_a_checkpoint_without_schema_version_resumes_to_the_same_bits(
         list(train(config, data_root=store, folder=str(within), stop=lambda: next(checks) == 5))
     for unversioned in (between, within):
         state = load_state(unversioned / "checkpoint.pt")
-        assert state is not None and state.keys() == {"schema_version", "images", "device", *KEYS_OF_VERSION_1}
+        assert state is not None and state.keys() == {
+            "schema_version",
+            "images",
+            "device",
+            "engine",
+            *KEYS_OF_VERSION_1,
+        }
         assert (state["under_way"] is not None) == (unversioned == within)
         assert state["under_way"] is None or state["under_way"].keys() == KEYS_WITHIN_AN_EPOCH
-        # 0.1.0 wrote neither its version, nor the images that a run learns from, nor the kind of device.
-        del state["schema_version"], state["images"], state["device"]
+        # 0.1.0 wrote neither its version, nor the images that a run learns from, nor device and engine.
+        del state["schema_version"], state["images"], state["device"], state["engine"]
         save_state(unversioned / "checkpoint.pt", state)
         assert without_clocks(list(train(config, data_root=store, folder=str(unversioned)))) == without_clocks(epochs)
         assert results_in(unversioned) == results_in(folder)
