@@ -1,6 +1,6 @@
 """NVIDIA's Multi-Process Service (MPS). With its daemon, processes that share a GPU run side by side.
 
-Without it they take turns, and several of them are no faster than one.
+Without it they take turns, and several of them are hardly faster than one.
 """
 
 from __future__ import annotations

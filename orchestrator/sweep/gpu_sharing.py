@@ -58,6 +58,8 @@ class GpuAllocator:
         """The largest part of a GPU's memory that a trial used."""
         self._speeds: dict[_Kind, dict[str, SharedSpeed]] = {}
         """By kind of GPU."""
+        self._devices: set[str] = set()
+        """Kinds of GPUs that trials of this driver have run on."""
         self._has_mps: dict[str, bool] = {}
         """Whether the last process on a GPU found MPS. Not restored: a daemon may have been started since."""
         self._notes: list[str] = []
@@ -66,8 +68,10 @@ class GpuAllocator:
     def restore(self, trials: Sequence[Trial]) -> float:
         """Learn what an earlier driver has learnt from the epochs of trials, and return their GPU-hours."""
         for trial in trials:
+            # Which epochs a trial that moved has run on which kind of device is not stored.
+            facts = trial.provenance if len(trial.devices) == 1 else {}
             for metrics in trial.epochs:
-                self._learn(trial, trial.devices, metrics)
+                self._learn(trial, metrics, facts)
 
         # After all of them: the share of a trial depends on what others were measured to use.
         return sum(self._gpu_hours(trial) for trial in trials)
@@ -123,13 +127,14 @@ class GpuAllocator:
             self._occupancy.add(trial.trial_id, gpu, gpus, now)
             num_trials = self._occupancy.num_trials(gpu, metrics.get(EPOCH_SECONDS, 0.0), now)
             if num_trials is not None and EPOCH_SECONDS in metrics:
-                metrics[GPU_TRIALS] = num_trials
+                metrics[GPU_TRIALS] = float(num_trials)
             self._has_mps[gpu] = facts.get("mps") == "yes"
             self._note_mps(trial.config, gpu, facts)
 
         kind = _kind_of(trial.config)
         num_before = self._num_sharing(kind)
-        self._learn(trial, [facts["device"]] if "device" in facts else [], metrics)
+        self._devices.add(facts.get("device", ""))
+        self._learn(trial, metrics, facts)
         self._note_number(kind, num_before)
         return metrics
 
@@ -161,16 +166,13 @@ class GpuAllocator:
         if used is None or not (self._has_mps and all(self._has_mps.values())):
             return 1
 
-        # Ray chooses the GPU, so the number must be right for each kind of GPU.
+        # Ray chooses the GPU, so the number must be right for each kind that there is.
         limit = trials_per_gpu(used)
-        return min((speed.best_number(limit) for speed in self._speeds.get(kind, {}).values()), default=1)
+        speeds = self._speeds.get(kind, {})
+        return min((speeds[device].best_number(limit) for device in speeds.keys() & self._devices), default=1)
 
-    def _learn(self, trial: Trial, devices: list[str], metrics: Mapping[str, float]) -> None:
-        """Learn memory and speed from an epoch.
-
-        Args:
-            devices: kinds of devices that it may have run on.
-        """
+    def _learn(self, trial: Trial, metrics: Mapping[str, float], facts: Mapping[str, str]) -> None:
+        """Learn memory and speed from an epoch, given the facts of it that are known."""
         kind = _kind_of(trial.config)
         has_gpu = bool(self._resources.for_backbone(trial.config.backbone).gpus)
         if has_gpu and metrics.get(MEMORY_PEAK_GB):
@@ -178,9 +180,12 @@ class GpuAllocator:
             used = metrics[MEMORY_PEAK_GB] / metrics[MEMORY_DEVICE_GB]
             self._used_memory[kind] = max(used, self._used_memory.get(kind, 0.0))
 
-        if GPU_TRIALS in metrics and TRAIN_IMAGES_PER_S in metrics and len(devices) == 1:
-            speed = self._speeds.setdefault(kind, {}).setdefault(devices[0], SharedSpeed())
-            speed.add(trial.trial_id, int(metrics[GPU_TRIALS]), metrics[TRAIN_IMAGES_PER_S])
+        # Trials that took turns say nothing of those that run side by side.
+        num_trials = int(metrics.get(GPU_TRIALS, 0))
+        is_comparable = num_trials == 1 or (num_trials > 1 and facts.get("mps") == "yes")
+        if is_comparable and "device" in facts and TRAIN_IMAGES_PER_S in metrics:
+            speed = self._speeds.setdefault(kind, {}).setdefault(facts["device"], SharedSpeed())
+            speed.add(trial.trial_id, num_trials, metrics[TRAIN_IMAGES_PER_S])
 
     def _note_mps(self, config: TrainConfig, gpu: str, facts: Mapping[str, str]) -> None:
         """Note once a sweep that trials take turns on a GPU, or would, if they may share one."""

@@ -26,6 +26,8 @@ from trainer.config import TrainConfig
 
 NANO = "vit_nano_patch4_32.mae"
 AUTO = Resources(gpus="auto")
+HERE = {"gpu": "GPU 0 of node7", "device": "NVIDIA H200", "mps": "yes"}
+"""Facts of an epoch."""
 
 
 @functools.cache
@@ -85,7 +87,7 @@ class Machine:
         shares: list[float] = []
         events: list[tuple[float, int, int]] = []
         first = len(self.trials)
-        while len(shares) < num_trials or events:
+        while len(shares) < num_trials or waiting or events:
             # One trial is ahead of the workers.
             if not waiting and len(shares) < num_trials and len(events) < at_once:
                 trial = trial_of(f"trial {first + len(shares)}")
@@ -228,9 +230,36 @@ def test_a_later_driver_has_learnt_the_same_from_the_stored_epochs(num_trials: i
     assert hours == pytest.approx(machine.gpu_seconds / 3600), "shares are those that the trials had"
     assert later.gpus_for(trial_of()) == 1.0, "whether MPS still runs is not known before the first epoch"
     for allocator in (machine.allocator, later):
-        allocator.add_epoch(trial_of("b", method="full"), {}, {"gpu": "GPU 0 of node7", "mps": "yes"}, 1e9)
+        allocator.add_epoch(trial_of("b", method="full"), {}, HERE, 1e9)
     assert later.gpus_for(trial_of()) == machine.allocator.gpus_for(trial_of())
     assert later.smallest_resources(NANO) == machine.allocator.smallest_resources(NANO)
+
+
+def test_trials_that_took_turns_say_nothing_of_those_that_do_not() -> None:
+    machine = Machine(GpuAllocator(Resources(gpus=0.5)), TURNS, mps=lambda _: "no")
+    machine.run(20)
+    assert any(epoch.get("gpu/trials") == 2 for trial in machine.trials for epoch in trial.epochs)
+    alone = Machine(GpuAllocator(AUTO), [100.0], num_gpus=1)
+    alone.run(NUM_TRIALS)
+    later = GpuAllocator(AUTO)
+    later.restore([*machine.trials, *alone.trials])
+    later.add_epoch(trial_of(), {}, HERE, 0.0)
+    assert later.gpus_for(trial_of()) == 0.5, "two are to be measured now"
+
+
+def test_kinds_of_gpus_of_earlier_drivers_do_not_count() -> None:
+    machine = Machine(GpuAllocator(AUTO), [100, 190, 190])
+    machine.run(60)
+    # One trial ran on another kind, and one on both.
+    for device in ("NVIDIA T4", "NVIDIA T4; NVIDIA H200"):
+        epochs = ({"gpu/trials": 1.0, "train/images_per_s": 10.0},)
+        machine.trials.append(dataclasses.replace(trial_of(device), epochs=epochs, provenance={"device": device}))
+    later = GpuAllocator(AUTO)
+    later.restore(machine.trials)
+    later.add_epoch(trial_of("b", method="full"), {}, HERE, 0.0)
+    assert later.gpus_for(trial_of()) == 0.5
+    later.add_epoch(trial_of("c", method="full"), {}, HERE | {"gpu": "GPU 0 of node8", "device": "NVIDIA T4"}, 0.0)
+    assert later.gpus_for(trial_of()) == 1.0
 
 
 def learnt(totals: Sequence[float], used: float = 0.1) -> GpuAllocator:
@@ -279,7 +308,7 @@ def test_a_trial_keeps_its_share_until_it_ends() -> None:
 def test_the_heaviest_trial_decides_what_fits() -> None:
     allocator = learnt([100.0 * number for number in range(1, 9)])
     heavy = {"memory/peak_gb": 24.0, "memory/device_gb": 80.0}
-    allocator.add_epoch(trial_of(), heavy, {"gpu": "GPU 0 of node7", "mps": "yes"}, 1e6)
+    allocator.add_epoch(trial_of(), heavy, HERE, 1e6)
     assert allocator.gpus_for(trial_of()) == pytest.approx(1 / 3)
 
 
@@ -338,6 +367,14 @@ def test_a_number_is_measured_by_several_trials_of_several_epochs() -> None:
         for _ in range(9):
             speed.add(f"trial {trial}", 1, 1.0)
     assert (speed.total(1), speed.best_number(8)) == (100.0, 2)
+
+
+def test_an_epoch_or_a_trial_that_something_slows_down_does_not_count() -> None:
+    speed = SharedSpeed()
+    for trial, epochs in (("a", (100.0, 1.0, 100.0)), ("b", (5.0, 5.0, 5.0)), ("c", (100.0, 100.0, 900.0))):
+        for images_per_s in epochs:
+            speed.add(trial, 2, images_per_s)
+    assert speed.total(2) == 200.0
 
 
 def test_whatever_is_measured_in_whatever_order_the_answer_is_possible_and_final() -> None:
@@ -408,22 +445,30 @@ def test_a_sweep_stores_who_shared_and_its_gpu_hours_are_those_of_the_shares(
     clock = Clock()
     sweep = sharing_sweep(raw_study, record_url, clock, gpus=0.5)
     trials = [trial for trial in (sweep.next_trial() for _ in range(2)) if trial is not None]
-    facts = {"gpu": "GPU 0 of node7", "device": "NVIDIA H200", "mps": "yes"}
     for epoch in range(1, 4):
         for trial in trials:
             clock.now += 20.0
             metrics = [*curve(trial.config)][epoch - 1] | {"epoch/seconds": 20.0, "train/images_per_s": 50.0}
-            sweep.on_epoch(trial.trial_id, epoch, metrics, facts)
+            sweep.on_epoch(trial.trial_id, epoch, metrics, HERE)
     stored = sweep.studies[0].search_table.trials[1].epochs
     assert [epoch["gpu/share"] for epoch in stored] == [0.5, 0.5, 0.5]
     # In its first epoch it had just come.
     assert [epoch.get("gpu/trials") for epoch in stored] == [None, 2, 2]
     assert sweep.gpu_hours == pytest.approx(6 * 20 * 0.5 / 3600)
 
+    # Who has ended is not on the GPU any more.
+    sweep.on_failure(trials[0].trial_id, Failure(cause=FailureCause.DIVERGED, error="TrainingDiverged: nan"))
+    successor = sweep.next_trial()
+    assert successor is not None
+    for epoch in range(1, 4):
+        clock.now += 20.0
+        sweep.on_epoch(successor.trial_id, epoch, [*curve(successor.config)][epoch - 1] | {"epoch/seconds": 10.0}, HERE)
+    assert sweep.studies[0].search_table.trials[2].epochs[-1]["gpu/trials"] == 2
+
     # A later driver counts the shares that trials had, whatever the spec says now.
     sweep.close()
     later = sharing_sweep(raw_study, record_url, clock)
-    assert later.gpu_hours == pytest.approx(6 * 20 * 0.5 / 3600)
+    assert later.gpu_hours == pytest.approx((6 * 20 + 3 * 10) * 0.5 / 3600)
 
 
 def lost() -> Failure:
@@ -434,7 +479,6 @@ def lost() -> Failure:
 def test_trials_that_are_lost_together_are_one_loss_of_their_gpu(raw_study: dict[str, Any], record_url: str) -> None:
     clock = Clock()
     sweep = sharing_sweep(raw_study, record_url, clock, gpus=0.25)
-    facts = {"gpu": "GPU 0 of node7", "device": "NVIDIA H200", "mps": "yes"}
     for loss in range(3):
         trials = [trial for trial in (sweep.next_trial() for _ in range(4)) if trial is not None]
         assert len(trials) == 4
@@ -445,7 +489,7 @@ def test_trials_that_are_lost_together_are_one_loss_of_their_gpu(raw_study: dict
             sweep.on_failure(trial.trial_id, lost())
             if loss == 1 and trial is trials[0]:
                 # An epoch from before the loss, which was on its way.
-                sweep.on_epoch(trials[1].trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}, facts)
+                sweep.on_epoch(trials[1].trial_id, 1, {"train/loss": 1.0, "val/accuracy": 0.5}, HERE)
     assert sweep.halt is not None
     assert sweep.halt.reason.startswith("paused: GPU 0 of node7 failed 3 times in a row")
 
@@ -453,11 +497,10 @@ def test_trials_that_are_lost_together_are_one_loss_of_their_gpu(raw_study: dict
 def test_trials_lost_one_after_another_are_losses_of_their_own(raw_study: dict[str, Any], record_url: str) -> None:
     clock = Clock()
     sweep = sharing_sweep(raw_study, record_url, clock, gpus=0.25)
-    for _ in range(3):
+    trials = [trial for trial in (sweep.next_trial() for _ in range(3)) if trial is not None]
+    for trial in trials:
         assert sweep.halt is None
-        trial = sweep.next_trial()
-        assert trial is not None
-        # It waits for a worker while the one before is lost.
+        # It was assigned before the one before it was lost, and has waited for its worker.
         sweep.on_start(trial.trial_id)
         clock.now += 10.0
         sweep.on_failure(trial.trial_id, lost())
