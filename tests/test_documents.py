@@ -93,6 +93,8 @@ def test_every_command_is_understood(document: Path, command: str) -> None:
             assert arguments[arguments.index("run") : arguments.index("sptune") + 1] == ["run", "--rm", "sptune"]
             known = {command.callback.__name__ for command in app.registered_commands if command.callback}
             assert arguments[arguments.index("sptune") + 1] in known
+    elif "nvidia-cuda-mps-control" in command:  # what workers look for is in tests/orchestrator/environment/test_mps.py
+        assert command in ("nvidia-cuda-mps-control -d", "echo quit | nvidia-cuda-mps-control")
     elif program == "optuna-dashboard":
         assert arguments == ["sqlite:///sptune-home/studies.db"], "the study database of the default home"
     elif program == "pytest":

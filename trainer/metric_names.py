@@ -40,6 +40,12 @@ EPOCH_SECONDS = "epoch/seconds"
 MEMORY_PEAK_GB = "memory/peak_gb"
 MEMORY_DEVICE_GB = "memory/device_gb"
 
+# Added by the driver, on a GPU.
+GPU_SHARE = "gpu/share"
+"""The share of its GPU that the trial was given."""
+GPU_TRIALS = "gpu/trials"
+"""Trials that were on the GPU during the epoch. Missing if their number changed or is not certain."""
+
 
 def accuracy_of(split: str) -> str:
     """Return the name of the accuracy on a split: `val/accuracy`."""

@@ -85,6 +85,7 @@ def plan(
     )
 
     _print_precision(sweep, plans)
+    _print_sharing(sweep)
 
     if not progress.has_estimate:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
@@ -127,6 +128,16 @@ def _print_precision(sweep: SweepSpec, plans: list[StudyPlan]) -> None:
         console.print(
             f"{len(in_fp32)} of {len(plans)} studies train in fp32, in which a GPU is much slower than in bf16; "
             "`precision: bf16` in `fixed` is for speed, tf32 is in between"
+        )
+
+
+def _print_sharing(sweep: SweepSpec) -> None:
+    """Print what sharing a GPU needs, if the spec asks for it."""
+    shares = [sweep.resources.for_backbone(backbone).gpus for backbone in sweep.backbones]
+    if any(gpus == "auto" or 0 < gpus < 1 for gpus in shares):
+        console.print(
+            "trials that share a GPU take turns unless MPS runs on its node, which `sptune doctor` tells; with gpus: "
+            "auto, none share one without it"
         )
 
 

@@ -112,7 +112,9 @@ def raise_on_errors(findings: Sequence[Finding]) -> None:
 
 
 def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_gpus: float) -> Iterator[Finding]:
-    """Yield a finding for each error of a machine, or one finding if there is no error.
+    """Yield a finding for each error of a machine, or one finding if there is no error, and one about MPS.
+
+    MPS is looked for where trials need GPUs, and named where it runs.
 
     Args:
         request: what the machine was asked.
@@ -120,6 +122,9 @@ def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_
         report: what the machine found.
         required_gpus: GPUs that Ray counts on the machine, or that trials need of this machine.
     """
+    if report.has_mps or (request.gpus and report.gpus):
+        yield _mps_finding(request, where, report)
+
     problems = [*_problems(request, report, required_gpus)]
     for subject, detail, remedy in problems:
         yield Finding(where=where, subject=subject, detail=detail, verdict="error", remedy=remedy)
@@ -146,6 +151,24 @@ def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_
 
     verdict: Verdict = "warning" if advice else "ok"
     yield Finding(where=where, subject="machine", detail=", ".join(parts), verdict=verdict, remedy=advice)
+
+
+def _mps_finding(request: ProbeRequest, where: str, report: NodeReport) -> Finding:
+    """Return whether processes that share a GPU of a machine run side by side, and what that means for the spec."""
+    if report.has_mps:
+        detail = f"its daemon answers at {report.mps_socket}: trials that share a GPU run side by side"
+        return Finding(where=where, subject="MPS", detail=detail)
+
+    detail = f"no daemon at {report.mps_socket}: "
+    remedy = "Start the daemon there as docker/README.md says, or name its folder with CUDA_MPS_PIPE_DIRECTORY."
+    fractions = [gpus for gpus in request.gpu_shares if gpus != "auto" and 0 < gpus < 1]
+    if fractions:
+        detail += f"trials with gpus: {fractions[0]:g} take turns on their GPU"
+        return Finding(where=where, subject="MPS", detail=detail, verdict="warning", remedy=remedy)
+    if "auto" in request.gpu_shares:
+        detail += "with gpus: auto, each trial gets a whole GPU"
+        return Finding(where=where, subject="MPS", detail=detail, remedy=remedy)
+    return Finding(where=where, subject="MPS", detail=detail + "trials have whole GPUs and do not need it")
 
 
 def _problems(request: ProbeRequest, report: NodeReport, required_gpus: float) -> Iterator[tuple[str, str, str]]:
@@ -234,10 +257,7 @@ def _probe_request(home: Home, spec: SweepSpec | None, weights: str | None) -> P
     tasks = [task for name in (spec.tasks if spec else []) for task in task_names(name)]
     backbones = spec.backbones if spec else []
 
-    # Trials may start with a share of a GPU, such as 0.25: any share needs one.
-    needs_gpus = False
-    if spec is not None:
-        needs_gpus = any(spec.resources.for_backbone(backbone).initial_gpus for backbone in backbones)
+    shares = [spec.resources.for_backbone(backbone).gpus for backbone in backbones] if spec else []
 
     return ProbeRequest(
         home=home.root,
@@ -246,7 +266,9 @@ def _probe_request(home: Home, spec: SweepSpec | None, weights: str | None) -> P
         fingerprints={task: open_task(home.data_root, task).fingerprint for task in dict.fromkeys(tasks)},
         backbones=tuple(backbones),
         weights=weights,
-        gpus=needs_gpus,
+        # Trials may start with a share of a GPU, such as 0.25: any share needs one.
+        gpus=any(shares),
+        gpu_shares=tuple(dict.fromkeys(shares)),
     )
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import uuid
 from dataclasses import dataclass, field
+from typing import Literal
 
 import psutil
 
 from orchestrator.environment.home import network_file_system
+from orchestrator.environment.mps import has_mps, mps_socket
 from orchestrator.environment.process import proxy_variable
 from orchestrator.environment.provenance import code, versions
 from trainer.catalog import BACKBONES
@@ -43,6 +45,8 @@ class ProbeRequest:
     weights: str | None
     gpus: bool
     """Whether trials need a GPU."""
+    gpu_shares: tuple[float | Literal["auto"], ...] = ()
+    """GPUs of a trial in the spec, of each backbone."""
 
     @property
     def probe(self) -> str:
@@ -65,6 +69,9 @@ class NodeReport:
     gpus: tuple[str, ...] = ()
     """Names of the GPUs as torch reports them."""
     gpu_error: str = ""
+    mps_socket: str = field(default_factory=mps_socket)
+    """Where the machine looks for MPS."""
+    has_mps: bool = False
     data_errors: dict[str, str] = field(default_factory=dict)
     """Errors by task."""
     weights_errors: dict[str, str] = field(default_factory=dict)
@@ -90,6 +97,7 @@ def probe_node(request: ProbeRequest) -> NodeReport:
     except OSError as error:
         report.home_error = _reason(error)
 
+    report.has_mps = has_mps()
     if request.gpus:
         report.gpus, report.gpu_error = _gpus()
 

@@ -11,6 +11,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from orchestrator.environment.mps import has_mps
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("sptune", "torch", "timm", "torchvision", "ray", "optuna", "mlflow")
 """Packages whose version can change a number."""
@@ -54,13 +56,20 @@ def software() -> dict[str, str]:
 
 
 def machine(device: str, *, has_gpu: bool) -> dict[str, str]:
-    """Return the name of this host, the kind of device that a trial ran on and, with a GPU, which one of the host."""
+    """Return the name of this host and the kind of device that a trial ran on; with a GPU, which one, and MPS."""
     facts = {"host": socket.gethostname(), "device": device}
     if has_gpu:
         # Ray shows each worker its own GPU, by the host's number.
         number = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
         facts["gpu"] = f"GPU {number} of {facts['host']}"
+        facts["mps"] = "yes" if _has_mps() else "no"
     return facts
+
+
+@functools.cache
+def _has_mps() -> bool:
+    """Whether MPS runs on this machine, asked once: CUDA asks when a process begins to use a GPU, and never again."""
+    return has_mps()
 
 
 def _git(*arguments: str) -> str | None:

@@ -169,7 +169,7 @@ def _drive(
     notes: list[str],
 ) -> None:
     def on_change() -> None:
-        for note in sweep.device_kinds.take_notes():
+        for note in (*sweep.device_kinds.take_notes(), *sweep.gpu_allocator.take_notes()):
             notes.append(note)
             on_progress(Progress("running trials", sweep, note))
         on_progress(Progress("running trials", sweep))

@@ -67,8 +67,9 @@ class TrialResources(SpecPart):
     cpus: Cores = Field(default=1, ge=1)
     """CPU cores, such as 4."""
     gpus: Gpus = 0.0
-    """GPUs, such as 1 or 0.25, or auto. With auto, a trial gets a whole GPU until a trial like it was measured;
-    from then on, as many trials share a GPU as fit into its memory."""
+    """GPUs, such as 1 or 0.25, or auto. With auto, a trial gets a whole GPU until trials like it were measured. From
+    then on, as many trials share a GPU as are faster together and fit into its memory, if MPS runs on each node. Which
+    trials share a GPU changes no result."""
     accelerator_type: Text | None = None
     """Type of GPU by Ray's name, such as A100 or H100. Without it, any type."""
 

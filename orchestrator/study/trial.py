@@ -62,7 +62,7 @@ class Epoch:
     metrics: dict[str, float]
     """Metrics of the trainer, and three of the worker: epoch/seconds (busy since its last report), memory/peak_gb (most
     memory used so far) and memory/device_gb (memory of its device). The first two are missing if an earlier attempt
-    trained the epoch and was lost before its report."""
+    trained the epoch and was lost before its report. The driver adds gpu/share and gpu/trials."""
     provenance: dict[str, str] = dataclasses.field(default_factory=dict)
     """Facts that are no numbers: host, device, software, and the images that it was trained and scored on."""
 

@@ -50,27 +50,40 @@ def next_state_after(trial: Trial, failure: Failure, *, retries: int, gpus: floa
 class FailureStreak:
     """Consecutive failures of one kind. Any finished epoch, and a failure of another kind, starts a new streak.
 
-    Losses of a GPU are counted for each GPU, until an epoch finishes on it.
+    Losses of a GPU are counted for each GPU, until an epoch finishes on it. With MPS, an error of one trial ends all
+    trials that share its GPU: that is one loss.
     """
 
     def __init__(self) -> None:
         self._gpu_losses: Counter[str] = Counter()
+        self._lost_at: dict[str, float] = {}
+        """When each GPU was lost, by its last loss that was counted."""
         self._kind: tuple[FailureCause, str] | None = None
         self._trial_ids: list[str] = []
 
-    def reset(self, provenance: Mapping[str, str]) -> None:
+    def reset(self, provenance: Mapping[str, str], *, started_at: float) -> None:
         """End the streak, because an epoch finished.
 
         Args:
             provenance: facts of the epoch, with its `gpu`.
+            started_at: when its attempt started.
         """
         self._trial_ids = []
-        self._gpu_losses.pop(provenance.get("gpu", ""), None)
+        gpu = provenance.get("gpu", "")
+        # An epoch from before the loss, which is reported after it, says nothing about the GPU.
+        if started_at >= self._lost_at.get(gpu, started_at):
+            self._gpu_losses.pop(gpu, None)
 
-    def add(self, trial: Trial, failure: Failure) -> None:
-        """Add a failed trial to the streak, unless its failure says nothing about the setup."""
-        if failure.lost_gpu:
+    def add(self, trial: Trial, failure: Failure, *, started_at: float, now: float) -> None:
+        """Add a failed trial to the streak, unless its failure says nothing about the setup.
+
+        Args:
+            started_at: when the attempt started, in seconds of the clock of `now`.
+        """
+        # An attempt that was running when its GPU was lost before may have been lost with it.
+        if failure.lost_gpu and started_at >= self._lost_at.get(failure.lost_gpu, started_at):
             self._gpu_losses[failure.lost_gpu] += 1
+            self._lost_at[failure.lost_gpu] = now
 
         assert trial.cause is not None, "a failure has a cause"
 

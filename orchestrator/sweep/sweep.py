@@ -143,13 +143,8 @@ class Sweep:
     def _restore_totals(self) -> None:
         """Recompute from all trials what an uninterrupted driver would have summed up."""
         trials = [trial for study in self.studies for trial in study.trials]
-
-        # First every measurement, then the sums: a trial's GPU share depends on what others were measured to use.
-        for trial in trials:
-            self.gpu_allocator.update(trial.config, trial.last_metrics)
-
         self.num_started = len(trials)
-        self.gpu_hours = sum(trial.seconds * self.gpu_allocator.gpus_for(trial) for trial in trials) / 3600
+        self.gpu_hours = self.gpu_allocator.restore(trials)
         self._hours_before = self._lease.hours() if self._lease else 0.0
 
     @property
@@ -246,7 +241,7 @@ class Sweep:
 
     def on_start(self, trial_id: str) -> None:
         """Note that a worker starts a trial, which may have waited for a worker since it was assigned."""
-        self._assigned[trial_id].last_heard = self._clock()
+        self._assigned[trial_id].start(self._clock())
 
     def on_epoch(
         self, trial_id: str, epoch: int, metrics: dict[str, float], provenance: dict[str, str] | None = None
@@ -273,9 +268,9 @@ class Sweep:
                 return False
 
             # A finished epoch shows that machine, data and code work.
-            self._failure_streak.reset(provenance or {})
+            self._failure_streak.reset(provenance or {}, started_at=assignment.started_at)
+            metrics = self.gpu_allocator.add_epoch(stored, metrics, provenance or {}, self._clock())
             trial = stored.with_epoch(metrics, provenance or {})
-            self.gpu_allocator.update(trial.config, metrics)
             self.device_kinds.add(trial)
             self.gpu_hours += metrics.get(EPOCH_SECONDS, 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
 
@@ -319,7 +314,7 @@ class Sweep:
             study.search_table.save_stop_reason(trial.error_summary)
             self._close_study(study)
 
-        self._failure_streak.add(trial, failure)
+        self._failure_streak.add(trial, failure, started_at=assignment.started_at, now=self._clock())
         if not self.has_ended:
             self.halt = self._failure_streak.halt_after(failure, trial, self.spec.pause_after)
 
@@ -347,6 +342,7 @@ class Sweep:
     def _assign(self, study: Study, table: TrialTable, trial: Trial) -> Trial:
         self._summary_cache.invalidate(study)
         self._assigned[trial.trial_id] = Assignment(study, table, trial.number, self._clock())
+        self.gpu_allocator.assign(trial)
         self._tracker.sync(trial, table)
         return trial
 
@@ -362,6 +358,7 @@ class Sweep:
         self._summary_cache.invalidate(study)
         if trial.state is not TrialState.RUNNING:
             self._assigned.pop(trial.trial_id, None)
+            self.gpu_allocator.release(trial.trial_id, self._clock())
         self._tracker.sync(trial, table)
 
         if trial.state.is_finished:

@@ -25,6 +25,9 @@ DEVICE_LOST = re.compile(
     r"|CUDA-capable device\(s\) is/are busy or unavailable|no CUDA-capable device is detected"
     r"|invalid device context|driver shutting down"
     r")"
+    # Of MPS: a fatal error of one process ends all that share its GPU, and no new one starts until they have ended.
+    r"|MPS client failed to connect|MPS server and the MPS client failed|MPS server is not ready"
+    r"|the MPS client has been terminated|resources required to (?:create MPS client|support device connections)"
 )
 """Pattern of errors after which every later CUDA call of the process fails, and of errors of a missing GPU. CUDA's
 Runtime API says of the former that they leave the process in an inconsistent state."""

@@ -69,6 +69,7 @@ class TuneBridge:
 
         trial = None
         if len(self.trial_ids) < self._capacity.num_trials() + PREFETCHED_TRIALS:
+            self.sweep.gpu_allocator.num_gpus = self._capacity.num_gpus()
             trial = self.sweep.next_trial()
         if trial is None:
             return str(Searcher.FINISHED) if self.sweep.has_ended else None

@@ -52,7 +52,10 @@ class RayDriver:
         resources = {backbone: sweep.spec.resources.for_backbone(backbone) for backbone in sweep.spec.backbones}
         if sweep.spec.cluster.workers is None:
             check_resources_exist(resources)
-        capacity = ClusterCapacity([*resources.values()], sweep.spec.cluster.workers)
+        capacity = ClusterCapacity(
+            lambda: [sweep.gpu_allocator.smallest_resources(backbone) for backbone in resources],
+            sweep.spec.cluster.workers,
+        )
 
         # By default Tune stages a single pending trial, and a large cluster would start one worker at a time.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.num_trials())

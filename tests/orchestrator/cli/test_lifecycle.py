@@ -258,10 +258,10 @@ def test_resume_failed_goes_on_where_nothing_has_failed(
 
 @pytest.mark.parametrize(
     ("gpus", "precision", "count"),
-    [(1, None, "4 of 4"), (0.5, "fp32", "4 of 4"), (1, "tf32", ""), (1, "bf16", ""), (0, "fp32", "")],
+    [(1, None, "4 of 4"), (0.5, "fp32", "4 of 4"), ("auto", "tf32", ""), (1, "bf16", ""), (0, "fp32", "")],
 )
-def test_plan_says_in_words_what_fp32_costs_on_a_gpu(
-    gpus: float, precision: str | None, count: str, tmp_path: Path, sptune: Sptune, raw_spec: dict[str, Any]
+def test_plan_says_in_words_what_fp32_costs_on_a_gpu_and_what_sharing_one_needs(
+    gpus: float | str, precision: str | None, count: str, tmp_path: Path, sptune: Sptune, raw_spec: dict[str, Any]
 ) -> None:
     fixed = raw_spec["fixed"] | ({"precision": precision} if precision else {})
     raw = raw_spec | {"fixed": fixed, "resources": {"gpus": gpus, "cpus": 1}}
@@ -270,6 +270,7 @@ def test_plan_says_in_words_what_fp32_costs_on_a_gpu(
     assert code == 0
     warning = f"{count} studies train in fp32, in which a GPU is much slower than in bf16; `precision: bf16` in `fixed`"
     assert (warning in " ".join(said.split())) == bool(count) == ("much slower" in said)
+    assert ("trials that share a GPU take turns unless MPS runs on its node" in said) == (gpus in (0.5, "auto"))
 
 
 def test_plan_says_what_is_done_and_what_the_rest_costs(

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from orchestrator.doctor.checks import Finding, check_services, evaluate, raise_
 from orchestrator.doctor.node_probe import NodeReport, ProbeRequest, probe_node
 from orchestrator.environment.home import home_at
 from orchestrator.errors import ClusterError
+from tests.orchestrator.environment.test_mps import listening
 from trainer.data.tasks import open_task
 
 Sptune = Callable[..., tuple[int, str, str]]
@@ -125,6 +126,40 @@ def test_a_slow_cache_is_a_warning_that_stops_nothing(probe_request: ProbeReques
     (finding,) = evaluate(probe_request, "node b", report, required_gpus=0)
     assert (finding.verdict, finding.remedy[:31]) == ("warning", "SPTUNE_CACHE is on nfs4: a fold")
     raise_on_errors([finding])
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict", "meaning"),
+    [
+        (("auto",), "ok", "with gpus: auto, each trial gets a whole GPU"),
+        ((1.0, 0.25, "auto"), "warning", "trials with gpus: 0.25 take turns on their GPU"),
+        ((1.0, 2.0), "ok", "trials have whole GPUs and do not need it"),
+    ],
+)
+def test_a_machine_without_mps_is_named_with_what_follows_for_the_spec(
+    probe_request: ProbeRequest, shares: tuple[float | Literal["auto"], ...], verdict: str, meaning: str
+) -> None:
+    changed = dataclasses.replace(probe_request, gpus=True, gpu_shares=shares)
+    report = NodeReport(gpus=("NVIDIA H200",), mps_socket="/tmp/nvidia-mps/control")
+    finding, _ = evaluate(changed, "node b", report, required_gpus=1)
+    assert (finding.subject, finding.verdict) == ("MPS", verdict)
+    assert finding.detail == f"no daemon at /tmp/nvidia-mps/control: {meaning}"
+    needs_it = shares != (1.0, 2.0)
+    assert finding.remedy.startswith("Start the daemon there as docker/README.md says") is needs_it
+    raise_on_errors([finding])
+
+
+def test_mps_is_found_by_its_socket_on_a_machine_whatever_is_asked_of_it(
+    probe_request: ProbeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    with listening(tmp_path / "control"):
+        finding, _ = evaluate(probe_request, "node b", probe_node(probe_request), required_gpus=0)
+    assert (finding.subject, finding.verdict, finding.remedy) == ("MPS", "ok", "")
+    assert finding.detail == f"its daemon answers at {tmp_path}/control: trials that share a GPU run side by side"
+    # Without GPUs nobody misses it.
+    (machine,) = evaluate(probe_request, "node b", probe_node(probe_request), required_gpus=0)
+    assert machine.subject == "machine"
 
 
 def test_a_refusal_lists_all_errors_and_nothing_else() -> None:

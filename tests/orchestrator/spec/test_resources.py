@@ -11,25 +11,8 @@ from orchestrator.errors import SpecError
 from orchestrator.redaction import redact
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, TrialResources
-from orchestrator.study.trial import Phase, Trial, TrialState
-from orchestrator.sweep.gpu_sharing import GpuAllocator
-from trainer.config import TrainConfig
 
 NANO = "vit_nano_patch4_32.mae"
-
-
-def trial(backbone: str = NANO, method: str = "linear", share: int = 1) -> Trial:
-    phase: Phase = "search"
-    return Trial(
-        study="a study",
-        phase=phase,
-        number=0,
-        trial_id="0" * 12,
-        params={},
-        config=TrainConfig(task="demo/digits", method=method, backbone=backbone),
-        state=TrialState.RUNNING,
-        gpu_share_factor=share,
-    )
 
 
 def test_a_backbone_of_its_own_differs_in_what_it_says_and_in_nothing_else() -> None:
@@ -107,30 +90,6 @@ def test_a_text_is_shown_without_its_secrets(text: str, without: str) -> None:
 
 def test_addresses_are_all_that_a_cluster_needs_to_be_told() -> None:
     assert {*Cluster.model_fields} == {"home", "studies", "mlflow", "data", "weights", "address", "workers"}
-
-
-@pytest.mark.parametrize(
-    ("used", "gpus"), [(None, 1.0), (0.95, 1.0), (0.46, 1.0), (0.45, 0.5), (0.3, 1 / 3), (0.01, 1 / 8)]
-)
-def test_an_automatic_share_is_what_was_measured_and_a_whole_gpu_before(used: float | None, gpus: float) -> None:
-    sharing = GpuAllocator(Resources(gpus="auto"))
-    if used is not None:
-        sharing.update(trial().config, {"memory/peak_gb": used * 80, "memory/device_gb": 80.0})
-        sharing.update(trial().config, {"memory/peak_gb": 0.001, "memory/device_gb": 80.0})  # a lighter trial
-    assert sharing.resources_for(trial()).gpus == pytest.approx(gpus)
-    assert sharing.gpus_for(trial(method="full")) == 1.0, "what another method needs is not known"
-
-
-def test_a_trial_that_ran_out_of_memory_has_twice_the_automatic_share() -> None:
-    sharing = GpuAllocator(Resources(gpus="auto"))
-    sharing.update(trial().config, {"memory/peak_gb": 8.0, "memory/device_gb": 80.0})
-    assert [sharing.gpus_for(trial(share=share)) for share in (1, 2, 4, 64)] == [0.125, 0.25, 0.5, 1.0]
-
-
-def test_memory_of_a_trial_without_a_gpu_says_nothing_of_gpus() -> None:
-    sharing = GpuAllocator(Resources(backbones={"large": ResourceOverride(gpus="auto")}))
-    sharing.update(trial().config, {"memory/peak_gb": 1.0, "memory/device_gb": 80.0})
-    assert sharing.gpus_for(trial()) == 0
 
 
 NODES = [

@@ -42,12 +42,19 @@ LOST = [
     "context is destroyed",
     "invalid device context",
     "driver shutting down",
+    "MPS client failed to connect to the MPS control daemon or the MPS server",
+    "the remote procedural call between the MPS server and the MPS client failed",
+    "MPS server is not ready to accept new MPS client requests",
+    "the hardware resources required to create MPS client have been exhausted",
+    "the hardware resources required to support device connections have been exhausted",
+    "the MPS client has been terminated by the server",
 ]
 OTHERS = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
     RuntimeError("CUDA error: invalid configuration argument"),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx(...)`"),
     RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"),
+    RuntimeError("PyTorch is not linked with support for mps devices"),
     ValueError("CUDA out of memory"),
     OSError("No space left on device"),
 ]
@@ -69,6 +76,11 @@ def test_an_array_larger_than_the_machine_is_seen() -> None:
 def test_a_device_that_fails_from_now_on_is_a_lost_worker(kind: type[RuntimeError], text: str) -> None:
     error = kind(f"CUDA error: {text}{HINT.replace('cudaErrorMemoryAllocation', 'cudaErrorIllegalAddress')}")
     assert is_device_lost(error) and not is_out_of_memory(error)
+
+
+def test_mps_that_is_away_when_a_process_begins_is_a_lost_worker() -> None:
+    text = "Unexpected error from cudaGetDeviceCount(). Error 807: MPS server is not ready to accept new MPS client"
+    assert is_device_lost(RuntimeError(text))
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)

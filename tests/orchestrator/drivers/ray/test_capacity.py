@@ -50,8 +50,8 @@ def begin(config: TrainConfig, context: TrialContext, together: int) -> None:
         time.sleep(0.05)
 
 
-def thirty_percent(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
-    """A trial that uses 30 % of its GPU's memory, and writes down what it was given and when."""
+def writes_down(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """A trial that writes down what it was given and when."""
     given = ray.get_runtime_context().get_assigned_resources()
     began = time.time()
     begin(config, context, together=int(2 / given["GPU"]) if config.eval_split == "val" else 1)
@@ -59,20 +59,38 @@ def thirty_percent(config: TrainConfig, context: TrialContext, stop: Callable[[]
     measured = {"gpus": given.get("GPU", 0), "context": context.gpus, "began": began, "ended": time.time()}
     with Path(context.trials_folder, f"{began}-{config.lr}.json").open("w") as file:
         json.dump(measured, file)
-    yield Epoch(
-        epoch=1,
-        metrics={
-            f"{config.eval_split}/accuracy": config.lr,
-            "epoch/seconds": 0.5,
-            "memory/peak_gb": 24.0,
+    yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 0.5})
+
+
+def shares(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch]:
+    """A trial that is as fast beside others as alone. The first four of half a GPU wait for each other."""
+    folder, began = Path(context.trials_folder), time.time()
+    if context.gpus == 0.5:
+        (folder / f"half {os.getpid()} {config.lr} {config.seed}").touch()
+        while len([*folder.glob("half *")]) < 4 and time.time() < began + 60:
+            time.sleep(0.05)
+
+    (gpu,) = ray.get_gpu_ids()
+    for epoch in range(1, 7):
+        time.sleep(0.1)
+        metrics = {
+            "train/images_per_s": 100.0,
+            "epoch/seconds": 0.0,
+            "memory/peak_gb": 8.0,
             "memory/device_gb": 80.0,
-        },
-    )
+        }
+        if epoch == 6 or config.eval_split == "val":
+            metrics[f"{config.eval_split}/accuracy"] = config.lr
+        if epoch == 6:
+            measured = {"gpus": context.gpus, "began": began, "ended": time.time()}
+            (folder / f"{began}-{config.lr}.json").write_text(json.dumps(measured))
+        facts = {"gpu": f"GPU {gpu} of here", "device": "A100", "mps": "yes"}
+        yield Epoch(epoch=epoch, metrics=metrics, provenance=facts)
 
 
-def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep:
-    """A sweep of trials of an epoch, after its end."""
-    raw |= {"fixed": {"epochs": 1, "warmup_epochs": 0}}
+def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial, epochs: int = 1) -> Sweep:
+    """A sweep of trials of an epoch or more, after its end."""
+    raw |= {"fixed": {"epochs": epochs, "warmup_epochs": 0}}
     sweep = Sweep.resume(parse_spec(raw, "a test"), StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
     context = TrialContext(
         data_root=str(folder), trials_folder=str(folder), prototype_cache=str(folder), weights=None, cpus=1, gpus=0
@@ -81,17 +99,24 @@ def drive_small(raw: dict[str, Any], folder: Path, run_trial: RunTrial) -> Sweep
     return sweep
 
 
-def run(raw_study: dict[str, Any], resources: dict[str, Any], folder: Path) -> list[dict[str, float]]:
-    """What each trial of a sweep of 11 was given, in the order in which they began."""
+def run(
+    raw_study: dict[str, Any],
+    resources: dict[str, Any],
+    folder: Path,
+    run_trial: RunTrial = writes_down,
+    trials: int = 10,
+    epochs: int = 1,
+) -> list[dict[str, float]]:
+    """What each trial of a sweep was given, in the order in which they began. One of them is a final trial."""
     raw = raw_study | {
-        "search": {"trials": 10, "max_concurrent": 8},
+        "search": {"trials": trials, "max_concurrent": 8, "pruner": {"type": "none"}},
         "final": {"seeds": [1]},
         "resources": resources,
     }
-    drive_small(raw, folder, thirty_percent)
-    trials = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-    assert len(trials) == 11
-    return sorted(trials, key=lambda trial: trial["began"])
+    drive_small(raw, folder, run_trial, epochs)
+    given = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    assert len(given) == trials + 1
+    return sorted(given, key=lambda trial: trial["began"])
 
 
 def most_at_once(trials: list[dict[str, float]]) -> int:
@@ -107,12 +132,13 @@ def test_trials_of_half_a_gpu_run_in_twos_on_each(raw_study: dict[str, Any], tmp
     assert most_at_once(trials) == 4
 
 
-def test_an_automatic_share_begins_with_whole_gpus_and_then_follows_measurements(
-    raw_study: dict[str, Any], tmp_path: Path
+def test_an_automatic_share_begins_with_whole_gpus_and_then_more_trials_run_at_once(
+    raw_study: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trials = run(raw_study, {"gpus": "auto", "accelerator_type": "A100"}, tmp_path)
-    assert trials[0]["gpus"] == 1.0, "nothing like it was measured"
-    assert trials[-1]["gpus"] == pytest.approx(1 / 3, abs=1e-3), "three times 30 % fit in 90 %"
+    monkeypatch.setattr("orchestrator.sweep.gpu_occupancy.REPORT_DELAY_S", 0.0)
+    trials = run(raw_study, {"gpus": "auto", "accelerator_type": "A100"}, tmp_path, shares, trials=16, epochs=6)
+    assert [trial["gpus"] for trial in trials[:2]] == [1.0, 1.0], "nothing like them was measured"
+    assert most_at_once([trial for trial in trials if trial["gpus"] == 0.5]) >= 4, "two on each GPU"
 
 
 def test_trials_that_fit_no_node_are_refused_with_the_resources_that_exist(
