@@ -6,6 +6,7 @@ Shapes: M images, B images of a batch, N patch tokens an image, D width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,16 +36,17 @@ def token_stream(
     size = min(size, len(images)) if isinstance(size, int) else size
     rows_M = torch.from_numpy(nested_subset(images.labels_N.cpu().numpy(), size))
 
-    # An image's crop must not depend on its batch, because batches become smaller when memory runs out.
-    generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
-    crops_M5 = None
-    if images.view == "whole":
-        crops_M5 = random_crops(images.whole_sizes(rows_M), config.transform, generator)
+    @functools.cache
+    def draw_crops() -> Tensor:
+        # All at once: batches become smaller when memory runs out, and an image's crop must not depend on its batch.
+        # Only when an image is needed: a set of prototypes in the cache needs none.
+        generator = torch.Generator().manual_seed(config.stream_seed("prototype crops"))
+        return random_crops(images.whole_sizes(rows_M), config.transform, generator)
 
     def images_of(rows_B: Tensor) -> Tensor:
-        if crops_M5 is None:
+        if images.view == "fixed":
             return images.take(rows_M[rows_B])
-        return images.take_crops(rows_M[rows_B], crops_M5[rows_B], config.pixels, config.transform)
+        return images.take_crops(rows_M[rows_B], draw_crops()[rows_B], config.pixels, config.transform)
 
     return TokenStream(backbone=backbone, num_images=len(rows_M), images_of=images_of, num_layers=num_layers)
 
