@@ -48,7 +48,7 @@ from trainer.catalog import BACKBONES, PROTOTYPE_INITS
 from trainer.config import TrainConfig
 from trainer.model.backbone import Backbone, build_vit
 from trainer.prompt_init.strategies import build_prototypes
-from trainer.prompt_init.token_stream import TokenStream
+from trainer.prompt_init.token_stream import TokenStream, with_all_tokens
 
 CPU_BATCH = {"nano": 32, "tiny": 8, "small": 8, "base": 4, "large": 1}
 """Images per step on two cores, by the size of the network."""
@@ -172,6 +172,8 @@ def prototypes_of(device: str) -> Iterator[dict[str, Any]]:
                 images_of=lambda rows_B, of=images_NCHW: of[rows_B.to(device)],  # type: ignore[misc]
                 num_layers=row.num_layers,
             )
+            if prompt_init == "kmeans":
+                stream = with_all_tokens(stream)
             build_prototypes(stream, prompt_init=prompt_init, prompt_length=20, seed=0)
             wait_for(device)
             cost = {"images": images, "layers": row.num_layers, "prompt_length": 20}

@@ -146,8 +146,11 @@ def test_a_step_that_reads_a_value_or_mixes_devices_would_be_found(tiny: Callabl
             run.step()
 
 
-@pytest.mark.parametrize("prompt_init", ["random", "mean_pool", "max_pool", "kmeans"])
-def test_prototypes_of_every_strategy_are_built_on_the_gpu(prompt_init: str) -> None:
+@pytest.mark.parametrize(
+    ("prompt_init", "layers_at_once"),
+    [("random", 0), ("mean_pool", 0), ("max_pool", 0), ("kmeans", 0), ("kmeans", 1), ("kmeans", 2)],
+)
+def test_prototypes_of_every_strategy_are_built_on_the_gpu(prompt_init: str, layers_at_once: int) -> None:
     network = without_values(BACKBONES[BUNDLED])
     with fake_gpu(), AnyValues():
         network.to_empty(device=GPU)
@@ -156,6 +159,7 @@ def test_prototypes_of_every_strategy_are_built_on_the_gpu(prompt_init: str) -> 
             num_images=2,
             images_of=lambda rows_B: torch.empty(len(rows_B), 3, 32, 32, dtype=torch.uint8, device=GPU),
             num_layers=2,
+            layers_at_once=layers_at_once,
         )
         prompt_LPD = build_prototypes(stream, prompt_init=prompt_init, prompt_length=3, seed=0)
     assert (prompt_LPD.device, prompt_LPD.shape) == (torch.device(GPU), (2, 3, 96))

@@ -21,8 +21,17 @@ from trainer.data.split import load_split
 from trainer.data.transforms import TransformName, random_crops
 from trainer.model import precision as precision_module
 from trainer.model.backbone import load_backbone
-from trainer.model.gpu_kernels import describe_arithmetic, device_kind, gpu_arithmetic
-from trainer.prompt_init.kmeans import kmeans
+from trainer.model.gpu_kernels import (
+    check_repeatable,
+    describe_arithmetic,
+    device_kind,
+    gpu_arithmetic,
+    repeatable,
+)
+from trainer.prompt_init.batched_kmeans import batched_kmeans
+from trainer.prompt_init.kmeans import inertia, kmeans
+from trainer.prompt_init.strategies import build_prototypes
+from trainer.prompt_init.token_stream import TokenStream, with_all_tokens
 from trainer.storage.run_results import read_run_card
 from trainer.training.checkpoint import load_state
 from trainer.training.loop import TrainingInterrupted, train
@@ -162,9 +171,35 @@ def test_the_patch_embedding_has_the_digits_of_fp32() -> None:
 
 
 def test_kmeans_gives_the_same_bits_twice() -> None:
-    points_ND = torch.randn(20_000, 96, generator=torch.Generator().manual_seed(0)).cuda()
-    one, two = (kmeans(points_ND, 20, torch.Generator().manual_seed(1)) for _ in range(2))
+    points_LND = torch.randn(3, 70_000, 96, generator=torch.Generator().manual_seed(0)).cuda()
+    check_repeatable("cuda")
+    # torch raises for an operation that would not repeat.
+    with repeatable("fp32", "cuda"):
+        one, two = (batched_kmeans(points_LND, 20, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_kmeans_of_a_gpu_is_as_good_as_that_of_a_cpu() -> None:
+    points_LND = torch.randn(3, 10_000, 32, generator=torch.Generator().manual_seed(0))
+    with gpu_arithmetic("fp32", "cuda"):
+        there_LKD = batched_kmeans(points_LND.cuda(), 20, torch.Generator().manual_seed(1)).cpu()
+    generator = torch.Generator().manual_seed(1)
+    for points_ND, there_KD in zip(points_LND, there_LKD, strict=True):
+        here_KD = kmeans(points_ND, 20, generator)
+        assert inertia(points_ND, there_KD) == pytest.approx(inertia(points_ND, here_KD), rel=0.01)
+
+
+@pytest.mark.parametrize("layers_at_once", [2, 5])
+def test_prototypes_of_all_tokens_repeat_their_bits(data_root: str, layers_at_once: int) -> None:
+    backbone = load_backbone("vit_nano_patch4_32.mae", device="cuda")
+    images = load_split(data_root, "demo/digits", "train", 100, 32, "cuda")
+    stream = TokenStream(
+        backbone=backbone, num_images=100, images_of=images.take, num_layers=5, layers_at_once=layers_at_once
+    )
+    one, two = (build_prototypes(stream, prompt_init="kmeans", prompt_length=10, seed=0) for _ in range(2))
+    assert torch.equal(one, two)
+    # All tokens of 100 small images fit on any GPU.
+    assert with_all_tokens(stream).layers_at_once == 5
 
 
 def test_prototypes_of_a_gpu_and_of_a_cpu_are_kept_apart(

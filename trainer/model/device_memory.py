@@ -20,11 +20,16 @@ def memory_gb(device: str) -> tuple[float, float]:
     """
     if torch.device(device).type == "cuda":
         peak_gb = torch.cuda.max_memory_reserved(device) / 1e9 + CUDA_CONTEXT_GB
-        return peak_gb, torch.cuda.get_device_properties(device).total_memory / 1e9
+        return peak_gb, total_bytes(device) / 1e9
 
     # Linux counts the peak in KiB.
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return peak_bytes / 1e9, usable_memory() / 1e9
+
+
+def total_bytes(device: str | torch.device) -> int:
+    """Return the total memory of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def reset_peak_memory(device: str) -> None:

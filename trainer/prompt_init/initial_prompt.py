@@ -1,7 +1,7 @@
 """The prompt's initial value, and the prototype cache: each set of prototypes is built once and shared by all trials.
 
-A set's key is a hash of what it is built from: network, images, strategy, length, seed, and the kind of GPU. Sets are
-built in float32 for every precision of training.
+A set's key is a hash of what it is built from: network, images, strategy, length, seed, the kind of GPU, and the tokens
+that k-means clusters there. Sets are built in float32 for every precision of training.
 Shapes: L prompted layers, P prompt_length, D width.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 
@@ -19,12 +20,15 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
 from trainer.model.backbone import Backbone
+from trainer.model.device_errors import is_out_of_memory
 from trainer.model.gpu_kernels import device_kind
 from trainer.prompt_init.strategies import build_prototypes, uniform_prompt
-from trainer.prompt_init.token_stream import token_stream
+from trainer.prompt_init.token_stream import TokenStream, token_stream, with_all_tokens
 from trainer.storage.files import write_bytes
 from trainer.storage.integrity import read_or_set_aside
 from trainer.storage.tensors import pack_tensors, unpack_tensors
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +76,53 @@ def initial_prompt(
     if config.init_task is not None:
         images = _images_of_init_task(config, data_root, device, cache)
 
+    stream = token_stream(config, backbone, images, num_layers, config.init_images)
+    if config.prompt_init == "kmeans":
+        with_all = with_all_tokens(stream)
+        if with_all.layers_at_once:
+            try:
+                return _stored_or_built(config, images, with_all, prototype_cache)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+
+            # Outside the handler: the exception that it holds keeps the tokens in memory.
+            torch.cuda.empty_cache()
+            log.warning(
+                "out of memory in k-means over all %d tokens of each of %d layers: it clusters a sample of %d tokens a "
+                "layer instead, so prototypes differ from those of the same GPU with more free memory",
+                with_all.num_clustered,
+                with_all.layers_at_once,
+                stream.num_clustered,
+            )
+
+    return _stored_or_built(config, images, stream, prototype_cache)
+
+
+def _stored_or_built(
+    config: TrainConfig, images: Split, stream: TokenStream, prototype_cache: str | None
+) -> InitialPrompt:
+    """Return the prototypes of a stream from the cache, or build them and keep them there."""
+    assert config.prompt_length is not None and config.prompt_init is not None, "a method with prompts"
+    device = images.labels_N.device
+
     # The key of a stored set: a change of these names or of their values makes all sets of a cache unreachable.
     content: dict[str, object] = {
-        "backbone": backbone.sha256,
+        "backbone": stream.backbone.sha256,
         "normalize": config.normalize,
         "images": images.fingerprint,
         "init_images": config.init_images,
-        "layers": num_layers,
+        "layers": stream.num_layers,
         "prompt_init": config.prompt_init,
         "prompt_length": config.prompt_length,
         "seed": config.seed,
     }
-    # Other kinds of GPU round in other ways, so their sets differ in last bits. Those of a CPU keep the key of 0.1.0.
-    if torch.device(device).type == "cuda":
+    # Other kinds of GPU round in other ways, so their sets differ in last bits, and those with more memory cluster more
+    # tokens. Sets of a CPU keep the key of 0.1.0.
+    if device.type == "cuda":
         content["device"] = device_kind(device)
+        if config.prompt_init == "kmeans":
+            content |= {"clustered_tokens": stream.num_clustered, "layers_at_once": stream.layers_at_once}
 
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     location = f"{prototype_cache}/{key}.safetensors"
@@ -97,12 +134,15 @@ def initial_prompt(
 
     started = time.perf_counter()
     prompt_LPD = build_prototypes(
-        token_stream(config, backbone, images, num_layers, config.init_images),
-        prompt_init=str(config.prompt_init),
+        stream,
+        prompt_init=config.prompt_init,
         prompt_length=config.prompt_length,
         seed=config.stream_seed("prototypes"),
     ).cpu()
     seconds = time.perf_counter() - started
+    if stream.layers_at_once:
+        # Or this process would hold the memory of all tokens while it trains, and others on the GPU would lack it.
+        torch.cuda.empty_cache()
 
     # Two trials that build the same set at once write the same values: no lock is needed.
     if prototype_cache is not None:

@@ -1,6 +1,4 @@
-"""k-means in torch, on the device of the points: k-means++ seeding, then Lloyd's iterations.
-
-A GPU gives the same bits each time.
+"""k-means in torch, for a CPU: k-means++ seeding, then Lloyd's iterations. A GPU computes `batched_kmeans`.
 
 Seeding: Arthur and Vassilvitskii, SODA 2007, in its greedy form, as scikit-learn does: each step draws several
 candidates and keeps the best. Shapes: N points, R points of a sample, K clusters, C candidates, D width.
@@ -32,7 +30,7 @@ def kmeans(points_ND: Tensor, num_clusters: int, generator: torch.Generator, max
 
     # The starts compete on a sample: on all points each of them would cost as much as the final iterations.
     rows_R = torch.randperm(len(points_ND), generator=generator)[: max(SAMPLE, 40 * num_clusters)]
-    sample_RD = points_ND[rows_R.to(points_ND.device)]
+    sample_RD = points_ND[rows_R]
     starts = [
         _lloyd(sample_RD, _plus_plus(sample_RD, num_clusters, generator), max_iterations=max_iterations)
         for _ in range(STARTS)
@@ -97,11 +95,10 @@ def _plus_plus(points_ND: Tensor, num_clusters: int, generator: torch.Generator)
     nearest_N = _squared_distances(points_ND, squares_N, points_ND[rows])[:, 0]
 
     while len(rows) < num_clusters:
-        # In float64, because a float32 running sum over many points loses the small distances. On the CPU, because a
-        # GPU's running sum differs from call to call.
-        mass_N = nearest_N.double().cpu().cumsum(0)
+        # In float64, because a float32 running sum over many points loses the small distances.
+        mass_N = nearest_N.double().cumsum(0)
         drawn_C = torch.rand(num_candidates, generator=generator, dtype=torch.float64) * mass_N[-1]
-        candidates_C = torch.searchsorted(mass_N, drawn_C).clamp(max=len(points_ND) - 1).to(points_ND.device)
+        candidates_C = torch.searchsorted(mass_N, drawn_C).clamp(max=len(points_ND) - 1)
 
         # Keep the candidate that leaves the smallest sum of squared distances.
         distance_NC = _squared_distances(points_ND, squares_N, points_ND[candidates_C])

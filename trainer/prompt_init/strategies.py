@@ -1,12 +1,14 @@
 """Prototypes: patch tokens of real images in the frozen network, as the prompt's initial value (SPT, section 3).
 
-Images pass through the network once, a batch at a time. Only the tokens that a strategy draws are kept.
-Shapes: M images, B images of a batch, L prompted layers, N patch tokens an image, S samples, R tokens of a layer,
-P prompt_length, D width.
+Images pass through the network a batch at a time: once, or once for each group of layers whose tokens are clustered
+together. Only the tokens that a strategy draws or clusters are kept.
+Shapes: M images, B images of a batch, L prompted layers, l layers of a group, N patch tokens an image, S samples,
+R tokens of a layer, P prompt_length, D width.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from trainer.model.backbone import Backbone
 from trainer.model.gpu_kernels import gpu_arithmetic
+from trainer.prompt_init.batched_kmeans import batched_kmeans
 from trainer.prompt_init.kmeans import kmeans
 from trainer.prompt_init.token_stream import TokenStream
 
@@ -105,17 +108,45 @@ def _pool_tokens(pool: str, stream: TokenStream, prompt_length: int, generator: 
 def _cluster_tokens(stream: TokenStream, prompt_length: int, generator: torch.Generator) -> Tensor:
     """Return P cluster centres of the tokens, layer by layer.
 
-    If the tokens do not fit in `stream.token_bytes`, a uniform sample of them is clustered.
+    Which tokens are clustered is up to the stream: all of some layers at a time, or a uniform sample of all layers.
     """
-    # Four bytes a value: the tokens of all layers are held in float32.
-    num_fitting = stream.token_bytes // (4 * stream.num_layers * stream.backbone.embed_dim)
-    num_tokens = min(num_fitting, stream.num_images * stream.backbone.num_patches)
+    num_tokens = stream.num_clustered
     if prompt_length > num_tokens:
         raise ValueError(f"kmeans needs as many tokens as clusters, got {num_tokens} for {prompt_length}.")
 
+    device = stream.backbone.mean_C11.device
+    if stream.layers_at_once:
+        starts = range(0, stream.num_layers, stream.layers_at_once)
+        groups = [range(start, min(start + stream.layers_at_once, stream.num_layers)) for start in starts]
+        with gpu_arithmetic("fp32", device):
+            # No name for the tokens: those of two groups would be in memory.
+            return torch.cat(
+                [batched_kmeans(_tokens_of_layers(stream, layers), prompt_length, generator) for layers in groups]
+            )
+
     tokens_LRD = sample_tokens(_all_tokens, stream, num_tokens, generator)
-    with gpu_arithmetic("fp32", tokens_LRD.device):
-        return torch.stack([kmeans(tokens_RD, prompt_length, generator) for tokens_RD in tokens_LRD])
+    if device.type == "cuda":
+        with gpu_arithmetic("fp32", device):
+            return batched_kmeans(tokens_LRD, prompt_length, generator)
+
+    # On a CPU the batch takes twice as long, and prototypes keep their bits.
+    return torch.stack([kmeans(tokens_RD, prompt_length, generator) for tokens_RD in tokens_LRD])
+
+
+def _tokens_of_layers(stream: TokenStream, layers: range) -> Tensor:
+    """Return all tokens ``[l, R, D]`` that enter l consecutive layers, image after image."""
+    device = stream.backbone.mean_C11.device
+    shape = (len(layers), stream.num_images, stream.backbone.num_patches, stream.backbone.embed_dim)
+    tokens_lMND = torch.empty(shape, device=device)
+
+    def keep(rows_B: Tensor, layer: int, tokens_BND: Tensor) -> None:
+        if layer in layers:
+            # The rows of a batch follow each other: a slice needs no copy of them on the device.
+            first = int(rows_B[0])
+            tokens_lMND[layer - layers.start, first : first + len(rows_B)] = tokens_BND
+
+    dataclasses.replace(stream, num_layers=layers.stop).for_each_batch(torch.arange(stream.num_images), keep)
+    return tokens_lMND.flatten(1, 2)
 
 
 def _all_tokens(tokens_BND: Tensor) -> Tensor:

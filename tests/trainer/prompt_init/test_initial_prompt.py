@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import random
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +28,11 @@ from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
 from trainer.data.subsets import nested_subset
 from trainer.data.transforms import View
-from trainer.model.backbone import Backbone, load_backbone
+from trainer.model.backbone import Backbone, load_backbone, vit_nano_patch4_32
 from trainer.prompt_init import initial_prompt as initial
 from trainer.prompt_init.initial_prompt import InitialPrompt, initial_prompt
 from trainer.prompt_init.strategies import build_prototypes
-from trainer.prompt_init.token_stream import token_stream
+from trainer.prompt_init.token_stream import ALL_TOKENS_SHARE, TokenStream, token_stream, with_all_tokens
 
 Configs = Callable[..., TrainConfig]
 
@@ -139,25 +142,134 @@ def test_configs_that_differ_only_in_training_share_a_set(
     assert len(files_of(tmp_path)) == 1 and not bool(first.prompt_LPD.eq(MARK).any())
 
 
-def test_each_kind_of_gpu_has_sets_of_its_own_and_no_cpu_reads_them(
-    tiny: Configs, digits: Split, backbone: Backbone, data_root: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    locations: list[str] = []
-    stored = InitialPrompt(torch.zeros(5, 3, 96))
-
-    def read(location: str, _: object) -> InitialPrompt:
-        locations.append(location)
-        return stored
-
-    monkeypatch.setattr(initial, "read_or_set_aside", read)
+@pytest.fixture
+def on_gpu(
+    tiny: Configs, backbone: Backbone, digits: Split, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, int], Split]:
+    """Return the digits as on a GPU of some kind and with room for all tokens of some layers. A CPU computes."""
     with FakeTensorMode():
-        on_gpu = dataclasses.replace(digits, labels_N=torch.empty(len(digits), dtype=torch.int64, device="cuda:0"))
+        labels_N = torch.empty(len(digits), dtype=torch.int64, device="cuda:0")
+    stream = token_stream(tiny(), backbone, digits, 5, 10)
+    monkeypatch.setattr(initial, "token_stream", lambda *_: stream)
 
-    for images, gpu in ((digits, ""), (on_gpu, "NVIDIA H200"), (on_gpu, "NVIDIA A100"), (on_gpu, "NVIDIA H200")):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, gpu=gpu: gpu)
-        initial_prompt(tiny(), backbone, images, data_root=data_root, prototype_cache="bank")
+    def on_gpu(kind: str, layers_at_once: int) -> Split:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: kind)
+        monkeypatch.setattr(
+            initial, "with_all_tokens", lambda stream: dataclasses.replace(stream, layers_at_once=layers_at_once)
+        )
+        return dataclasses.replace(digits, labels_N=labels_N)
 
-    assert len(set(locations)) == 3 and locations[1] == locations[3]
+    return on_gpu
+
+
+def test_each_kind_of_gpu_has_sets_of_its_own_and_no_cpu_reads_them(
+    tiny: Configs, digits: Split, build: Callable[..., InitialPrompt], on_gpu: Callable[..., Split], tmp_path: Path
+) -> None:
+    counts = []
+    for prompt_init in ("kmeans", "random"):
+        for kind in ("", "NVIDIA H200", "NVIDIA A100", "NVIDIA H200"):
+            build(tiny(prompt_init=prompt_init), images=on_gpu(kind, 0) if kind else digits)
+            counts.append(len(files_of(tmp_path)))
+    assert counts == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_the_tokens_that_kmeans_clusters_on_a_gpu_are_part_of_the_key(
+    tiny: Configs,
+    build: Callable[..., InitialPrompt],
+    on_gpu: Callable[..., Split],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    freed: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(files_of(tmp_path))))
+    for count, (prompt_init, layers_at_once) in enumerate(
+        [("kmeans", 0), ("kmeans", 2), ("kmeans", 5), ("random", 0)], start=1
+    ):
+        build(tiny(prompt_init=prompt_init), images=on_gpu("NVIDIA H200", layers_at_once))
+        assert len(files_of(tmp_path)) == count
+    # The other strategies do not depend on it.
+    build(tiny(prompt_init="random"), images=on_gpu("NVIDIA H200", 5))
+    build(tiny(), images=on_gpu("NVIDIA H200", 2))
+    assert len(files_of(tmp_path)) == 4
+    # The memory of all tokens is free for other processes as soon as a set is built.
+    assert freed == [1, 2]
+
+
+def test_kmeans_clusters_a_sample_if_the_memory_for_all_tokens_is_taken(
+    tiny: Configs,
+    build: Callable[..., InitialPrompt],
+    on_gpu: Callable[..., Split],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sample = build(tiny(), images=on_gpu("NVIDIA H200", 0))
+    (file,) = files_of(tmp_path)
+
+    def without_room(stream: TokenStream, **options: Any) -> Tensor:
+        assert stream.layers_at_once == 5, "the sample is in the cache"
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.35 GiB.")
+
+    monkeypatch.setattr(initial, "build_prototypes", without_room)
+    assert torch.equal(build(tiny(), images=on_gpu("NVIDIA H200", 5)).prompt_LPD, sample.prompt_LPD)
+    assert caplog.messages == [
+        "out of memory in k-means over all 640 tokens of each of 5 layers: it clusters a sample of 640 tokens a "
+        "layer instead, so prototypes differ from those of the same GPU with more free memory"
+    ]
+
+    # Its set is not taken for one of all tokens, which the next run with enough memory builds.
+    assert files_of(tmp_path) == [file]
+    monkeypatch.setattr(initial, "build_prototypes", build_prototypes)
+    build(tiny(), images=on_gpu("NVIDIA H200", 5))
+    assert len(files_of(tmp_path)) == 2
+
+    # Any other error is an error.
+    monkeypatch.setattr(initial, "build_prototypes", without_luck)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        build(tiny(seed=1), images=on_gpu("NVIDIA H200", 5))
+
+
+def without_luck(stream: TokenStream, **options: Any) -> Tensor:
+    if stream.layers_at_once:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return torch.zeros(5, 3, 96)
+
+
+@pytest.mark.parametrize(("device", "at_once"), [("cuda:0", 5), ("cuda:1", 2), ("cuda:2", 0), ("cpu", 0)])
+def test_a_gpu_clusters_what_fits_in_a_part_of_its_total_memory(
+    device: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer_bytes = 40 * 64 * 96 * 4
+    # One byte less than a further layer takes; the third GPU lacks room for a layer.
+    room = {"cuda:0": 6 * layer_bytes - 1, "cuda:1": 3 * layer_bytes - 1, "cuda:2": layer_bytes - 1}
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(total_memory=int(room[str(device)] / ALL_TOKENS_SHARE)),
+    )
+    network = Backbone(vit_nano_patch4_32(), readout="mean", sha256="")
+    with FakeTensorMode():
+        network.mean_C11 = torch.empty(3, 1, 1, device=device)
+    stream = TokenStream(backbone=network, num_images=40, images_of=lambda rows_B: rows_B, num_layers=5)
+    assert with_all_tokens(stream).layers_at_once == at_once
+
+
+def test_sets_of_a_cpu_have_the_key_of_the_first_version(
+    tiny: Configs, build: Callable[..., InitialPrompt], backbone: Backbone, digits: Split, tmp_path: Path
+) -> None:
+    build(tiny())
+    content = {
+        "backbone": backbone.sha256,
+        "normalize": "backbone",
+        "images": digits.fingerprint,
+        "init_images": 1.0,
+        "layers": 5,
+        "prompt_init": "kmeans",
+        "prompt_length": 3,
+        "seed": 42,
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    assert [file.stem for file in files_of(tmp_path)] == [key]
 
 
 def test_any_change_of_the_content_builds_another_set(

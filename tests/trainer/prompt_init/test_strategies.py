@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from trainer.data.split import load_split
 from trainer.model.backbone import Backbone
 from trainer.prompt_init.kmeans import SAMPLE, inertia, kmeans
 from trainer.prompt_init.strategies import PROMPT_INITS, build_prototypes, pool_windows
-from trainer.prompt_init.token_stream import TokenStream
+from trainer.prompt_init.token_stream import MOST_GROUPS, TokenStream, layers_that_fit
 
 LENGTHS = (1, 5, 10, 20, 50, 64, 100, 196)
 POOLS = ("mean_pool", "max_pool")
@@ -210,6 +211,91 @@ def test_kmeans_holds_no_more_tokens_than_fit_in_its_memory(backbone: Backbone, 
         with pytest.raises(ValueError, match="clusters") as caught:
             build_prototypes(stream, prompt_init="kmeans", prompt_length=held + 1, seed=0)
         assert str(caught.value) == f"kmeans needs as many tokens as clusters, got {held} for {held + 1}."
+
+
+@pytest.mark.parametrize("layers_at_once", [1, 2, 3, 4, 5])
+def test_kmeans_of_all_tokens_reads_the_images_once_for_each_group_of_layers(
+    backbone: Backbone, layers_at_once: int
+) -> None:
+    # A sample would hold three tokens a layer.
+    whole = stream_of(backbone, 6, batch_size=4, token_bytes=4 * 5 * 96 * 3, layers_at_once=layers_at_once)
+    stream, seen = counting(whole)
+    prototypes_LPD = build_prototypes(stream, prompt_init="kmeans", prompt_length=1, seed=0)
+    expected_LD = torch.stack([tokens_MND.flatten(0, 1).mean(dim=0) for tokens_MND in all_tokens(backbone, 6)])
+    torch.testing.assert_close(prototypes_LPD[:, 0], expected_LD, rtol=1e-4, atol=1e-5)
+    assert seen == [0, 1, 2, 3, 4, 5] * math.ceil(5 / layers_at_once)
+
+
+def all_tokens(backbone: Backbone, num_images: int) -> list[Tensor]:
+    return list(backbone.patch_tokens(noise_images(num_images)))
+
+
+def test_kmeans_of_all_tokens_is_the_same_for_any_groups_of_layers(backbone: Backbone) -> None:
+    whole_LPD, *grouped = (
+        build_prototypes(
+            stream_of(backbone, 6, layers_at_once=layers_at_once), prompt_init="kmeans", prompt_length=7, seed=1
+        )
+        for layers_at_once in (5, 1, 2, 3)
+    )
+    for prototypes_LPD in grouped:
+        for tokens_MND, whole_PD, prototypes_PD in zip(all_tokens(backbone, 6), whole_LPD, prototypes_LPD, strict=True):
+            tokens_RD = tokens_MND.flatten(0, 1)
+            assert inertia(tokens_RD, prototypes_PD) == pytest.approx(inertia(tokens_RD, whole_PD), rel=0.01)
+
+
+def test_kmeans_of_all_tokens_needs_as_many_tokens_as_clusters(backbone: Backbone) -> None:
+    stream = stream_of(backbone, 2, token_bytes=0, layers_at_once=2)
+    assert stream.num_clustered == 128 and dataclasses.replace(stream, layers_at_once=0).num_clustered == 0
+    with pytest.raises(ValueError, match="clusters") as caught:
+        build_prototypes(stream, prompt_init="kmeans", prompt_length=129, seed=0)
+    assert str(caught.value) == "kmeans needs as many tokens as clusters, got 128 for 129."
+
+
+CUB_LAYER = 5994 * 196 * 768 * 4
+"""Bytes of the tokens of CUB-200 at a layer of ViT-B."""
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "layer_bytes", "room_bytes", "at_once"),
+    [
+        # CUB-200 in two fifths of an H200, of an A100 of 80 GB and of 40 GB, and of 24 GB.
+        (12, CUB_LAYER, int(0.4 * 150.1e9), 12),
+        (12, CUB_LAYER, int(0.4 * 85.1e9), 6),
+        (12, CUB_LAYER, int(0.4 * 42.3e9), 4),
+        (12, CUB_LAYER, int(0.4 * 25.3e9), 0),
+        # A thousand images in 24 GB and in 16 GB, and the one layer of a shallow prompt.
+        (12, 1000 * 196 * 768 * 4, int(0.4 * 25.3e9), 12),
+        (12, 1000 * 196 * 768 * 4, int(0.4 * 16.9e9), 6),
+        (1, CUB_LAYER, int(0.4 * 25.3e9), 1),
+        # To the byte: all layers, a byte less, four groups, a byte less; one layer, a byte less.
+        (12, 100, 1200, 12),
+        (12, 100, 1199, 6),
+        (12, 100, 300, 3),
+        (12, 100, 299, 0),
+        (1, 100, 100, 1),
+        (1, 100, 99, 0),
+        # Layers that do not divide into equal groups; more room than layers; no room.
+        (5, 100, 400, 3),
+        (7, 100, 200, 2),
+        (24, 100, 10**12, 24),
+        (12, 100, 0, 0),
+    ],
+)
+def test_all_tokens_are_held_of_as_many_layers_as_fit(
+    num_layers: int, layer_bytes: int, room_bytes: int, at_once: int
+) -> None:
+    assert layers_that_fit(num_layers, layer_bytes, room_bytes) == at_once
+
+
+def test_groups_of_layers_fit_are_few_and_are_as_equal_as_possible() -> None:
+    for num_layers, fitting, spare in itertools.product(range(1, 33), range(34), (0, 99)):
+        at_once = layers_that_fit(num_layers, 100, 100 * fitting + spare)
+        assert at_once <= min(fitting, num_layers)
+        if at_once:
+            num_groups = math.ceil(num_layers / at_once)
+            assert num_groups == math.ceil(num_layers / fitting) <= MOST_GROUPS
+        else:
+            assert fitting * MOST_GROUPS < num_layers
 
 
 def digit_images(data_root: str, number: int) -> Tensor:
