@@ -120,9 +120,11 @@ def train(
         draw=config.draw,
     )
     steps_per_epoch = _steps_per_epoch(config, len(train_split))
+    # Before training: otherwise images that cannot be read would be found only after hours.
     if config.eval_split == "test":
-        # Before training: otherwise unreadable test images would be found only after hours.
         prepare_test_split(data_root, config.task, config.pixels, config.transform, cache)
+    elif config.eval_every > 1:
+        _load_eval_split(config, load)
 
     # Prototypes: the initial value of the prompt.
     initial = initial_prompt(
@@ -231,9 +233,9 @@ def train(
                     start = nmi_metrics(initial.prompt_LPD.to(device), nmi_tokens_LTD)
                     metrics |= {initial_of(name): value for name, value in start.items()}
 
-            # Scores. A search run is scored on val each epoch; a final run is scored on test at its last epoch.
+            # Scores. A search run is scored on val every `eval_every` epochs; a final run on test at its last epoch.
             is_last = epoch == config.epochs
-            is_scored = config.eval_split == "val" or is_last
+            is_scored = config.is_scored(epoch)
             if is_scored or config.measure_peeking:
                 eval_split = _load_eval_split(config, load)
                 eval_split.check_same_import(train_split)
