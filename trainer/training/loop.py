@@ -42,7 +42,7 @@ from trainer.storage.integrity import pack_json
 from trainer.storage.tensors import pack_tensors
 from trainer.training.evaluation import logits_of, nmi_metrics, peeking_metrics, sample_nmi_tokens
 from trainer.training.feature_cache import InputsOf, feature_source
-from trainer.training.metrics import predictions, scores
+from trainer.training.metrics import predictions, read_progress, scores
 from trainer.training.optimizer import MovingAverage, build_optimizer, lr_at, set_lr
 from trainer.training.run import EpochMetrics, EpochProgress, TrainingInterrupted, TrainingRun
 
@@ -314,8 +314,9 @@ def _training_metrics(
     Raises:
         TrainingDiverged: if the loss or a weight is NaN or infinite.
     """
-    train_loss = progress.total_loss.item() / steps_per_epoch
-    if not (math.isfinite(train_loss) and all(weight.isfinite().all() for weight in run.learnable.values())):
+    total_loss, has_finite_weights = read_progress(progress.total_loss, run.learnable.values())
+    train_loss = total_loss / steps_per_epoch
+    if not (math.isfinite(train_loss) and has_finite_weights):
         raise TrainingDiverged(
             f"loss or weights became infinite or NaN in epoch {progress.epoch} "
             f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."
