@@ -120,11 +120,9 @@ def train(
         draw=config.draw,
     )
     steps_per_epoch = _steps_per_epoch(config, len(train_split))
-    # Before training: otherwise images that cannot be read would be found only after hours.
     if config.eval_split == "test":
+        # Before training: otherwise unreadable test images would be found only after hours.
         prepare_test_split(data_root, config.task, config.pixels, config.transform, cache)
-    elif config.eval_every > 1:
-        _load_eval_split(config, load)
 
     # Prototypes: the initial value of the prompt.
     initial = initial_prompt(

@@ -514,19 +514,6 @@ def test_a_run_that_is_scored_less_often_has_gaps_and_the_same_bits(
     assert without_clocks(interrupted(seldom, store, tmp_path / "parts")) == without_clocks(runs["seldom"])
 
 
-def test_a_search_run_that_is_scored_late_and_has_no_val_images_ends_before_its_first_step(
-    store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
-) -> None:
-    shutil.copytree(store, tmp_path / "data")
-    (tmp_path / "data/demo/digits/val.parquet").unlink()
-    steps = itertools.count()
-    # Crops are cut from train alone, so nothing else reads val.
-    late = train(tiny("linear", eval_every=3), data_root=str(tmp_path / "data"), stop=lambda: next(steps) < 0)
-    with pytest.raises((ValueError, OSError), match=r"val\.parquet"):
-        next(late)
-    assert next(steps) == 0, "no step was asked for"
-
-
 def damaged_test_splits() -> dict[str, Callable[[Path], object]]:
     """What may be wrong with a file of test images, by what does it to a file."""
 
