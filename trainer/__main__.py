@@ -219,6 +219,7 @@ def _check_device(name: str) -> None:
 
 def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> EpochMetrics:
     """Train, show the epochs on standard error, and return the last one."""
+    score = ""
     with progress_bar() as progress:
         bar = progress.add_task(f"{config.task} {config.method}", total=config.epochs)
 
@@ -231,11 +232,11 @@ def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> Ep
             prototype_cache=options.prototype_cache,
             engine=options.engine,
         ):
-            description = f"{config.task} {config.method}  loss {epoch.metrics[TRAIN_LOSS]:.3f}"
-            # Final runs are scored at their last epoch only.
+            # Not every epoch is scored. The last score stays.
             accuracy = epoch.metrics.get(config.eval_metric)
             if accuracy is not None:
-                description += f"  {config.eval_metric} {accuracy:.4f}"
+                score = f"  {config.eval_metric} {accuracy:.4f}"
+            description = f"{config.task} {config.method}  loss {epoch.metrics[TRAIN_LOSS]:.3f}{score}"
             progress.update(bar, completed=epoch.epoch, description=description)
     return epoch
 

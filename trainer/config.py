@@ -16,7 +16,7 @@ from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
 from trainer.metric_names import accuracy_of
 from trainer.validation import number_problem, rule_problems, type_problem, unknown_name
 
-NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "final_norm"})
+NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "eval_every", "final_norm"})
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
 sweeps keep their ids. Add every new field here."""
 
@@ -74,11 +74,15 @@ class TrainConfig:
     """Which random draw of the images train_size takes. Each number is another draw."""
 
     eval_split: Literal["val", "test"] = "val"
-    """val: train on train, score on val after each epoch. test: train on the split of train_on, score on test once,
-    after the last epoch."""
+    """val: train on train, score on val after every eval_every-th epoch and after the last. test: train on the split of
+    train_on, score on test once, after the last epoch."""
 
     train_on: Literal["trainval", "train"] = "trainval"
     """With eval_split test: train on train and val together, or on train alone."""
+
+    eval_every: int = 1
+    """With eval_split val: score on val after every so many epochs, and after the last. A number of epochs or more
+    means after the last alone. What is learnt does not change."""
 
     transform: Literal["spt", "vpt"] = "spt"
     """How an image becomes a square. spt: resize and crop, bicubic, keeps the aspect ratio. vpt: squash, bilinear."""
@@ -244,6 +248,11 @@ class TrainConfig:
     def eval_metric(self) -> str:
         """Name of the metric that is the run's result, at its last epoch."""
         return accuracy_of(self.eval_split)
+
+    def is_scored(self, epoch: int) -> bool:
+        """Return whether the run is scored after an epoch, counted from 1."""
+        is_due = self.eval_split == "val" and epoch % self.eval_every == 0
+        return is_due or epoch == self.epochs
 
 
 @functools.cache

@@ -187,6 +187,9 @@ def rule_problems(config: Any) -> Iterator[Problem]:
 
     if config.train_on == "train" and config.eval_split == "val":
         yield "train_on", "is for runs that are scored on test: leave it out, or set eval_split: test."
+    if config.eval_every > 1 and config.eval_split == "test":
+        rule = "is for runs that are scored on val, and a run on test is scored after its last epoch"
+        yield "eval_every", f"{rule}; got {config.eval_every}. Leave it out, or set eval_split: val."
 
     # Numbers, compared with what the task, the backbone and the method have.
     task = TASKS.get(config.task)
@@ -219,7 +222,7 @@ def _image_size_problems(config: Any) -> Iterator[Problem]:
 
 def _number_problems(config: Any) -> Iterator[Problem]:
     """Yield the numbers outside their range."""
-    for name in ("epochs", "batch_size"):
+    for name in ("epochs", "batch_size", "eval_every"):
         value = getattr(config, name)
         if value < 1:
             yield name, f"must be at least 1, got {value}."

@@ -114,14 +114,12 @@ class SyntheticCurves:
         """Yield the learning curve of a trial."""
         limit = self.limit(trial)
         noise = _random_numbers(self._seed, trial.trial_id)
-        split = trial.config.eval_split
         num_epochs = trial.config.epochs
 
         for epoch in range(1, num_epochs + 1):
             accuracy = limit * (1 - math.exp(-4 * epoch / num_epochs)) + 0.01 * (next(noise) - 0.5)
             metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: self._seconds_per_epoch}
-            # As in training, the test split is scored once, after the last epoch.
-            if split == "val" or epoch == num_epochs:
+            if trial.config.is_scored(epoch):
                 metrics[trial.config.eval_metric] = min(1.0, max(0.0, accuracy))
             yield Epoch(epoch=epoch, metrics=metrics), self._seconds_per_epoch
 
@@ -177,7 +175,12 @@ class RecordedCurves:
             key=lambda candidate: (self._distance(trial, candidate), candidate.config.seed != trial.config.seed),
         )
         for epoch, metrics in enumerate(nearest.epochs, start=1):
-            yield Epoch(epoch=epoch, metrics=metrics), metrics[EPOCH_SECONDS]
+            curve = metrics
+            # The earlier sweep may have been scored more often.
+            if not trial.config.is_scored(epoch):
+                scored = f"{trial.config.eval_split}/"
+                curve = {name: value for name, value in metrics.items() if not name.startswith(scored)}
+            yield Epoch(epoch=epoch, metrics=curve), metrics[EPOCH_SECONDS]
 
     def _distance(self, trial: Trial, candidate: Trial) -> float:
         """Return the squared distance of two trials of a study in its search space."""

@@ -6,7 +6,6 @@ model_size, nmi. The docstring of its function describes each figure.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +19,7 @@ from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
 from orchestrator.spec.plan import format_train_size
-from trainer.plots.style import draw_missing_letters
+from trainer.plots.style import saving_figure
 from trainer.storage.files import publish
 
 if TYPE_CHECKING:
@@ -48,8 +47,6 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {"png": {"dpi": DPI}, "pdf": {"metadat
 """Options of `savefig` by kind of file."""
 TRUETYPE = 42
 """Type of the fonts in PDF files. Text in TrueType fonts can be edited."""
-
-_SAVING = threading.Lock()
 
 
 def draw_figures(
@@ -138,13 +135,12 @@ def save_figure(figure: Figure, folder: Path, stem: str, kinds: Sequence[str] = 
         path = folder / f"{stem}.{kind}"
         draft = folder / f".{stem}.{kind}.part"
 
-        # The type of the fonts is a setting of the process and not an argument of savefig, hence the lock.
-        with _SAVING:
+        # The type of the fonts is a setting of the process and not an argument of savefig.
+        with saving_figure():
             before = matplotlib.rcParams["pdf.fonttype"]
             matplotlib.rcParams["pdf.fonttype"] = TRUETYPE
             try:
-                with draw_missing_letters():
-                    figure.savefig(draft, format=kind, **SAVE_OPTIONS[kind])
+                figure.savefig(draft, format=kind, **SAVE_OPTIONS[kind])
             finally:
                 matplotlib.rcParams["pdf.fonttype"] = before
 

@@ -57,7 +57,7 @@ class StudyPlan:
 
     def search_config(self, params: Mapping[str, Any], seed: int) -> TrainConfig:
         """Return the config of a search trial: trained on train, scored on val."""
-        return self._config(params, eval_split="val", seed=seed)
+        return self._config(params, eval_split="val", seed=seed, eval_every=self.search.eval_every)
 
     def final_config(
         self,

@@ -155,6 +155,9 @@ class Search(SpecPart):
     on the number or speed of workers."""
     seed: Seed = 0
     """Seed of the sampler and of all search trials."""
+    eval_every: Count = Field(default=1, ge=1)
+    """Number of epochs between two scores of a search trial on val, such as 5. It is scored after the last epoch, too.
+    Pruners decide at scored epochs only, so it must divide the pruner's min_epochs."""
     pruner: Pruner = NoPruner(type="none")
     """What stops trials early. Example: {type: asha, min_epochs: 10}."""
 
@@ -173,6 +176,8 @@ class SearchOverride(SpecPart):
     max_concurrent: Count | None = Field(default=None, ge=1)
     """As in `search`."""
     seed: Seed | None = Field(default=None, ge=0)
+    """As in `search`."""
+    eval_every: Count | None = Field(default=None, ge=1)
     """As in `search`."""
     pruner: Pruner | None = None
     """As in `search`. It replaces the whole pruner."""

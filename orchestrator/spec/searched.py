@@ -82,6 +82,8 @@ def _format_search(search: Search, different: Sequence[str]) -> str:
     # With it, the first params come from other studies.
     if search.transfer:
         values.append(f"transfer {search.transfer}")
+    if search.eval_every > 1:
+        values.append(f"eval_every {search.eval_every}")
     values += [f"{name} {getattr(search, name)}" for name in SHOWN_IF_DIFFERENT if name in different]
     return ", ".join(values)
 

@@ -25,6 +25,7 @@ SWEEP_FIELDS = (
     "draw",
     "eval_split",
     "train_on",
+    "eval_every",
     "measure_peeking",
     "seed",
 )
@@ -120,6 +121,7 @@ def _own_key(field: str) -> str:
         "val_size": "val_size",
         "draw": "draws",
         "train_on": "final.train_on",
+        "eval_every": "search.eval_every",
         "seed": "search.seed and final.seeds",
         "measure_peeking": "final.measure_peeking",
         "eval_split": "nothing: search is judged on val, final trials on test",
@@ -260,6 +262,13 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
         if min_epochs >= epochs:
             rule = f"must be below epochs={epochs}, or no trial is ever stopped"
             yield f"{search_key('pruner', overrides)}.min_epochs: {rule}; got {min_epochs}."
+        # Rungs are multiples of min_epochs, so each of them has a score then, and none is judged together with another.
+        if min_epochs % merged.eval_every:
+            rule = (
+                f"must divide the pruner's min_epochs={min_epochs}, so that there is a score where the pruner decides"
+            )
+            cure = f"Use {math.gcd(min_epochs, merged.eval_every)}, or another min_epochs."
+            yield f"{search_key('eval_every', overrides)}: {rule}; got {merged.eval_every}. {cure}"
 
         if merged.sampler != "grid":
             continue

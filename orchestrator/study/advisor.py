@@ -81,11 +81,15 @@ class Advisor:
         """Return whether to prune a trial after the epochs that it has, and its sampler attributes."""
         pending = self._pending.get(trial.number) or self._start_trial(trial.number, trial.params)
 
-        # The pruner is asked at every epoch, because it keeps state from one epoch to the next.
+        # The pruner is asked at every scored epoch, because it keeps state from one to the next. Its answer is for that
+        # epoch: after one that is not scored (`search.eval_every`), the trial goes on.
         is_pruned = False
         for epoch in range(pending.num_reported + 1, len(trial.epochs) + 1):
-            pending.trial.report(trial.epochs[epoch - 1][VAL_ACCURACY], epoch)
-            is_pruned = pending.trial.should_prune()
+            accuracy = trial.epochs[epoch - 1].get(VAL_ACCURACY)
+            is_pruned = False
+            if accuracy is not None:
+                pending.trial.report(accuracy, epoch)
+                is_pruned = pending.trial.should_prune()
         pending.num_reported = len(trial.epochs)
 
         return is_pruned, trial.sampler_attrs | pending.sampler_attrs

@@ -21,9 +21,11 @@ def study_settings(plan: StudyPlan) -> dict[str, Any]:
         | {f"fixed.{name}": value for name, value in plan.fixed.items()}
     )
 
-    # Left out where it is what version 0.1.0 did, so that the settings of its studies are unchanged.
+    # Left out where they are what version 0.1.0 did, so that the settings of its studies are unchanged.
     if plan.val_size != BEFORE_KEY_EXISTED["val_size"]:
         settings["val_size"] = plan.val_size
+    if plan.search.eval_every == 1:
+        del settings["search.eval_every"]
     return settings
 
 

@@ -24,6 +24,14 @@ aten = torch.ops.aten
 
 NO_KERNEL = ("prim.", "profiler.", "aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.detach", "aten.alias")
 """Operations that start nothing on a GPU, beside views."""
+READS_VALUES = (
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.bincount.default,
+)
+"""Operations whose result, or the shape of it, depends on values that a GPU has to compute first."""
 
 
 @contextmanager
@@ -63,6 +71,38 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Waits(TorchDispatchMode):
+    """Counts the operations that make the process wait for a GPU: values that are read, and copies between devices.
+
+    Enter it last, so that it sees each operation before a mode that answers it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_name.values())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        devices = {value.device.type for value in args if isinstance(value, Tensor)}
+        if func in (aten._to_copy.default, aten.copy_.default):
+            devices |= {torch.device(options["device"]).type} if options.get("device") is not None else set()
+            is_wait = len(devices) > 1 and not options.get("non_blocking")
+        else:
+            reads_mask = func is aten.index.Tensor and any(
+                index is not None and index.dtype is torch.bool for index in args[1]
+            )
+            is_wait = "cuda" in devices and (func in READS_VALUES or reads_mask)
+        if is_wait:
+            self.by_name[str(func)] += 1
+        return func(*args, **options)
+
+
 class AnyValues(TorchDispatchMode):
     """Answers what needs values with values that are possible, so that code which waits for a GPU runs to its end."""
 
@@ -74,6 +114,8 @@ class AnyValues(TorchDispatchMode):
             return 0.5 if is_float else args[0].dtype is torch.bool
         if func is aten.nonzero.default:
             return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.int64)
+        if func is aten.index.Tensor and any(i is not None and i.dtype is torch.bool for i in args[1]):
+            return args[0].clone()
         if func is aten._unique2.default:
             return args[0].flatten(), args[0].flatten(), args[0].flatten()
         if func is aten.bincount.default:

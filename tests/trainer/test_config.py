@@ -72,7 +72,7 @@ def test_every_value_of_a_wrong_type_is_reported_at_once() -> None:
         "image_size": 32.0, "epochs": 2.5, "warmup_epochs": None, "batch_size": True, "optimizer": "adam", "lr": "1e-4",
         "weight_decay": "0", "head_weight_decay": {}, "drop_path": False, "ema_decay": "0.999", "precision": "fp16",
         "nmi": 1, "measure_peeking": "yes", "seed": 1.0, "val_size": 1, "draw": 0.0, "train_on": "val",
-        "final_norm": "none",
+        "final_norm": "none", "eval_every": "2",
     }  # fmt: skip
     assert broken.keys() == field_types().keys()  # a new field needs a value here
     assert problems_of(VALID | broken).keys() == broken.keys()
@@ -164,6 +164,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_cure(field: str, value: o
         ("weight_decay", (-1e-9, math.nan, math.inf), "must be at least 0 and finite, got {}."),
         ("head_weight_decay", (-1e-9, math.nan, math.inf), "must be at least 0 and finite, got {}."),
         ("batch_size", (0, -32), "must be at least 1, got {}."),
+        ("eval_every", (0, -1), "must be at least 1, got {}."),
+        ("eval_every", (2**31,), "must be at most 2147483647, got {}."),
         ("prompt_length", (0, -1), "must be at least 1, got {}."),
         ("seed", (-1, 2**32), "must be in 0..2^32-1, got {}."),
         ("warmup_epochs", (-1, 100, 101), "must be at least 0 and below epochs=100, got {}."),
@@ -199,6 +201,7 @@ def test_a_number_outside_its_range_is_refused_with_the_rule(field: str, values:
         ("weight_decay", (0, 0.0, 1e300)),
         ("head_weight_decay", (0, 0.0, 1e300)),
         ("batch_size", (1, 2, 800)),
+        ("eval_every", (1, 3, 100, 101, 2**31 - 1)),
         ("seed", (0, 2**32 - 1)),
         ("warmup_epochs", (0, 99)),
         ("drop_path", (0, 0.0, 0.1, 1 - 1e-9)),
@@ -331,7 +334,7 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
         "transform": "vpt", "normalize": "imagenet", "image_size": 64, "epochs": 99, "warmup_epochs": 9,
         "batch_size": 31, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.0, "head_weight_decay": 0.4,
         "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "measure_peeking": True, "seed": 43,
-        "val_size": "same", "draw": 1, "train_on": "train", "final_norm": "fresh",
+        "val_size": "same", "draw": 1, "train_on": "train", "eval_every": 2, "final_norm": "fresh",
     }  # fmt: skip
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)
@@ -380,6 +383,26 @@ def test_every_purpose_epoch_and_seed_has_a_stream_of_random_numbers_of_its_own(
 def test_what_is_scored_on_is_never_learnt_from(splits: dict[str, str], learnt_from: str) -> None:
     config = TrainConfig.from_params(VALID | splits)
     assert (config.train_split, config.eval_metric) == (learnt_from, f"{splits['eval_split']}/accuracy")
+
+
+@pytest.mark.parametrize(
+    ("eval_every", "scored"),
+    [(1, [*range(1, 11)]), (2, [2, 4, 6, 8, 10]), (4, [4, 8, 10]), (9, [9, 10]), (10, [10]), (11, [10]), (1000, [10])],
+)
+def test_a_search_run_is_scored_at_every_kth_epoch_and_at_the_last(eval_every: int, scored: list[int]) -> None:
+    config = TrainConfig.from_params(VALID | {"epochs": 10, "warmup_epochs": 1, "eval_every": eval_every})
+    assert [epoch for epoch in range(1, 11) if config.is_scored(epoch)] == scored
+
+
+def test_a_final_run_is_scored_at_its_end_and_takes_no_other_interval() -> None:
+    final = VALID | {"epochs": 10, "warmup_epochs": 1, "eval_split": "test"}
+    config = TrainConfig.from_params(final)
+    assert [epoch for epoch in range(1, 11) if config.is_scored(epoch)] == [10]
+    for peeks in (False, True):
+        assert problems_of(final | {"eval_every": 2, "measure_peeking": peeks}) == {
+            "eval_every": "is for runs that are scored on val, and a run on test is scored after its last epoch; "
+            "got 2. Leave it out, or set eval_split: val."
+        }
 
 
 def test_every_field_has_a_docstring() -> None:

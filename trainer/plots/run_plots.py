@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from trainer.config import TrainConfig
 from trainer.metric_names import TRAIN_LOSS
 from trainer.plain_text import printable
 from trainer.plots.prototype_sheet import cached_prototype_sheet
-from trainer.plots.style import BLUE, ORANGE, draw_missing_letters
+from trainer.plots.style import BLUE, ORANGE, saving_figure
 from trainer.storage.files import write_bytes
 from trainer.storage.integrity import read_checked
 from trainer.storage.run_results import read_predictions, read_run_card
@@ -47,7 +48,7 @@ def draw_run_plots(
     """Write the plots of a finished run into its folder (path or URI).
 
     These are `learning_curve.png`, `confusion.png`, and `prototypes.png` for methods whose prompt starts from
-    prototypes.
+    prototypes. All are written when the call returns. One that cannot be drawn costs no other.
 
     Args:
         epochs: the metrics of each epoch, from the first.
@@ -59,6 +60,29 @@ def draw_run_plots(
         ValueError: if a file of the run is damaged (DamagedFile).
         OSError: if data, prototype cache or folder cannot be read or written.
     """
+    # The charts need neither torch nor a device, so a thread draws them beside the sheet. The sheet stays in the thread
+    # of the training: torch's settings belong to the process, and no step may see them change.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="charts") as thread:
+        charts = thread.submit(_write_charts, config, epochs, folder)
+        try:
+            if len(METHODS[config.method].prompt_inits) > 1:
+                stored = read_checked(f"{folder}/{run_folder.PROTOTYPES}", bytes)
+                prototypes = _existing(stored, folder, run_folder.PROTOTYPES)
+                sheet = cached_prototype_sheet(
+                    config,
+                    prototypes,
+                    data_root=data_root,
+                    weights=weights,
+                    prototype_cache=prototype_cache,
+                    device=device,
+                )
+                write_bytes(f"{folder}/{run_folder.PROTOTYPES_PLOT}", sheet)
+        finally:
+            charts.result()
+
+
+def _write_charts(config: TrainConfig, epochs: Sequence[Mapping[str, float]], folder: str) -> None:
+    """Write the learning curve and the confusion matrix. Errors are those of `draw_run_plots`."""
     write_bytes(f"{folder}/{run_folder.LEARNING_CURVE_PLOT}", learning_curve(config, epochs))
 
     table = _existing(read_predictions(folder), folder, run_folder.PREDICTIONS)
@@ -67,14 +91,6 @@ def draw_run_plots(
     predicted_N = table["prediction"].to_numpy()
     matrix = confusion_matrix(label_N, predicted_N, class_names, f"{config.task} {config.eval_metric}")
     write_bytes(f"{folder}/{run_folder.CONFUSION_PLOT}", matrix)
-
-    if len(METHODS[config.method].prompt_inits) > 1:
-        stored = read_checked(f"{folder}/{run_folder.PROTOTYPES}", bytes)
-        prototypes = _existing(stored, folder, run_folder.PROTOTYPES)
-        sheet = cached_prototype_sheet(
-            config, prototypes, data_root=data_root, weights=weights, prototype_cache=prototype_cache, device=device
-        )
-        write_bytes(f"{folder}/{run_folder.PROTOTYPES_PLOT}", sheet)
 
 
 def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -> bytes:
@@ -86,7 +102,9 @@ def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.2, 2.5), dpi=120, layout="constrained")
+    # Fixed margins: a layout that fits the texts would draw everything three times.
+    figure = Figure(figsize=(6.2, 2.5), dpi=120)
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.17, top=0.81, wspace=0.22)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     numbers = range(1, len(epochs) + 1)
     marker = "o" if len(epochs) <= 20 else ""
@@ -108,7 +126,7 @@ def learning_curve(config: TrainConfig, epochs: Sequence[Mapping[str, float]]) -
             last_values.append(f"{name} {points[-1][1]:.4f}")
 
     for axes, title in ((loss_axes, f"train/loss {losses[-1]:.4g}"), (accuracy_axes, "   ".join(last_values))):
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=8)
         axes.set_xlabel("epoch", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -216,6 +234,6 @@ def _png(figure: Figure) -> bytes:
     """Return a figure as a PNG."""
     buffer = io.BytesIO()
     # Without the version of matplotlib: the same run has the same bytes.
-    with draw_missing_letters():
+    with saving_figure():
         figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()

@@ -1,7 +1,8 @@
-"""Colours of the plots, and letters that their font lacks."""
+"""Colours of the plots, and how their figures are saved."""
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,15 @@ ORANGE = "#D55E00"
 YELLOW = "#F0E442"
 
 
+_SAVING = threading.Lock()
+
+
 @contextmanager
-def draw_missing_letters() -> Iterator[None]:
-    """Draw letters that the font lacks as boxes, without a warning for each."""
-    with warnings.catch_warnings():
+def saving_figure() -> Iterator[None]:
+    """Save one figure at a time in this process. Letters that the font lacks become boxes, without a warning for each.
+
+    Matplotlib's parser of formulas and Python's filters of warnings belong to the process, not to the thread.
+    """
+    with _SAVING, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")
         yield

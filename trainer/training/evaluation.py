@@ -26,7 +26,8 @@ NMI_TOKENS = 256
 
 def logits_of(network: Network, inputs_of: InputsOf, split: Split, batch_size: int) -> Tensor:
     """Return the network's logits ``[N, K]`` of a whole split."""
-    rows = torch.arange(len(split)).split(batch_size)
+    # Where the images are, so that no batch waits for a copy of its own.
+    rows = torch.arange(len(split), device=split.rows_N.device).split(batch_size)
     return torch.cat([evaluate_in_batches(network, inputs_of(split, rows_B)) for rows_B in rows])
 
 

@@ -43,7 +43,7 @@ from trainer.training.engine import Engines, choose_engine
 from trainer.training.engine_choices import EngineChoices
 from trainer.training.evaluation import logits_of, nmi_metrics, peeking_metrics, sample_nmi_tokens
 from trainer.training.feature_cache import InputsOf, feature_source
-from trainer.training.metrics import predictions, scores
+from trainer.training.metrics import predictions, read_progress, scores
 from trainer.training.optimizer import lr_at
 from trainer.training.run import EpochMetrics, EpochProgress, TrainingInterrupted, TrainingRun
 from trainer.training.step import TrainingStep
@@ -234,9 +234,9 @@ def train(
                     start = nmi_metrics(initial.prompt_LPD.to(device), nmi_tokens_LTD)
                     metrics |= {initial_of(name): value for name, value in start.items()}
 
-            # Scores. A search run is scored on val each epoch; a final run is scored on test at its last epoch.
+            # Scores. A search run is scored on val every `eval_every` epochs; a final run on test at its last epoch.
             is_last = epoch == config.epochs
-            is_scored = config.eval_split == "val" or is_last
+            is_scored = config.is_scored(epoch)
             if is_scored or config.measure_peeking:
                 eval_split = _load_eval_split(config, load)
                 eval_split.check_same_import(train_split)
@@ -296,8 +296,9 @@ def _training_metrics(
     Raises:
         TrainingDiverged: if the loss or a weight is NaN or infinite.
     """
-    train_loss = progress.total_loss.item() / num_steps
-    if not (math.isfinite(train_loss) and all(weight.isfinite().all() for weight in step.learnable.values())):
+    total_loss, has_finite_weights = read_progress(progress.total_loss, step.learnable.values())
+    train_loss = total_loss / num_steps
+    if not (math.isfinite(train_loss) and has_finite_weights):
         raise TrainingDiverged(
             f"loss or weights became infinite or NaN in epoch {progress.epoch} "
             f"(train/loss={train_loss}, task={config.task}, lr={config.lr}). A smaller lr is the usual cure."

@@ -1,13 +1,14 @@
 """Scores of predictions, and the mutual information of prompts and patch tokens.
 
 Scores come from counts: correct and seen images are added up and divided once.
-Shapes: N inputs, K classes, P prompts, T tokens, D width, R rows, S bins.
+Shapes: N inputs, K classes, C counts, P prompts, T tokens, D width, R rows, S bins.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,22 +20,37 @@ from trainer.data.split import Split
 from trainer.storage.integrity import BLANK_CHECKSUM, CHECKSUM_KEY, seal
 
 
+def read_progress(total_loss: Tensor, weights: Iterable[Tensor]) -> tuple[float, bool]:
+    """Return the sum of an epoch's losses, and whether all weights are finite. The call waits for the device once."""
+    has_finite_weights = torch.stack([weight.isfinite().all() for weight in weights]).all()
+    loss, is_finite = torch.stack([total_loss, has_finite_weights.to(total_loss.dtype)]).cpu().tolist()
+    return loss, bool(is_finite)
+
+
 def scores(logits_NK: Tensor, labels_N: Tensor) -> dict[str, float]:
     """Return fractions 0..1: `accuracy`, `accuracy_mean_class`, and `accuracy_top5` if there are more than 5 classes.
 
-    `accuracy_mean_class` is the mean of the accuracies of the classes that occur, each class counting the same.
+    `accuracy_mean_class` is the mean of the accuracies of the classes that occur, each class counting the same. The
+    call waits for the device once.
     """
+    num_images, num_classes = logits_NK.shape
     is_correct_N = logits_NK.argmax(dim=1) == labels_N
-    values = {"accuracy": int(is_correct_N.sum()) / len(labels_N)}
-
-    if logits_NK.shape[1] > 5:
+    counted = [torch.ones_like(is_correct_N), is_correct_N]
+    if num_classes > 5:
         # Stable: of equal logits the first class ranks first, as in argmax.
         ranked_NK = logits_NK.argsort(dim=1, descending=True, stable=True)
-        is_in_top5_N = (ranked_NK[:, :5] == labels_N[:, None]).any(dim=1)
-        values["accuracy_top5"] = int(is_in_top5_N.sum()) / len(labels_N)
+        counted.append((ranked_NK[:, :5] == labels_N[:, None]).any(dim=1))
 
-    num_seen_K = labels_N.bincount(minlength=logits_NK.shape[1])
-    num_correct_K = labels_N[is_correct_N].bincount(minlength=logits_NK.shape[1])
+    # Counts by class. Only their copy waits for the device; bincount and boolean indices would wait, too.
+    counted_CN = torch.stack(counted).long()
+    counts_CK = counted_CN.new_zeros(len(counted), num_classes)
+    counts_CK = counts_CK.scatter_add(1, labels_N.expand_as(counted_CN), counted_CN).cpu()
+
+    num_seen_K = counts_CK[0]
+    num_correct_K = counts_CK[1]
+    values = {"accuracy": int(num_correct_K.sum()) / num_images}
+    if num_classes > 5:
+        values["accuracy_top5"] = int(counts_CK[2].sum()) / num_images
     occurs_K = num_seen_K > 0
     values["accuracy_mean_class"] = float((num_correct_K[occurs_K].double() / num_seen_K[occurs_K]).mean())
     return values

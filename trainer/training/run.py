@@ -43,10 +43,10 @@ class EpochMetrics:
     metrics: dict[str, float]
     """By the names of `trainer.metric_names`.
 
-    Every epoch has train/loss, train/lr and train/images_per_s; and val/accuracy and its kin, or test/... at the last
-    epoch. If asked for, also nmi/layer_00 and on, peeking/accuracy and peeking/gain. The first epoch adds
-    train/images, train/labels, learnable/parameters, learnable/share and prototypes/seconds. If NMI is asked for, it
-    also adds the values before the first step: initial/nmi/layer_00 and on.
+    Every epoch has train/loss, train/lr and train/images_per_s. An epoch that is scored (`TrainConfig.is_scored`) has
+    val/accuracy and its kin, or test/... at the last epoch. If asked for, also nmi/layer_00 and on, peeking/accuracy
+    and peeking/gain. The first epoch adds train/images, train/labels, learnable/parameters, learnable/share and
+    prototypes/seconds. If NMI is asked for, it also adds the values before the first step: initial/nmi/layer_00 and on.
     """
     resumed: bool = field(default=False, compare=False)
     """True if the epoch was restored from a checkpoint instead of trained in this attempt."""

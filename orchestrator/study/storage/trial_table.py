@@ -162,7 +162,10 @@ class TrialTable:
         # epochs are reported again from the trial's checkpoint.
         num_saved, saved_at = self._saved.setdefault(trial.number, (len(old.epochs), time.monotonic()))
         is_due = trial.state is not TrialState.RUNNING or time.monotonic() - saved_at > SAVE_EVERY_S
-        if len(trial.epochs) > num_saved and is_due:
+        # The first epoch of a search trial is written at once: by its accuracy above or, if it is not scored, here.
+        is_first = num_saved == 0 and self.phase == "search"
+        is_unseen = is_first and not any(VAL_ACCURACY in metrics for metrics in trial.epochs)
+        if len(trial.epochs) > num_saved and (is_due or is_unseen):
             for name, value in history_attrs(trial).items():
                 retry_while_locked(self._storage.set_trial_user_attr, trial_id, name, value)
             self._saved[trial.number] = len(trial.epochs), time.monotonic()

@@ -121,6 +121,19 @@ def test_recorded_curves_are_those_of_the_same_trial_or_of_the_nearest(earlier: 
     assert [epoch.metrics for epoch in epochs_of(curves, _trial(study.plan.key, beside))] == list(near.epochs)
 
 
+def test_a_replay_decides_at_the_scored_epochs_of_its_own_spec(
+    earlier: Sweep, raw_study: dict[str, Any], record_url: str
+) -> None:
+    raw_study["search"] |= {"eval_every": 4, "pruner": {"type": "none"}}
+    (plan,) = plan_sweep(parse_spec(raw_study, "scored less often")).studies
+    recorded = earlier.studies[0].search_table.trials[0]
+    config = plan.search_config(recorded.params, 0)
+    for curves in (RecordedCurves(earlier.studies), SyntheticCurves([plan])):
+        epochs = epochs_of(curves, _trial(plan.key, config))
+        assert [epoch.epoch for epoch in epochs if "val/accuracy" in epoch.metrics] == [4, 8, 9]
+        assert [epoch.epoch for epoch in epochs if "train/loss" in epoch.metrics] == [*range(1, 10)]
+
+
 def test_a_replay_of_the_same_spec_on_recorded_curves_equals_the_sweep(earlier: Sweep, tmp_path: Path) -> None:
     repeated, clock = opened(earlier.spec, f"sqlite:///{tmp_path / 'repeated.db'}")
     ReplayDriver(RecordedCurves(earlier.studies), clock, workers=2).run(repeated)

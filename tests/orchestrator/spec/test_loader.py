@@ -72,6 +72,13 @@ def problems(raw: dict[str, Any]) -> list[str]:
          "search.pruner.min_epochs: must be below epochs=9, or no trial is ever stopped; got 10."),
         ("search.pruner", {"type": "hyperband", "min_epoch": 1, "min_epochs": 1},
          "search.pruner.min_epoch: 'min_epoch' is not a key here; did you mean 'min_epochs'?"),
+        ("search.eval_every", 0, "search.eval_every: must be at least 1, got 0."),
+        ("search.eval_every", 4,
+         "search.eval_every: must divide the pruner's min_epochs=1, so that there is a score where the pruner decides; "
+         "got 4. Use 1, or another min_epochs."),
+        ("fixed.eval_every", 3, "fixed.eval_every: the sweep sets it itself; use search.eval_every."),
+        ("space.eval_every", {"type": "choice", "values": [1, 3]},
+         "space.eval_every: the sweep sets it itself; use search.eval_every."),
         ("search.sampler", "grid",
          "space.lr: sampler grid tries every value, and a float range has infinitely many; "
          "list some: {type: choice, values: [...]}."),

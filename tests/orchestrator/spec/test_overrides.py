@@ -335,14 +335,21 @@ def test_studies_that_search_in_another_way_do_not_look_alike(raw_spec: dict[str
     """Each of these keys changes which trials run, so two rows that differ in nothing visible would be a riddle."""
     raw_spec["per"] = [
         {"method": "linear", "search": {"pruner": {"type": "asha", "min_epochs": 2, "reduction": 3}, "transfer": 2}},
-        {"method": "linear", "search": {"max_concurrent": 1, "startup_trials": 1}},
+        {"method": "linear", "search": {"max_concurrent": 1, "startup_trials": 1, "eval_every": 2}},
     ]
     plans = plan_sweep(parse_spec(raw_spec, "a test")).studies
     parts, _ = searched_parts(plans)
     texts = [part.search for part in parts]
     assert len({*texts}) == len(texts) == 2
     assert searches(plans) == {part.search: part.studies for part in parts}
-    for words in ("min_epochs: 2", "reduction: 3", "transfer 2", "max_concurrent 1", "startup_trials 1"):
+    for words in (
+        "min_epochs: 2",
+        "reduction: 3",
+        "transfer 2",
+        "max_concurrent 1",
+        "startup_trials 1",
+        "eval_every 2",
+    ):
         assert [words in text for text in texts] == ["linear" in part.studies for part in parts]
 
 

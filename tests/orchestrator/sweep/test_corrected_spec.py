@@ -80,11 +80,15 @@ def test_a_driver_that_died_before_an_epoch_locks_nothing(raw_study: dict[str, A
     assert not after.studies[0].trials
 
 
-@pytest.mark.parametrize("produced", ["epoch", "diverged", "epoch of a killed driver"])
+@pytest.mark.parametrize(
+    ("produced", "eval_every"),
+    [("epoch", 1), ("diverged", 1), ("epoch of a killed driver", 1), ("epoch of a killed driver", 4)],
+)
 def test_one_trial_that_produced_something_contradicts_as_before(
-    raw_study: dict[str, Any], record_url: str, produced: str
+    raw_study: dict[str, Any], record_url: str, produced: str, eval_every: int
 ) -> None:
     raw_study |= {"retries": 0, "pause_after": 100}
+    raw_study["search"] |= {"eval_every": eval_every, "pruner": {"type": "none"}}
     before = new_sweep(parse_spec(raw_study, "before"), record_url)
     first, second = before.next_trial(), before.next_trial()
     assert first is not None

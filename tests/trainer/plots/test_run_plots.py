@@ -110,6 +110,26 @@ def test_the_same_run_has_the_same_pictures(tiny: Configs, drawn: Drawn, tmp_pat
     assert one["prototypes.png"] == other["prototypes.png"] and one["confusion.png"] == other["confusion.png"]
 
 
+@pytest.mark.parametrize(
+    ("missing", "pictures"),
+    [
+        ("prototypes.safetensors", {"learning_curve.png", "confusion.png"}),
+        ("predictions.parquet", {"learning_curve.png", "prototypes.png"}),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_costs_no_other_and_torch_is_as_before(
+    missing: str, pictures: set[str], tiny: Configs, store: str, tmp_path: Path
+) -> None:
+    config = tiny("spt_shallow", epochs=1, warmup_epochs=0, prompt_init="random")
+    epochs = [epoch.metrics for epoch in train(config, data_root=store, folder=str(tmp_path))]
+    (tmp_path / missing).unlink()
+    state, num_threads = torch.get_rng_state(), torch.get_num_threads()
+    with pytest.raises(FileNotFoundError, match=missing):
+        draw_run_plots(config, epochs, str(tmp_path), data_root=store)
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures, "all that can be drawn are there at the return"
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == num_threads
+
+
 def test_a_run_that_is_not_complete_has_no_pictures(tiny: Configs, data_root: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="finished runs") as caught:
         draw_run_plots(tiny(), [{"train/loss": 1.0}], str(tmp_path), data_root=data_root)

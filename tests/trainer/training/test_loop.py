@@ -261,8 +261,8 @@ EFFECTS: dict[str, Any] = {
     "final_norm": "fresh", "draw": 1,
 }  # fmt: skip
 """A value of each field that must change the result of two epochs of spt_shallow at the defaults."""
-MEASURES = {"ema_decay": 0.9, "nmi": True}
-"""Fields that only add metrics."""
+MEASURES = {"ema_decay": 0.9, "nmi": True, "eval_every": 2}
+"""Fields that only decide which metrics there are."""
 ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
 
 
@@ -478,6 +478,40 @@ def test_a_final_run_is_scored_on_test_at_its_last_epoch_only(
     judged = pq.read_table(f"{store}/demo/digits/test.parquet").to_pydict()
     assert (shown["key"], shown["label"]) == (judged["key"], judged["label"])
     assert sum(shown["correct"]) / 30 == epochs[-1].metrics["test/accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "eval_every", "scored"),
+    [
+        ("linear", {}, 2, [2, 3]),
+        ("linear", {}, 3, [3]),
+        ("linear", {}, 7, [3]),
+        # Dropout draws random numbers, and the average is scored, too.
+        ("vpt_shallow", {"ema_decay": 0.9}, 2, [2, 3]),
+    ],
+)
+def test_a_run_that_is_scored_less_often_has_gaps_and_the_same_bits(
+    method: str,
+    changes: dict[str, Any],
+    eval_every: int,
+    scored: list[int],
+    store: str,
+    tmp_path: Path,
+    tiny: Callable[..., TrainConfig],
+) -> None:
+    often = tiny(method, **changes)
+    seldom = dataclasses.replace(often, eval_every=eval_every)
+    runs = {
+        name: list(train(config, data_root=store, folder=str(tmp_path / name)))
+        for name, config in (("often", often), ("seldom", seldom))
+    }
+    assert results_in(tmp_path / "seldom") == results_in(tmp_path / "often"), "learnt tensors and predictions"
+    for full, sparse in zip(without_clocks(runs["often"]), without_clocks(runs["seldom"]), strict=True):
+        epoch, metrics = full
+        assert any(name.startswith("val/") for name in metrics)
+        kept = {name: value for name, value in metrics.items() if epoch in scored or not name.startswith("val/")}
+        assert sparse == (epoch, kept)
+    assert without_clocks(interrupted(seldom, store, tmp_path / "parts")) == without_clocks(runs["seldom"])
 
 
 def damaged_test_splits() -> dict[str, Callable[[Path], object]]:
