@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from orchestrator.drivers.driver import ignore_change
+from orchestrator.drivers.report_batch import seconds_to_wait, split_report
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
@@ -52,8 +53,8 @@ class ReplayDriver:
         self._clock = clock
         self._workers = workers
         self._until = until
-        self._num_events = 0
-        self._events: list[tuple[float, int, str, Epoch | Failure, Curve]] = []
+        self._num_reports = 0
+        self._reports: list[tuple[float, int, Trial, list[Epoch | Failure], Curve]] = []
         self.busy_seconds = 0.0
         """Worker seconds in which a trial ran."""
 
@@ -61,33 +62,42 @@ class ReplayDriver:
         """Run trials until the sweep has ended, or until the given time. See `Driver`."""
         while True:
             self._start_trials(sweep)
-            if not self._events or self._events[0][0] > self._until:
+            if not self._reports or self._reports[0][0] > self._until:
                 return
 
-            # The clock jumps to the next event, so waiting costs nothing.
-            self._clock.now, _, trial_id, event, curve = heapq.heappop(self._events)
+            # The clock jumps to the next report, so waiting costs nothing.
+            self._clock.now, _, trial, events, curve = heapq.heappop(self._reports)
             sweep.tick()
-            if isinstance(event, Failure):
-                sweep.on_failure(trial_id, event)
-            elif sweep.on_epoch(trial_id, event.epoch, event.metrics, event.provenance):
-                self._schedule_next(trial_id, curve)
+            epochs, failure = split_report(events)
+            goes_on = not epochs or sweep.on_epochs(trial.trial_id, epochs)
+            if goes_on and failure is not None:
+                sweep.on_failure(trial.trial_id, failure)
+            elif goes_on:
+                self._schedule_next(trial, curve)
             on_change()
 
     def _start_trials(self, sweep: Sweep) -> None:
-        # Each running trial has exactly one scheduled event.
-        while len(self._events) < self._workers:
+        # Each running trial has exactly one scheduled report.
+        while len(self._reports) < self._workers:
             trial = sweep.next_trial()
             if trial is None:
                 return
-            self._schedule_next(trial.trial_id, self._curves(trial))
+            self._schedule_next(trial, self._curves(trial))
 
-    def _schedule_next(self, trial_id: str, curve: Curve) -> None:
-        event, seconds = next(curve)
-        self.busy_seconds += seconds
+    def _schedule_next(self, trial: Trial, curve: Curve) -> None:
+        events: list[Epoch | Failure] = []
+        report_s = 0.0
 
-        # The number breaks ties of time, so that events never compare each other.
-        self._num_events += 1
-        heapq.heappush(self._events, (self._clock.now + seconds, self._num_events, trial_id, event, curve))
+        # Short epochs are reported together, as by a worker of Ray.
+        while not events or seconds_to_wait(events[-1], trial.config.epochs, report_s) > 0:
+            event, seconds = next(curve)
+            events.append(event)
+            report_s += seconds
+        self.busy_seconds += report_s
+
+        # The number breaks ties of time, so that reports never compare each other.
+        self._num_reports += 1
+        heapq.heappush(self._reports, (self._clock.now + report_s, self._num_reports, trial, events, curve))
 
 
 class SyntheticCurves:

@@ -4,8 +4,8 @@ It decides which trial runs next and updates trial states when an epoch finishes
 up. It knows nothing of Ray, MLflow or torch. A driver (`orchestrator/drivers`) calls it from one thread:
 
     trial = sweep.next_trial()             # None: nothing to start now; sweep.has_ended says whether ever again
-    go_on = sweep.on_epoch(id, 1, {...})   # False: the trial is complete, pruned or interrupted
-    sweep.on_failure(id, failure)          # in place of an epoch
+    go_on = sweep.on_epochs(id, epochs)    # False: the trial is complete, pruned or interrupted
+    sweep.on_failure(id, failure)          # after the epochs of a report, or in place of them
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from orchestrator.study.storage.lease import Lease
 from orchestrator.study.storage.trial_table import TrialTable
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.summary import StudySummary
-from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
+from orchestrator.study.trial import Epoch, Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.assignment import Assignment
 from orchestrator.sweep.conflicts import check_spec_matches_trials, delete_obsolete_trials
 from orchestrator.sweep.device_kinds import DeviceKinds
+from orchestrator.sweep.epoch_policy import state_after_epoch
 from orchestrator.sweep.gpu_sharing import GpuAllocator
 from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.retry_policy import FailureStreak, next_state_after
@@ -246,7 +247,17 @@ class Sweep:
     def on_epoch(
         self, trial_id: str, epoch: int, metrics: dict[str, float], provenance: dict[str, str] | None = None
     ) -> bool:
-        """Process a finished epoch. An epoch that is already stored changes nothing.
+        """Process one finished epoch, as `on_epochs` does."""
+        return self.on_epochs(trial_id, [Epoch(epoch=epoch, metrics=metrics, provenance=provenance or {})])
+
+    def on_epochs(self, trial_id: str, epochs: Sequence[Epoch]) -> bool:
+        """Process the finished epochs of a report, in their order. An epoch that is already stored changes nothing.
+
+        The outcome is that of one report an epoch: each is judged before the next one is added, and those after the
+        end of a trial do not count. They are written together.
+
+        Args:
+            epochs: at least one.
 
         Returns:
             True if the trial goes on; False if it is complete, pruned or interrupted.
@@ -257,43 +268,41 @@ class Sweep:
         self._ensure_lease()
         assignment = self._assigned[trial_id]
         assignment.last_heard = self._clock()
-        study = assignment.study
         stored = assignment.table.trials[assignment.number]
 
+        # Trials that started together on two kinds, before the first of them had reported its own.
+        refusal = self.device_kinds.refusal(stored, epochs[-1].provenance)
+        if refusal is not None and epochs[-1].epoch > len(stored.epochs):
+            self.on_failure(trial_id, refusal)
+            return False
+
         trial = stored
-        if epoch > len(stored.epochs):
-            # Trials that started together on two kinds, before the first of them had reported its own.
-            if (refusal := self.device_kinds.refusal(stored, provenance or {})) is not None:
-                self.on_failure(trial_id, refusal)
-                return False
+        for epoch in epochs:
+            if epoch.epoch > len(trial.epochs):
+                trial = self._add_epoch(trial, epoch)
+            if len(trial.epochs) in (epoch.epoch, trial.config.epochs):
+                trial = state_after_epoch(trial, assignment.study)
+            if trial.state is not TrialState.RUNNING:
+                break
 
-            # A finished epoch shows that machine, data and code work.
-            self._failure_streak.reset(provenance or {}, started_at=assignment.started_at)
-            metrics = self.gpu_allocator.add_epoch(stored, metrics, provenance or {}, self._clock())
-            trial = stored.with_epoch(metrics, provenance or {})
-            self.device_kinds.add(trial)
-            self.gpu_hours += metrics.get(EPOCH_SECONDS, 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
-
-        if len(trial.epochs) == trial.config.epochs:
-            score = trial.epochs[-1][trial.config.eval_metric]
-            trial = dataclasses.replace(trial, state=TrialState.COMPLETE, score=score)
-        elif epoch == len(trial.epochs):
-            trial = self._prune_or_interrupt(study, trial)
+        # Checked after the whole report, so that no finished epoch is lost. A report of stored epochs alone, as a
+        # resumed trial makes, does not interrupt it.
+        must_end = assignment.study.is_closed or (self.halt is not None and self.halt.interrupt_running)
+        if must_end and trial.state is TrialState.RUNNING and epochs[-1].epoch == len(trial.epochs):
+            trial = dataclasses.replace(trial, state=TrialState.WAITING)
 
         if trial is not stored:
-            self._update(study, assignment.table, trial)
+            self._update(assignment.study, assignment.table, trial)
         return trial.state is TrialState.RUNNING
 
-    def _prune_or_interrupt(self, study: Study, trial: Trial) -> Trial:
-        """Return the trial as pruned, as waiting if it is interrupted, or as it was."""
-        if trial.phase == "search":
-            pruned, sampler_attrs = study.advisor.should_prune(trial)
-            state = TrialState.PRUNED if pruned else trial.state
-            trial = dataclasses.replace(trial, sampler_attrs=sampler_attrs, state=state)
-
-        is_interrupted = study.is_closed or (self.halt is not None and self.halt.interrupt_running)
-        if trial.state is TrialState.RUNNING and is_interrupted:
-            trial = dataclasses.replace(trial, state=TrialState.WAITING)
+    def _add_epoch(self, trial: Trial, epoch: Epoch) -> Trial:
+        """Return a trial with one more epoch, and learn from it what other trials need and what this one costs."""
+        # A finished epoch shows that machine, data and code work.
+        self._failure_streak.reset(epoch.provenance, started_at=self._assigned[trial.trial_id].started_at)
+        metrics = self.gpu_allocator.add_epoch(trial, epoch.metrics, epoch.provenance, self._clock())
+        trial = trial.with_epoch(metrics, epoch.provenance)
+        self.device_kinds.add(trial)
+        self.gpu_hours += metrics.get(EPOCH_SECONDS, 0.0) * self.gpu_allocator.gpus_for(trial) / 3600
         return trial
 
     def on_failure(self, trial_id: str, failure: Failure) -> None:

@@ -170,7 +170,7 @@ class TimedSweep:
         self.sweep = sweep
         self.spent: dict[str, float] = defaultdict(float)
         self._num_printed = 0
-        for name in ("next_trial", "on_epoch", "tick"):
+        for name in ("next_trial", "on_epochs", "tick"):
             setattr(sweep, name, self._timed(name, getattr(sweep, name)))
 
     def print_progress(self) -> None:

@@ -2,13 +2,16 @@
 
 python -m tests.benchmarks.scale            10,000 trials in 500 studies, on synthetic curves
 python -m tests.benchmarks.scale --ray      1,000 trials that do nothing, through Ray on two cores
-python -m tests.benchmarks.scale --queue    64 workers that report twice a second, for a minute
+python -m tests.benchmarks.scale --epochs   1,000 epochs of 0.05 s, through Ray on two cores
+python -m tests.benchmarks.scale --queue    64 workers whose epochs last 0.15 s, for a minute
 python -m tests.benchmarks.scale --report   `sptune report` over 5,000 trials of 100 epochs, from start to prompt
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import heapq
 import itertools
 import json
 import os
@@ -19,7 +22,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +33,9 @@ import numpy as np
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.ray import driver as ray_driver
 from orchestrator.drivers.ray.cluster import connected
-from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
+from orchestrator.drivers.ray.worker import RunTrial
+from orchestrator.drivers.replay import Clock, Curve, ReplayDriver, SyntheticCurves
+from orchestrator.drivers.report_batch import seconds_to_wait, split_report
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_sweep, suggest_params
 from orchestrator.spec.schema import SweepSpec
@@ -53,11 +60,12 @@ class Silent:
         return 0
 
 
-def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpec:
+def spec_of(num_studies: int, trials: int, finals: int, epochs: int, min_epochs: int = 1) -> SweepSpec:
     """Return a sweep of so many studies. Its tasks need no data, since nothing is trained."""
     methods = ["spt_deep", "spt_shallow", "vpt_deep", "vpt_shallow"]
     tasks = [*TASKS][:25]
-    sizes = [0.1, 0.2, 0.5, 0.8, 1.0]
+    sizes = [0.15, 0.2, 0.5, 0.8, 1.0]
+    pruner = {"type": "asha", "min_epochs": min_epochs} if epochs > 1 else {"type": "none"}
     raw: dict[str, Any] = {
         "name": "scale",
         "tasks": tasks[: max(1, num_studies // (len(methods) * len(sizes)))],
@@ -71,7 +79,7 @@ def spec_of(num_studies: int, trials: int, finals: int, epochs: int) -> SweepSpe
             "prompt_length": {"type": "choice", "values": [5, 10, 20, 50]},
             "prompt_init": {"type": "choice", "values": ["random", "mean_pool", "max_pool", "kmeans"]},
         },
-        "search": {"trials": trials, "pruner": {"type": "asha", "min_epochs": 1} if epochs > 1 else {"type": "none"}},
+        "search": {"trials": trials, "pruner": pruner},
         "final": {"seeds": [*range(finals)]},
     }
     spec = parse_spec(raw, "the benchmark")
@@ -134,81 +142,175 @@ def nothing(config: TrainConfig, workplace: TrialContext, stop: Callable[[], boo
     yield Epoch(epoch=1, metrics={f"{config.eval_split}/accuracy": config.lr, "epoch/seconds": 0.0})
 
 
-def through_ray(trials: int) -> dict[str, float]:
-    """Run trials that do nothing through Ray, and measure the seconds per trial."""
-    spec = spec_of(4, trials // 4 - 2, 2, 1)
+def sleep_trial(
+    claimed_s: float, config: TrainConfig, workplace: TrialContext, stop: Callable[[], bool]
+) -> Iterator[Epoch | Failure]:
+    """Run a trial that sleeps, and says that its epochs take so many seconds."""
+    for epoch in range(1, config.epochs + 1):
+        time.sleep(0.05)
+        metrics = {"train/loss": 1.0, "epoch/seconds": claimed_s}
+        if config.eval_split == "val" or epoch == config.epochs:
+            metrics[f"{config.eval_split}/accuracy"] = config.lr
+        yield Epoch(epoch=epoch, metrics=metrics)
+
+
+def run_on_ray(spec: SweepSpec, run_trial: RunTrial, note: Callable[[Sweep], None]) -> Sweep:
+    """Run a sweep through Ray, and call `note` after each change."""
     with tempfile.TemporaryDirectory() as folder:
         workplace = TrialContext(
             data_root=folder, trials_folder=folder, prototype_cache=folder, weights=None, cpus=1, gpus=0
         )
         sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), Silent())
-        first: list[float] = []
-        started = time.perf_counter()
-
-        def note() -> None:
-            if not first and sweep.num_finished:
-                first.append(time.perf_counter())
 
         # Workers import the functions of this file from here: Ray adds no folder to their path.
         os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
         with connected(None):
-            ray_driver.RayDriver(workplace, nothing).run(sweep, note)
-        ended = time.perf_counter()
-    count = sum(summary.num_finished for summary in sweep.summaries())
+            ray_driver.RayDriver(workplace, run_trial).run(sweep, lambda: note(sweep))
+    return sweep
+
+
+def through_ray(trials: int) -> dict[str, float]:
+    """Run trials that do nothing through Ray, and measure the seconds per trial."""
+    first: list[float] = []
+
+    def note(sweep: Sweep) -> None:
+        if not first and sweep.num_finished:
+            first.append(time.perf_counter())
+
+    started = time.perf_counter()
+    sweep = run_on_ray(spec_of(4, trials // 4 - 2, 2, 1), nothing, note)
+    ended = time.perf_counter()
+    count = sweep.num_finished
     return {"trials": count, "s in total": ended - started, "s per trial": (ended - first[0]) / (count - 1)}
 
 
-def fill_queue(workers: int, seconds: float) -> dict[str, float]:
-    """Process the results of many workers in one thread, and measure how long the queue gets."""
-    spec = spec_of(100, 98, 2, 30)
-    results: queue.Queue[tuple[str, Epoch]] = queue.Queue()
+def short_epochs(trials: int, *, one_by_one: bool) -> dict[str, float]:
+    """Run trials of 100 short epochs through Ray, and measure the driver's CPU seconds per epoch.
+
+    Args:
+        one_by_one: report each epoch alone, as long epochs are.
+    """
+    marks: list[float] = []
+
+    def note(sweep: Sweep) -> None:
+        # Not before the first epoch, which comes after the start of Ray and of the workers.
+        if sweep.studies[0].search_table.trials[0].epochs:
+            marks.append(time.process_time())
+
+    run_trial = functools.partial(sleep_trial, 3600.0 if one_by_one else 0.05)
+    sweep = run_on_ray(spec_of(1, trials - 1, 1, 100, min_epochs=99), run_trial, note)
+    num_epochs = sum(len(trial.epochs) for trial in sweep.studies[0].trials)
+    return {"epochs": num_epochs, "driver, ms per epoch": 1000 * (marks[-1] - marks[0]) / num_epochs}
+
+
+@dataclass
+class SimulatedWorker:
+    """A worker whose trial follows a synthetic curve, and what it has collected for its next report."""
+
+    trial: Trial
+    curve: Curve
+    began: float
+    """When it began to collect."""
+    events: list[Epoch | Failure] = field(default_factory=list)
+
+
+class SimulatedCluster:
+    """Workers that report epochs in a thread. They do not wait for the driver: the queue grows if it is too slow.
+
+    Args:
+        epoch_s: seconds of an epoch.
+        one_by_one: report each epoch alone.
+    """
+
+    def __init__(self, num_workers: int, epoch_s: float, *, one_by_one: bool) -> None:
+        self.workers: list[SimulatedWorker | None] = [None] * num_workers
+        self.reports: queue.Queue[tuple[int, Trial, list[Epoch | Failure]]] = queue.Queue()
+        self.has_ended = threading.Event()
+        self._epoch_s = epoch_s
+        self._one_by_one = one_by_one
+
+    def train(self, seconds: float) -> None:
+        """Finish the epochs of all workers, each at its time."""
+        began = time.perf_counter()
+        count = len(self.workers)
+        turns = [(began + number * self._epoch_s / count, number) for number in range(count)]
+        while turns[0][0] < began + seconds:
+            turn, number = heapq.heappop(turns)
+            time.sleep(max(0.0, turn - time.perf_counter()))
+            self._finish_epoch(number, turn)
+            heapq.heappush(turns, (turn + self._epoch_s, number))
+        self.has_ended.set()
+
+    def _finish_epoch(self, number: int, now: float) -> None:
+        worker = self.workers[number]
+        # The driver may not have seen the last epoch of the trial yet.
+        item = next(worker.curve, None) if worker is not None else None
+        if worker is None or item is None:
+            return
+
+        event = item[0]
+        worker.events.append(event)
+        if self._one_by_one or seconds_to_wait(event, worker.trial.config.epochs, now - worker.began) == 0:
+            self.reports.put((number, worker.trial, worker.events))
+            worker.events = []
+            worker.began = now
+
+
+def fill_queue(num_workers: int, seconds: float, epoch_s: float, *, one_by_one: bool) -> dict[str, float]:
+    """Process the reports of many workers in one thread, and measure its time and how long the queue gets."""
+    spec = spec_of(100, 98, 2, 100, min_epochs=10)
+    cluster = SimulatedCluster(num_workers, epoch_s, one_by_one=one_by_one)
     lengths: list[int] = []
-    num_processed = 0
+    num_epochs = 0
+    spent: dict[str, float] = defaultdict(float)
+
     with tempfile.TemporaryDirectory() as folder:
         sweep = Sweep.resume(spec, StudyDatabase(f"sqlite:///{folder}/studies.db"), MemoryTracker())
-        curves = SyntheticCurves(plan_sweep(spec).studies)
-        running: dict[str, Any] = {}
-        turns = threading.Event()
+        curves = SyntheticCurves(plan_sweep(spec).studies, seconds_per_epoch=epoch_s)
 
-        def report() -> None:
-            end = time.perf_counter() + seconds
-            turn = time.perf_counter()
-            while turn < end:
-                for trial_id, curve in list(running.items()):
-                    event = next(curve, None)
-                    if event is not None and isinstance(event[0], Epoch):
-                        results.put((trial_id, event[0]))
-                    time.sleep(0.5 / workers)
-                turn = time.perf_counter()
-            turns.set()
+        def start_trial(number: int) -> None:
+            began = time.perf_counter()
+            trial = sweep.next_trial()
+            now = time.perf_counter()
+            spent["next_trial"] += now - began
+            cluster.workers[number] = SimulatedWorker(trial, curves(trial), now) if trial is not None else None
 
-        def fill() -> None:
-            while len(running) < workers and (trial := sweep.next_trial()) is not None:
-                running[trial.trial_id] = curves(trial)
+        for number in range(num_workers):
+            start_trial(number)
+        spent.clear()
+        computed = time.thread_time()
+        thread = threading.Thread(target=cluster.train, args=(seconds,))
+        thread.start()
 
-        fill()
-        reporter = threading.Thread(target=report)
-        reporter.start()
-        while not (turns.is_set() and results.empty()):
+        while not (cluster.has_ended.is_set() and cluster.reports.empty()):
             try:
-                trial_id, epoch = results.get(timeout=0.1)
+                number, trial, events = cluster.reports.get(timeout=0.1)
             except queue.Empty:
                 continue
-            lengths.append(results.qsize())
-            num_processed += 1
-            if sweep.is_running(trial_id) and not sweep.on_epoch(
-                trial_id, epoch.epoch, epoch.metrics, epoch.provenance
-            ):
-                running.pop(trial_id, None)
-                fill()
-        reporter.join()
-    half = len(lengths) // 2
+            lengths.append(cluster.reports.qsize())
+            if sweep.is_running(trial.trial_id):
+                epochs, _ = split_report(events)
+                num_epochs += len(epochs)
+                began = time.perf_counter()
+                sweep.tick()
+                goes_on = sweep.on_epochs(trial.trial_id, epochs)
+                spent["on_epochs"] += time.perf_counter() - began
+                if not goes_on:
+                    start_trial(number)
+        thread.join()
+        computed = time.thread_time() - computed
+
+    quarter = len(lengths) // 4
     return {
-        "results": num_processed,
-        "results per second": num_processed / seconds,
-        "longest queue, first half": max(lengths[:half]),
-        "longest queue, second half": max(lengths[half:]),
-    }
+        "epochs per second": num_epochs / seconds,
+        "reports per second": len(lengths) / seconds,
+        "epochs per report": num_epochs / len(lengths),
+        "driver, ms per epoch": 1000 * sum(spent.values()) / num_epochs,
+        "of it computing": 1000 * computed / num_epochs,
+        "of it in on_epochs": 1000 * spent["on_epochs"] / num_epochs,
+        "of it in next_trial": 1000 * spent["next_trial"] / num_epochs,
+        "share of the driver's time": sum(spent.values()) / seconds,
+    } | {f"longest queue, quarter {n + 1}": max(lengths[n * quarter : (n + 1) * quarter]) for n in range(4)}
 
 
 def time_report(num_studies: int, trials: int) -> dict[str, float]:
@@ -276,7 +378,10 @@ def main() -> None:
     """Run the requested measurement, and print it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--epochs", action="store_true")
     parser.add_argument("--queue", action="store_true")
+    parser.add_argument("--epoch-seconds", type=float, default=0.15, help="of an epoch in --queue")
+    parser.add_argument("--one-by-one", action="store_true", help="report each epoch alone in --epochs and --queue")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--studies", type=int, default=500)
     parser.add_argument("--trials", type=int, default=20, help="trials of a study, two of them final")
@@ -284,8 +389,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.ray:
         results = through_ray(1000)
+    elif options.epochs:
+        results = short_epochs(10, one_by_one=options.one_by_one)
     elif options.queue:
-        results = fill_queue(64, 60.0)
+        results = fill_queue(64, 60.0, options.epoch_seconds, one_by_one=options.one_by_one)
     elif options.report:
         results = time_report(240, 21)
     else:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.benchmarks.machine import precisions
+from tests.benchmarks.scale import fill_queue
 from trainer.config import TrainConfig
 from trainer.data.tasks import open_task
 
@@ -37,6 +38,13 @@ def test_each_side_of_a_cell_is_measured(tmp_path: Path) -> None:
     results = run_benchmark("throughput", "--backbones", NANO, *cell, folder=tmp_path)
     assert [row["side"] for row in results["cells"]] == ["published", *(f"ours {each}" for each in precisions("cpu"))]
     assert all(row["train_images_per_s"] > 0 and row["eval_images_per_s"] > 0 for row in results["cells"])
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_the_time_of_the_driver_and_its_queue_are_measured(one_by_one: bool) -> None:
+    results = fill_queue(4, 1.0, 0.02, one_by_one=one_by_one)
+    assert results["epochs per second"] > 0
+    assert results["driver, ms per epoch"] > 0
 
 
 def test_one_pass_of_several_trials_is_compared_with_passes_of_one(tmp_path: Path) -> None:

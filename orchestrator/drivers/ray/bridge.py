@@ -15,7 +15,9 @@ from ray.tune.search import Searcher
 
 from orchestrator.drivers.ray.capacity import ClusterCapacity
 from orchestrator.drivers.ray.cluster import ray_resources
+from orchestrator.drivers.ray.messages import from_result
 from orchestrator.drivers.ray.tune_internals import worker_of
+from orchestrator.drivers.report_batch import split_report
 from orchestrator.study.trial import Failure, FailureCause
 from orchestrator.sweep.sweep import Sweep
 
@@ -124,30 +126,22 @@ class TuneBridge:
         return {kind: self._capacity.num_trials() for kind in self._worker_kinds if required_kinds <= {kind}}
 
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
-        """Pass an event of a worker to the sweep, and return whether the trial goes on."""
+        """Pass a report of a worker to the sweep, and return whether the trial goes on."""
         trial_id = self.trial_ids[tune_id]
         goes_on = False
         with self._keeping_error():
-            if "failure" in result:
-                cause = FailureCause(result["cause"])
-                failure = Failure(
-                    cause=cause,
-                    error=result["failure"],
-                    seconds=result["seconds"],
-                    ends_process=result["ends_process"],
-                    lost_gpu=result["lost_gpu"],
-                    stops_sweep=result["stops_sweep"],
-                )
-                if failure.ends_process:
-                    # Tune would give the worker another trial. Asked for more of this one, it exits.
-                    self._last_failures[tune_id] = failure
-                    return True
+            epochs, failure = split_report(from_result(result))
+            # A worker is one epoch ahead, so a report may come after the trial has ended.
+            if epochs and self.sweep.is_running(trial_id):
+                goes_on = self.sweep.on_epochs(trial_id, epochs)
+
+            if failure is not None and failure.ends_process:
+                # Tune would give the worker another trial. Asked for more of this one, it exits.
+                self._last_failures[tune_id] = failure
+                goes_on = True
+            elif failure is not None and self.sweep.is_running(trial_id):
                 self.sweep.on_failure(trial_id, failure)
-            # A worker is one epoch ahead, so an event may come after the trial has ended.
-            elif self.sweep.is_running(trial_id):
-                metrics = dict(result["metrics"])
-                provenance = dict(result["provenance"])
-                goes_on = self.sweep.on_epoch(trial_id, result["epoch"], metrics, provenance)
+                goes_on = False
             self.on_change()
         return goes_on
 

@@ -1,7 +1,8 @@
 """The Ray driver: runs a sweep as one run of Ray Tune.
 
 Tune schedules, places and restarts trials; it decides nothing else. A searcher gives it the sweep's next trial, of any
-study. A scheduler passes each epoch to the sweep, and stops the trials that the sweep prunes or interrupts.
+study. A scheduler passes the epochs of each report to the sweep, and stops the trials that the sweep prunes or
+interrupts.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class _SweepSearcher(Searcher):
 
 
 class _SweepScheduler(FIFOScheduler):
-    """Passes each epoch to the sweep."""
+    """Passes each report to the sweep."""
 
     def __init__(self, bridge: TuneBridge) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class _SweepScheduler(FIFOScheduler):
             self._bridge.on_end(trial.trial_id, error_of(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Pass an event to the sweep, and return whether Tune continues or stops the trial."""
+        """Pass a report to the sweep, and return whether Tune continues or stops the trial."""
         goes_on = self._bridge.on_result(trial.trial_id, result)
 
         # The worker is one epoch ahead. Cancelled now, it does not train that epoch to its end.

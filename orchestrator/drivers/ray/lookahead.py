@@ -48,6 +48,18 @@ class LookAhead(Generic[Event]):
             raise StopIteration
         return event
 
+    def next_within(self, seconds: float) -> Event | None:
+        """Return the next event, or None if it does not come within so many seconds.
+
+        Raises:
+            StopIteration: if the trial has been cancelled.
+        """
+        if self._next is not None:
+            wait([self._next], timeout=seconds)
+            if not self._next.done():
+                return None
+        return next(self)
+
     def cancel(self) -> None:
         """End the trial at its next training step. Nothing is saved."""
         self._is_cancelled = True

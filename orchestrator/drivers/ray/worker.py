@@ -1,9 +1,10 @@
-"""Ray's worker: a process that runs one trial after another and returns one event a step."""
+"""Ray's worker: a process that runs one trial after another and returns one report a step."""
 
 from __future__ import annotations
 
 import dataclasses
 import signal
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
@@ -14,6 +15,8 @@ from ray import tune
 
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.ray.lookahead import LookAhead
+from orchestrator.drivers.ray.messages import to_result
+from orchestrator.drivers.report_batch import seconds_to_wait
 from orchestrator.study.trial import Epoch, Failure
 from trainer.config import TrainConfig
 
@@ -66,34 +69,35 @@ class TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next event, when there is one. The trial continues in its thread."""
+        """Return the next report: an epoch or a failure, or several short epochs. The trial continues in its thread."""
         self._is_busy = True
         if self._is_unusable:
             # The driver has the failure, and expects to lose this worker.
             ray.actor.exit_actor()
-        event = next(self._trial)
+        events = self._collect()
         if self._is_terminated:
             # The driver sees a lost worker, and the trial resumes elsewhere from the checkpoint that is saved now.
             self._trial.finish()
             ray.actor.exit_actor()
         self._is_busy = False
 
-        if isinstance(event, Failure):
-            self._is_unusable = event.ends_process
-            return {
-                "failure": event.error,
-                "cause": event.cause.value,
-                "seconds": event.seconds,
-                "ends_process": event.ends_process,
-                "lost_gpu": event.lost_gpu,
-                "stops_sweep": event.stops_sweep,
-            }
-        # As lists of pairs, because Tune flattens dicts.
-        return {
-            "epoch": event.epoch,
-            "metrics": [*event.metrics.items()],
-            "provenance": [*event.provenance.items()],
-        }
+        last = events[-1]
+        self._is_unusable = isinstance(last, Failure) and last.ends_process
+        return to_result(events)
+
+    def _collect(self) -> list[Epoch | Failure]:
+        """Return the next event, when there is one, with those that follow it soon.
+
+        If the process is killed meanwhile, no epoch is lost: the checkpoint has them, and the next attempt yields them.
+        """
+        began = time.monotonic()
+        events = [next(self._trial)]
+        while (left_s := seconds_to_wait(events[-1], self._num_epochs, time.monotonic() - began)) > 0:
+            event = self._trial.next_within(left_s)
+            if event is None:
+                break
+            events.append(event)
+        return events
 
     def cleanup(self) -> None:
         """Cancel the trial, which writes its log."""
@@ -106,6 +110,7 @@ class TrialWorker(tune.Trainable):
     def _prepare(self, config: dict[str, Any]) -> LookAhead[Epoch | Failure]:
         own = {name: config[name] for name in ("cpus", "gpus", "required_device")}
         context = dataclasses.replace(self._context, **own)
+        self._num_epochs = config["config"]["epochs"]
         return LookAhead(
             self._thread,
             lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), context, stop),

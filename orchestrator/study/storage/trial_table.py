@@ -13,6 +13,7 @@ from optuna.study import StudyDirection
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.storage.backoff import retry_while_locked
 from orchestrator.study.storage.bulk_read import StoredTrial
+from orchestrator.study.storage.bulk_write import save_values
 from orchestrator.study.storage.conversion import (
     DEFAULTS,
     STATES,
@@ -153,10 +154,13 @@ class TrialTable:
         assert not old.state.is_finished, f"trial {old.trial_id} is finished, and finished means frozen"
         trial_id = self._ids[trial.number]
 
-        for epoch in range(len(old.epochs) + 1, len(trial.epochs) + 1):
-            accuracy = trial.epochs[epoch - 1].get(VAL_ACCURACY)
-            if accuracy is not None:
-                retry_while_locked(self._storage.set_trial_intermediate_value, trial_id, epoch, accuracy)
+        accuracies = {
+            epoch: metrics[VAL_ACCURACY]
+            for epoch, metrics in enumerate(trial.epochs, start=1)
+            if epoch > len(old.epochs) and VAL_ACCURACY in metrics
+        }
+        if accuracies:
+            retry_while_locked(save_values, self._storage, trial_id, accuracies)
 
         # The history is large, so it is not written at every epoch. If the driver dies before the write, the missing
         # epochs are reported again from the trial's checkpoint.

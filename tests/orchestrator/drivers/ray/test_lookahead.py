@@ -126,6 +126,16 @@ def test_a_trial_that_stops_saves_before_it_ends(thread: Executor) -> None:
     assert steps.saved
 
 
+def test_an_event_that_does_not_come_in_time_is_returned_when_it_comes(thread: Executor) -> None:
+    steps = Steps()
+    ahead = at_its_second(steps, thread)
+    assert ahead.next_within(0.01) is None
+    steps.let.release()
+    assert ahead.next_within(20) == 2
+    steps.let.release()
+    assert next(ahead) == 3
+
+
 def test_an_error_of_a_trial_is_raised_in_place_of_its_event(thread: Executor) -> None:
     def run(_: Callable[[], bool]) -> Iterator[int]:
         yield 1

@@ -1,0 +1,113 @@
+"""A worker hands over short epochs together, without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.drivers import report_batch
+from orchestrator.drivers.context import TrialContext
+from orchestrator.drivers.ray.messages import from_result
+from orchestrator.drivers.ray.worker import RunTrial, TrialWorker
+from orchestrator.study.trial import Epoch, Failure, FailureCause
+from trainer.config import TrainConfig
+
+Worker = Callable[[RunTrial, int], TrialWorker]
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    """Makes a worker of this process with a trial of so many epochs."""
+    handler = signal.getsignal(signal.SIGTERM)
+    folder = str(tmp_path)
+    context = TrialContext(data_root=folder, trials_folder=folder, prototype_cache=folder, weights=None, cpus=1, gpus=0)
+    made: list[TrialWorker] = []
+
+    def make(run_trial: RunTrial, num_epochs: int) -> TrialWorker:
+        # Ray calls `setup` with these arguments in a process of its own.
+        worker = TrialWorker.__new__(TrialWorker)
+        worker.setup(message(num_epochs), context, run_trial)
+        made.append(worker)
+        return worker
+
+    yield make
+    for each in made:
+        each.cleanup()
+    signal.signal(signal.SIGTERM, handler)
+
+
+def message(num_epochs: int) -> dict[str, Any]:
+    """What the driver sends of a trial."""
+    config = TrainConfig(task="demo/digits", method="linear", epochs=num_epochs, warmup_epochs=0)
+    return {"config": dataclasses.asdict(config), "cpus": 1, "gpus": 0, "required_device": None}
+
+
+def epoch(number: int, seconds: float = 0.0) -> Epoch:
+    return Epoch(epoch=number, metrics={"epoch/seconds": seconds})
+
+
+def numbers(result: dict[str, Any]) -> list[int | FailureCause]:
+    return [event.epoch if isinstance(event, Epoch) else event.cause for event in from_result(result)]
+
+
+def quick(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+    """A trial whose epochs take no time."""
+    for number in range(1, config.epochs + 1):
+        yield epoch(number)
+
+
+def test_the_first_and_the_last_epoch_are_reported_at_once(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_batch, "REPORT_EVERY_S", 1e6)
+    trial = worker(quick, 40)
+    assert numbers(trial.step()) == [1]
+    assert numbers(trial.step()) == [*range(2, 41)]
+    # The worker stays, and its next trial begins in the same way.
+    assert trial.reset_config(message(3))
+    assert [numbers(trial.step()), numbers(trial.step())] == [[1], [2, 3]]
+    assert trial.reset_config(message(1))
+    assert numbers(trial.step()) == [1]
+
+
+def test_a_failure_is_reported_at_once_with_the_epochs_before_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+        for number in (1, 2, 3):
+            yield epoch(number)
+        yield Failure(cause=FailureCause.DIVERGED, error="TrainingDiverged: nan")
+
+    monkeypatch.setattr(report_batch, "REPORT_EVERY_S", 1e6)
+    trial = worker(fails, 40)
+    assert [numbers(trial.step()), numbers(trial.step())] == [[1], [2, 3, FailureCause.DIVERGED]]
+
+
+def test_an_epoch_does_not_wait_for_a_next_one_that_is_late(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_reported = threading.Event()
+
+    def stalls(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+        yield epoch(1)
+        yield epoch(2)
+        # As when storage is full. The others must not wait for it.
+        assert is_reported.wait(30)
+        yield epoch(3)
+
+    monkeypatch.setattr(report_batch, "REPORT_EVERY_S", 0.05)
+    trial = worker(stalls, 3)
+    assert [numbers(trial.step()), numbers(trial.step())] == [[1], [2]]
+    is_reported.set()
+    assert numbers(trial.step()) == [3]
+
+
+def test_long_epochs_are_reported_one_by_one(worker: Worker) -> None:
+    def slow(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+        for number in range(1, 5):
+            yield epoch(number, seconds=3600.0)
+
+    trial = worker(slow, 4)
+    assert [numbers(trial.step()) for _ in range(4)] == [[1], [2], [3], [4]]
