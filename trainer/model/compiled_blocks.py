@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from trainer.model.backbone import run_block
 
@@ -28,7 +29,9 @@ runs a block uncompiled from its ninth graph on, without a word."""
 
 def keep_kernels_in(folder: Path) -> None:
     """Keep compiled kernels in a folder, which processes of this machine share. A folder that the user chose stays."""
-    os.environ.setdefault(KERNEL_CACHE, str(folder))
+    # torch sets the variable to its own default as soon as a part of the compiler is imported.
+    if os.environ.get(KERNEL_CACHE) in (None, default_cache_dir()):
+        os.environ[KERNEL_CACHE] = str(folder)
 
 
 def pack_kernels() -> bytes | None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from tests.trainer.test_fake_gpu import VIT_B, VIT_B_CONFIG, kernels_of_a_step, prompted, without_values
 from tests.trainer.training.steps import StepRun
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
@@ -76,7 +77,7 @@ PROCESS = """
 import json, re, sys
 from pathlib import Path
 from torch._dynamo.utils import counters
-from torch._inductor.graph import GraphLowering
+from torch._inductor.graph import GraphLowering  # sets the folder to torch's own default
 from tests.trainer.training.steps import StepRun
 from trainer.config import TrainConfig
 from trainer.model.compiled_blocks import keep_kernels_in, pack_kernels, unpack_kernels
@@ -116,3 +117,20 @@ def test_kernels_are_compiled_once_for_all_processes_and_travel_to_other_machine
     # bf16 has two to three digits.
     eager, compiled = first["losses"]
     assert compiled == pytest.approx(eager, rel=1e-2)
+
+    # Forward passes of the first, a middle and the last layer, and then their backward passes.
+    assert len(first["launches"]) == 6
+    compiled_middle = first["launches"][1] + first["launches"][4]
+    eager_step, eager_middle = kernels_of_vit_b()
+    # A GPU's compiler fuses as the processor's does. First and last layer count as eager here.
+    assert eager_step - 10 * (eager_middle - compiled_middle) <= 400
+
+
+def kernels_of_vit_b() -> tuple[int, int]:
+    """Return the kernels of an eager step of ViT-B on a GPU, and those of one of its middle layers."""
+    counts = []
+    for num_layers in (12, 11):
+        network = without_values(VIT_B)
+        network.vit.blocks, network.num_layers = network.vit.blocks[:num_layers], num_layers
+        counts.append(kernels_of_a_step(prompted(network, VIT_B_CONFIG))[0])
+    return counts[0], counts[0] - counts[1]
