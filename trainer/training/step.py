@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +46,10 @@ class TrainingStep:
 
     def __call__(self, inputs_B: Tensor, labels_B: Tensor, lr: float) -> Tensor:
         """Train on a batch and return its loss, without waiting for the device. The next call may overwrite it."""
-        # A graph reads the learning rate elsewhere, but the optimizer's state is saved with it.
+        if labels_B.is_cuda:
+            # A graph reads it as float32. Eager reads the same number, and so trains the same bits.
+            lr = float(np.float32(lr))
+        # The optimizer's state is saved with it.
         set_lr(self.optimizer, lr)
         return self._run(inputs_B, labels_B, lr)
 
@@ -139,7 +143,8 @@ class FixedMemoryStep:
         if self._graph is None:
             self._run()
         else:
-            self._graph.replay()
+            with torch.cuda.device(self._lr.device):
+                self._graph.replay()
         return self._loss
 
     def capture(self) -> None:
@@ -148,18 +153,20 @@ class FixedMemoryStep:
         Raises:
             RuntimeError: if an operation cannot be captured, or memory ends.
         """
-        current = torch.cuda.current_stream(self._lr.device)
-        warm_up = torch.cuda.Stream(self._lr.device)
-        warm_up.wait_stream(current)
-        with torch.cuda.stream(warm_up):
-            for _ in range(WARM_UP_STEPS):
-                self._run()
-        current.wait_stream(warm_up)
+        # Streams and generators are those of the current device.
+        with torch.cuda.device(self._lr.device):
+            current = torch.cuda.current_stream()
+            warm_up = torch.cuda.Stream()
+            warm_up.wait_stream(current)
+            with torch.cuda.stream(warm_up):
+                for _ in range(WARM_UP_STEPS):
+                    self._run()
+            current.wait_stream(warm_up)
 
-        graph = torch.cuda.CUDAGraph()
-        # Other threads write files and may use the GPU meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._run()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads write files and may use the GPU meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._run()
         self._graph = graph
 
     def _run(self) -> None:
