@@ -30,8 +30,7 @@ STAGES = {
         "load_split": "images",
         "initial_prompt": "prototypes",
         "PromptedViT": "model",
-        "build_optimizer": "model",
-        "MovingAverage": "model",
+        "TrainingStep": "model",
     },
     "feature_cache": {"frozen_features": "forward"},
     "evaluation": {"evaluate_in_batches": "forward"},
@@ -47,7 +46,7 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        from trainer.training import loop
+        from trainer.training import step
 
         self._began = time.perf_counter()
         self._spent: dict[str, float] = defaultdict(float)
@@ -55,14 +54,14 @@ class Stopwatch:
         for module, functions in STAGES.items():
             for function, stage in functions.items():
                 self.time(importlib.import_module(f"trainer.training.{module}"), function, stage)
-        step = vars(loop)["backward"]
+        backward = vars(step)["backward"]
 
         def noted(*args: Any) -> Any:
             if self._first is None:
                 self._first = self._since(), dict(self._spent)
-            return step(*args)
+            return backward(*args)
 
-        vars(loop)["backward"] = noted
+        vars(step)["backward"] = noted
 
     def start(self) -> None:
         """Start timing a trial."""
