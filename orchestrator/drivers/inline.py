@@ -36,8 +36,12 @@ class InlineDriver:
 
     def _run_trial(self, sweep: Sweep, trial: Trial, on_change: Callable[[], None]) -> None:
         resources = sweep.gpu_allocator.resources_for(trial)
-        context = dataclasses.replace(self._context, cpus=resources.cpus, gpus=resources.initial_gpus)
-        context = dataclasses.replace(context, required_device=sweep.device_kinds.required(trial.study))
+        context = dataclasses.replace(
+            self._context,
+            cpus=resources.cpus,
+            gpus=resources.initial_gpus,
+            required_device=sweep.device_kinds.required(trial.study),
+        )
 
         def must_stop_waiting() -> bool:
             return sweep.halt is not None and sweep.halt.interrupt_running

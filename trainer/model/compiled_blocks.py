@@ -46,14 +46,9 @@ def unpack_kernels(data: bytes) -> None:
 
 
 def run_compiled_block(
-    block: Block,
-    tokens_BTD: Tensor,
-    *,
-    context_AXD: Tensor | None = None,
-    num_outputs: int | None = None,
-    output_context: bool = False,
+    block: Block, tokens_BTD: Tensor, *, context_AXD: Tensor | None = None, **options: Any
 ) -> Tensor:
-    """Return what `run_block` returns, up to rounding. The first call of a process compiles.
+    """Return what `run_block` returns for the same arguments, up to rounding. The first call of a process compiles.
 
     Raises:
         RuntimeError: if it cannot be compiled, in many classes of torch.
@@ -63,9 +58,7 @@ def run_compiled_block(
         torch._dynamo.maybe_mark_dynamic(context_AXD, 1)
 
     with torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS):
-        result_BTD: Tensor = _compiled()(
-            block, tokens_BTD, context_AXD=context_AXD, num_outputs=num_outputs, output_context=output_context
-        )
+        result_BTD: Tensor = _compiled()(block, tokens_BTD, context_AXD=context_AXD, **options)
         return result_BTD
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 ENGINES = (EAGER, "compiled", "graph", "compiled graph")
 """All engines."""
 MIN_STEPS = {"graph": 200, "compiled": 1000, "compiled graph": 1000}
-"""Steps from which on an engine is tried. Capturing takes as long as some ten steps, compiling about a minute."""
+"""Steps from which on an engine is tried. Measuring a graph takes some thirty steps. Compiling takes minutes once."""
 COMPARED_STEPS = 4
 """Steps that are compared with eager, from the same state and with the same batch."""
 TIMED_STEPS = 10

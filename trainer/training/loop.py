@@ -180,12 +180,11 @@ def train(
     # Engine: a faster way to compute the same step.
     if run.next_epoch <= config.epochs:
         model.train()
-        first_epoch = EpochBatches(config, train_split, inputs_of, epoch=1)
         run.engine = choose_engine(
             Engines(
                 train_step,
                 None if trains_head_only else model,
-                lambda: first_epoch.take(0, torch.Generator()),
+                lambda: EpochBatches(config, train_split, inputs_of, epoch=1).take(0, torch.Generator()),
                 config.precision,
                 device,
             ),
