@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results
+from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results, status
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
@@ -49,12 +49,13 @@ OUTPUTS, TOOLS = "For other tools", "Tasks and networks"
 for panel, commands in (
     (BEFORE, (plan, replay, doctor)),
     (RUNNING, (lifecycle.launch, lifecycle.resume, lifecycle.stop, lifecycle.rm)),
-    (RESULTS, (results.status, results.failures, results.report, outputs.figures, mlflow.ui)),
+    (RESULTS, (status.status, results.failures, results.report, outputs.figures, mlflow.ui)),
     (OUTPUTS, (outputs.export, mlflow.sync, outputs.register)),
     (TOOLS, (model.backbones, model.predict)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.command("list", rich_help_panel=RESULTS)(status.list_)
 app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
 
 
