@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.plain_text import counted
 from trainer.redaction import redact
 
 
@@ -35,7 +36,7 @@ class SpecError(UserError):
     """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        count = counted(len(problems), "problem")
         super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
         self.problems = [redact(problem) for problem in problems]
 

@@ -38,7 +38,7 @@ def csv_text(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
 
 
-def counted(number: int, noun: str, plural: str | None = None) -> str:
+def counted(number: float, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun: `1 study`, `2 studies`, `1,234 images`.
 
     Args:
@@ -47,7 +47,8 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     """
     if number != 1:
         noun = plural or _plural(noun)
-    return f"{number:,} {noun}"
+    # A whole number of GPUs may be a float.
+    return f"{int(number) if number == int(number) else number:,} {noun}"
 
 
 def _plural(noun: str) -> str:

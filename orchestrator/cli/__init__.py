@@ -12,7 +12,8 @@ from orchestrator import __version__
 from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results, status
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.options import surviving_lost_output
-from orchestrator.cli.plan import plan, replay
+from orchestrator.cli.plan import plan
+from orchestrator.cli.replay import replay
 from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
 from trainer.plain_text import printable

@@ -237,8 +237,7 @@ def show(
 
 def _print_card(card: Card, root: str) -> None:
     counts = ", ".join(f"{split} {count:,}" for split, count in card.counts.items())
-    console.print(
-        f"{card.task}: {counts}; {counted(len(card.class_names), 'class')}; {card.protocol}; {card.fingerprint}; in {root}"
-    )
+    classes = counted(len(card.class_names), "class")
+    console.print(f"{card.task}: {counts}; {classes}; {card.protocol}; {card.fingerprint}; in {root}")
     for sentence in [*card.differs, *card.repairs]:
         console.print(f"  note: {sentence}")

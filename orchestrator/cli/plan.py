@@ -1,4 +1,4 @@
-"""The commands that come before a sweep: `plan` and `replay`."""
+"""The command `plan`: the studies of a spec and what they will cost."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ from orchestrator.cli.options import (
     print_prose,
     whole_number,
 )
-from orchestrator.cli.status import study_json
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import read_database
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
-from orchestrator.errors import SpecError, UserError
+from orchestrator.errors import SpecError
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
@@ -88,7 +86,7 @@ def plan(
     progress = _load_progress(sweep, place)
 
     if as_json:
-        print_json(_plan_json(sweep, plans, progress, place, workers or _num_slots(sweep)))
+        print_json(_plan_json(sweep, plans, progress, place, workers or default_workers(sweep)))
         return
 
     console.print(_plan_table(sweep, plans, progress))
@@ -108,7 +106,7 @@ def plan(
     if not progress.has_estimate:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
         return
-    num_slots = workers or _num_slots(sweep)
+    num_slots = workers or default_workers(sweep)
     _print_memory(sweep, plans, place, num_slots)
     _print_estimate(sweep, plans, progress, num_slots)
 
@@ -169,79 +167,6 @@ def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progres
     if num_unknown:
         text += f"; not counted, because nothing like it was run: {num_unknown} of {counted(len(plans), 'study')}"
     print_prose(text)
-
-
-def replay(
-    spec: SpecArgument,
-    home: HomeOption = None,
-    like: Annotated[
-        str | None, typer.Option(metavar="SWEEP", help="A finished sweep whose curves to use; default: synthetic ones.")
-    ] = None,
-    workers: WorkersOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Simulate a spec: its sampler, pruner and budget on known learning curves and a virtual clock.
-
-    Nothing is trained and nothing is kept: all numbers are synthetic.
-    """
-    from orchestrator.cli.progress import progress_table
-    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, ReplayDriver, SyntheticCurves
-    from orchestrator.study.storage.database import StudyDatabase
-    from orchestrator.study.storage.sqlite_url import sqlite_url
-    from orchestrator.study.study import load_studies
-    from orchestrator.sweep.sweep import Sweep
-    from orchestrator.sweep.tracker import MemoryTracker
-
-    sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = SyntheticCurves(plan_sweep(sweep_spec).studies)
-    origin = "invented learning curves on a virtual clock; nothing was trained"
-    if like is not None:
-        _, database, recorded = find_sweep(home, like)
-        curves = RecordedCurves(load_studies(recorded, database))
-        origin = f"learning curves of {recorded.name} on a virtual clock; nothing was trained"
-
-    clock = Clock()
-    num_slots = workers or _num_slots(sweep_spec)
-    with tempfile.TemporaryDirectory() as folder:
-        # A database of its own: a simulation must not touch the sweep of the same name.
-        scratch = StudyDatabase(sqlite_url(Path(folder).absolute() / "studies.db"))
-        sweep = Sweep.resume(sweep_spec, scratch, MemoryTracker(), clock=clock)
-        driver = ReplayDriver(curves, clock, workers=num_slots)
-        try:
-            driver.run(sweep)
-        except ValueError as error:
-            # A recorded sweep has no curve for a trial with more epochs than it ran.
-            raise UserError(f"--like {like}: {error}") from None
-
-    # The comparison is with a sweep that prunes nothing.
-    max_epochs = max(study.plan.epochs for study in sweep.studies)
-    num_trained = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
-    num_epochs = sweep.num_finished * max_epochs
-    busy_share = driver.busy_seconds / (clock.now * num_slots)
-    if as_json:
-        print_json(
-            {
-                "sweep": sweep_spec.name,
-                "synthetic": True,
-                "curves": origin,
-                "finished": sweep.num_finished,
-                "seconds": clock.now,
-                "workers": num_slots,
-                "busy_share": busy_share,
-                "trained_epochs": num_trained,
-                "unpruned_epochs": num_epochs,
-                "halted": sweep.halt.reason if sweep.halt else None,
-                "studies": [study_json(summary) for summary in sweep.summaries()],
-            }
-        )
-        return
-
-    console.print(progress_table(sweep.summaries(), synthetic=origin))
-    print_prose(
-        f"synthetic: {counted(sweep.num_finished, 'trial')} in {format_duration(clock.now)} on "
-        f"{counted(num_slots, 'worker')}, busy {busy_share:.0%}; {num_trained:,} of {counted(num_epochs, 'epoch')} "
-        "trained, the others pruned or known" + (f"; {sweep.halt.reason}" if sweep.halt else "")
-    )
 
 
 def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
@@ -372,7 +297,7 @@ def _resources_per_trial(sweep: SweepSpec) -> str:
     return ", ".join(f"of {' and '.join(names)} on {text}" for text, names in backbones_by_text.items())
 
 
-def _num_slots(sweep: SweepSpec) -> int:
+def default_workers(sweep: SweepSpec) -> int:
     """Return how many trials fit the cores that may be used on this machine."""
     # The largest trial decides, so that the estimate holds for every study.
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)

@@ -11,6 +11,7 @@ from orchestrator.report.results_table import NAMES
 from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import Study
+from trainer.plain_text import counted
 
 P_OVER = {"draws": "p over draws", "seeds": "p over seeds, same search"}
 """Header of the second test, by what its cases are."""
@@ -28,8 +29,12 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
         units[unit] = None
         for pair in pairs:
             comparisons.append(pair)
-            p_tasks = _format_p(pair.p_tasks) if pair.tasks >= pair.tasks_needed else f"needs {pair.tasks_needed} tasks"
-            num_cases = f"{pair.seeds} draws" if unit == "draws" else f"{pair.seeds}"
+            p_tasks = (
+                _format_p(pair.p_tasks)
+                if pair.tasks >= pair.tasks_needed
+                else f"needs {counted(pair.tasks_needed, 'task')}"
+            )
+            num_cases = counted(pair.seeds, "draw") if unit == "draws" else f"{pair.seeds}"
             p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({num_cases})"
             rows.append(
                 cells(

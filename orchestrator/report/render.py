@@ -57,11 +57,12 @@ def print_blocks(blocks: Sequence[Block], console: Console) -> None:
     for block in blocks:
         match block:
             case TableBlock():
-                for part in _split_to_fit(block, console):
-                    if _least_width(part, console) <= console.options.max_width:
-                        console.print(_rich_table(part))
-                    else:
-                        _print_stacked(part, console)
+                parts = _split_to_fit(block, console)
+                if any(_least_width(part, console) > console.options.max_width for part in parts):
+                    _print_stacked(block, console)
+                    continue
+                for part in parts:
+                    console.print(_rich_table(part))
             case TextBlock():
                 if block.title:
                     console.print(shown(block.title, "bold"))

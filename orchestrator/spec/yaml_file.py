@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import SpecError
+from trainer.plain_text import counted
 
 MAX_BYTES = 1_000_000
 """Largest spec that is read. Real ones have a few thousand bytes."""
@@ -80,7 +81,7 @@ def _read_bytes(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise SpecError(
-                str(path), [f"has {size:,} bytes, and a spec has at most {MAX_BYTES:,}: is it a YAML file?"]
+                str(path), [f"has {counted(size, 'byte')}, and a spec has at most {MAX_BYTES:,}: is it a YAML file?"]
             )
         return path.read_bytes()
     except OSError as error:
@@ -121,7 +122,7 @@ def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]], parents: set[in
     elif id(node) in parents:
         problem = "an alias stands inside of its own anchor"
     elif node.tag == f"{TAG}int" and len(node.value) > MAX_DIGITS:
-        problem = f"no key takes a number of {len(node.value)} digits"
+        problem = f"no key takes a number of {counted(len(node.value), 'digit')}"
 
     num_values = 1
     num_levels = 1

@@ -164,7 +164,7 @@ BASE = yaml.safe_dump(RAW_SPEC)
         (b"a: &a [*a]\n", "an alias stands inside of its own anchor in line 1"),
         (b"a: *nothing\n", "undefined alias"),
         (b"<<: 3\n", "<< needs a mapping"),
-        (b"seeds: " + b"9" * 5000, "no key takes a number of 5000 digits in line 1"),
+        (b"seeds: " + b"9" * 5000, "no key takes a number of 5,000 digits in line 1"),
         (b"a: " + b"[" * 5000 + b"]" * 5000, "is nested more than 30 levels deep"),
         (b"a: " + b"{a: " * 40 + b"1" + b"}" * 40, "is nested more than 30 levels deep"),
         (b"a: &a [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
