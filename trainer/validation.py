@@ -202,7 +202,7 @@ def rule_problems(config: Any) -> Iterator[Problem]:
         most = _most_images(task, config)
         if config.batch_size > most:
             rule = (
-                f"{config.batch_size} exceeds the {counted(most, 'image')} that {task.name} has at most at train_size"
+                f"{config.batch_size:,} exceeds the {counted(most, 'image')} that {task.name} has at most at train_size"
             )
             yield "batch_size", f"{rule}={config.train_size}."
 
@@ -301,9 +301,8 @@ def _token_problem(config: Any) -> str | None:
 
     if config.prompt_init in ("mean_pool", "max_pool") and length > num_patches:
         return (
-            f"{length} exceeds the {counted(num_patches, 'patch token')} of {config.backbone}; mean_pool and "
-            "max_pool need "
-            f"one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}."
+            f"{length:,} exceeds the {counted(num_patches, 'patch token')} of {config.backbone}; mean_pool and "
+            f"max_pool need one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}."
         )
 
     # Each token of each image is drawn once at most.
@@ -311,7 +310,7 @@ def _token_problem(config: Any) -> str | None:
     if config.prompt_init in ("random", "kmeans") and task is not None:
         num_tokens = num_patches * _most_init_images(task, config)
         if length > num_tokens > 0:
-            return f"{length} exceeds the {counted(num_tokens, 'patch token')} of the images; use more init_images."
+            return f"{length:,} exceeds the {counted(num_tokens, 'patch token')} of the images; use more init_images."
     return None
 
 

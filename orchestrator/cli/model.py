@@ -94,8 +94,8 @@ def _print_facts(facts: WeightFacts) -> None:
         text = f"{facts.path} fits none of these: it has {shape}."
     elif len(fitting) > 1:
         text = (
-            f"{facts.path} fits {len(fitting)} backbones, and its tensors do not tell from which it is. Name the "
-            "one that it was trained as: pixel normalization and readout follow from the name."
+            f"{facts.path} fits {counted(len(fitting), 'backbone')}, and its tensors do not tell from which it is. "
+            "Name the one that it was trained as: pixel normalization and readout follow from the name."
         )
     else:
         return

@@ -7,8 +7,6 @@ import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Group
-from rich.live import Live
 
 from orchestrator.cli.fitting_table import FittingTable, Row
 from orchestrator.cli.options import (
@@ -27,6 +25,8 @@ from trainer.plain_text import counted
 from trainer.terminal import shown
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from orchestrator.cli.sweep_status import ListedSweep, SweepStatus
     from orchestrator.study.summary import StudySummary
 
@@ -111,6 +111,8 @@ def _show(home: str | None, sweep: str, *, as_json: bool) -> None:
 
 def _watch(home: str | None, sweep: str) -> None:
     """Show a sweep until no driver runs it, or until Ctrl-C."""
+    from rich.live import Live
+
     from orchestrator.cli.sweep_status import read_status
 
     last_line = ""
@@ -137,6 +139,8 @@ def _watch(home: str | None, sweep: str) -> None:
 
 
 def _screen(facts: SweepStatus) -> Group:
+    from rich.console import Group
+
     from orchestrator.cli.progress import progress_table
 
     table = progress_table(facts.summaries, max(3, console.height - LINES_BELOW))

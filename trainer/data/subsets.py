@@ -133,15 +133,15 @@ def nested_subset(labels_N: NDArray[np.int64], size: TrainSize, draw: int = 0) -
             label = min(too_few, key=lambda label: too_few[label])
             raise ValueError(
                 f"{size} asks for more images than {len(too_few)} of {counted(len(classes_K), 'class')} have: class "
-                f"{label} {too_few[label]}. Use at most {too_few[label]} per class, or a number of images."
+                f"{label} has {too_few[label]}. Use at most {too_few[label]} per class, or a number of images."
             )
         return np.sort(np.concatenate([rows[:count] for rows in shuffled]))
 
     # A number of images.
     if size > len(labels_N):
         raise ValueError(
-            f"{counted(size, 'image was', 'images were')} asked for, and there are {len(labels_N)}. Use at most "
-            f"{len(labels_N)}."
+            f"{counted(size, 'image was', 'images were')} asked for, and there are {len(labels_N):,}. Use at most "
+            f"{len(labels_N):,}."
         )
 
     rows_N = np.concatenate(shuffled)

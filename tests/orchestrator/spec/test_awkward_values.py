@@ -289,7 +289,7 @@ def test_a_prompt_needs_as_many_tokens_as_its_images_have() -> None:
         raw["space"] = {"lr": raw["space"]["lr"]}
         assert answer(raw) == ""
         raw["fixed"]["prompt_length"] = bad
-        assert f"{bad} exceeds the {good} patch tokens of the images" in answer(raw)
+        assert f"{bad:,} exceeds the {good:,} patch tokens of the images" in answer(raw)
 
 
 def test_a_sweep_has_no_more_studies_than_can_be_listed() -> None:
