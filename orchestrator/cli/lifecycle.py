@@ -17,6 +17,7 @@ from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
     InlineOption,
+    MetricsOption,
     SpecArgument,
     SweepArgument,
     TrialOption,
@@ -47,6 +48,7 @@ def launch(
     inline: InlineOption = False,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    metrics: MetricsOption = None,
 ) -> None:
     """Run a sweep and print its results. Run the same command again to resume.
 
@@ -59,7 +61,9 @@ def launch(
 
     driver: DriverName = "inline" if inline else "ray"
     with LiveView(console) as view:
-        outcome = api.launch(spec, home=home, driver=driver, address=address, weights=weights, on_progress=view)
+        outcome = api.launch(
+            spec, home=home, driver=driver, address=address, weights=weights, on_progress=view, metrics=metrics
+        )
     _finish(outcome)
 
 
@@ -72,6 +76,7 @@ def resume(
     inline: InlineOption = False,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    metrics: MetricsOption = None,
 ) -> None:
     """Resume a sweep by its name, with the spec that the study database holds.
 
@@ -84,7 +89,14 @@ def resume(
     rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
-            sweep, home=home, driver=driver, address=address, weights=weights, rerun=rerun, on_progress=view
+            sweep,
+            home=home,
+            driver=driver,
+            address=address,
+            weights=weights,
+            rerun=rerun,
+            on_progress=view,
+            metrics=metrics,
         )
     if rerun is not None:
         kind = "trials" if trial else "failed trials"
@@ -239,6 +251,8 @@ def rm(
         sweep_id = database.sweep_id(name)
         # The study database comes last: after an interruption, `rm` can be repeated.
         delete_outputs(place, spec, sweep_id, studies, matches, with_studies=is_whole)
+        # A sweep that gets its trials back has an end to tell again.
+        database.save_notified(name, [])
         for each in studies:
             if is_whole:
                 each.delete_trials()

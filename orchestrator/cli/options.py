@@ -81,6 +81,14 @@ WeightsOption = Annotated[
         envvar="SPTUNE_WEIGHTS", help="A file, or a folder of files, with weights of backbones; default: timm's hub."
     ),
 ]
+MetricsOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole_number(1, 65_535),
+        metavar="PORT",
+        help="Serve metrics for Prometheus while trials run: http://127.0.0.1:PORT/metrics, on this machine alone.",
+    ),
+]
 TrialOption = Annotated[
     list[str] | None,
     typer.Option("--trial", metavar="ID", help="A trial, by the first letters of its id; repeatable."),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
 
 DriverName = Literal["ray", "inline"]
-Step = Literal["checking the servers", "checking the nodes", "running trials", "logging to MLflow"]
+Step = Literal["checking the servers", "checking the nodes", "running trials", "logging to MLflow", "notifying"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.fields import RECORDED
+from orchestrator.spec.notify import Notify
 from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, resource_problems
 from orchestrator.spec.schema import (
     Asha,
@@ -310,6 +311,7 @@ def _part_at(location: Location) -> type[BaseModel]:
         ("resources",): Resources,
         ("cluster",): Cluster,
         ("budget",): Budget,
+        ("notify",): Notify,
         ("per",): StudyOverride,
         ("per", "search"): SearchOverride,
     }

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from orchestrator.spec.fields import Count, Number, Seed, SpecPart, at_most, check_number, is_recorded
+from orchestrator.spec.notify import Notify
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import DimensionField, as_list
 from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
@@ -329,6 +330,8 @@ class SweepSpec(StudyMatrix):
     """Addresses, for sweeps on more than one machine."""
     budget: Budget = Budget()
     """Limits after which no more trials are started."""
+    notify: Notify | None = None
+    """Whom to tell when the sweep ends. It may change between launches."""
     retries: Count = Field(default=2, ge=0)
     """Number of times that a trial runs again after a failure that may pass."""
     pause_after: Count = Field(default=5, ge=2)
