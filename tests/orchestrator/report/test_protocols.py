@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.report.latex import to_latex
 from orchestrator.report.protocols import marks
 from orchestrator.report.published import published_rows
-from orchestrator.report.latex import to_latex
 from orchestrator.report.render import to_csv, to_html, to_markdown
 from orchestrator.report.results_table import OVER_TASKS, ResultsRow, ResultsTable, build_results_table
 from orchestrator.report.sections import build_sections
