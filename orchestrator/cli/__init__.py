@@ -13,6 +13,7 @@ from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
+from orchestrator.cli.predict import predict
 from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
 from trainer.plain_text import printable
@@ -51,7 +52,7 @@ for panel, commands in (
     (RUNNING, (lifecycle.launch, lifecycle.resume, lifecycle.stop, lifecycle.rm)),
     (RESULTS, (results.status, results.failures, results.report, outputs.figures, mlflow.ui)),
     (OUTPUTS, (outputs.export, mlflow.sync, outputs.register)),
-    (TOOLS, (model.backbones, model.predict)),
+    (TOOLS, (model.backbones, predict)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)

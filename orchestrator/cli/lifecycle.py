@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -38,7 +39,7 @@ from trainer.plain_text import printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
 
-NO_RESULT, HALTED, INTERRUPTED = 1, 3, 130
+NO_RESULT, HALTED, INTERRUPTED, TERMINATED = 1, 3, 130, 143
 """Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
 
 
@@ -55,7 +56,7 @@ def launch(
     Press Ctrl-C once to stop after the current epoch, twice to stop immediately. Nothing is lost either way.
 
     Exit status: 0 if the sweep is done, 1 if a study has no result, 2 for a mistake, 3 if a budget or repeated
-    failures stopped it, 130 if you stopped it.
+    failures stopped it, 130 if you stopped it, 143 if SIGTERM did.
     """
     from orchestrator.cli.progress import LiveView
 
@@ -163,11 +164,12 @@ def _print_outcome(outcome: SweepOutcome) -> None:
 
 
 def _exit_status(outcome: SweepOutcome) -> int:
-    if outcome.is_interrupted:
-        return INTERRUPTED
+    if outcome.is_interrupted or (outcome.halt is not None and outcome.halt.interrupt_running):
+        # Batch systems and shells expect 128 and the number of the signal.
+        return TERMINATED if outcome.stopped_by == signal.SIGTERM else INTERRUPTED
     if outcome.halt is not None:
         # Scripts tell a stop by a person from one by a budget.
-        return INTERRUPTED if outcome.halt.interrupt_running else HALTED
+        return HALTED
     return NO_RESULT if outcome.studies_without_result else 0
 
 

@@ -121,6 +121,7 @@ def run_sweep(
             else:
                 # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
+        stopped_by = signals.first_signal()
 
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     return SweepOutcome(
@@ -130,6 +131,7 @@ def run_sweep(
         halt=sweep.halt,
         was_finished=was_finished,
         is_interrupted=is_interrupted,
+        stopped_by=stopped_by,
         num_rerun=num_rerun,
         num_unlogged=sum(unlogged),
         notes=tuple(notes),

@@ -63,7 +63,7 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
         names=1 + len(varying),
     )
     if comparisons:
-        yield TextBlock(lines=(*comparison_text(comparisons, units),))
+        yield TextBlock(lines=(*comparison_text(comparisons, units),), is_note=True)
 
 
 def _format_p(p: float | None) -> str:

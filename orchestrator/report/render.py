@@ -1,9 +1,8 @@
-"""Rendering of a report for a terminal, as Markdown, LaTeX or HTML, and of its numbers as CSV."""
+"""Rendering of a report for a terminal, as Markdown or HTML, and of its numbers as CSV."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import html
 import io
 import re
@@ -15,29 +14,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock
+from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, one_line
+from orchestrator.report.latex import to_latex
 from orchestrator.report.results_table import ResultsRow, ResultsTable
 from trainer.plain_text import printable
 from trainer.terminal import shown
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "—": "---",
-    "<": "$<$",
-    ">": "$>$",
-    "`": r"\textasciigrave{}",
-    "|": r"\textbar{}",
-    # After the end of a row, these would be an argument of the end.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
-"""Characters that mean something else in LaTeX, or that its fonts lack, with their replacements."""
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
 table { border-collapse: collapse; margin: 1.5em 0 .5em }
 caption { text-align: left; white-space: pre-line; color: #555 }
@@ -73,9 +55,9 @@ def _rich_table(block: TableBlock) -> Table:
     table = Table(title=shown(block.title, "table.title", keep="\n"))
 
     for index, name in enumerate(block.header):
-        justify: Literal["left", "right"] = "left" if _is_text(block, index) else "right"
+        justify: Literal["left", "right"] = "left" if block.is_text(index) else "right"
         # Names of several words may be long, so they share what is left with the text.
-        wraps = block.last_is_text and _is_text(block, index)
+        wraps = block.last_is_text and block.is_text(index)
         no_wrap = bool(block.spans) or (block.last_is_text and not wraps)
 
         # A column that wraps must keep its longest word on one line.
@@ -89,40 +71,14 @@ def _rich_table(block: TableBlock) -> Table:
 
 
 def _split_to_fit(block: TableBlock, console: Console) -> list[TableBlock]:
-    """Return the table, or as few parts of it as fit the terminal.
-
-    A table is split between its spans. A span that is too wide by itself is split between its columns.
-    """
+    """Return the table, or as few parts of it as fit the terminal."""
     unlimited = console.options.update(width=UNLIMITED_WIDTH)
 
-    def part(columns: Sequence[int]) -> TableBlock:
-        """Return the table with the text columns and these number columns."""
-        # Every part repeats the text columns, so that its rows have names.
-        kept = [*range(block.names), *columns]
-        rows = [tuple(row[index] for index in kept) for row in block.rows]
-        header = tuple(block.header[index] for index in kept)
-        return dataclasses.replace(block, header=header, rows=rows, spans=(len(columns),))
-
-    def fits(columns: Sequence[int]) -> bool:
-        width = Measurement.get(console, unlimited, _rich_table(part(columns))).maximum
+    def fits(part: TableBlock) -> bool:
+        width = Measurement.get(console, unlimited, _rich_table(part)).maximum
         return width <= console.options.max_width
 
-    remaining = [*range(block.names, len(block.header))]
-    if not block.spans or fits(remaining):
-        return [block]
-
-    # Fill parts from left to right with whole spans, or with single columns of a span that is too wide.
-    parts: list[list[int]] = [[]]
-    for size in block.spans:
-        span = remaining[:size]
-        remaining = remaining[size:]
-        pieces = [span] if fits(span) else [[index] for index in span]
-
-        for piece in pieces:
-            if parts[-1] and not fits([*parts[-1], *piece]):
-                parts.append([])
-            parts[-1] += piece
-    return [part(columns) for columns in parts]
+    return block.split(fits)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -132,40 +88,14 @@ def to_markdown(blocks: Sequence[Block]) -> str:
         match block:
             case TableBlock():
                 header = [_escape_markdown(name) for name in block.header]
-                rule = ["---" if _is_text(block, index) else "---:" for index in range(len(block.header))]
+                rule = ["---" if block.is_text(index) else "---:" for index in range(len(block.header))]
                 rows = [header, rule, *([_markdown_cell(cell) for cell in row] for row in block.rows)]
                 table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-                parts.append(f"**{_escape_markdown(_one_line(block.title))}**\n\n{table}")
+                parts.append(f"**{_escape_markdown(one_line(block.title))}**\n\n{table}")
             case TextBlock():
                 title = [f"**{_escape_markdown(block.title)}**", ""] if block.title else []
                 lines = [_escape_markdown_line(line) for text in block.lines for line in text.splitlines()]
                 parts.append("\n".join([*title, *(f"- {line}" for line in lines)]))
-    return "\n\n".join(parts) + "\n"
-
-
-def to_latex(blocks: Sequence[Block]) -> str:
-    r"""Return tables for a paper, to `\input`; the preamble needs the packages booktabs and graphicx.
-
-    Letters outside Latin-1, in an error message for instance, need lualatex or xelatex.
-    """
-    parts = [r"% needs \usepackage{booktabs,graphicx}; letters outside Latin-1 need lualatex or xelatex"]
-    for block in blocks:
-        match block:
-            case TableBlock():
-                columns = "".join("l" if _is_text(block, index) else "r" for index in range(len(block.header)))
-                rows = [" & ".join(map(_escape_latex, block.header)) + r" \\ \midrule"]
-                rows += [" & ".join(map(_latex_cell, row)) + r" \\" for row in block.rows]
-                body = "\n".join(rows)
-                caption = _escape_latex(_one_line(block.title))
-                parts.append(
-                    f"\\begin{{table}}\n\\caption{{{caption}}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
-                    f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
-                )
-            case TextBlock():
-                title = f"\\textbf{{{_escape_latex(block.title)}}}\\\\\n" if block.title else ""
-                lines = [_escape_latex(line) for text in block.lines for line in text.splitlines()]
-                # Braces keep the small font inside the paragraph.
-                parts.append("\\noindent{\\footnotesize\n" + title + "\\\\\n".join(lines) + "}\n")
     return "\n\n".join(parts) + "\n"
 
 
@@ -236,15 +166,6 @@ def _protocol_text(row: ResultsRow) -> str:
     return " ".join([*row.protocol, *(f"Difference from ours: {note}" for note in notes)])
 
 
-def _is_text(block: TableBlock, index: int) -> bool:
-    """Return whether a column holds text."""
-    return index < block.names or (block.last_is_text and index == len(block.header) - 1)
-
-
-def _one_line(text: str) -> str:
-    return "; ".join(part for part in text.splitlines() if part)
-
-
 def _escape_markdown(text: str) -> str:
     # Only characters with a meaning in the middle of a line: every text follows `- `, `|` or `**`.
     return re.sub(r"([\\`*_|<>\[\]&~$])", r"\\\1", printable(text))
@@ -262,17 +183,6 @@ def _escape_html(text: str, keep: str = "") -> str:
 def _markdown_cell(cell: Cell) -> str:
     text = _escape_markdown(cell.text)
     return f"**{text}**" if cell.bold else text
-
-
-def _escape_latex(text: str) -> str:
-    # Two hyphens or apostrophes would become one other sign.
-    pieces = re.split(r"(?<=['-])(?=['-])", printable(text))
-    return "{}".join("".join(LATEX.get(character, character) for character in piece) for piece in pieces)
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(cell.text)
-    return f"\\textbf{{{text}}}" if cell.bold else text
 
 
 def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:

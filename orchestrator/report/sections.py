@@ -27,13 +27,14 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
     blocks = [
         results_block(table, studies),
         _notes(table),
-        TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies), *count_trials(studies))),
+        TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies)), is_note=True),
+        TextBlock(lines=(*count_trials(studies),)),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _protocols(table),
         *comparison_blocks(studies),
         chosen,
-        TextBlock(lines=(selection_text(studies),) if chosen.rows else ()),
+        TextBlock(lines=(selection_text(studies),) if chosen.rows else (), is_note=True),
         searched_block([study.plan for study in studies]),
         *_efficiency(studies),
         _peeking(studies),
@@ -84,6 +85,7 @@ def _notes(table: ResultsTable) -> TextBlock:
     return TextBlock(
         title="where the protocols of published rows differ from ours",
         lines=tuple(f"[{mark}] {note}" for notes, mark in table.marks.items() for note in notes),
+        is_note=True,
     )
 
 
