@@ -30,7 +30,7 @@ class PageState:
     """What a page says of the moment in which it was written."""
 
     written: str
-    """Date, time and version of sptune, in words."""
+    """When and by what the page was written, in words."""
     progress: str = ""
     """How far the sweep is, in words."""
     refresh_s: int | None = None
@@ -43,18 +43,24 @@ class SectionCache:
     def __init__(self) -> None:
         self._sections: dict[str, tuple[object, str]] = {}
 
-    def section(self, study: Study, anchor: str, read_file: ReadFile, *, is_open: bool) -> str:
-        """Return the section of a study."""
+    def section(self, study: Study, anchor: str, read_file: ReadFile, *, is_open: bool, has_figures: bool) -> str:
+        """Return the section of a study; see `study_section`."""
         version = (study.digest, is_open, [len(trial.epochs) for trial in study.trials])
         cached = self._sections.get(study.plan.key)
         if cached is None or cached[0] != version:
-            cached = version, study_section(study, anchor, read_file, is_open=is_open)
+            section = study_section(study, anchor, read_file, is_open=is_open, has_figures=has_figures)
+            cached = version, section
             self._sections[study.plan.key] = cached
         return cached[1]
 
 
 def render_page(
-    studies: Sequence[Study], read_file: ReadFile, state: PageState, cache: SectionCache | None = None
+    studies: Sequence[Study],
+    read_file: ReadFile,
+    state: PageState,
+    cache: SectionCache | None = None,
+    *,
+    has_figures: bool = True,
 ) -> str:
     """Return the report on the studies of one or more sweeps as a page that loads nothing.
 
@@ -63,6 +69,8 @@ def render_page(
         read_file: reads a file of a trial.
         state: what the page says of the moment.
         cache: sections of an earlier page of the same studies.
+        has_figures: whether the page has matplotlib's figures. Where they lie beside it, as in MLflow, drawing them
+            again would take half a second a study.
     """
     cache = cache or SectionCache()
     specs = list({study.spec.name: study.spec for study in studies}.values())
@@ -83,11 +91,12 @@ def render_page(
     sections = build_sections(studies)
     provenance = reproducibility_lines(studies)
     numbers = to_html([block for block in sections if block != provenance])
-    figures = "\n".join(_figures(studies))
+    figures = "\n".join(_figures(studies)) if has_figures else ""
     figures = f'<div class="pictures">{figures}</div>' if figures else ""
     is_open = len(studies) <= OPEN_STUDIES
     by_study = "\n".join(
-        cache.section(study, f"study-{index}", read_file, is_open=is_open) for index, study in enumerate(studies)
+        cache.section(study, f"study-{index}", read_file, is_open=is_open, has_figures=has_figures)
+        for index, study in enumerate(studies)
     )
     parts = {
         "results": ("Results", numbers),

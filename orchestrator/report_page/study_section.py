@@ -25,7 +25,7 @@ FIGURES = ("params", "grid")
 PNG = b"\x89PNG\r\n"
 
 
-def study_section(study: Study, anchor: str, read_file: ReadFile, *, is_open: bool) -> str:
+def study_section(study: Study, anchor: str, read_file: ReadFile, *, is_open: bool, has_figures: bool) -> str:
     """Return the section of a study, folded or open.
 
     Args:
@@ -33,6 +33,7 @@ def study_section(study: Study, anchor: str, read_file: ReadFile, *, is_open: bo
         anchor: id of the section in the page.
         read_file: reads a file of a trial, for the sheet of its prototypes.
         is_open: whether it is open at first.
+        has_figures: whether it has matplotlib's figures beside the charts.
     """
     opened = " open" if is_open else ""
     parts = [
@@ -50,7 +51,7 @@ def study_section(study: Study, anchor: str, read_file: ReadFile, *, is_open: bo
         parts.append(legend(study))
     parts.append(f'<div class="charts">{"".join(charts)}</div>')
 
-    drawn = [(name, STUDY_FIGURES[name](study)) for name in FIGURES]
+    drawn = [(name, STUDY_FIGURES[name](study)) for name in FIGURES if has_figures]
     pictures = [picture(inline_svg(figure, f"{anchor}-{name}")) for name, figure in drawn if figure is not None]
     pictures += _prototypes(study, read_file)
     parts.append(f'<div class="pictures">{"".join(pictures)}</div>')
