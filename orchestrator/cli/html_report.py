@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 from orchestrator import __version__
 from orchestrator.cli.options import console
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
+from orchestrator.spec.loader import find_spec, load_spec
+from orchestrator.spec.yaml_file import read_text
 from trainer.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
     from orchestrator.report_page.page import SectionCache
+    from orchestrator.study.study import Study
     from orchestrator.study.trial import Trial
 
 WATCH_S = 10
@@ -51,7 +54,23 @@ def render(
         progress=summary_line(summaries, num_running(summaries)),
         refresh_s=WATCH_S if refreshed else None,
     )
-    return render_page(studies, read_file, state, cache)
+    return render_page(studies, read_file, state, cache, spec_texts=_spec_texts(sweeps, studies))
+
+
+def _spec_texts(sweeps: Sequence[str], studies: Sequence[Study]) -> dict[str, str]:
+    """Return the specs that the user named by their files, with their comments, by the name of the sweep.
+
+    A file that was edited since the launch is not what ran, and is left out.
+    """
+    recorded = {study.spec.name: study.spec for study in studies}
+    texts = {}
+    for sweep in sweeps:
+        if sweep.endswith((".yaml", ".yml")):
+            path = find_spec(sweep)
+            spec = load_spec(path)
+            if recorded[spec.name] == spec:
+                texts[spec.name] = read_text(path)
+    return texts
 
 
 def watch(home: str | None, sweeps: Sequence[str], file: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def render_page(
     state: PageState,
     cache: SectionCache | None = None,
     *,
+    spec_texts: Mapping[str, str] | None = None,
     has_figures: bool = True,
 ) -> str:
     """Return the report on the studies of one or more sweeps as a page that loads nothing.
@@ -69,6 +70,7 @@ def render_page(
         read_file: reads a file of a trial.
         state: what the page says of the moment.
         cache: sections of an earlier page of the same studies.
+        spec_texts: specs as their authors wrote them, by the name of the sweep. Of others, the page has the content.
         has_figures: whether the page has matplotlib's figures. Where they lie beside it, as in MLflow, drawing them
             again would take half a second a study.
     """
@@ -93,6 +95,7 @@ def render_page(
     numbers = to_html([block for block in sections if block != provenance])
     figures = "\n".join(_figures(studies)) if has_figures else ""
     figures = f'<div class="pictures">{figures}</div>' if figures else ""
+    texts = [escape_html((spec_texts or {}).get(spec.name) or _yaml(spec), keep="\n\t") for spec in specs]
     is_open = len(studies) <= OPEN_STUDIES
     by_study = "\n".join(
         cache.section(study, f"study-{index}", read_file, is_open=is_open, has_figures=has_figures)
@@ -102,7 +105,7 @@ def render_page(
         "results": ("Results", numbers),
         "figures": ("Figures", figures),
         "studies": ("Studies", by_study),
-        "spec": ("Spec", "\n".join(f"<pre>{_yaml(spec)}</pre>" for spec in specs)),
+        "spec": ("Spec", "\n".join(f"<pre>{text}</pre>" for text in texts)),
         "provenance": ("Provenance", to_html([TextBlock(lines=(*provenance.lines, state.written))])),
     }
     parts = {anchor: part for anchor, part in parts.items() if part[1]}
@@ -128,8 +131,7 @@ def _figures(studies: Sequence[Study]) -> Iterator[str]:
 def _yaml(spec: SweepSpec) -> str:
     """Return a spec as a file to launch: the keys that differ from their defaults."""
     content = {"name": spec.name} | spec.model_dump(mode="json", exclude_defaults=True)
-    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
-    return escape_html(text, keep="\n")
+    return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
 
 
 def _policy(script: str) -> str:

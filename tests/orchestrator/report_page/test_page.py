@@ -22,10 +22,11 @@ from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Failure, FailureCause, Trial
 from tests.orchestrator.conftest import Sptune
-from tests.orchestrator.report.reports import run, small
+from tests.orchestrator.report.reports import ONLY_FULL, run, small
 from trainer.plain_text import printable
 
 ONE_STUDY = {"tasks": ["vtab/dtd"], "methods": ["spt_deep"], "fixed": {"epochs": 3, "warmup_epochs": 1}}
+ONE_TRIAL = ONE_STUDY | ONLY_FULL | {"search": {"trials": 1}, "final": {"seeds": [42]}}
 AWKWARD = (
     "<script>alert(1)</script>", "</script><script>alert(2)</script>", "</style><i>x</i>", "</title><i>x</i>",
     "\"><img src=x onerror=alert(1)>", "' onload='alert(1)", "</pre><iframe src='https://x.org'>", "]]> --> <!-- ",
@@ -129,10 +130,10 @@ def test_the_page_has_the_prototypes_of_the_chosen_params_and_no_damaged_picture
         asked.append((trial.phase, name))
         return PNG if trial.phase == "search" else None
 
-    page = Page(render_page(studies, read_file, NOW))
+    page = Page(render_page(studies, read_file, NOW, has_figures=False))
     assert asked == [("final", "prototypes.png"), ("search", "prototypes.png")]
     assert [value[:22] for value in page.values("src")] == ["data:image/png;base64,"]
-    assert "img" not in Page(render_page(studies, lambda trial, name: b"damaged", NOW)).tags
+    assert "img" not in Page(render_page(studies, lambda trial, name: b"damaged", NOW, has_figures=False)).tags
 
 
 def test_the_page_loads_nothing_and_runs_its_own_script_alone(studies: list[Study]) -> None:
@@ -202,19 +203,19 @@ def test_a_section_is_written_again_only_when_its_study_has_changed(studies: lis
         read.append(name)
         return None
 
-    pages = [render_page(studies, read_file, NOW, cache) for _ in range(2)]
+    pages = [render_page(studies, read_file, NOW, cache, has_figures=False) for _ in range(2)]
     assert pages[0] == pages[1] and len(read) == 2, "final and chosen trial, once"
     before = study.search_table.trials[0]
     study.search_table.trials[0] = dataclasses.replace(before, epochs=before.epochs[:-1])
     try:
-        assert render_page(studies, read_file, NOW, cache) != pages[0]
+        assert render_page(studies, read_file, NOW, cache, has_figures=False) != pages[0]
     finally:
         study.search_table.trials[0] = before
 
 
 def test_a_sweep_without_a_trial_has_a_page(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    (study,) = run(small(**ONE_STUDY, search={"trials": 1}), url)
+    (study,) = run(small(**ONE_TRIAL), url)
     study.delete_trials()
     text = render_page([study], nothing, PageState(written="now", progress="0 of 3 trials finished", refresh_s=10))
     page = Page(text)
@@ -222,13 +223,14 @@ def test_a_sweep_without_a_trial_has_a_page(tmp_path: Path) -> None:
     assert "refresh" in page.values("http-equiv") and "10" in page.values("content")
 
 
+@pytest.mark.slow
 def test_watching_writes_the_page_until_the_driver_ends_or_ctrl_c(
     tmp_path: Path, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(html_report, "WATCH_S", 0.01)
     monkeypatch.setattr(html_report, "MAX_SHARE", 1.0)
     url = f"sqlite:///{tmp_path / 'studies.db'}"
-    run(small(**ONE_STUDY, search={"trials": 1}), url)
+    run(small(**ONE_TRIAL), url)
     lease = StudyDatabase(url).lease("small")
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -261,8 +263,27 @@ def test_watching_writes_the_page_until_the_driver_ends_or_ctrl_c(
     assert [*tmp_path.glob("*.part")] == []
 
 
+def test_a_spec_that_is_named_by_its_file_stands_in_the_page_as_written(tmp_path: Path, sptune: Sptune) -> None:
+    raw = small(**ONE_TRIAL)
+    run(raw, f"sqlite:///{tmp_path / 'studies.db'}")
+    file = tmp_path / "spec.yaml"
+    question = "# Does <SPT> win? 字\n"
+    written = question + yaml.safe_dump(raw)
+    for encoding, text, is_as_written in (
+        ("utf-16", written.replace("\n", "\r\n"), True),
+        # Edited since, so it is not what ran.
+        ("utf-8", written.replace("trials: 1", "trials: 2"), False),
+    ):
+        file.write_bytes(text.encode(encoding))
+        status, out, error = sptune("report", file, "--home", tmp_path, "--format", "html")
+        assert (status, error) == (0, "")
+        (spec,) = (words for words in Page(out).by_tag["pre"] if "name: small" in words)
+        assert (spec == written) == is_as_written
+        assert yaml.safe_load(spec)["search"]["trials"] == 1
+
+
 def test_the_options_of_files_say_what_they_need(tmp_path: Path, sptune: Sptune) -> None:
-    run(small(**ONE_STUDY, search={"trials": 1}), f"sqlite:///{tmp_path / 'studies.db'}")
+    run(small(**ONE_TRIAL), f"sqlite:///{tmp_path / 'studies.db'}")
     where = ("report", "small", "--home", tmp_path)
     status, out, error = sptune(*where, "--out", tmp_path / "x")
     assert (status, out) == (2, "") and "--format html, markdown, latex or csv" in error
