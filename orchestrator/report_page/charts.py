@@ -23,6 +23,8 @@ from orchestrator.study.trial import Trial
 from trainer.metric_names import TRAIN_LOSS, VAL_ACCURACY
 
 CHOSEN = "chosen"
+CURVES = {VAL_ACCURACY: ("val accuracy (%)", 100.0), TRAIN_LOSS: ("train loss", 1.0)}
+"""Metrics that have a chart, with its name and the factor of its values."""
 ORDER = (CHOSEN, "complete", "pruned", "failed", "unfinished")
 """Kinds of trials, which are also the classes of their lines."""
 
@@ -52,7 +54,7 @@ def learning_curves(study: Study) -> list[str]:
     """
     trials = _trials(study)
     charts = []
-    for metric, name, scale in ((VAL_ACCURACY, "val accuracy (%)", 100.0), (TRAIN_LOSS, "train loss", 1.0)):
+    for metric, (name, scale) in CURVES.items():
         lines = []
         for trial in trials:
             points = [(epoch, scale * value) for epoch, value in finite_series(trial, metric)]
@@ -154,7 +156,8 @@ def parallel_coordinates(study: Study) -> str:
 
 def legend(study: Study) -> str:
     """Return the line of each kind of trial that the charts have."""
-    words = {_word(study, trial) for trial in _trials(study)}
+    drawn = [trial for trial in _trials(study) if any(finite_series(trial, name) for name in CURVES)]
+    words = {_word(study, trial) for trial in drawn}
     entries = "\n".join(
         f'<span><svg viewBox="0 0 26 8" class="trial {word}"><polyline points="1,4 25,4"/></svg>{word}</span>'
         for word in ORDER
