@@ -26,7 +26,7 @@ FLOORS = {
         prompt_init training plots inference pretrain __init__ __main__
     """,
     "orchestrator": """
-        errors redaction spec study sweep environment drivers report figures tracking served doctor
+        errors redaction spec study sweep environment drivers report figures report_page tracking served doctor
         launch __init__ cli __main__
     """,
 }

@@ -114,6 +114,8 @@ def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> lis
     for name in dict.fromkeys(sweeps):
         _, database, spec = find_sweep(home, name)
         studies += load_studies(spec, database, epochs=epochs)
+        # A process that reads a sweep again and again must not keep a connection for each time.
+        database.close()
     return studies
 
 

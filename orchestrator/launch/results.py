@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -156,9 +155,7 @@ class Report:
     def _repr_html_(self) -> str:
         from orchestrator.report.render import to_html
 
-        # A notebook has a page already.
-        body = re.sub(r"^.*<body>|</body>.*$", "", to_html(self.blocks), flags=re.DOTALL)
-        return f'<div class="sptune"><style>{STYLE}</style>{body}</div>'
+        return f'<div class="sptune"><style>{STYLE}</style>{to_html(self.blocks)}</div>'
 
 
 class Figures(Mapping[str, "Figure"]):

@@ -1,4 +1,4 @@
-"""Rendering of a report for a terminal, as Markdown or HTML, and of its numbers as CSV."""
+"""Rendering of a report for a terminal, as Markdown or elements of HTML, and of its numbers as CSV."""
 
 from __future__ import annotations
 
@@ -14,18 +14,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.redaction import redact
 from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, one_line
 from orchestrator.report.latex import to_latex
 from orchestrator.report.results_table import ResultsRow, ResultsTable
 from trainer.plain_text import printable
 from trainer.terminal import shown
 
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse; margin: 1.5em 0 .5em }
-caption { text-align: left; white-space: pre-line; color: #555 }
-th, td { padding: .2em .8em; text-align: right; white-space: nowrap } tr > .name { text-align: left }
-td.text { text-align: left; white-space: normal } thead th { border-bottom: 1px solid #222 }
-tbody tr:last-child td { border-bottom: 1px solid #222 } p.alarming { color: #a00 }"""
 UNLIMITED_WIDTH = 1_000_000
 
 
@@ -100,34 +95,44 @@ def to_markdown(blocks: Sequence[Block]) -> str:
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-    """Return the report as one HTML page that loads no other file."""
+    """Return the report as elements of a page: a table or a paragraph for each block. They load nothing."""
     parts = []
     for block in blocks:
         match block:
             case TableBlock():
                 header = "".join(_html_cell(block, index, Cell(name), "th") for index, name in enumerate(block.header))
+                # A line for each cell. What hides a secret ends at white space and must not reach the next cell.
                 rows = [
-                    f"<tr>{''.join(_html_cell(block, index, cell, 'td') for index, cell in enumerate(row))}</tr>"
+                    "\n".join(
+                        ["<tr>", *(_html_cell(block, index, cell, "td") for index, cell in enumerate(row)), "</tr>"]
+                    )
                     for row in block.rows
                 ]
-                caption = _escape_html(block.title, keep="\n")
+                caption = escape_html(block.title, keep="\n")
+                # On a narrow screen the table scrolls, and the page does not.
                 parts.append(
-                    f"<table><caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n"
-                    f"<tbody>{chr(10).join(rows)}</tbody></table>"
+                    f'<div class="scroll"><table><caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n'
+                    f"<tbody>{chr(10).join(rows)}</tbody></table></div>"
                 )
             case TextBlock():
-                title = f"<strong>{_escape_html(block.title)}</strong><br>" if block.title else ""
-                lines = [_escape_html(line) for text in block.lines for line in text.splitlines()]
+                title = f"<strong>{escape_html(block.title)}</strong><br>" if block.title else ""
+                lines = [escape_html(line) for text in block.lines for line in text.splitlines()]
                 attribute = ' class="alarming"' if block.is_warning else ""
                 parts.append(f"<p{attribute}>{title}{'<br>'.join(lines)}</p>")
-
-    head = f'<meta charset="utf-8"><title>sptune report</title>\n<style>{STYLE}</style>'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return "\n".join(parts) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
-"""Formats of a report other than a terminal's."""
+def escape_html(text: str, keep: str = "") -> str:
+    """Return text of users for an element or an attribute of a page, without secrets.
+
+    Args:
+        keep: control characters that stay, such as the ends of lines.
+    """
+    return html.escape(printable(redact(text), keep))
+
+
+FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown, "latex": to_latex}
+"""Formats of a report that are text. A page of HTML has more than the blocks: `orchestrator/report_page`."""
 
 
 def to_csv(table: ResultsTable) -> str:
@@ -176,10 +181,6 @@ def _escape_markdown_line(text: str) -> str:
     return re.sub(r"^(\s*\d*)(?=(#{1,6}|[+-]|[.)])(\s|$)|-{3,}|=)", r"\1\\", _escape_markdown(text))
 
 
-def _escape_html(text: str, keep: str = "") -> str:
-    return html.escape(printable(text, keep))
-
-
 def _markdown_cell(cell: Cell) -> str:
     text = _escape_markdown(cell.text)
     return f"**{text}**" if cell.bold else text
@@ -192,7 +193,7 @@ def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:
     elif index < block.names:
         attribute = ' class="name"'
 
-    text = _escape_html(cell.text)
+    text = escape_html(cell.text)
     if cell.bold:
         text = f"<b>{text}</b>"
     return f"<{tag}{attribute}>{text}</{tag}>"

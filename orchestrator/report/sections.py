@@ -11,7 +11,7 @@ from orchestrator.report.comparison_table import comparison_blocks
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
-from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
+from orchestrator.report.results_table import ALL_IMAGES, NAMES, ResultsRow, ResultsTable, Score, build_results_table
 from orchestrator.report.searched import searched_block
 from orchestrator.report.significance import bold_text, find_bold
 from orchestrator.spec.labels import study_label, varying_fields
@@ -195,6 +195,13 @@ def _sources(table: ResultsTable) -> Iterator[str]:
     absent = [backbone for backbone in backbones if not published_rows(backbone)]
     if absent:
         yield f"No published results are known for {', '.join(absent)}."
+
+    # Rows of a part of the images are never compared with published ones.
+    compared = {row.names[1] for row in table.rows if row.names[2] == ALL_IMAGES}
+    with_numbers = {row.names[1] for row in table.rows if row.kind == "published"}
+    without = [backbone for backbone in backbones if backbone in compared - with_numbers and backbone not in absent]
+    if without:
+        yield f"No published results on these tasks are known for {', '.join(without)}."
 
 
 def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:

@@ -5,6 +5,7 @@ Only plain values are read: no tags, no second document. Anchors, aliases and me
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -70,6 +71,13 @@ def read_yaml(path: Path) -> tuple[Any, list[str]]:
     except ValueError as error:
         # A number whose digits say nothing, such as 0b or 1__.
         raise SpecError(str(path), [f"is not valid YAML: {error}."]) from None
+
+
+def read_text(path: Path) -> str:
+    """Return a file that `read_yaml` accepts as its author wrote it, comments included."""
+    content = _read_bytes(path)
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig").replace("\r\n", "\n")
 
 
 def _read_bytes(path: Path) -> bytes:
