@@ -45,7 +45,7 @@ def task_names(name: str) -> list[str]:
 
 def _check_task(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str) and not task_names(value) and not is_recorded(info):
-        groups = {task.group for task in TASKS.values()}
+        groups = dict.fromkeys(task.group for task in TASKS.values())
         raise ValueError(unknown_name(value, [*TASKS, *groups], "a task or group"))
 
     return value
