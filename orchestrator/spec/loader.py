@@ -6,6 +6,8 @@ All mistakes are reported in one error.
 from __future__ import annotations
 
 import copy
+import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,10 +23,11 @@ from orchestrator.spec.schema import StudyMatrix, SweepSpec
 from orchestrator.spec.valid_part import Location, invalid_fields, is_kept, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, entry_problems, search_problems
 from orchestrator.spec.yaml_file import YamlFile, read_yaml
-from trainer.validation import unknown_name
+from trainer.validation import short_repr
 
 SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
 """Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
+SUFFIXES = (".yaml", ".yml")
 MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
 
@@ -36,14 +39,30 @@ def find_spec(spec: str) -> Path:
         SpecError: if there is no such file.
     """
     # The name comes first: a file `demo` in the working directory must not hide the spec that ships.
-    shipped = {path.stem: path for path in sorted(SHIPPED_SPECS.glob("*.yaml"))}
+    shipped = shipped_specs()
     if spec in shipped:
         return shipped[spec]
 
     if not _is_there(Path(spec)):
-        raise SpecError(spec, [f"there is no such file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
+        names = [*shipped, *_specs_beside(Path(spec))]
+        nearest, second, third = map(repr, difflib.get_close_matches(spec.lower(), names, n=3, cutoff=0.0))
+        problem = f"there is no such file, and {short_repr(spec)} is not a spec that ships; did you mean {nearest}?"
+        raise SpecError(spec, [f"{problem} The next are {second} and {third}. `sptune new` writes a spec."])
 
     return Path(spec)
+
+
+def shipped_specs() -> dict[str, Path]:
+    """Return the files of the specs that come with sptune, by their names."""
+    return {path.stem: path for path in sorted(SHIPPED_SPECS.glob("*.yaml"))}
+
+
+def _specs_beside(path: Path) -> list[str]:
+    """Return the YAML files of the folder that a path is in."""
+    try:
+        return [str(path.parent / name) for name in os.listdir(path.parent) if name.endswith(SUFFIXES)]
+    except OSError:
+        return []
 
 
 def _is_there(path: Path) -> bool:

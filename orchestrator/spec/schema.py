@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 from orchestrator.spec.fields import Count, Number, Seed, SpecPart, at_most, check_number, is_recorded
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import DimensionField, as_list
-from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
-from trainer.validation import number_problem, short_repr, unknown_name
+from trainer.catalog import BACKBONES, METHODS, OWN, TASKS, is_own
+from trainer.published_names import our_names
+from trainer.validation import nearest_name, number_problem, short_repr, unknown_name
 
 MAX_NAME_LENGTH = 128
 """Longest name of a sweep. It is a folder, an experiment, and the first part of names of at most 512 characters in the
@@ -46,7 +47,14 @@ def task_names(name: str) -> list[str]:
 def _check_task(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str) and not task_names(value) and not is_recorded(info):
         groups = dict.fromkeys(task.group for task in TASKS.values())
-        raise ValueError(unknown_name(value, [*TASKS, *groups], "a task or group"))
+        names = [*TASKS, *groups]
+        problem = unknown_name(value, names, "a task or group")
+
+        # Own tasks are in no list.
+        is_like_ours = bool(our_names(value)) or nearest_name(value, names) is not None
+        if is_own(f"{OWN}{value}") and not is_like_ours:
+            problem += f" A task of your own is {short_repr(OWN + value)}."
+        raise ValueError(problem)
 
     return value
 
