@@ -70,11 +70,7 @@ def _explain(detail: Any, location: Location) -> str:
         return f"must be a mapping with keys such as {examples}; got {short_repr(value)}."
 
     if kind in ("union_tag_not_found", "model_attributes_type"):
-        example = "float, low: 0.1, high: 1.0"
-        if "pruner" in location:
-            example = "asha, min_epochs: 10"
-        elif isinstance(value, list):
-            example = "choice, values: [0.1, 1.0]"
+        example = _example(value, location)
         return f"must be a mapping with a `type`, such as {{type: {example}}}; got {short_repr(value)}."
 
     if kind == "union_tag_invalid":
@@ -100,6 +96,14 @@ def _explain(detail: Any, location: Location) -> str:
             return f"must be {rule.format(**limits)}, got {short_repr(value)}."
 
     return f"cannot be {short_repr(value)}."
+
+
+def _example(value: object, location: Location) -> str:
+    """Return a pruner or a dimension such as the user may have meant."""
+    if "pruner" in location[:3]:
+        return "asha, min_epochs: 10"
+
+    return "choice, values: [0.1, 1.0]" if isinstance(value, list) else "float, low: 0.1, high: 1.0"
 
 
 def _words(names: list[str]) -> str:

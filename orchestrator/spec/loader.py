@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def shipped_specs() -> dict[str, Path]:
 def _specs_beside(path: Path) -> list[str]:
     """Return the YAML files of the folder that a path is in."""
     try:
-        return [str(path.parent / name) for name in os.listdir(path.parent) if name.endswith(SUFFIXES)]
+        return [str(file) for file in path.parent.iterdir() if file.suffix in SUFFIXES]
     except OSError:
         return []
 
