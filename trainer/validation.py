@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import reprlib
@@ -11,7 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from trainer.catalog import BACKBONES, METHODS, TASKS, Task, is_own
-from trainer.published_names import our_names
+from trainer.names import name_hint
 
 Problem = tuple[str, str]
 """A field and the sentence about it."""
@@ -22,9 +21,6 @@ MOST_PIXELS = 8192
 """Longest side of an image. At twice this length, the attention of one block would fill the memory of any GPU."""
 MOST_PROMPT_TOKENS = 100_000
 """Longest prompt. A longer one would fill the memory of any GPU."""
-
-LONGEST_LIST = 300
-"""Most characters of a list of names in a message."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
@@ -40,31 +36,9 @@ def short_repr(value: object) -> str:
         return "a number with thousands of digits"
 
 
-def nearest_name(name: str, valid_names: Collection[str]) -> str | None:
-    """Return the valid name that a misspelled one stands for, or None if none is close."""
-    return next(iter(difflib.get_close_matches(name, list(valid_names), n=1)), None)
-
-
 def unknown_name(name: str, valid_names: Collection[str], what: str) -> str:
-    """Return the sentence for a name that does not exist, with the valid one.
-
-    That is our name for what a paper calls so, or the nearest name. Without one it has all valid names, or of a long
-    list the three nearest.
-    """
-    ours = [candidate for candidate in our_names(name) if candidate in valid_names]
-    nearest = nearest_name(name, valid_names)
-    everything = ", ".join(valid_names)
-
-    cure = f"there are {everything}."
-    if ours and nearest not in ours:
-        cure = f"here it is {' or '.join(map(repr, ours))}."
-    elif nearest:
-        cure = f"did you mean {nearest!r}?"
-    elif len(everything) > LONGEST_LIST:
-        # In lower case, because people write names as titles.
-        three = difflib.get_close_matches(name.lower(), list(valid_names), n=3, cutoff=0.05)
-        cure = f"the nearest are {', '.join(three)}." if three else cure
-    return f"{short_repr(name)} is not {what}; {cure}"
+    """Return the sentence for a name that does not exist, with the valid one, or the names to choose from."""
+    return f"{short_repr(name)} is not {what}; {name_hint(name, valid_names)}"
 
 
 def number_problem(value: object) -> str | None:

@@ -12,8 +12,8 @@ from orchestrator.spec.fields import Count, Number, Seed, SpecPart, at_most, che
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import DimensionField, as_list
 from trainer.catalog import BACKBONES, METHODS, OWN, TASKS, is_own
-from trainer.published_names import our_names
-from trainer.validation import nearest_name, number_problem, short_repr, unknown_name
+from trainer.names import nearest_name, our_names
+from trainer.validation import number_problem, short_repr, unknown_name
 
 MAX_NAME_LENGTH = 128
 """Longest name of a sweep. It is a folder, an experiment, and the first part of names of at most 512 characters in the

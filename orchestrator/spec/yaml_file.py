@@ -121,7 +121,7 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
 
 def _place(error: yaml.MarkedYAMLError) -> yaml.Mark | None:
     """Return where an error is: where it was noticed, or what was begun if that is missing at the end of the file."""
-    is_at_end = "<stream end>" in str(error.problem)
+    is_at_end = any(words in str(error.problem) for words in ("<stream end>", "end of stream"))
     marks = (error.context_mark, error.problem_mark) if is_at_end else (error.problem_mark, error.context_mark)
     return marks[0] or marks[1]
 

@@ -1,8 +1,14 @@
-"""Names that published code and papers use for what is in the catalog, so that a message can answer with ours."""
+"""Names that people write instead of ours: those of published code, misspelled ones, and any others."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 from trainer.catalog import BACKBONES, TASKS
+
+LONGEST_LIST = 300
+"""Most characters of a list of names in a message."""
 
 _BASE = "vit_base_patch16_224"
 _LARGE = "vit_large_patch16_224"
@@ -107,3 +113,30 @@ def our_names(name: str) -> tuple[str, ...]:
     tasks = [task for task in TASKS if task.partition("/")[2] == short]
     files = [row.name for row in BACKBONES.values() if row.published_as and row.published_as.lower() == lower]
     return (*tasks, *files)
+
+
+def nearest_name(name: str, valid_names: Collection[str]) -> str | None:
+    """Return the valid name that a misspelled one stands for, or None if none is close."""
+    return next(iter(difflib.get_close_matches(name, list(valid_names), n=1)), None)
+
+
+def name_hint(name: str, valid_names: Collection[str]) -> str:
+    """Return the end of a sentence about a name that does not exist: which name it may stand for.
+
+    That is our name for what a paper calls so, or the nearest name. Without one it has all valid names, or of a long
+    list the three nearest.
+    """
+    ours = [candidate for candidate in our_names(name) if candidate in valid_names]
+    nearest = nearest_name(name, valid_names)
+    if ours and nearest not in ours:
+        return f"here it is {' or '.join(map(repr, ours))}."
+    if nearest:
+        return f"did you mean {nearest!r}?"
+
+    everything = ", ".join(valid_names)
+    if len(everything) > LONGEST_LIST:
+        # In lower case, because people write names as titles.
+        three = difflib.get_close_matches(name.lower(), list(valid_names), n=3, cutoff=0.05)
+        if three:
+            return f"the nearest are {', '.join(three)}."
+    return f"there are {everything}."
