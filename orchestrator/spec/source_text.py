@@ -154,8 +154,8 @@ def _child(node: yaml.Node, rest: str) -> tuple[yaml.Node, Span, str] | None:
     name, key, value = [match for match in matches if len(match[0]) == longest][-1]
 
     # The whole entry if it is on one line, else its key. The value of an alias stands elsewhere.
-    is_beside = value.start_mark.line == key.end_mark.line and value.start_mark.index >= key.end_mark.index
-    end = value.end_mark if is_beside and value.end_mark.line == key.start_mark.line else key.end_mark
+    is_beside = value.start_mark.index >= key.end_mark.index and value.end_mark.line == key.start_mark.line
+    end = value.end_mark if is_beside else key.end_mark
     tail = rest[len(name) :]
     return value, _span(key.start_mark, end), tail[1:] if tail.startswith(".") else ""
 

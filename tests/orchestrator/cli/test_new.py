@@ -99,6 +99,11 @@ def test_in_a_terminal_it_asks_until_the_answers_are_right(sptune: Sptune, monke
     assert "did you mean 'demo/digits'?" in said
     assert "must be a whole number from 1 to 100000, got 'many'." in said
 
+    # Nothing is asked in vain.
+    monkeypatch.setattr(sys, "stdin", Terminal("demo\n"))
+    sptune("new", "asked.yaml")
+    assert sys.stdin.read() == "demo\n"
+
     # What was given is not asked.
     monkeypatch.setattr(sys, "stdin", Terminal("\n\n"))
     sptune("new", "given.yaml", "--tasks", "demo/digits", "--trials", "3")

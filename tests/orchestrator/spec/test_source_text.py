@@ -187,15 +187,28 @@ def test_a_key_from_an_anchor_or_a_merge_is_shown_where_it_stands(tmp_path: Path
     places = {(problem.line, problem.column) for problem in refusal(tmp_path, text).located if "colour" in problem.text}
     assert places == {(17, 33)}
 
+    # Of a key whose value stands elsewhere, the key alone is marked.
+    alias = "{a: &x {b: 1}, colour: *x}\n"
+    problem = next(each for each in refusal(tmp_path, alias).located if each.text.startswith("colour: "))
+    assert problem.excerpt.splitlines()[2] == "  |                ^^^^^^"
+
 
 @pytest.mark.parametrize(
-    "value", ["postgresql+psycopg://u:hun ter2@db/x", "http://u:hunter2@h:5000", "http://h/?token=hunter2"]
+    "value",
+    [
+        "postgresql+psycopg://u:hun ter2@db/x",
+        "http://u:hunter2@h:5000",
+        "http://h/?token=hunter2",
+        # Its first line alone is no address with a password.
+        "http://u:hun\n    ter2@h:5000",
+    ],
 )
 @pytest.mark.parametrize(
     "form", ["cluster: {{mlflow: '{}', workers: x}}\n", "cluster:\n  mlflow: '{}'\n  workers: x\n"]
 )
 def test_a_line_with_a_secret_is_not_shown(tmp_path: Path, value: str, form: str) -> None:
     answer = told(tmp_path, form.format(value))
+    assert "hun" not in answer
     assert "ter2" not in answer
     shown = [line for line in answer.splitlines() if line.partition(" | ")[0].strip().isdecimal()]
     assert not any("mlflow" in line for line in shown)
