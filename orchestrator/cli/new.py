@@ -119,6 +119,8 @@ def new(
 
     In a terminal it asks for what is not given. It never replaces a file.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name the file to write in it, such as {file / 'photos.yaml'}.")
     if file.suffix not in SUFFIXES:
         file = file.with_name(f"{file.name}.yaml")
     # Before the questions, not after them.
@@ -145,6 +147,9 @@ def new(
     for sentence in find_missing(spec, place, weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())):
         console.print(f"missing: {sentence}")
     console.print("Next, check it and run it:")
+    for task in spec.tasks:
+        if is_own(task) and read_card(place.data_root, task) is None:
+            console.print(f"  sptune data import FOLDER --task {shlex.quote(task)}")
     for command in ("plan", "launch"):
         console.print(f"  sptune {command} {shlex.quote(str(file))}")
 
@@ -200,7 +205,8 @@ def _ask(key: str, default: list[str]) -> list[str]:
         names = _split(answer)
         problems = _problems(key, names)
         if problems:
-            raise typer.BadParameter(" ".join(problems))
+            # Without the place in a spec, which nobody has typed.
+            raise typer.BadParameter(" ".join(problem.partition(": ")[2] for problem in problems))
         return names
 
     answer: list[str] = typer.prompt(QUESTIONS[key], " ".join(default), value_proc=parse)

@@ -44,7 +44,12 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
     assert lines[0] == "wrote my photos.yaml: 6 studies of 7 search and 3 final trials."
     # What the sweep will need is told at once: the task is not imported yet.
     assert lines[1].startswith("missing: tasks: own/photos: not in the task store")
-    assert lines[-2:] == ["  sptune plan 'my photos.yaml'", "  sptune launch 'my photos.yaml'"]
+    assert lines[2:] == [
+        "Next, check it and run it:",
+        "  sptune data import FOLDER --task own/photos",
+        "  sptune plan 'my photos.yaml'",
+        "  sptune launch 'my photos.yaml'",
+    ]
 
     spec = load_spec(Path("my photos.yaml"))
     assert (spec.name, spec.search.trials) == ("my-photos", 7)
@@ -65,6 +70,9 @@ def test_it_replaces_no_file(sptune: Sptune) -> None:
         assert (status, "exists, and `sptune new` replaces no file" in err) == (2, True)
     assert Path("photos.yaml").read_text() == "mine"
     assert not Path("nowhere").exists()
+    assert sptune("new", ".", "--tasks", "demo")[2].startswith("error: . is a folder: name the file to write in it")
+    status, _, err = sptune("new", "x" * 300, "--tasks", "demo")
+    assert (status, "File name too long" in err) == (2, True)
     # Nor does it make folders.
     assert (
         sptune("new", "no/photos.yaml", "--tasks", "demo")[2] == "error: 'no/photos.yaml': No such file or directory.\n"
