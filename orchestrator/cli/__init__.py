@@ -11,6 +11,7 @@ import typer
 from orchestrator import __version__
 from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results
 from orchestrator.cli.doctor import doctor
+from orchestrator.cli.new import ListCommand, new
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan, replay
 from orchestrator.cli.predict import predict
@@ -47,6 +48,7 @@ def _options(
 
 BEFORE, RUNNING, RESULTS = "Before a sweep", "Running it", "Its results"
 OUTPUTS, TOOLS = "For other tools", "Tasks and networks"
+app.command(cls=ListCommand, rich_help_panel=BEFORE)(new)
 for panel, commands in (
     (BEFORE, (plan, replay, doctor)),
     (RUNNING, (lifecycle.launch, lifecycle.resume, lifecycle.stop, lifecycle.rm)),

@@ -11,6 +11,7 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from orchestrator.cli.completion import complete_task
 from orchestrator.cli.options import console
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
@@ -36,7 +37,12 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", envvar="SPTUNE_DATA", help="The task store; default: `data` in the home (`SPTUNE_HOME`)."),
 ]
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Such as vtab/dtd; `sptune data list` lists them.")]
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK", help="Such as vtab/dtd; `sptune data list` lists them.", autocompletion=complete_task
+    ),
+]
 
 
 def _root(data: str | None) -> str:
@@ -58,7 +64,10 @@ def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="A folder or an archive, laid out as its makers, `vtab-1k` or TFDS do.")],
-    task: Annotated[str | None, typer.Option(help=f"The task to import, or a name for your own: {OWN}NAME.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help=f"The task to import, or a name for your own: {OWN}NAME.", autocompletion=complete_task),
+    ] = None,
     form: Annotated[
         str | None, typer.Option(help="official, vtab-1k, tfds, folder or parquet; needed if several fit.")
     ] = None,
@@ -226,7 +235,10 @@ def _print_sources(absent: list[str]) -> None:
 
 @app.command()
 def verify(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: all in the store.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="One task; default: all in the store.", autocompletion=complete_task),
+    ] = None,
     data: DataOption = None,
 ) -> None:
     """Read tasks from end to end: counts, labels, keys, images, fingerprint. Exit status 1 if something is wrong."""

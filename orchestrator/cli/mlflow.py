@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from orchestrator.cli.completion import complete_sweep
 from orchestrator.cli.options import HomeOption, console, whole_number
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep, sweep_names
@@ -33,7 +34,11 @@ LINE_EVERY_S = 10.0
 def sync(
     sweep: Annotated[
         str | None,
-        typer.Argument(metavar="[SWEEP]", help="The `name` in its spec, or the spec's file; default: every sweep."),
+        typer.Argument(
+            metavar="[SWEEP]",
+            help="The `name` in its spec, or the spec's file; default: every sweep.",
+            autocompletion=complete_sweep,
+        ),
     ] = None,
     home: HomeOption = None,
 ) -> None:

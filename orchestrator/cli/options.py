@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.completion import complete_spec, complete_sweep
 from orchestrator.environment.home import DEFAULT_HOME
 from trainer.terminal import TextConsole
 from trainer.validation import short_repr
@@ -48,15 +49,23 @@ def whole_number(least: int, most: int) -> Callable[[object], int]:
 
 
 SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")
+    str,
+    typer.Argument(
+        metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.", autocompletion=complete_spec
+    ),
 ]
 SweepsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="SWEEP...", help="The `name` in its spec, or the spec's file. Several sweeps share one table."
+        metavar="SWEEP...",
+        help="The `name` in its spec, or the spec's file. Several sweeps share one table.",
+        autocompletion=complete_sweep,
     ),
 ]
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.")]
+SweepArgument = Annotated[
+    str,
+    typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.", autocompletion=complete_sweep),
+]
 HomeOption = Annotated[
     str | None,
     typer.Option(

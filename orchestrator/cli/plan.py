@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from orchestrator.cli.completion import complete_sweep
 from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, whole_number
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import read_database
@@ -161,7 +162,12 @@ def replay(
     spec: SpecArgument,
     home: HomeOption = None,
     like: Annotated[
-        str | None, typer.Option(metavar="SWEEP", help="A finished sweep whose curves to use; default: synthetic ones.")
+        str | None,
+        typer.Option(
+            metavar="SWEEP",
+            help="A finished sweep whose curves to use; default: synthetic ones.",
+            autocompletion=complete_sweep,
+        ),
     ] = None,
     workers: WorkersOption = None,
 ) -> None:

@@ -167,7 +167,7 @@ def _load(spec: str | Path | SweepSpec | Mapping[str, Any], home: Home, weights:
             parsed = load_spec(Path(source), missing)
     except SpecError as error:
         # One error with everything that is wrong, so that nobody repairs and launches in turns.
-        raise SpecError(source, [*error.problems, *problems]) from None
+        raise SpecError(source, [*error.located, *problems]) from None
     if problems:
         raise SpecError(source, problems)
     return parsed
