@@ -66,11 +66,13 @@ def _blocks(source: str, problems: Sequence[Problem]) -> Iterator[str]:
     """Yield problems as they are printed: `file:line:column: sentence` with the excerpt, set apart by empty lines."""
     for (line, column), group in itertools.groupby(problems, key=lambda problem: (problem.line, problem.column)):
         same_place = [*group]
+        # Set apart, unless there is nothing to be set apart from.
+        if line or problems[0].line:
+            yield ""
         if not line:
             yield from (f"  {problem.text}" for problem in same_place)
             continue
 
-        yield ""
         for problem, following in itertools.zip_longest(same_place, same_place[1:]):
             yield f"{source}:{line}:{column}: {problem.text}"
             # Problems with the same excerpt share it, such as all keys that are missing.

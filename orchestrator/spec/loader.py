@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import copy
 import difflib
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.errors import Problem, SpecError
+from orchestrator.errors import SpecError
+from orchestrator.redaction import redact
 from orchestrator.spec.explanations import locations, sentences, without_type
 from orchestrator.spec.fields import RECORDED
 from orchestrator.spec.resources import Cluster, resource_problems
 from orchestrator.spec.schema import StudyMatrix, SweepSpec
 from orchestrator.spec.valid_part import Location, invalid_fields, is_kept, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, entry_problems, search_problems
-from orchestrator.spec.yaml_file import YamlFile, read_yaml
+from orchestrator.spec.yaml_file import read_yaml
 from trainer.validation import short_repr
 
 SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
@@ -87,21 +87,23 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
         problem = file.text.locate("must be a mapping with keys such as name, tasks, methods, space.")
         raise SpecError(str(path), [problem])
 
+    missing: list[str] = []
+
+    def keep_missing(matrix: StudyMatrix) -> list[str]:
+        missing.extend(find_missing(matrix))
+        return missing
+
     try:
-        spec = parse_spec(file.values, str(path), find_missing)
+        spec = parse_spec(file.values, str(path), keep_missing)
     except SpecError as error:
-        located = [_locate(file, problem) for problem in error.problems]
+        # What is missing elsewhere is no mistake in a line of the file.
+        elsewhere = {*map(redact, missing)}
+        located = [problem if problem in elsewhere else file.text.locate(problem) for problem in error.problems]
         raise SpecError(str(path), [*file.problems, *located]) from None
     if file.problems:
         raise SpecError(str(path), file.problems)
 
     return spec
-
-
-def _locate(file: YamlFile, problem: str) -> Problem:
-    """Return a problem with its place in the file. What is about no key of a spec, such as the data, has none."""
-    key = re.split("[.:]", problem, maxsplit=1)[0]
-    return file.text.locate(problem) if key in SweepSpec.model_fields or key in file.values else Problem(problem)
 
 
 def load_cluster(path: Path) -> Cluster:
