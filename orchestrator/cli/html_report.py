@@ -12,7 +12,7 @@ from orchestrator import __version__
 from orchestrator.cli.options import console
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.yaml_file import read_text
+from orchestrator.spec.yaml_file import read_as_written
 from trainer.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _spec_texts(sweeps: Sequence[str], studies: Sequence[Study]) -> dict[str, st
             path = find_spec(sweep)
             spec = load_spec(path)
             if recorded[spec.name] == spec:
-                texts[spec.name] = read_text(path)
+                texts[spec.name] = read_as_written(path)
     return texts
 
 

@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> YamlFile:
         raise SpecError(str(path), [problem]) from None
 
 
-def read_text(path: Path) -> str:
+def read_as_written(path: Path) -> str:
     """Return a file that `read_yaml` accepts as its author wrote it, comments included."""
     content = _read_bytes(path)
     is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
