@@ -16,6 +16,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from trainer.plain_text import counted
 from trainer.redaction import redact
 
 
@@ -56,7 +57,7 @@ class SpecError(UserError):
         # The sort is stable: problems of one place keep their order.
         located.sort(key=lambda problem: (not problem.line, problem.line, problem.column))
 
-        count = "1 problem" if len(located) == 1 else f"{len(located)} problems"
+        count = counted(len(located), "problem")
         super().__init__("\n".join([f"{source} has {count}:", *_blocks(source, located)]))
         self.located = [dataclasses.replace(problem, text=redact(problem.text)) for problem in located]
         self.problems = [problem.text for problem in self.located]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import io
+import itertools
+import re
 import subprocess
 import sys
 import tokenize
@@ -13,6 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from trainer.plain_text import counted
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("trainer", "orchestrator")
@@ -278,3 +282,65 @@ def test_nothing_that_is_read_can_run_code(path: Path) -> None:
         assert not told.startswith(("pickle.load(", "pickle.loads("))
         assert not told.startswith(("eval(", "exec(", "os.system("))
         assert "shell=True" not in told
+
+
+COUNT_NOUNS = [
+    "trial",
+    "study",
+    "figure",
+    "task",
+    "image",
+    "file",
+    "class",
+    "run",
+    "checkpoint",
+    "error",
+    "problem",
+    "draw",
+    "pair",
+    "prompt",
+    "layer",
+    "token",
+    "backbone",
+    "label",
+    "record",
+    "row",
+    "seed",
+    "worker",
+    "epoch",
+    "byte",
+    "point",
+    "node",
+    "digit",
+    "number",
+    "object",
+    "photograph",
+    "shard",
+    "kind",
+    "step",
+    "time",
+    "sweep",
+    "method",
+    "GPU",
+    "CPU",
+]
+
+
+def test_a_number_stands_before_its_noun_by_counted_alone() -> None:
+    """Otherwise one is `1 figures`. What is counted in a table of names of classes is a name, not a sentence."""
+    plurals = [counted(2, noun).partition(" ")[2] for noun in COUNT_NOUNS]
+    before_plural = re.compile(rf"^ (?:[a-z]+ )?(?:{'|'.join(plurals)})\b")
+    is_number = re.compile(r"^(len|sum|min\w*)\(|^count|\.count\(|(^|\.)num(_|$)|\.(trials|epochs|draw|seeds)$")
+
+    wrong = []
+    for path in PRODUCT:
+        if path.name == "vtab_labels.py":
+            continue
+        for node in ast.walk(tree_of(path)):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            for value, text in itertools.pairwise(node.values):
+                is_text = isinstance(text, ast.Constant) and before_plural.match(str(text.value))
+                if isinstance(value, ast.FormattedValue) and is_text and is_number.search(ast.unparse(value.value)):
+                    wrong.append(f"{short(path)}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []

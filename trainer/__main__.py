@@ -24,7 +24,7 @@ import torch
 from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, field_types
 from trainer.metric_names import TRAIN_LOSS
-from trainer.plain_text import printable
+from trainer.plain_text import counted, printable
 from trainer.storage.addresses import absolute_address
 from trainer.terminal import open_terminal, progress_bar
 from trainer.training.engine import ENGINES
@@ -200,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
     accuracy = last.metrics[config.eval_metric]
-    print(f"{config.eval_metric} {accuracy:.4f} after {config.epochs} epochs (trial {config.fingerprint()})")
+    print(f"{config.eval_metric} {accuracy:.4f} after {counted(config.epochs, 'epoch')} (trial {config.fingerprint()})")
     return 0
 
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from trainer.data.images import suffixes, to_rgb
 from trainer.model import backbone
+from trainer.plain_text import counted
 from trainer.storage.files import write_bytes
 from trainer.training.checkpoint import load_state, save_state
 
@@ -224,7 +225,10 @@ def pretrain(images: Tensor, recipe: Recipe, out: Path, device: str) -> tuple[Vi
     # The schedule counts steps: a linear warm-up, then half a cosine down to zero.
     steps_per_epoch = len(images) // recipe.batch_size
     if steps_per_epoch == 0:
-        raise ValueError(f"{len(images)} images are fewer than a batch of {recipe.batch_size}; give more images.")
+        raise ValueError(
+            f"{counted(len(images), 'image is', 'images are')} fewer than a batch of {recipe.batch_size}; give more "
+            "images."
+        )
     total_steps = recipe.epochs * steps_per_epoch
     warmup_steps = max(1, round(recipe.warmup_share * recipe.epochs * steps_per_epoch))
 
@@ -308,7 +312,7 @@ def main() -> None:
         "name": name,
         "sha256": hashlib.sha256(weights).hexdigest(),
         "parameters": sum(p.numel() for p in vit.parameters()),
-        "data": f"{len(images)} images of {arguments.images}, at {image_size}x{image_size}",
+        "data": f"{counted(len(images), 'image')} of {arguments.images}, at {image_size}x{image_size}",
         "objective": "masked autoencoder, normalised pixels (arXiv 2111.06377)",
         "recipe": asdict(recipe),
         "command": shlex.join(["python", "-m", "trainer.pretrain", *sys.argv[1:]]),

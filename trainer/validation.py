@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer.catalog import BACKBONES, METHODS, TASKS, Task, is_own
 from trainer.names import name_hint
+from trainer.plain_text import counted
 
 Problem = tuple[str, str]
 """A field and the sentence about it."""
@@ -120,8 +121,9 @@ def share_problem(share: float, task: str, num_images: int, num_classes: int) ->
     if least < 1:
         ways_out = f"a share of at least {least:g}, {ways_out}"
     return (
-        f"{share:g} of the {num_images} train images of {task} is {share * num_images:.4g}, fewer than its "
-        f"{num_classes} classes, and each needs at least one. Use {ways_out}, which takes one image of each class."
+        f"{share:g} of the {counted(num_images, 'train image')} of {task} is {share * num_images:.4g}, fewer than its "
+        f"{counted(num_classes, 'class')}, and each needs at least one. Use {ways_out}, which takes one image of "
+        "each class."
     )
 
 
@@ -153,11 +155,11 @@ def _train_size_problem(task: Task | None, config: Any) -> str | None:
     num_wanted = size if isinstance(size, int) else images_per_class * task.num_classes
     if num_wanted < task.num_classes:
         return (
-            f"{num_wanted} images are fewer than the {task.num_classes} classes of {task.name}; "
-            "each needs one at least."
+            f"{counted(num_wanted, 'image is', 'images are')} fewer than the {counted(task.num_classes, 'class')} "
+            f"of {task.name}; each needs one at least."
         )
     if num_wanted > num_available:
-        return f"{num_wanted} images are more than the {num_available} of {task.name}."
+        return f"{counted(num_wanted, 'image is', 'images are')} more than the {num_available} of {task.name}."
     return None
 
 
@@ -197,7 +199,9 @@ def rule_problems(config: Any) -> Iterator[Problem]:
     elif task:
         most = _most_images(task, config)
         if config.batch_size > most:
-            rule = f"{config.batch_size} exceeds the {most} images that {task.name} has at most at train_size"
+            rule = (
+                f"{config.batch_size:,} exceeds the {counted(most, 'image')} that {task.name} has at most at train_size"
+            )
             yield "batch_size", f"{rule}={config.train_size}."
 
     yield from _image_size_problems(config)
@@ -295,8 +299,8 @@ def _token_problem(config: Any) -> str | None:
 
     if config.prompt_init in ("mean_pool", "max_pool") and length > num_patches:
         return (
-            f"{length} exceeds the {num_patches} patch tokens of {config.backbone}; mean_pool and max_pool need "
-            f"one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}."
+            f"{length:,} exceeds the {counted(num_patches, 'patch token')} of {config.backbone}; mean_pool and "
+            f"max_pool need one token per prompt. Use prompt_init random or kmeans, or prompt_length <= {num_patches}."
         )
 
     # Each token of each image is drawn once at most.
@@ -304,7 +308,7 @@ def _token_problem(config: Any) -> str | None:
     if config.prompt_init in ("random", "kmeans") and task is not None:
         num_tokens = num_patches * _most_init_images(task, config)
         if length > num_tokens > 0:
-            return f"{length} exceeds the {num_tokens} patch tokens of the images; use more init_images."
+            return f"{length:,} exceeds the {counted(num_tokens, 'patch token')} of the images; use more init_images."
     return None
 
 

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results
+from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results, status
 from orchestrator.cli.doctor import doctor
 from orchestrator.cli.new import ListCommand, new
 from orchestrator.cli.options import surviving_lost_output
-from orchestrator.cli.plan import plan, replay
+from orchestrator.cli.plan import plan
 from orchestrator.cli.predict import predict
+from orchestrator.cli.replay import replay
 from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
 from trainer.plain_text import printable
@@ -52,12 +53,13 @@ app.command(cls=ListCommand, rich_help_panel=BEFORE)(new)
 for panel, commands in (
     (BEFORE, (plan, replay, doctor)),
     (RUNNING, (lifecycle.launch, lifecycle.resume, lifecycle.stop, lifecycle.rm)),
-    (RESULTS, (results.status, results.failures, results.report, outputs.figures, mlflow.ui)),
+    (RESULTS, (status.status, results.failures, results.report, outputs.figures, mlflow.ui)),
     (OUTPUTS, (outputs.export, mlflow.sync, outputs.register)),
     (TOOLS, (model.backbones, predict)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.command("list", rich_help_panel=RESULTS)(status.list_)
 app.add_typer(data.app, name="data", rich_help_panel=TOOLS)
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from orchestrator.cli.completion import complete_task
-from orchestrator.cli.options import console
+from orchestrator.cli.options import JsonOption, console, print_json
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
 from trainer.catalog import OWN, TASKS, is_own
 from trainer.data.importers.names import first_names
 from trainer.data.task_store import SPLITS, Card, read_card
-from trainer.plain_text import printable
+from trainer.plain_text import counted, printable
 from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
 from trainer.storage.files import list_folders
@@ -174,11 +174,17 @@ def _sweeps_with(task: str) -> list[str]:
 
 
 @app.command("list")
-def list_(data: DataOption = None) -> None:
+def list_(data: DataOption = None, as_json: JsonOption = False) -> None:
     """List all tasks, which of them are in the store, and where to get the others."""
     from trainer.data.publishing import left_over
 
     root = _root(data)
+    if as_json:
+        cards = {task: read_card(root, task) for task in _tasks(root)}
+        stored = [_task_json(task, card) for task, card in cards.items() if card is not None or task in TASKS]
+        print_json({"data": root, "tasks": stored})
+        return
+
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("task", "group"):
         table.add_column(name, no_wrap=True)
@@ -208,17 +214,35 @@ def list_(data: DataOption = None) -> None:
 def _list_row(task: str, card: Card | None) -> list[str]:
     """Return the cells of a task: sizes from its card if it is stored, from the catalog if not."""
     row = TASKS.get(task)
-    sizes = [0, 0, 0, 0]
-    if row is not None:
-        sizes = [row.num_classes, row.num_train, row.num_val, row.num_test]
+    sizes = _sizes(task, card)
     stored = "at first use" if task.startswith("demo/") else "—"
-
     if card is not None:
-        num_classes = row.num_classes if row is not None else len(card.class_names)
-        sizes = [num_classes, *(card.counts[split] for split in SPLITS)]
         # The first word is enough here; `verify` prints the whole protocol.
         stored = "partly" if card.differs else card.protocol.partition(" ")[0]
     return [task, row.group if row is not None else "own", *(f"{size:,}" for size in sizes), stored]
+
+
+def _sizes(task: str, card: Card | None) -> list[int]:
+    """Return the number of classes, and of images of each split: from the card if the task is stored."""
+    row = TASKS.get(task)
+    if card is not None:
+        num_classes = row.num_classes if row is not None else len(card.class_names)
+        return [num_classes, *(card.counts[split] for split in SPLITS)]
+    return [0, 0, 0, 0] if row is None else [row.num_classes, row.num_train, row.num_val, row.num_test]
+
+
+def _task_json(task: str, card: Card | None) -> dict[str, Any]:
+    row = TASKS.get(task)
+    sizes = dict(zip(("classes", *SPLITS), _sizes(task, card), strict=True))
+    return {
+        "task": task,
+        "group": row.group if row is not None else "own",
+        **sizes,
+        "stored": card is not None,
+        "protocol": card.protocol if card is not None else None,
+        "fingerprint": card.fingerprint if card is not None else None,
+        "differs": card.differs if card is not None else [],
+    }
 
 
 def _print_sources(absent: list[str]) -> None:
@@ -240,6 +264,7 @@ def verify(
         typer.Argument(metavar="[TASK]", help="One task; default: all in the store.", autocompletion=complete_task),
     ] = None,
     data: DataOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Read tasks from end to end: counts, labels, keys, images, fingerprint. Exit status 1 if something is wrong."""
     from trainer.data.task_store import TaskMissing
@@ -250,7 +275,7 @@ def verify(
     if not tasks:
         raise UserError(f"{root} holds no task; `sptune data list` says where to get them.")
 
-    num_wrong = 0
+    verdicts = {}
     for name in tasks:
         try:
             with progress_bar() as progress:
@@ -258,17 +283,32 @@ def verify(
                 verdict = verify_task(root, name, functools.partial(_show, progress, bar))
         except (TaskMissing, OSError, ValueError) as error:
             raise UserError(str(error)) from None
-        _print_verdict(name, verdict)
-        # All tasks are verified before the exit status says that one is wrong.
-        num_wrong += bool(verdict.problems)
-    if num_wrong:
+        verdicts[name] = verdict
+        if not as_json:
+            _print_verdict(name, verdict)
+
+    if as_json:
+        print_json({"data": root, "tasks": [_verdict_json(name, verdict) for name, verdict in verdicts.items()]})
+    # All tasks are verified before the exit status says that one is wrong.
+    if any(verdict.problems for verdict in verdicts.values()):
         raise typer.Exit(1)
+
+
+def _verdict_json(task: str, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "task": task,
+        "images": sum(verdict.card.counts.values()),
+        "protocol": verdict.card.protocol,
+        "fingerprint": verdict.card.fingerprint,
+        "problems": verdict.problems,
+        "notes": verdict.notes,
+    }
 
 
 def _print_verdict(task: str, verdict: Verdict) -> None:
     word = shown("wrong", "red") if verdict.problems else shown("clean", "green")
     card = verdict.card
-    facts = f"{sum(card.counts.values()):,} images, {card.protocol}, {card.fingerprint}"
+    facts = f"{counted(sum(card.counts.values()), 'image')}, {card.protocol}, {card.fingerprint}"
     console.print(shown(f"{task}: ") + word + shown(f", {facts}"), soft_wrap=True)
     for sentence in verdict.problems[:MAX_PROBLEMS_SHOWN]:
         console.print(f"  problem: {sentence}")
@@ -297,9 +337,8 @@ def show(
 
 def _print_card(card: Card, root: str) -> None:
     counts = ", ".join(f"{split} {count:,}" for split, count in card.counts.items())
-    console.print(
-        f"{card.task}: {counts}; {len(card.class_names)} classes; {card.protocol}; {card.fingerprint}; in {root}"
-    )
+    classes = counted(len(card.class_names), "class")
+    console.print(f"{card.task}: {counts}; {classes}; {card.protocol}; {card.fingerprint}; in {root}")
     for sentence in [*card.differs, *card.repairs]:
         console.print(f"  note: {sentence}")
     for sentence in card.warnings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,12 +11,21 @@ import typer
 from rich.table import Table
 
 from orchestrator.cli.completion import complete_spec
-from orchestrator.cli.options import AddressOption, HomeOption, WeightsOption, console
+from orchestrator.cli.options import (
+    AddressOption,
+    HomeOption,
+    JsonOption,
+    WeightsOption,
+    console,
+    error_console,
+    print_json,
+)
 from orchestrator.doctor.checks import Finding, check_nodes, check_services
 from orchestrator.doctor.machine import check_machine
 from orchestrator.environment.home import home_at, weights_at
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 from orchestrator.spec.resources import Cluster
+from trainer.plain_text import counted
 
 STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 
@@ -32,6 +42,7 @@ def doctor(
     home: HomeOption = None,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Check what a sweep needs, on each node of a cluster, and print what is wrong and how to repair it.
 
@@ -47,7 +58,7 @@ def doctor(
     if cluster is not None:
         address = address or cluster.address
 
-    with console.status("checking the servers"):
+    with error_console.status("checking the servers"):
         findings = [*check_machine(place), *check_services(place)]
 
     # Without a usable home the nodes have nothing to check.
@@ -55,10 +66,13 @@ def doctor(
         from orchestrator.drivers.ray.cluster import connected
 
         step = "checking the nodes" if address else "checking this machine"
-        with console.status(step), connected(address) if address else contextlib.nullcontext():
+        with error_console.status(step), connected(address) if address else contextlib.nullcontext():
             findings += check_nodes(place, sweep, weights, cluster=address is not None)
 
-    _print(findings)
+    if as_json:
+        print_json({"errors": len(_errors(findings)), "findings": [dataclasses.asdict(each) for each in findings]})
+    else:
+        _print(findings)
     if _errors(findings):
         raise typer.Exit(1)
 
@@ -81,5 +95,4 @@ def _print(findings: Sequence[Finding]) -> None:
             console.print(f"{finding.where}, {finding.subject}: {finding.remedy}")
 
     num_errors = len(_errors(findings))
-    noun = "error" if num_errors == 1 else "errors"
-    console.print(f"{num_errors or 'no'} {noun}.")
+    console.print(f"{counted(num_errors, 'error')}." if num_errors else "no errors.")

@@ -35,7 +35,7 @@ from orchestrator.launch.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.deletion import delete_outputs
-from trainer.plain_text import printable
+from trainer.plain_text import counted, printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
 
@@ -242,7 +242,7 @@ def rm(
     if not num_trials and not is_whole:
         raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
 
-    what = f"{num_trials} trials" + (f" of {len(studies)} studies, and these" if is_whole else "")
+    what = counted(num_trials, "trial") + (f" of {counted(len(studies), 'study')}, and these" if is_whole else "")
     if not yes:
         typer.confirm(f"Delete {what} of {printable(name)}? This cannot be undone.", abort=True)
 

@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 
 import typer
 
-from orchestrator.cli.completion import complete_sweep
-from orchestrator.cli.options import HomeOption, console, whole_number
+from orchestrator.cli.options import HomeOption, OptionalSweepArgument, console, whole_number
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import find_sweep, sweep_names
 from orchestrator.errors import LeaseError, ServiceError, UserError
 from orchestrator.redaction import redact
+from trainer.plain_text import counted
 
 REMOTE_BROWSER_VARIABLES = ("JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_URL", "VSCODE_PROXY_URI", "CODESPACE_NAME")
 """Variables of environments in which a browser reaches this machine through a proxy with another host name."""
@@ -32,14 +32,7 @@ LINE_EVERY_S = 10.0
 
 
 def sync(
-    sweep: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[SWEEP]",
-            help="The `name` in its spec, or the spec's file; default: every sweep.",
-            autocompletion=complete_sweep,
-        ),
-    ] = None,
+    sweep: OptionalSweepArgument = None,
     home: HomeOption = None,
 ) -> None:
     """Make MLflow equal to the study database: log what it lacks, and restore what was deleted there.
@@ -82,25 +75,29 @@ def _sync(sweep: str, home: str | None) -> bool:
 
         def show(num_left: int) -> None:
             nonlocal last_line_at
-            status.update(f"logging {spec.name} to MLflow: {num_left} trials and studies are left")
+            status.update(f"logging {spec.name} to MLflow: {_left(num_left)}")
             if not console.is_terminal and time.monotonic() - last_line_at > LINE_EVERY_S:
                 last_line_at = time.monotonic()
-                console.print(f"{spec.name}: {num_left} trials and studies are left")
+                console.print(f"{spec.name}: {_left(num_left)}")
 
         outcome = sync_sweep(place, database, spec, show)
 
     parts = [
-        (outcome.num_created, "runs created"),
-        (outcome.num_restored, "runs restored"),
-        (outcome.num_removed, "second runs of a trial removed"),
-        (outcome.num_logged, "trials and studies logged"),
+        (outcome.num_created, "run created", "runs created"),
+        (outcome.num_restored, "run restored", "runs restored"),
+        (outcome.num_removed, "second run of a trial removed", "second runs of a trial removed"),
+        (outcome.num_logged, "trial or study logged", "trials and studies logged"),
     ]
-    done = ", ".join(f"{count} {what}" for count, what in parts if count)
+    done = ", ".join(counted(count, one, several) for count, one, several in parts if count)
     if outcome.problem is None:
         console.print(f"{spec.name}: {f'{done}. ' if done else ''}MLflow has everything.")
         return True
-    console.print(f"{spec.name}: {f'{done}. ' if done else ''}{outcome.num_left} are left: MLflow {outcome.problem}.")
+    console.print(f"{spec.name}: {f'{done}. ' if done else ''}{_left(outcome.num_left)}: MLflow {outcome.problem}.")
     return False
+
+
+def _left(number: int) -> str:
+    return counted(number, "trial or study is left", "trials and studies are left")
 
 
 def ui(

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from orchestrator.cli.options import WeightsOption, console
+from orchestrator.cli.options import JsonOption, WeightsOption, console, print_json
 from orchestrator.environment.home import weights_at
 from orchestrator.errors import UserError
 from orchestrator.spec.resources import Cluster
-from trainer.catalog import BACKBONES
+from trainer.catalog import BACKBONES, BackboneRow
 from trainer.model.weights import WeightsError, find_weights
+from trainer.plain_text import counted
 
 if TYPE_CHECKING:
     from trainer.model.weight_facts import WeightFacts
 
 
-def backbones(weights: WeightsOption = None) -> None:
+def backbones(weights: WeightsOption = None, as_json: JsonOption = False) -> None:
     """List the backbones and where the weights of each would come from."""
     weights = weights_at(weights, Cluster())
     if weights and "://" not in weights and not Path(weights).exists():
         raise UserError(f"weights {weights}: there is no such file or folder.")
     facts = _facts(weights)
+
+    if as_json:
+        print_json({"backbones": [_backbone_json(row, weights, facts) for row in BACKBONES.values()]})
+        return
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("backbone", no_wrap=True)
@@ -31,10 +36,7 @@ def backbones(weights: WeightsOption = None) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("weights", overflow="fold")
     for row in BACKBONES.values():
-        try:
-            source = str(find_weights(row, weights))
-        except WeightsError:
-            source = "absent: name a file"
+        source = _source(row, weights) or "absent: name a file"
         if facts is not None and facts.problem(row) is not None:
             source = "the file does not fit"
         table.add_row(row.name, *map(str, (row.num_layers, row.embed_dim, row.patch_size)), source)
@@ -42,6 +44,26 @@ def backbones(weights: WeightsOption = None) -> None:
 
     if facts is not None:
         _print_facts(facts)
+
+
+def _source(row: BackboneRow, weights: str | None) -> str | None:
+    """Return where the weights of a backbone would come from; None if they have to be named."""
+    try:
+        return str(find_weights(row, weights))
+    except WeightsError:
+        return None
+
+
+def _backbone_json(row: BackboneRow, weights: str | None, facts: WeightFacts | None) -> dict[str, Any]:
+    return {
+        "backbone": row.name,
+        "layers": row.num_layers,
+        "width": row.embed_dim,
+        "patch": row.patch_size,
+        "weights": _source(row, weights),
+        # Null where no single file was named.
+        "fits": None if facts is None else facts.problem(row) is None,
+    }
 
 
 def _facts(weights: str | None) -> WeightFacts | None:
@@ -67,12 +89,12 @@ def _print_facts(facts: WeightFacts) -> None:
 
     fitting = [row.name for row in BACKBONES.values() if facts.problem(row) is None]
     if not fitting:
-        shape = f"{facts.num_layers} layers, width {facts.embed_dim}, patch {facts.patch_size}"
+        shape = f"{counted(facts.num_layers, 'layer')}, width {facts.embed_dim}, patch {facts.patch_size}"
         text = f"{facts.path} fits none of these: it has {shape}."
     elif len(fitting) > 1:
         text = (
-            f"{facts.path} fits {len(fitting)} backbones, and its tensors do not tell from which it is. Name the one "
-            "that it was trained as: pixel normalization and readout follow from the name."
+            f"{facts.path} fits {counted(len(fitting), 'backbone')}, and its tensors do not tell from which it is. "
+            "Name the one that it was trained as: pixel normalization and readout follow from the name."
         )
     else:
         return

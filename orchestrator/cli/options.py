@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from orchestrator.cli.completion import complete_spec, complete_sweep
 from orchestrator.environment.home import DEFAULT_HOME
-from trainer.terminal import TextConsole
+from trainer.redaction import redact_all
+from trainer.terminal import TextConsole, shown
 from trainer.validation import short_repr
 
 console = TextConsole()
+error_console = TextConsole(stderr=True)
+"""For what is shown while a command works, if its output may be read by a program."""
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print an object for scripts. Its keys are documented in `search_spaces/README.md`, and stay."""
+    # Plain print: rich would wrap and colour what a script parses. NaN is no JSON.
+    print(json.dumps(redact_all(value), indent=2, allow_nan=False))
+
+
+def print_prose(text: str) -> None:
+    """Print a sentence without a path or a command. On a terminal it is broken between words, never in a number."""
+    console.print(shown(text), soft_wrap=not console.is_terminal)
 
 
 @contextlib.contextmanager
@@ -66,6 +81,15 @@ SweepArgument = Annotated[
     str,
     typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.", autocompletion=complete_sweep),
 ]
+OptionalSweepArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[SWEEP]",
+        help="The `name` in its spec, or the spec's file; default: every sweep.",
+        autocompletion=complete_sweep,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 HomeOption = Annotated[
     str | None,
     typer.Option(

@@ -14,6 +14,7 @@ from orchestrator.cli.trial_filter import parse_trial_filter
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
+from trainer.plain_text import counted
 
 if TYPE_CHECKING:
     from orchestrator.study.study import Study
@@ -61,7 +62,7 @@ def figures(
             count += 1
     if not count:
         raise UserError(f"{', '.join(sweeps)}: no trial is finished, so there is nothing to draw.")
-    console.print(f"{count} figures, each as .png and .pdf")
+    console.print(f"{counted(count, 'figure')}, each as .png and .pdf")
 
 
 def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = None) -> None:
@@ -79,7 +80,7 @@ def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = Non
         console.print(f"{file}")
     if absent:
         where = f"in {place.trials_folder(first.name)}" if len(sweeps) == 1 else "with their sweeps"
-        console.print(f"{absent} complete trials have no predictions {where}")
+        console.print(f"no predictions of {counted(absent, 'complete trial')} {where}")
 
 
 def register(

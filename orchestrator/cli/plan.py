@@ -1,4 +1,4 @@
-"""The commands that come before a sweep: `plan` and `replay`."""
+"""The command `plan`: the studies of a spec and what they will cost."""
 
 from __future__ import annotations
 
@@ -7,24 +7,33 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from orchestrator.cli.completion import complete_sweep
-from orchestrator.cli.options import HomeOption, SpecArgument, WeightsOption, console, whole_number
+from orchestrator.cli.fitting_table import FittingTable, Row
+from orchestrator.cli.options import (
+    HomeOption,
+    JsonOption,
+    SpecArgument,
+    WeightsOption,
+    console,
+    error_console,
+    print_json,
+    print_prose,
+    whole_number,
+)
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.connections import read_database
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
-from orchestrator.errors import SpecError, UserError
+from orchestrator.errors import SpecError
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from trainer.machine import usable_cores
+from trainer.plain_text import counted
 from trainer.terminal import shown
 
 WorkersOption = Annotated[
@@ -58,6 +67,7 @@ def plan(
     ] = False,
     workers: WorkersOption = None,
     weights: WeightsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the studies and trials of a spec, how many are finished, and what the rest will cost. Starts nothing.
 
@@ -75,14 +85,19 @@ def plan(
     # After the calibration, whose measurements the estimate uses.
     progress = _load_progress(sweep, place)
 
+    if as_json:
+        print_json(_plan_json(sweep, plans, progress, place, workers or default_workers(sweep)))
+        return
+
     console.print(_plan_table(sweep, plans, progress))
     print_blocks([searched_block(plans)], console)
 
     num_search = sum(study.search.trials for study in plans)
     num_final = len(plans) * len(sweep.final.seeds)
-    console.print(
-        f"{len(plans)} studies, {num_search} search trials, {num_final} final trials, "
-        f"{_resources_per_trial(sweep)}; {sum(progress.num_finished.values())} are finished"
+    num_finished = sum(progress.num_finished.values())
+    print_prose(
+        f"{counted(len(plans), 'study')}, {counted(num_search, 'search trial')}, {counted(num_final, 'final trial')}, "
+        f"{_resources_per_trial(sweep)}; {counted(num_finished, 'is finished', 'are finished')}"
     )
 
     _print_precision(sweep, plans)
@@ -91,31 +106,26 @@ def plan(
     if not progress.has_estimate:
         console.print("no estimate: nothing like it was run in this home; --calibrate times a short trial of each.")
         return
-    num_slots = workers or _num_slots(sweep)
+    num_slots = workers or default_workers(sweep)
     _print_memory(sweep, plans, place, num_slots)
     _print_estimate(sweep, plans, progress, num_slots)
 
 
-def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> Table:
+def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> FittingTable:
     columns, common = varying_fields(plans, SETTING)
     columns = ["task", "method", *columns]
-    table = Table(box=None, pad_edge=False, title=common, title_justify="left")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for name in ("trials", "final", "done", "work"):
-        table.add_column(name, justify="right", no_wrap=True)
-
+    rows = []
     for study in plans:
         seconds = progress.seconds_left.get(study.key)
-        table.add_row(
-            *study_label(study, columns),
+        numbers = (
             str(study.search.trials),
             str(len(sweep.final.seeds)),
             str(progress.num_finished.get(study.key, 0)),
             # A question mark, not zero: nothing like this study was ever run here.
             "?" if seconds is None else format_duration(seconds),
         )
-    return table
+        rows.append(Row(names=study_label(study, columns), numbers=tuple(map(shown, numbers))))
+    return FittingTable(title=common, names=tuple(columns), numbers=("trials", "final", "done", "work"), rows=rows)
 
 
 def _print_precision(sweep: SweepSpec, plans: list[StudyPlan]) -> None:
@@ -127,8 +137,8 @@ def _print_precision(sweep: SweepSpec, plans: list[StudyPlan]) -> None:
     ]
     if in_fp32:
         console.print(
-            f"{len(in_fp32)} of {len(plans)} studies train in fp32, in which a GPU is much slower than in bf16; "
-            "`precision: bf16` in `fixed` is for speed, tf32 is in between"
+            f"{len(in_fp32)} of {counted(len(plans), 'study')} train in fp32, in which a GPU is much slower than in "
+            "bf16; `precision: bf16` in `fixed` is for speed, tf32 is in between"
         )
 
 
@@ -149,69 +159,14 @@ def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progres
     gpu_hours = sum(estimate * gpus[key] for key, estimate in estimates.items()) / 3600
 
     # "At most", because pruning is not predicted.
-    text = f"at most {format_duration(seconds)} of work, {format_duration(seconds / num_slots)} on {num_slots} workers"
+    slots = counted(num_slots, "worker")
+    text = f"at most {format_duration(seconds)} of work, {format_duration(seconds / num_slots)} on {slots}"
     if gpu_hours:
         text += f", {gpu_hours:.1f} GPU-hours"
     num_unknown = len(progress.seconds_left) - len(estimates)
     if num_unknown:
-        text += f"; not counted, because nothing like it was run: {num_unknown} of {len(plans)} studies"
-    console.print(text)
-
-
-def replay(
-    spec: SpecArgument,
-    home: HomeOption = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SWEEP",
-            help="A finished sweep whose curves to use; default: synthetic ones.",
-            autocompletion=complete_sweep,
-        ),
-    ] = None,
-    workers: WorkersOption = None,
-) -> None:
-    """Simulate a spec: its sampler, pruner and budget on known learning curves and a virtual clock.
-
-    Nothing is trained and nothing is kept.
-    """
-    from orchestrator.cli.progress import progress_table
-    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, ReplayDriver, SyntheticCurves
-    from orchestrator.study.storage.database import StudyDatabase
-    from orchestrator.study.storage.sqlite_url import sqlite_url
-    from orchestrator.study.study import load_studies
-    from orchestrator.sweep.sweep import Sweep
-    from orchestrator.sweep.tracker import MemoryTracker
-
-    sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = SyntheticCurves(plan_sweep(sweep_spec).studies)
-    if like is not None:
-        _, database, recorded = find_sweep(home, like)
-        curves = RecordedCurves(load_studies(recorded, database))
-
-    clock = Clock()
-    num_slots = workers or _num_slots(sweep_spec)
-    with tempfile.TemporaryDirectory() as folder:
-        # A database of its own: a simulation must not touch the sweep of the same name.
-        scratch = StudyDatabase(sqlite_url(Path(folder).absolute() / "studies.db"))
-        sweep = Sweep.resume(sweep_spec, scratch, MemoryTracker(), clock=clock)
-        driver = ReplayDriver(curves, clock, workers=num_slots)
-        try:
-            driver.run(sweep)
-        except ValueError as error:
-            # A recorded sweep has no curve for a trial with more epochs than it ran.
-            raise UserError(f"--like {like}: {error}") from None
-
-    console.print(progress_table(sweep.summaries()))
-    # The comparison is with a sweep that prunes nothing.
-    max_epochs = max(study.plan.epochs for study in sweep.studies)
-    num_trained = sum(len(trial.epochs) for study in sweep.studies for trial in study.trials)
-    busy_share = driver.busy_seconds / (clock.now * num_slots)
-    console.print(
-        f"{sweep.num_finished} trials in {format_duration(clock.now)} on {num_slots} workers, busy {busy_share:.0%}; "
-        f"{num_trained} of {sweep.num_finished * max_epochs} epochs were trained, the others were pruned or known"
-        + (f"; {sweep.halt.reason}" if sweep.halt else "")
-    )
+        text += f"; not counted, because nothing like it was run: {num_unknown} of {counted(len(plans), 'study')}"
+    print_prose(text)
 
 
 def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
@@ -245,6 +200,37 @@ def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
         num_finished={study.plan.key: study.summary().num_finished for study in studies},
         seconds_left={study.plan.key: cost_model.estimate(study, home.data_root).seconds for study in studies},
     )
+
+
+def _plan_json(
+    sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress, home: Home, num_slots: int
+) -> dict[str, Any]:
+    known = [seconds for seconds in progress.seconds_left.values() if seconds is not None]
+    return {
+        "sweep": sweep.name,
+        "home": home.root,
+        "search_trials": sum(study.search.trials for study in plans),
+        "final_trials": len(plans) * len(sweep.final.seeds),
+        "finished": sum(progress.num_finished.values()),
+        "workers": num_slots,
+        "worker_seconds_left": sum(known) if known else None,
+        "studies_without_estimate": len(plans) - len(known),
+        "studies": [
+            {
+                "task": study.task,
+                "method": study.method,
+                "backbone": study.backbone,
+                "train_size": study.train_size,
+                "val_size": study.val_size,
+                "draw": study.draw,
+                "search_trials": study.search.trials,
+                "final_trials": len(sweep.final.seeds),
+                "finished": progress.num_finished.get(study.key, 0),
+                "worker_seconds_left": progress.seconds_left.get(study.key),
+            }
+            for study in plans
+        ],
+    }
 
 
 def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slots: int) -> None:
@@ -281,7 +267,7 @@ def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: st
     for study in _first_of_each_kind(plans):
         resources = sweep.resources.for_backbone(study.backbone)
         config = most_expensive_config(study, study.search.seed)
-        with tempfile.TemporaryDirectory() as folder, console.status(f"timing {study.method} on {study.task}"):
+        with tempfile.TemporaryDirectory() as folder, error_console.status(f"timing {study.method} on {study.task}"):
             context = trial_context(sweep, home, weights, folder)
             context = dataclasses.replace(context, cpus=resources.cpus, gpus=resources.initial_gpus)
             events = [*run_trial(config, context)]
@@ -311,7 +297,7 @@ def _resources_per_trial(sweep: SweepSpec) -> str:
     return ", ".join(f"of {' and '.join(names)} on {text}" for text, names in backbones_by_text.items())
 
 
-def _num_slots(sweep: SweepSpec) -> int:
+def default_workers(sweep: SweepSpec) -> int:
     """Return how many trials fit the cores that may be used on this machine."""
     # The largest trial decides, so that the estimate holds for every study.
     cpus = max(sweep.resources.for_backbone(backbone).cpus for backbone in sweep.backbones)

@@ -8,44 +8,52 @@ from collections.abc import Sequence
 from rich.console import Console, Group
 from rich.live import Live
 from rich.status import Status
-from rich.table import Table
 from rich.text import Text
 
+from orchestrator.cli.fitting_table import FittingTable, Row
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.launch.outcome import Progress, Step
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
 from orchestrator.study.summary import StudySummary
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
+from trainer.plain_text import counted
 from trainer.terminal import shown
 
 LINE_EVERY_S = 1.0
 """Least time between two plain lines, except before the last."""
+MARGIN_LINES = 6
+"""Lines of a screen that are not for studies: title, header, and what stands below the table."""
 
 
-def progress_table(summaries: list[StudySummary], max_rows: int | None = None) -> Table:
+def progress_table(
+    summaries: list[StudySummary], max_lines: int | None = None, *, synthetic: str | None = None
+) -> FittingTable:
     """Return a table with a row for each study: trials by state, best score so far, and the work that is left.
 
     Args:
-        max_rows: studies that fit on the screen. Studies with running trials come first, finished ones last.
+        max_lines: lines of the screen for it. Studies with running trials come first, finished ones last.
+        synthetic: for a sweep that was simulated: how. Its scores are named synthetic.
     """
     # A column in which all rows are equal becomes part of the title.
     columns, common = varying_fields([summary.plan for summary in summaries], SETTING)
-    columns = ["task", "method", *columns]
-    table = Table(box=None, pad_edge=False, title=common, title_justify="left")
-    for name in columns:
-        table.add_column(name, no_wrap=True)
-    for name in ("done", "running", "waiting", "pruned", "failed", "best val %", "test %", "work left"):
-        table.add_column(name, justify="right")
-
-    rows = [*zip(summaries, work_left(summaries), strict=True)]
-    if max_rows is not None and len(rows) > max_rows:
-        # Only if there are too many rows: otherwise the order of the spec is easier to follow.
-        rows = sorted(rows, key=lambda row: _display_rank(row[0]))
-        table.caption = f"and {len(rows) - max_rows} more studies: sptune status"
-    for summary, seconds in rows[:max_rows]:
-        table.add_row(*study_label(summary.plan, columns), *_progress_cells(summary, seconds))
-    return table
+    kind = "" if synthetic is None else "synthetic "
+    rows = [
+        Row(
+            names=study_label(summary.plan, ["task", "method", *columns]),
+            numbers=_progress_cells(summary, seconds),
+            rank=_display_rank(summary),
+        )
+        for summary, seconds in zip(summaries, work_left(summaries), strict=True)
+    ]
+    return FittingTable(
+        title=common if synthetic is None else f"synthetic: {synthetic}\n{common}",
+        names=("task", "method", *columns),
+        numbers=("done", "run", "wait", "pruned", "failed", f"{kind}val %", f"{kind}test %", "left"),
+        rows=rows,
+        max_lines=max_lines,
+        way_to_the_rest="sptune status",
+    )
 
 
 def _display_rank(summary: StudySummary) -> tuple[bool, bool]:
@@ -53,24 +61,24 @@ def _display_rank(summary: StudySummary) -> tuple[bool, bool]:
     return summary.states[TrialState.RUNNING] == 0, summary.num_finished == summary.num_planned
 
 
-def _progress_cells(summary: StudySummary, seconds: float | None) -> list[str | Text]:
+def _progress_cells(summary: StudySummary, seconds: float | None) -> tuple[Text, ...]:
     scores = [trial.score for trial in summary.final_trials if trial.score is not None]
     best = summary.best.score if summary.best else None
     test = f"{100 * sum(scores) / len(scores):.1f}" if scores else ""
 
-    work: str | Text = format_duration(seconds) if seconds else ""
+    work = shown(format_duration(seconds) if seconds else "")
     if summary.stop_reason:
         work = shown("stopped", "red")
-    return [
-        f"{summary.num_finished}/{summary.num_planned}",
+    return (
+        shown(f"{summary.num_finished}/{summary.num_planned}"),
         _count(summary.states[TrialState.RUNNING]),
         _count(summary.states[TrialState.WAITING]),
         _count(summary.states[TrialState.PRUNED]),
-        shown(_count(summary.states[TrialState.FAILED]), "red"),
-        f"{100 * best:.1f}" if best is not None else "",
-        test,
+        _count(summary.states[TrialState.FAILED], "red"),
+        shown(f"{100 * best:.1f}" if best is not None else ""),
+        shown(test),
         work,
-    ]
+    )
 
 
 def work_left(summaries: Sequence[StudySummary]) -> list[float | None]:
@@ -104,7 +112,7 @@ def summary_line(summaries: Sequence[StudySummary], num_workers: int) -> str:
     num_finished = sum(summary.num_finished for summary in summaries)
     seconds = sum(estimate or 0 for estimate in work_left(summaries))
     left = f", about {format_duration(seconds / num_workers)} left" if num_workers and seconds else ""
-    return f"{num_finished} of {num_planned} trials finished{left}"
+    return f"{num_finished:,} of {counted(num_planned, 'trial')} finished{left}"
 
 
 def num_running(summaries: Sequence[StudySummary]) -> int:
@@ -112,8 +120,8 @@ def num_running(summaries: Sequence[StudySummary]) -> int:
     return sum(summary.states[TrialState.RUNNING] for summary in summaries)
 
 
-def _count(number: int) -> str:
-    return str(number) if number else ""
+def _count(number: int, style: str = "") -> Text:
+    return shown(str(number) if number else "", style)
 
 
 class LiveView:
@@ -195,6 +203,6 @@ class LiveView:
 
     def _render(self) -> Group:
         assert self._sweep is not None, "the table is shown only while trials run"
-        num_rows = max(3, self._console.height - 6)
-        table = progress_table(self._sweep.summaries(), num_rows)
+        max_lines = max(3, self._console.height - MARGIN_LINES)
+        table = progress_table(self._sweep.summaries(), max_lines)
         return Group(table, shown(self._summary(self._sweep), "bold"))

@@ -1,9 +1,8 @@
-"""The commands that show a sweep: `status`, `failures` and `report`."""
+"""The commands that show the results of a sweep: `failures` and `report`."""
 
 from __future__ import annotations
 
 import enum
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,22 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, console
+from orchestrator.cli.options import HomeOption, JsonOption, SweepArgument, SweepsArgument, console, print_json
 from orchestrator.cli.outputs import not_written, output_path
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
 from trainer.plain_text import printable
-from trainer.redaction import redact, redact_all
+from trainer.redaction import redact
 from trainer.run_folder import LOG
 from trainer.storage.files import write_bytes
 from trainer.terminal import shown, write_document
 from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
-    from orchestrator.study.storage.lease import DriverStatus
+    from orchestrator.report.failure_groups import FailureGroup
     from orchestrator.study.study import Study
-    from orchestrator.study.summary import StudySummary
 
 
 MAX_TRIALS_SHOWN = 10
@@ -53,66 +51,7 @@ def _parse_form(value: object) -> Form:
     return Form(name)
 
 
-def status(
-    sweep: SweepArgument,
-    home: HomeOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
-) -> None:
-    """Show the progress of a sweep and which driver runs it. Works from any terminal and changes nothing."""
-    from orchestrator.cli.progress import num_running, progress_table, summary_line
-    from orchestrator.study.study import load_studies
-    from orchestrator.sweep.checkpoint_retention import CheckpointRetention
-    from orchestrator.sweep.device_kinds import mixed_devices
-
-    place, database, spec = find_sweep(home, sweep)
-    name = spec.name
-    # Epochs are read too: the time that is left is computed from them.
-    studies = load_studies(spec, database)
-    summaries = [study.summary() for study in studies]
-    drivers = database.lease(name).drivers()
-    alive = next((driver for driver in drivers if driver.is_alive), None)
-    dead = next((driver for driver in drivers if not driver.is_alive), None)
-    halt = database.halt_reason(name)
-    mixed = mixed_devices(studies)
-    num_checkpoints, checkpoint_bytes, trial_bytes = CheckpointRetention(place.trials_folder(name), spec.keep).size()
-
-    if as_json:
-        facts = {
-            "sweep": name,
-            "driver": alive.holder if alive is not None else None,
-            "dead_driver": dead.holder if dead is not None else None,
-            "halted": halt,
-            "mixed_devices": mixed,
-            "checkpoint_bytes": checkpoint_bytes,
-            "trial_bytes": trial_bytes,
-            "studies": [_json_row(summary) for summary in summaries],
-        }
-        # Plain print: rich would wrap and colour what a script parses.
-        print(json.dumps(redact_all(facts), indent=2))
-        return
-
-    console.print(progress_table(summaries))
-    console.print(f"{name}: {summary_line(summaries, num_running(summaries))}")
-    console.print(f"{_driver_line(name, alive, dead)}{f'; {halt}' if halt else ''}")
-    for sentence in mixed:
-        console.print(sentence, soft_wrap=True)
-    console.print(
-        f"{num_checkpoints} checkpoints, {checkpoint_bytes / 1e6:.1f} MB, of {trial_bytes / 1e6:.1f} MB in all"
-    )
-
-
-def _driver_line(name: str, alive: DriverStatus | None, dead: DriverStatus | None) -> str:
-    if alive is not None:
-        return f"driven by {alive.describe()}"
-    if dead is not None:
-        return (
-            f"no driver is running it: {dead.describe()} is dead, {dead.describe_last_heartbeat()}. "
-            f"Run `sptune resume {shlex.quote(name)}` to continue"
-        )
-    return "no driver is running it"
-
-
-def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
+def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Group failed trials by cause, each with its trace, its log and the command that runs them again."""
     from orchestrator.report.failure_groups import group_failures
     from orchestrator.study.study import load_studies
@@ -120,8 +59,23 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
     place, database, spec = find_sweep(home, sweep)
     studies = load_studies(spec, database, epochs=False)
     failed = [trial for study in studies for trial in study.trials if trial.state is TrialState.FAILED]
+    groups = group_failures(failed)
+    stopped = {study.plan.key: study.search_table.stop_reason for study in studies if study.search_table.stop_reason}
+    halt = database.halt_reason(spec.name)
+    trials_folder = place.trials_folder(spec.name)
+    if as_json:
+        print_json(
+            {
+                "sweep": spec.name,
+                "failed": len(failed),
+                "groups": [_group_json(group, trials_folder, sweep) for group in groups],
+                "stopped": [{"study": key, "reason": reason} for key, reason in stopped.items()],
+                "halted": halt,
+            }
+        )
+        return
 
-    for group in group_failures(failed):
+    for group in groups:
         # The newest trial, because an older one may have failed under code that was repaired since.
         latest = group.trials[-1]
         heading = shown(f"{len(group.trials)} × {group.cause.value}", "red")
@@ -134,21 +88,40 @@ def failures(sweep: SweepArgument, home: HomeOption = None) -> None:
         if len(group.trials) > MAX_TRIALS_SHOWN:
             console.print(f"  and {len(group.trials) - MAX_TRIALS_SHOWN} more")
 
-        log = f"{place.trials_folder(spec.name)}/{latest.trial_id}/{LOG}"
-        console.print(f"  log:   {log}")
-        command = f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
-        console.print(f"  retry: {command}")
+        console.print(f"  log:   {_log(group, trials_folder)}")
+        console.print(f"  retry: {_retry(group, sweep)}")
         console.print()
 
-    for study in studies:
-        reason = study.search_table.stop_reason
-        if reason:
-            console.print(shown("stopped", "red") + shown(f" {study.plan.key}: {reason}"), soft_wrap=True)
-    halt = database.halt_reason(spec.name)
+    for key, reason in stopped.items():
+        console.print(shown("stopped", "red") + shown(f" {key}: {reason}"), soft_wrap=True)
     if halt:
         console.print(halt, soft_wrap=True)
     if not failed:
         console.print(f"no trial of {spec.name} has failed.")
+
+
+def _group_json(group: FailureGroup, trials_folder: str, sweep: str) -> dict[str, Any]:
+    return {
+        "cause": group.cause.value,
+        "error": group.trials[-1].error_summary,
+        "trace": group.trace,
+        "log": _log(group, trials_folder),
+        "retry": _retry(group, sweep),
+        "trials": [
+            {"trial_id": trial.trial_id, "study": trial.study, "phase": trial.phase, "number": trial.number}
+            for trial in group.trials
+        ],
+    }
+
+
+def _log(group: FailureGroup, trials_folder: str) -> str:
+    """Return the log of the newest trial of a group."""
+    return f"{trials_folder}/{group.trials[-1].trial_id}/{LOG}"
+
+
+def _retry(group: FailureGroup, sweep: str) -> str:
+    """Return the command that runs the trials of a group again."""
+    return f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
 
 
 def report(
@@ -171,6 +144,7 @@ def report(
         bool,
         typer.Option("--watch", help="With html: write the page anew while the sweep runs. Browsers follow."),
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the table of test accuracies with published numbers beside it, and how far to trust it."""
     if watch and form is not Form.html:
@@ -186,8 +160,17 @@ def report(
     from orchestrator.report.results_table import build_results_table
     from orchestrator.report.sections import build_sections
 
+    if as_json and form is not Form.terminal:
+        raise UserError("--json is a format of its own: leave --format out.")
+
     # Reports need last values only; reading every epoch takes ten times as long.
     studies = load_combinable_sweeps(home, sweeps, epochs=False)
+    if as_json:
+        from orchestrator.report.report_json import report_json
+
+        print_json(report_json(studies))
+        return
+
     match form:
         case Form.terminal:
             print_report(studies)
@@ -235,22 +218,3 @@ def print_report(studies: Sequence[Study]) -> None:
     from orchestrator.report.sections import build_sections
 
     print_blocks(build_sections(studies), console)
-
-
-def _json_row(summary: StudySummary) -> dict[str, Any]:
-    scores = [trial.score for trial in summary.final_trials if trial.score is not None]
-    return {
-        "task": summary.plan.task,
-        "method": summary.plan.method,
-        "backbone": summary.plan.backbone,
-        "train_size": summary.plan.train_size,
-        "val_size": summary.plan.val_size,
-        "draw": summary.plan.draw,
-        "planned": summary.num_planned,
-        "finished": summary.num_finished,
-        **{state.value: summary.states[state] for state in TrialState},
-        "best_val_accuracy": summary.best.score if summary.best else None,
-        "test_accuracies": scores,
-        "stopped": summary.stop_reason,
-        "worker_seconds": summary.seconds,
-    }

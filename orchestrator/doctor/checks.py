@@ -21,6 +21,7 @@ from orchestrator.spec.schema import SweepSpec, task_names
 from orchestrator.tracking.mlflow_client import explain
 from orchestrator.tracking.mlflow_locations import local_path, stale_locations
 from trainer.data.tasks import open_task
+from trainer.plain_text import counted
 from trainer.storage.files import delete_file, read_bytes, write_bytes
 
 THIS_MACHINE = "this machine"
@@ -105,7 +106,7 @@ def raise_on_errors(findings: Sequence[Finding]) -> None:
     """
     errors = [finding for finding in findings if finding.verdict == "error"]
     if errors:
-        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        count = counted(len(errors), "error")
         lines = [f"the checks found {count}, so nothing was started:"]
         lines += [f"  {finding.sentence}" for finding in errors]
         raise ClusterError("\n".join(lines))
@@ -143,9 +144,9 @@ def evaluate(request: ProbeRequest, where: str, report: NodeReport, *, required_
     # One line that names everything that was checked.
     parts = ["home", "versions"]
     if request.fingerprints:
-        parts.append(f"{len(request.fingerprints)} tasks")
+        parts.append(counted(len(request.fingerprints), "task"))
     if report.gpus:
-        parts.append(f"{len(report.gpus)} GPUs ({', '.join(dict.fromkeys(report.gpus))})")
+        parts.append(f"{counted(len(report.gpus), 'GPU')} ({', '.join(dict.fromkeys(report.gpus))})")
     parts.append(f"cache {report.cache}")
     parts.append(f"{report.cache_free_gb:.0f} GB free")
 
@@ -234,7 +235,7 @@ def _check_shareable(home: Home, num_nodes: int) -> Iterator[Finding]:
         return
 
     # The driver can be restarted on any node, so it must be able to open both databases from there.
-    reason = f"but the cluster has {num_nodes} nodes, and a driver that resumes on another node must find it"
+    reason = f"but the cluster has {counted(num_nodes, 'node')}, and a driver that resumes on another node must find it"
     if home.database_file is not None:
         yield Finding(
             where="cluster",

@@ -24,6 +24,7 @@ from orchestrator.environment.temporary import (
 )
 from orchestrator.redaction import redact
 from trainer.machine import core_limit, memory_limit, process_limit
+from trainer.plain_text import counted
 
 MIN_OPEN_FILES = 1024
 MIN_PROCESSES = 1024
@@ -155,7 +156,7 @@ def _installation(home: Home) -> Iterator[Finding]:
         if digest != file.hash.value:
             changed.append(str(path))
     if changed:
-        detail = f"{changed[0]} is not the file that sptune installed ({len(changed)} such files)"
+        detail = f"{changed[0]} is not the file that sptune installed ({counted(len(changed), 'such file')})"
         remedy = "Another distribution has the same names. Install sptune into an environment of its own."
         yield _found("installation", detail, "error", remedy)
 

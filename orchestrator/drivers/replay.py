@@ -22,6 +22,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, Trial
 from orchestrator.sweep.sweep import Sweep
 from trainer.metric_names import EPOCH_SECONDS, TRAIN_LOSS
+from trainer.plain_text import counted
 
 Curve = Iterator[tuple[Epoch | Failure, float]]
 """The events of a trial, each with the seconds since the event before it."""
@@ -175,8 +176,9 @@ class RecordedCurves:
         candidates = [candidate for candidate in trained if len(candidate.epochs) == num_epochs]
         if not candidates:
             raise ValueError(
-                f"the earlier sweep has no {trial.phase} trial of {trial.study} that ran to its end of {num_epochs} "
-                "epochs; replay a spec with the same studies and epochs, or without a sweep to take curves from."
+                f"the earlier sweep has no {trial.phase} trial of {trial.study} that ran to its end of "
+                f"{counted(num_epochs, 'epoch')}; replay a spec with the same studies and epochs, or "
+                "without a sweep to take curves from."
             )
 
         # Final trials of a study differ in their seeds alone.

@@ -14,6 +14,7 @@ from orchestrator.errors import HomeError, UserError
 from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
 from orchestrator.spec.resources import Cluster
 from orchestrator.study.storage.sqlite_url import sqlite_file, sqlite_url
+from trainer.plain_text import counted
 from trainer.run_folder import CARD
 from trainer.storage.addresses import absolute_address
 from trainer.storage.files import delete_file, list_folders, read_bytes, write_bytes
@@ -117,7 +118,9 @@ class Home:
             raise UserError(f"{self.root} holds no finished trial {trial!r}; give its id, or the folder it is in.")
         if len(matches) > 1:
             examples = ", ".join(sorted(matches)[:4])
-            raise UserError(f"{trial!r} is the beginning of {len(matches)} trials: {examples}... Give more letters.")
+            raise UserError(
+                f"{trial!r} is the beginning of {counted(len(matches), 'trial')}: {examples}... Give more letters."
+            )
 
         (folder,) = matches.values()
         return folder

@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.environment.connections import open_database, read_database
 from orchestrator.environment.home import Home, home_at
-from orchestrator.errors import UserError
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_recorded_spec, parse_spec
+from orchestrator.errors import SpecError, UserError
+from orchestrator.spec.loader import find_spec, load_cluster, load_name, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from trainer.validation import unknown_name
+
+SUFFIXES = (".yaml", ".yml")
+"""Ends of the names of spec files."""
 
 if TYPE_CHECKING:
     from orchestrator.study.storage.database import StudyDatabase
@@ -25,7 +29,8 @@ def find_sweep(
     """Return a sweep's home, its study database, and the spec recorded there.
 
     Args:
-        sweep: its name, or its spec's file. The file's `cluster` then says where to look.
+        sweep: its name, or its spec's file, or the name of a spec that ships. The file's `cluster` then says where to
+            look, and its `name` what for, whatever else is wrong with the file today.
         strict: check the recorded spec as `launch` checks one. Without it, keys that this version does not know are
             ignored, so that a sweep of another version can be read and removed.
         writes: open the database for writing. Without it, the right to read is enough.
@@ -33,19 +38,14 @@ def find_sweep(
     Raises:
         UserError: if there is no such sweep, with the names of those there are.
     """
-    if sweep.endswith((".yaml", ".yml")):
-        path = find_spec(sweep)
-        # The spec may say where its home is; the environment and --home still come first.
-        place = home_at(home, load_cluster(path))
-        name = load_spec(path).name
-    else:
-        place = home_at(home)
-        name = sweep
+    place, name, database, raw = _locate(home, sweep)
+    if writes:
+        database.close()
+        database = open_database(place)
 
-    database, raw = _load_recorded_spec(place, name, writes=writes)
     # Reading must not fail because a rule was added since.
     parse = parse_spec if strict else parse_recorded_spec
-    spec = parse(raw, f"the recorded spec of {name}")
+    spec = parse(raw, recorded_source(name))
 
     # Again, with the recorded cluster: a name alone did not say where MLflow and the tasks are.
     if place.holds_database:
@@ -55,36 +55,53 @@ def find_sweep(
     return home_at(home, spec.cluster), database, spec
 
 
-def sweep_names(home: Home) -> list[str]:
-    """Return the names of all sweeps of a home.
+def _locate(home: str | None, sweep: str) -> tuple[Home, str, StudyDatabase, dict[str, object]]:
+    """Return the home and the name of a sweep, its study database, open for reading, and its recorded spec."""
+    path = _spec_file(sweep)
+    if not sweep.endswith(SUFFIXES):
+        # The name comes first: a file `demo` in the working directory must not hide the sweep.
+        try:
+            return _read_sweep(home_at(home), sweep)
+        except UserError:
+            if path is None:
+                raise
 
-    Raises:
-        UserError: if there is none.
-    """
-    database, specs = _recorded_specs(home)
-    database.close()
-    return [*specs]
+    if path is not None:
+        # The spec may say where its home is; the environment and --home still come first.
+        return _read_sweep(home_at(home, load_cluster(path)), load_name(path))
+    # The file is elsewhere today. Most sweeps have the name of their file.
+    return _read_sweep(home_at(home), Path(sweep).stem)
 
 
-def _load_recorded_spec(home: Home, name: str, *, writes: bool) -> tuple[StudyDatabase, dict[str, object]]:
-    database, specs = _recorded_specs(home)
+def _spec_file(sweep: str) -> Path | None:
+    """Return the file of a spec by its path, or by its name if it ships with sptune; None if there is none."""
+    try:
+        path = find_spec(sweep)
+    except SpecError:
+        return None
+    return None if path.is_dir() else path
+
+
+def _read_sweep(home: Home, name: str) -> tuple[Home, str, StudyDatabase, dict[str, object]]:
+    database, specs = recorded_specs(home)
     if name not in specs:
         raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {_describe(home)}')}")
     # Before the spec is parsed, whose keys a newer version may use differently.
     database.check_version(name)
-
-    if writes:
-        database.close()
-        database = open_database(home)
-    return database, specs[name]
+    return home, name, database, specs[name]
 
 
-def _describe(home: Home) -> str:
-    return home.root if home.database_file else f"the study database {home.database_name}"
+def recorded_source(name: str) -> str:
+    """Return what the recorded spec of a sweep is called in errors."""
+    return f"the recorded spec of {name}"
 
 
-def _recorded_specs(home: Home) -> tuple[StudyDatabase, dict[str, dict[str, object]]]:
-    """Return the study database, open for reading, and the recorded spec of each of its sweeps."""
+def recorded_specs(home: Home) -> tuple[StudyDatabase, dict[str, dict[str, object]]]:
+    """Return the study database, open for reading, and the recorded spec of each of its sweeps.
+
+    Raises:
+        UserError: if there is none.
+    """
     if not home.database_url:
         raise UserError("\n".join(home.problems()))
 
@@ -98,6 +115,21 @@ def _recorded_specs(home: Home) -> tuple[StudyDatabase, dict[str, dict[str, obje
     return database, specs
 
 
+def sweep_names(home: Home) -> list[str]:
+    """Return the names of all sweeps of a home.
+
+    Raises:
+        UserError: if there is none.
+    """
+    database, specs = recorded_specs(home)
+    database.close()
+    return [*specs]
+
+
+def _describe(home: Home) -> str:
+    return home.root if home.database_file else f"the study database {home.database_name}"
+
+
 def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:
     """Return the studies of several sweeps.
 
@@ -109,14 +141,16 @@ def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> lis
     """
     from orchestrator.study.study import load_studies
 
-    studies = []
-    # A sweep that is named twice counts once.
-    for name in dict.fromkeys(sweeps):
-        _, database, spec = find_sweep(home, name)
-        studies += load_studies(spec, database, epochs=epochs)
+    studies: dict[tuple[str, str], list[Study]] = {}
+    for sweep in dict.fromkeys(sweeps):
+        place, database, spec = find_sweep(home, sweep)
+        # A sweep that is named twice counts once, also if its name and its file are given.
+        key = (place.database_url, spec.name)
+        if key not in studies:
+            studies[key] = load_studies(spec, database, epochs=epochs)
         # A process that reads a sweep again and again must not keep a connection for each time.
         database.close()
-    return studies
+    return [study for each in studies.values() for study in each]
 
 
 def load_combinable_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> list[Study]:

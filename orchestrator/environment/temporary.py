@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.plain_text import counted
+
 MAX_RAY_FOLDER_BYTES = 43
 """Longest path of Ray's folder. A socket's path has at most 107 bytes, and Ray appends up to 64:
 `/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store`."""
@@ -33,7 +35,7 @@ def problem_of_folder(folder: Path) -> str | None:
     """Return why Ray cannot use a folder, as the end of a sentence about it; None if it can. Nothing is created."""
     length = len(os.fsencode(folder))
     if length > MAX_RAY_FOLDER_BYTES:
-        return f"has {length} bytes, and with more than {MAX_RAY_FOLDER_BYTES} the sockets of Ray do not fit"
+        return f"has {counted(length, 'byte')}, and with more than {MAX_RAY_FOLDER_BYTES} the sockets of Ray do not fit"
 
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

@@ -13,6 +13,7 @@ from orchestrator.report.data_efficiency import curves, fit_power_law, intervals
 from orchestrator.report.draws import mean_score, replicates, spread_unit
 from trainer.catalog import BACKBONES
 from trainer.metric_names import LEARNABLE_PARAMETERS, LEARNABLE_SHARE
+from trainer.plain_text import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -165,7 +166,7 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
     log_x(ax, _spread_out([x for points in lines.values() for x, _, _ in points]), share=0.1)
     name_axes(ax, "parameters of the network, millions", "test accuracy, %")
 
-    averaged = tasks[0] if len(tasks) == 1 else f"mean of the {len(tasks)} tasks that all have"
+    averaged = tasks[0] if len(tasks) == 1 else f"mean of the {counted(len(tasks), 'task')} that all have"
     pretraining_text = "" if has_several else f", {pretrainings[0]}"
     title = f"model size: {averaged}{pretraining_text}, train size {train_size}; bars: std over {over}"
     return finish(figure, title, legend)

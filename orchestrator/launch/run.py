@@ -18,6 +18,7 @@ from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun,
 from orchestrator.spec.notify import Notify
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.tracking.deletion import delete_outputs
+from trainer.plain_text import counted
 from trainer.storage.local_cache import cache_folder
 
 if TYPE_CHECKING:
@@ -237,7 +238,9 @@ def _close_tracker(
     on_progress(Progress("logging to MLflow"))
     num_unlogged = tracker.close(in_haste=is_stopped)
     if num_unlogged or tracker.problem is not None:
-        lacks = f"it lacks {num_unlogged} trials and studies" if num_unlogged else "what it has was not checked"
+        lacks = "what it has was not checked"
+        if num_unlogged:
+            lacks = f"it lacks {counted(num_unlogged, 'trial or study', 'trials and studies')}"
         problem = tracker.problem or "was not waited for"
         note = f"MLflow {problem}. So {lacks}; `sptune sync {shlex.quote(sweep)}` logs them once this is resolved."
         on_progress(Progress("logging to MLflow", note=note))

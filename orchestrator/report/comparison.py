@@ -11,6 +11,7 @@ from typing import Any
 
 from orchestrator.study.selection import LEVEL
 from orchestrator.study.statistics import holm, paired_t, signed_rank
+from trainer.plain_text import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,11 +168,11 @@ def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -
     # Several backbones or train sizes may lack the same number of tasks.
     lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}
     for num_pairs, num_tasks in sorted(lacking):
-        pairs = "1 pair" if num_pairs == 1 else f"{num_pairs} pairs"
-        tasks = "1 task" if num_tasks == 1 else f"{num_tasks} tasks"
+        pairs = counted(num_pairs, "pair")
+        tasks = counted(num_tasks, "task")
         yield (
-            f"p over tasks of {pairs} of methods needs {min_tasks(num_pairs)} tasks: with {tasks} it cannot be below "
-            f"5 %, even if one method wins on all of them."
+            f"p over tasks of {pairs} of methods needs {counted(min_tasks(num_pairs), 'task')}: with {tasks} it "
+            f"cannot be below 5 %, even if one method wins on all of them."
         )
 
 

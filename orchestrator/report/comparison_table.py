@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from orchestrator.report.blocks import NOTHING, Block, TableBlock, TextBlock, cells
 from orchestrator.report.comparison import Comparison, compare_methods, comparison_text, each_draw, each_seed
-from orchestrator.report.draws import spread_unit
+from orchestrator.report.draws import Unit, spread_unit
 from orchestrator.report.results_table import NAMES
 from orchestrator.spec.labels import study_label, varying_fields
+from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import Study
+from trainer.plain_text import counted
 
 P_OVER = {"draws": "p over draws", "seeds": "p over seeds, same search"}
 """Header of the second test, by what its cases are."""
@@ -19,29 +21,20 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
     """Yield the comparison of every pair of methods on the same backbone and train size, and what it tests."""
     varying, _ = varying_fields([study.plan for study in studies], NAMES[1:])
 
-    # Studies by backbone and train size: methods are compared within each.
-    settings: dict[tuple[str, ...], list[Study]] = {}
-    for study in studies:
-        settings.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study)
-
     rows = []
     comparisons: list[Comparison] = []
     units: dict[str, None] = {}
-    for setting_studies in settings.values():
-        methods: dict[str, dict[tuple[str, object], float]] = {}
-        for study in setting_studies:
-            scores = methods.setdefault(study.plan.method, {})
-            for trial in study.requested_final_trials:
-                if trial.score is not None:
-                    scores[study.plan.task, (trial.config.draw, trial.config.seed)] = trial.score
-
-        label = study_label(setting_studies[0].plan, varying)
-        unit = spread_unit(study.plan for study in setting_studies)
+    for plan, unit, pairs in compare_in_settings(studies):
+        label = study_label(plan, varying)
         units[unit] = None
-        for pair in compare_methods(methods, each_draw if unit == "draws" else each_seed):
+        for pair in pairs:
             comparisons.append(pair)
-            p_tasks = _format_p(pair.p_tasks) if pair.tasks >= pair.tasks_needed else f"needs {pair.tasks_needed} tasks"
-            num_cases = f"{pair.seeds} draws" if unit == "draws" else f"{pair.seeds}"
+            p_tasks = (
+                _format_p(pair.p_tasks)
+                if pair.tasks >= pair.tasks_needed
+                else f"needs {counted(pair.tasks_needed, 'task')}"
+            )
+            num_cases = counted(pair.seeds, "draw") if unit == "draws" else f"{pair.seeds}"
             p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({num_cases})"
             rows.append(
                 cells(
@@ -64,6 +57,29 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
     )
     if comparisons:
         yield TextBlock(lines=(*comparison_text(comparisons, units),), is_note=True)
+
+
+def compare_in_settings(studies: Sequence[Study]) -> Iterator[tuple[StudyPlan, Unit, list[Comparison]]]:
+    """Yield the comparisons of methods for each backbone and train size.
+
+    Yields:
+        The plan of one of its studies, what the second test is over, and the comparison of every pair of methods.
+    """
+    settings: dict[tuple[str, ...], list[Study]] = {}
+    for study in studies:
+        settings.setdefault(tuple(study_label(study.plan, NAMES[1:])), []).append(study)
+
+    for setting_studies in settings.values():
+        methods: dict[str, dict[tuple[str, object], float]] = {}
+        for study in setting_studies:
+            scores = methods.setdefault(study.plan.method, {})
+            for trial in study.requested_final_trials:
+                if trial.score is not None:
+                    scores[study.plan.task, (trial.config.draw, trial.config.seed)] = trial.score
+
+        unit = spread_unit(study.plan for study in setting_studies)
+        pairs = compare_methods(methods, each_draw if unit == "draws" else each_seed)
+        yield setting_studies[0].plan, unit, pairs
 
 
 def _format_p(p: float | None) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -18,18 +19,26 @@ from orchestrator.redaction import redact
 from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, one_line
 from orchestrator.report.latex import to_latex
 from orchestrator.report.results_table import ResultsRow, ResultsTable
-from trainer.plain_text import printable
+from orchestrator.report.stacked import stacked_row
+from trainer.plain_text import csv_text, printable
 from trainer.terminal import shown
 
 UNLIMITED_WIDTH = 1_000_000
 
 
 def print_blocks(blocks: Sequence[Block], console: Console) -> None:
-    """Print a report to a terminal. A table that is too wide is split between groups of columns."""
+    """Print a report to a terminal.
+
+    A table that is too wide is split between groups of columns. If that is not enough, its rows are stacked.
+    """
     for block in blocks:
         match block:
             case TableBlock():
-                for part in _split_to_fit(block, console):
+                parts = _split_to_fit(block, console)
+                if any(_least_width(part, console) > console.options.max_width for part in parts):
+                    _print_stacked(block, console)
+                    continue
+                for part in parts:
                     console.print(_rich_table(part))
             case TextBlock():
                 if block.title:
@@ -55,14 +64,30 @@ def _rich_table(block: TableBlock) -> Table:
         wraps = block.last_is_text and block.is_text(index)
         no_wrap = bool(block.spans) or (block.last_is_text and not wraps)
 
-        # A column that wraps must keep its longest word on one line.
-        longest_word = max((len(word) for row in block.rows for word in row[index].text.split()), default=0)
-        min_width = longest_word if wraps else None
+        # A column that wraps must keep its longest word on one line, and any other its longest cell.
+        texts = [name, *(printable(row[index].text) for row in block.rows)]
+        pieces = texts if no_wrap else [word for text in texts for word in text.split()]
+        min_width = max(map(cell_len, pieces), default=0)
         table.add_column(name, justify=justify, no_wrap=no_wrap, overflow="fold", min_width=min_width)
 
     for row in block.rows:
         table.add_row(*(shown(cell.text, "bold" if cell.bold else "") for cell in row))
     return table
+
+
+def _least_width(block: TableBlock, console: Console) -> int:
+    """Return the least width at which no number and no word of a table is cut."""
+    unlimited = console.options.update(width=UNLIMITED_WIDTH)
+    return Measurement.get(console, unlimited, _rich_table(block)).minimum
+
+
+def _print_stacked(block: TableBlock, console: Console) -> None:
+    """Print the rows of a table below each other."""
+    console.print(shown(block.title, "table.title", keep="\n"))
+    for row in block.rows:
+        heading, *facts = (shown(cell.text, "bold" if cell.bold else "") for cell in row)
+        for line in stacked_row(heading, zip(block.header[1:], facts, strict=True), console, console.width):
+            console.print(line)
 
 
 def _split_to_fit(block: TableBlock, console: Console) -> list[TableBlock]:
@@ -138,6 +163,7 @@ FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown,
 def to_csv(table: ResultsTable) -> str:
     """Return the numbers of the main table, one line per cell: full precision, accuracies in percent.
 
+    Texts that a spreadsheet would compute begin with an apostrophe.
     A table with published rows has a column `protocol`: the protocol of such a row, and where it differs from ours. The
     column `draws` exists only if a score is a mean over several draws. Its `std` is over draws then.
     """
@@ -158,9 +184,10 @@ def to_csv(table: ResultsTable) -> str:
             std = "" if score.std is None else repr(score.std)
             tuned = "" if row.tuned is None else repr(row.tuned)
             seeds = " ".join(map(str, score.seeds))
-            values = [row.kind, *row.names, column, repr(score.mean), std, seeds, score.missing, tuned, row.source]
+            names = map(csv_text, (row.kind, *row.names, column))
+            values = [*names, repr(score.mean), std, seeds, score.missing, tuned, csv_text(row.source)]
             values += [score.draws] if has_draws else []
-            values += [_protocol_text(row)] if has_protocols else []
+            values += [csv_text(_protocol_text(row))] if has_protocols else []
             writer.writerow(values)
     return text.getvalue()
 

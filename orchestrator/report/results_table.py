@@ -19,6 +19,7 @@ from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import Study
 from trainer.catalog import METHODS, TASKS
 from trainer.metric_names import LEARNABLE_SHARE
+from trainer.plain_text import counted
 
 # Papers use both averages, and they differ: 61.28 and 64.27 for full fine-tuning of MAE on VTAB-1K.
 OVER_TASKS = "mean over tasks"
@@ -110,7 +111,7 @@ class ResultsTable:
             label = " ".join([row.names[0], *(row.names[index] for index in varying)])
 
             origin = "published " if reference.kind == "published" else ""
-            sentence = f"{label} beats {origin}full fine-tuning on {num_won} of {len(common)} tasks"
+            sentence = f"{label} beats {origin}full fine-tuning on {num_won} of {counted(len(common), 'task')}"
             num_without = len(self.tasks) - len(common)
             if num_without:
                 sentence += f"; on {num_without} more, one of the two has no score"

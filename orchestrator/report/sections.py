@@ -18,6 +18,7 @@ from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from trainer.metric_names import PEEKING_GAIN
+from trainer.plain_text import counted
 
 
 def build_sections(studies: Sequence[Study]) -> list[Block]:
@@ -167,7 +168,7 @@ def _missing(studies: Sequence[Study]) -> Iterator[str]:
 
         num_failed = len(summary.failed_trials)
         if num_failed:
-            trials = "1 trial" if num_failed == 1 else f"{num_failed} trials"
+            trials = counted(num_failed, "trial")
             yield f"failed: {key}: {trials}, last error: {summary.failed_trials[-1].error_summary}"
 
         # A study that was stopped has no final trials; saying so again would hide the reason.

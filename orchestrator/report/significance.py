@@ -13,6 +13,7 @@ from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.selection import LEVEL
 from orchestrator.study.statistics import holm, signed_rank, welch
 from orchestrator.study.study import Study
+from trainer.plain_text import counted
 
 Names = tuple[str, ...]
 """Method, backbone and train size of a row."""
@@ -60,7 +61,7 @@ def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
         f"The column of a task is tested over {over} (Welch's t-test). {luck}"
         "A column of means is tested over its tasks (Wilcoxon's signed-rank test). "
         f"Holm's correction counts all pairs of a column. A task's column has no bold if a method has one {too_few}. "
-        f"A column of means has no bold with fewer than {min_tasks(largest * (largest - 1) // 2)} tasks."
+        f"A column of means has no bold with fewer than {counted(min_tasks(largest * (largest - 1) // 2), 'task')}."
     )
 
 

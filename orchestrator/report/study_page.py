@@ -21,6 +21,7 @@ from orchestrator.study.selection import find_tied, rank_by_val
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
 from trainer.config import TrainConfig
+from trainer.plain_text import counted
 
 MAX_LEADERBOARD_ROWS = 10
 """Number of trials of a leaderboard."""
@@ -134,7 +135,7 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
     )
 
     if plan.draw:
-        text += f"\n(This study is draw {plan.draw}. The spec runs the {plan.draw} draws before it, too.)\n"
+        text += f"\n(This study is draw {plan.draw}. The spec runs the {counted(plan.draw, 'draw')} before it, too.)\n"
     if plan.search.transfer:
         text += (
             "\n(`transfer`: in the sweep, this search started from the params of other studies. Alone it has no such "

@@ -114,6 +114,17 @@ def load_cluster(path: Path) -> Cluster:
         return Cluster()
 
 
+def load_name(path: Path) -> str:
+    """Return the `name` in a spec file, whatever else is wrong with the file.
+
+    Raises:
+        SpecError: as `load_spec`, if it has none.
+    """
+    raw = read_yaml(path).values
+    name = raw.get("name") if isinstance(raw, dict) else None
+    return name if isinstance(name, str) else load_spec(path).name
+
+
 def parse_cluster(raw: Any) -> Cluster:
     """Return the `cluster` part of a mapping. It is empty if that part is wrong; `parse_spec` then says why."""
     try:

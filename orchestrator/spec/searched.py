@@ -10,6 +10,7 @@ from orchestrator.spec.labels import format_setting, format_value
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import Search
 from orchestrator.spec.space import Choice, Dimension
+from trainer.plain_text import counted
 
 SHOWN_IF_DIFFERENT = ("startup_trials", "max_concurrent")
 """Keys of a search that are named only where studies differ in them."""
@@ -78,7 +79,12 @@ def _format_search(search: Search, different: Sequence[str]) -> str:
         settings = search.pruner.model_dump(exclude={"type"})
         pruner += f" {format_setting(settings)}" if settings else ""
 
-    values = [f"{search.trials} trials", f"sampler {search.sampler}", f"pruner {pruner}", f"seed {search.seed}"]
+    values = [
+        counted(search.trials, "trial"),
+        f"sampler {search.sampler}",
+        f"pruner {pruner}",
+        f"seed {search.seed}",
+    ]
     # With it, the first params come from other studies.
     if search.transfer:
         values.append(f"transfer {search.transfer}")

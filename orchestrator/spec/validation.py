@@ -14,6 +14,7 @@ from orchestrator.spec.plan import format_train_size, longest_trial
 from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride, task_names
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
+from trainer.plain_text import counted
 from trainer.validation import is_full, number_problem, short_repr, type_problem, unknown_name
 
 SWEEP_FIELDS = (
@@ -66,7 +67,7 @@ def _matrix_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     num_sets = sum(1 if is_full(size) else spec.draws for size in spec.train_sizes)
     num_studies = num_tasks * len({*spec.backbones}) * len({*spec.methods}) * num_sets
     if num_studies > MAX_STUDIES:
-        yield "draw", f"draws: the spec has {num_studies:,} studies, and a sweep at most {MAX_STUDIES:,}."
+        yield "draw", f"draws: the spec has {counted(num_studies, 'study')}, and a sweep at most {MAX_STUDIES:,}."
 
 
 def _name_problems(part: StudyMatrix | StudyOverride, path: str, methods: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -293,7 +294,7 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
     for key, (trials, num_points) in num_points_by_key.items():
         if trials > num_points:
             cure = f"use at most {num_points}, or list more values"
-            yield f"{key}: {trials} exceed the {num_points} points of the grid; {cure}."
+            yield f"{key}: {trials} exceed the {counted(num_points, 'point')} of the grid; {cure}."
 
 
 def _num_points(fixed: dict[str, Any], space: dict[str, Dimension]) -> int:

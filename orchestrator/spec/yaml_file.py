@@ -16,6 +16,7 @@ import yaml
 
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.source_text import LINE_BREAK, SourceText, nodes_of
+from trainer.plain_text import counted
 
 MAX_BYTES = 1_000_000
 """Largest spec that is read. Real ones have a few thousand bytes."""
@@ -102,7 +103,7 @@ def _read_bytes(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise SpecError(
-                str(path), [f"has {size:,} bytes, and a spec has at most {MAX_BYTES:,}: is it a YAML file?"]
+                str(path), [f"has {counted(size, 'byte')}, and a spec has at most {MAX_BYTES:,}: is it a YAML file?"]
             )
         return path.read_bytes()
     except OSError as error:
@@ -154,7 +155,7 @@ def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]], parents: set[in
     elif id(node) in parents:
         problem = "an alias stands inside of its own anchor"
     elif node.tag == f"{TAG}int" and len(node.value) > MAX_DIGITS:
-        problem = f"no key takes a number of {len(node.value)} digits"
+        problem = f"no key takes a number of {counted(len(node.value), 'digit')}"
     elif node.tag == f"{TAG}int" and not re.search("[0-9A-Fa-f]", re.sub("^[-+]?0[bx]", "", node.value)):
         problem = f"{node.value} is a number without digits"
 

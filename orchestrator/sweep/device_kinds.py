@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Failure, Trial, wrong_device
+from trainer.plain_text import counted
 
 
 class DeviceKinds:
@@ -71,6 +72,6 @@ def mixing_text(studies: Sequence[str], kinds: Sequence[str]) -> str:
     """Return the sentence that trials of a study, or of several, ran on several kinds of devices."""
     more = f" and {len(studies) - 1} more" if len(studies) > 1 else ""
     return (
-        f"{studies[0]}{more}: trials ran on {len(kinds)} kinds of devices ({', '.join(kinds)}), whose results differ "
-        "in their last bits."
+        f"{studies[0]}{more}: trials ran on {counted(len(kinds), 'kind')} of devices ({', '.join(kinds)}), whose "
+        "results differ in their last bits."
     )

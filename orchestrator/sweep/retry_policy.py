@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState, error_kind
 from orchestrator.sweep.halt import Halt
+from trainer.plain_text import counted
 
 MAX_LOSSES = 5
 """Workers that a trial may lose without finishing an epoch. After that, the trial itself is likely to kill them."""
@@ -105,8 +106,8 @@ class FailureStreak:
         num_lost = self._gpu_losses[failure.lost_gpu] if failure.lost_gpu else 0
         if num_lost >= MAX_GPU_LOSSES:
             return Halt(
-                f"paused: {failure.lost_gpu} failed {num_lost} times in a row, the last: {trial.error_summary}. Repair "
-                "it, or start Ray there without it (CUDA_VISIBLE_DEVICES)"
+                f"paused: {failure.lost_gpu} failed {counted(num_lost, 'time')} in a row, the last: "
+                f"{trial.error_summary}. Repair it, or start Ray there without it (CUDA_VISIBLE_DEVICES)"
             )
         if self.reaches(limit):
             return Halt(f"paused: failures in a row ({failure.cause.value}), the last: {trial.error_summary}")

@@ -152,7 +152,8 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_cure(field: str, value: o
             (0.0, -0.1, 1.0000001, math.nan, math.inf),
             "as a share must be in (0, 1], got {}; a number of images has no point.",
         ),
-        ("train_size", (9, 1), "{} images are fewer than the 10 classes of demo/digits; each needs one at least."),
+        ("train_size", (1,), "{} image is fewer than the 10 classes of demo/digits; each needs one at least."),
+        ("train_size", (9,), "{} images are fewer than the 10 classes of demo/digits; each needs one at least."),
         ("train_size", (801,), "{} images are more than the 800 of demo/digits."),
         ("train_size", ("81 per class",), "810 images are more than the 800 of demo/digits."),
         (
@@ -274,10 +275,11 @@ def test_equal_configs_have_equal_ids() -> None:
 @pytest.mark.parametrize("method", SPT)
 def test_only_pooling_needs_a_patch_token_for_each_prompt(method: str, image_size: int | None, patches: int) -> None:
     given = VALID | {"method": method, "image_size": image_size}
+    tokens = "1 patch token" if patches == 1 else f"{patches} patch tokens"
     for length in (patches + 1, 1000):
         for init in ("mean_pool", "max_pool"):
             assert problems_of(given | {"prompt_length": length, "prompt_init": init}) == {
-                "prompt_length": f"{length} exceeds the {patches} patch tokens of vit_nano_patch4_32.mae; "
+                "prompt_length": f"{length:,} exceeds the {tokens} of vit_nano_patch4_32.mae; "
                 "mean_pool and max_pool need one token per prompt. "
                 f"Use prompt_init random or kmeans, or prompt_length <= {patches}."
             }

@@ -77,7 +77,7 @@ def test_one_training_runs_by_hand_prints_its_accuracy_and_needs_the_trainer_alo
     arguments = [*TINY, "--method", "spt_shallow", "--prompt-length", "2", "--data", data_root, "--out", str(tmp_path)]
     done = python("-c", PROGRAM.format(arguments=[*arguments, "--device", "cpu"]))
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"val/accuracy 0\.\d{4} after 1 epochs \(trial [0-9a-f]{12}\)\n", done.stdout)
+    assert re.fullmatch(r"val/accuracy 0\.\d{4} after 1 epoch \(trial [0-9a-f]{12}\)\n", done.stdout)
     assert {file.name for file in tmp_path.iterdir()} == {
         "checkpoint.pt",
         "prototypes.safetensors",

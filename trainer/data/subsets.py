@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.plain_text import counted
 from trainer.validation import is_full, parse_per_class
 
 SUBSET_SEED = 0
@@ -131,14 +132,17 @@ def nested_subset(labels_N: NDArray[np.int64], size: TrainSize, draw: int = 0) -
         if too_few:
             label = min(too_few, key=lambda label: too_few[label])
             raise ValueError(
-                f"{size} asks for more images than {len(too_few)} of {len(classes_K)} classes have: class {label} has "
-                f"{too_few[label]}. Use at most {too_few[label]} per class, or a number of images."
+                f"{size} asks for more images than {len(too_few)} of {counted(len(classes_K), 'class')} have: class "
+                f"{label} has {too_few[label]}. Use at most {too_few[label]} per class, or a number of images."
             )
         return np.sort(np.concatenate([rows[:count] for rows in shuffled]))
 
     # A number of images.
     if size > len(labels_N):
-        raise ValueError(f"{size} images were asked for, and there are {len(labels_N)}. Use at most {len(labels_N)}.")
+        raise ValueError(
+            f"{counted(size, 'image was', 'images were')} asked for, and there are {len(labels_N):,}. Use at most "
+            f"{len(labels_N):,}."
+        )
 
     rows_N = np.concatenate(shuffled)
     # Each image has a turn, and the earliest turns are taken. The first image of each class comes at -1, before all

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from trainer.catalog import TASKS, is_own
 from trainer.data.publishing import has_locks, part_folder
+from trainer.plain_text import counted
 from trainer.redaction import redact
 from trainer.storage.files import delete_file, delete_folder, open_filesystem, read_bytes, translate_errors
 from trainer.storage.integrity import pack_json, parse_json, verify
@@ -95,7 +96,7 @@ class Card:
 
         expected = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
         wrong = [split for split in SPLITS if self.counts[split] != expected[split]]
-        return [f"{split} has {self.counts[split]:,} of {expected[split]:,} images" for split in wrong]
+        return [f"{split} has {self.counts[split]:,} of {counted(expected[split], 'image')}" for split in wrong]
 
     @property
     def warnings(self) -> list[str]:

@@ -15,6 +15,7 @@ from trainer.data.images import TURNED, read_image, to_rgb
 from trainer.data.publishing import left_over
 from trainer.data.task_store import SPLITS, Card, Example, TaskDigest, read_card, read_examples
 from trainer.data.tasks import missing_task, open_task
+from trainer.plain_text import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
     row = TASKS.get(task)
     num_classes = len(card.class_names)
     if row is not None and num_classes != row.num_classes:
-        problems.append(f"the card has {num_classes} classes, the catalog {row.num_classes}")
+        problems.append(f"the card has {counted(num_classes, 'class')}, the catalog {row.num_classes}")
 
     digest = TaskDigest(upright=card.upright)
     num_turned = 0
@@ -85,7 +86,9 @@ def verify(root: str, task: str, progress: Callable[[int, int], None] = lambda d
         _check_labels(verdict, split, labels)
 
     if copies:
-        notes.append(f"{len(copies)} images are in two splits, byte for byte: {_first_three(copies)}")
+        notes.append(
+            f"{counted(len(copies), 'image is', 'images are')} in two splits, byte for byte: {_first_three(copies)}"
+        )
 
     if num_turned:
         notes.append(_turned_note(card, num_turned))
@@ -103,7 +106,7 @@ def _check_labels(verdict: Verdict, split: str, labels: Counter[int]) -> None:
     num_classes = len(card.class_names)
     count = labels.total()
     if count != card.counts[split]:
-        verdict.problems.append(f"{split} has {count:,} images, the card says {card.counts[split]:,}")
+        verdict.problems.append(f"{split} has {counted(count, 'image')}, the card says {card.counts[split]:,}")
 
     outside = sorted(label for label in labels if not 0 <= label < num_classes)
     if outside:
@@ -116,13 +119,12 @@ def _check_labels(verdict: Verdict, split: str, labels: Counter[int]) -> None:
 
 def _turned_note(card: Card, num_turned: int) -> str:
     if card.upright:
-        return f"{num_turned} images are {TURNED}"
+        return f"{counted(num_turned, 'image is', 'images are')} {TURNED}"
+    singular, plural = "image has an EXIF orientation and is", "images have an EXIF orientation and are"
+    turned = counted(num_turned, singular, plural)
     if not is_own(card.task):
-        return f"{num_turned} images have an EXIF orientation and are not turned, as in the published code"
-    return (
-        f"{num_turned} images have an EXIF orientation and are not turned, because an earlier version imported the "
-        "task. Import it again to have them upright"
-    )
+        return f"{turned} not turned, as in the published code"
+    return f"{turned} not turned, because an earlier version imported the task. Import it again to have them upright"
 
 
 def _readable_examples(root: str, task: str, split: str, card: Card, problems: list[str]) -> Iterator[Example]:

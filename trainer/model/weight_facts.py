@@ -13,6 +13,7 @@ from trainer.catalog import BackboneRow
 from trainer.model.checkpoint_layout import ANCHOR
 from trainer.model.weight_formats import MOCO_PART, check_origin, read_file, read_network
 from trainer.model.weights import WeightsError
+from trainer.plain_text import counted
 
 JAX_PATCHES = "embedding/kernel"
 
@@ -41,7 +42,7 @@ class WeightFacts:
 
         found = (self.num_layers, self.embed_dim, self.patch_size)
         if found != (row.num_layers, row.embed_dim, row.patch_size):
-            return f"it has {self.num_layers} layers, width {self.embed_dim}, patch {self.patch_size}"
+            return f"it has {counted(self.num_layers, 'layer')}, width {self.embed_dim}, patch {self.patch_size}"
 
         if self.pretraining not in (None, row.pretraining) or self.has_layer_scale != (row.pretraining == "dinov2"):
             return "it is of another pre-training"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from trainer.catalog import BACKBONES, BackboneRow
 from trainer.model.checkpoint_layout import FoundNetwork, choose_network, find_networks
 from trainer.model.weights import SUFFIXES, WeightsError
+from trainer.plain_text import counted
 
 log = logging.getLogger(__name__)
 
@@ -265,11 +266,11 @@ def _load_jax(vit: VisionTransformer, path: Path) -> None:
     num_found = sum(size for name, size in array_sizes.items() if not name.startswith(beside_network))
     num_expected = sum(size for name, size in expected_sizes.items() if name not in position_names)
     if num_found != num_expected:
-        raise WeightsError(f"{path} holds {num_found:,} numbers; {_describe(vit)} has {num_expected:,}.")
+        raise WeightsError(f"{path} holds {counted(num_found, 'number')}; {_describe(vit)} has {num_expected:,}.")
 
     _load_state(vit, state, path)
 
 
 def _describe(vit: VisionTransformer) -> str:
     patch = vit.patch_embed.patch_size[0]
-    return f"a ViT of {len(vit.blocks)} layers, width {vit.embed_dim}, patches of {patch}"
+    return f"a ViT of {counted(len(vit.blocks), 'layer')}, width {vit.embed_dim}, patches of {patch}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer.plain_text import counted
 from trainer.prompt_init.token_stream import TokenStream
 
 EQUAL = 1e-5
@@ -48,9 +49,12 @@ def nearest_patches(prompt_LPD: Tensor, stream: TokenStream, *, nearest: int = 3
     num_patches = stream.backbone.num_patches
     num_tokens = stream.num_images * num_patches
     if stream.num_layers != num_layers:
-        raise ValueError(f"the prompt has {num_layers} layers, the stream {stream.num_layers}.")
+        raise ValueError(f"the prompt has {counted(num_layers, 'layer')}, the stream {stream.num_layers}.")
     if nearest > num_tokens:
-        raise ValueError(f"{nearest} nearest tokens were asked for, and there are {num_tokens}; use more images.")
+        raise ValueError(
+            f"{counted(nearest, 'nearest token was', 'nearest tokens were')} asked for, and there are {num_tokens}; "
+            "use more images."
+        )
 
     # In double: the distance is a difference of large squares, and float32 would lose what tells tokens apart.
     device = stream.backbone.mean_C11.device

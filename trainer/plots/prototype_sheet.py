@@ -18,6 +18,7 @@ from trainer.catalog import is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import load_split
 from trainer.model.backbone import load_backbone
+from trainer.plain_text import counted
 from trainer.plots.nearest_patches import nearest_patches
 from trainer.plots.style import YELLOW
 from trainer.prompt_init.token_stream import TokenStream, token_stream
@@ -75,8 +76,8 @@ def prototype_sheet(prompt_LPD: Tensor, stream: TokenStream, title: str) -> byte
     explanation = (
         f"Column: the {NEAREST} patches nearest to a prototype, by squared Euclidean distance to the tokens that enter "
         "the layer. Distance: that of the nearest, as a share of the prototype's squared length; the median prompt. "
-        f"From {stream.num_images:,} images; {len(prompts)} of {prompt_length} prompts and {len(layers)} of "
-        f"{num_layers} layers are shown; pale blue is outside of the image."
+        f"From {counted(stream.num_images, 'image')}; {len(prompts)} of {counted(prompt_length, 'prompt')} and "
+        f"{len(layers)} of {counted(num_layers, 'layer')} are shown; pale blue is outside of the image."
     )
     width = max(LEFT + len(prompts) * (CELL + GAP) + GAP, 480)
     lines = textwrap.wrap(explanation, width // 6)

@@ -17,7 +17,7 @@ from trainer import run_folder
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
 from trainer.metric_names import TRAIN_LOSS
-from trainer.plain_text import printable
+from trainer.plain_text import counted, printable
 from trainer.plots.prototype_sheet import cached_prototype_sheet
 from trainer.plots.style import BLUE, ORANGE, saving_figure
 from trainer.storage.files import write_bytes
@@ -196,7 +196,7 @@ def confusion_matrix(
 
     accuracy = float((label_N == predicted_N).mean())
     figure.text(8 / width, 1 - 8 / height, f"{title} {accuracy:.4f}", fontsize=9, va="top", parse_math=False)
-    note = f"{len(label_N):,} images, % of each row"
+    note = f"{counted(len(label_N), 'image')}, % of each row"
     if not num_seen_K1.all():
         note += "; grey: no image of the class"
     figure.text(8 / width, 1 - 26 / height, note, fontsize=8, va="top", color="#444444")

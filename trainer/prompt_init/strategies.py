@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainer.model.backbone import Backbone
 from trainer.model.gpu_kernels import gpu_arithmetic
+from trainer.plain_text import counted
 from trainer.prompt_init.batched_kmeans import batched_kmeans
 from trainer.prompt_init.kmeans import kmeans
 from trainer.prompt_init.token_stream import TokenStream
@@ -46,7 +47,7 @@ def pool_windows(tokens_BND: Tensor, prompt_length: int, pool: str) -> Tensor:
     """
     num_tokens = tokens_BND.shape[1]
     if prompt_length > num_tokens:
-        raise ValueError(f"prompt_length={prompt_length} exceeds the {num_tokens} patch tokens of an image.")
+        raise ValueError(f"prompt_length={prompt_length} exceeds the {counted(num_tokens, 'patch token')} of an image.")
 
     windows = tokens_BND.tensor_split(prompt_length, dim=1)
     if pool == "mean":
@@ -74,7 +75,8 @@ def sample_tokens(
     num_candidates = stream.num_images * num_per_image
     if num_samples > num_candidates:
         raise ValueError(
-            f"prompt_length={num_samples} exceeds the {num_candidates} tokens of the images; use more images."
+            f"prompt_length={num_samples} exceeds the {counted(num_candidates, 'token')} of the images; use more "
+            "images."
         )
 
     # Draw all positions first: candidate i belongs to image i // num_per_image.

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.data.split import Split
 from trainer.data.transforms import random_crops
+from trainer.plain_text import counted
 from trainer.training.feature_cache import InputsOf
 
 
@@ -63,7 +64,7 @@ def steps_per_epoch(config: TrainConfig, num_images: int) -> int:
     steps = num_images // config.batch_size
     if steps == 0:
         raise ValueError(
-            f"batch_size={config.batch_size} exceeds the {num_images} images of {config.task} "
+            f"batch_size={config.batch_size} exceeds the {counted(num_images, 'image')} of {config.task} "
             f"{config.train_split} at train_size={config.train_size}; use a smaller batch_size."
         )
     return steps

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trainer import run_folder
 from trainer.config import TrainConfig
+from trainer.plain_text import counted
 from trainer.storage.background_writer import BackgroundWriter
 from trainer.storage.run_results import has_whole_results
 from trainer.training.checkpoint import (
@@ -291,5 +292,6 @@ class TrainingRun:
         # The caller may end the process as soon as this raises.
         self.writer.wait()
         raise TrainingInterrupted(
-            f"asked to stop in epoch {progress.epoch}, after {progress.num_steps} of {self._steps_per_epoch} steps."
+            f"asked to stop in epoch {progress.epoch}, after {progress.num_steps} of "
+            f"{counted(self._steps_per_epoch, 'step')}."
         )

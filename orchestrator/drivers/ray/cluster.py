@@ -20,6 +20,7 @@ from orchestrator.drivers import signals
 from orchestrator.drivers.ray.own_ray import PlainPath, deaf_processes, kill_at_shutdown, own_ray_options
 from orchestrator.errors import ClusterError
 from orchestrator.spec.resources import TrialResources
+from trainer.plain_text import counted
 
 ACCELERATOR_PREFIX = "accelerator_type:"
 """Prefix of the resources that stand for a kind of GPU in Ray."""
@@ -190,8 +191,8 @@ def check_resources_exist(resources: Mapping[str, TrialResources]) -> None:
     for backbone, required in resources.items():
         if not num_trials_that_fit(required, present):
             kind = f" of type {required.accelerator_type}" if required.accelerator_type else ""
-            gpus = f"{required.initial_gpus:g} GPUs{kind}"
-            problems.append(f"a trial of {backbone} asks for {required.cpus} CPUs and {gpus}")
+            gpus = f"{counted(required.initial_gpus, 'GPU')}{kind}"
+            problems.append(f"a trial of {backbone} asks for {counted(required.cpus, 'CPU')} and {gpus}")
 
     if problems:
         available = "; ".join(dict.fromkeys(_describe(node) for node in present))
@@ -206,7 +207,7 @@ def _describe(node: Node) -> str:
     gpus = node.resources.get("GPU", 0)
     kinds = [name.removeprefix(ACCELERATOR_PREFIX) for name in node.resources if name.startswith(ACCELERATOR_PREFIX)]
 
-    description = f"{cpus:g} CPUs and {gpus:g} GPUs"
+    description = f"{counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
     if kinds and gpus:
         description += f" ({', '.join(kinds)})"
     return description

@@ -304,7 +304,7 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     sweep.close()
     said = sptune(*plan)[1]
-    assert "each on 1 CPU and 0 GPU; 1 are finished" in said
+    assert "each on 1 CPU and 0 GPU; 1 is finished" in said
     # 0.01 s an image: two more search trials of 16 s and a final one of 20 s, on two workers.
     assert (
         "at most 0:52 of work, 0:26 on 2 workers; not counted, because nothing like it was run: 1 of 2 studies" in said
@@ -325,7 +325,7 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
     database = StudyDatabase(home.database_url)
     database.save_notified("small", ["an end"])
     code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "deleted 1 trials of small.\n")
+    assert (code, said) == (0, "deleted 1 trial of small.\n")
     assert database.notified("small") == [], "there will be another end to tell"
     database.close()
     deep, linear = studies_of(finished.spec, home)
@@ -346,7 +346,7 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
 
 def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
     code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "deleted 4 trials of 1 studies, and these of small.\n")
+    assert (code, said) == (0, "deleted 4 trials of 1 study, and these of small.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
     assert linear.trials == []

@@ -49,7 +49,7 @@ def test_a_machine_without_errors_has_one_finding_and_no_file_is_left(probe_requ
 
     (finding,) = evaluate(probe_request, "node b", report, required_gpus=0)
     assert finding.verdict in ("ok", "warning")
-    assert "1 tasks" in finding.detail
+    assert "1 task" in finding.detail
     assert report.cache == os.environ["SPTUNE_CACHE"]
 
     names = [path.name for path in Path(probe_request.home).iterdir()]

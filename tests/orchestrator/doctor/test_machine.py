@@ -156,5 +156,5 @@ def test_files_that_another_distribution_has_replaced_are_an_error(
     (tmp_path / "trainer/__init__.py").write_text("theirs\n")
     (finding,) = [each for each in machine.check_machine(home) if each.subject == "installation"]
     assert finding.verdict == "error"
-    assert finding.detail == f"{tmp_path}/trainer/__init__.py is not the file that sptune installed (1 such files)"
+    assert finding.detail == f"{tmp_path}/trainer/__init__.py is not the file that sptune installed (1 such file)"
     assert "environment of its own" in finding.remedy

@@ -202,7 +202,7 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     like = ("replay", tmp_path / "other.yaml", "--home", home, "--workers", "1", "--like")
     code, said, _ = sptune(*like, "small")
     assert code == 0
-    assert "10 trials in 1:30:00 on 1 workers, busy 100%" in said, "90 epochs of a minute"
+    assert "10 trials in 1:30:00 on 1 worker, busy 100%" in said, "90 epochs of a minute"
     code, _, complaint = sptune(*like, "smal")
     assert (code, "'smal' is not a sweep in" in complaint, "did you mean 'small'?" in complaint) == (2, True, True)
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(raw_study | {"tasks": ["demo/shapes_loc"]}))

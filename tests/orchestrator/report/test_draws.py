@@ -18,6 +18,7 @@ from rich.console import Console
 
 from orchestrator.cli.outputs import _model_name
 from orchestrator.cli.progress import progress_table
+from orchestrator.cli.status import study_json
 from orchestrator.figures.draw import draw_figures
 from orchestrator.report.blocks import Block
 from orchestrator.report.comparison import compare_methods, each_draw
@@ -305,7 +306,5 @@ def test_a_study_page_says_how_to_repeat_its_draw(studies: list[Study], draw: in
 
 
 def test_status_as_json_has_the_draw(studies: list[Study]) -> None:
-    from orchestrator.cli.results import _json_row
-
-    rows: list[dict[str, Any]] = json.loads(json.dumps([_json_row(study.summary()) for study in studies]))
+    rows: list[dict[str, Any]] = json.loads(json.dumps([study_json(study.summary()) for study in studies]))
     assert len({(row["task"], row["method"], row["train_size"], row["draw"]) for row in rows}) == len(rows)

@@ -102,7 +102,7 @@ def test_several_train_sizes_have_a_section_on_data_efficiency(record_url: str) 
     ]
     assert any(line.startswith("spt_deep reaches full's 80.0 % with ") for line in lines_of(blocks))
     assert any(line.startswith("full: error = ") for line in lines_of(blocks))
-    assert "spt_deep 0.5 beats full fine-tuning on 1 of 1 tasks." in lines_of(blocks)
+    assert "spt_deep 0.5 beats full fine-tuning on 1 of 1 task." in lines_of(blocks)
 
 
 def test_one_train_size_has_no_such_section(natural: list[Study]) -> None:

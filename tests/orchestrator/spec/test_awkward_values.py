@@ -164,7 +164,7 @@ BASE = yaml.safe_dump(RAW_SPEC)
         (b"a: &a [*a]\n", "draft.yaml:1:4: is not valid YAML: an alias stands inside of its own anchor."),
         (b"a: *nothing\n", "undefined alias"),
         (b"<<: 3\n", "<< needs a mapping"),
-        (b"seeds: " + b"9" * 5000, "draft.yaml:1:8: is not valid YAML: no key takes a number of 5000 digits."),
+        (b"seeds: " + b"9" * 5000, "draft.yaml:1:8: is not valid YAML: no key takes a number of 5,000 digits."),
         (b"a: " + b"[" * 5000 + b"]" * 5000, "is nested more than 30 levels deep"),
         (b"a: " + b"{a: " * 40 + b"1" + b"}" * 40, "is nested more than 30 levels deep"),
         (b"a: &a [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
@@ -290,7 +290,7 @@ def test_a_prompt_needs_as_many_tokens_as_its_images_have() -> None:
         raw["space"] = {"lr": raw["space"]["lr"]}
         assert answer(raw) == ""
         raw["fixed"]["prompt_length"] = bad
-        assert f"{bad} exceeds the {good} patch tokens of the images" in answer(raw)
+        assert f"{bad:,} exceeds the {good:,} patch tokens of the images" in answer(raw)
 
 
 def test_a_sweep_has_no_more_studies_than_can_be_listed() -> None:

@@ -166,7 +166,7 @@ def test_a_number_of_images_is_met_exactly_and_spread_evenly_over_all_classes(cl
     assert len(smaller) == total
     with pytest.raises(ValueError, match="asked for") as caught:
         nested_subset(labels_N, total + 1)
-    assert str(caught.value) == f"{total + 1} images were asked for, and there are {total}. Use at most {total}."
+    assert str(caught.value) == f"{total + 1:,} images were asked for, and there are {total:,}. Use at most {total:,}."
 
 
 def test_the_number_1_is_one_image_and_the_share_1_is_all_images() -> None:

@@ -99,7 +99,8 @@ def test_pool_windows_cover_every_token_exactly_once_in_order(num_tokens: int, p
 def test_more_windows_than_tokens_are_refused(num_tokens: int) -> None:
     with pytest.raises(ValueError, match="exceeds") as caught:
         pool_windows(torch.zeros(2, num_tokens, 3), num_tokens + 1, "mean")
-    assert str(caught.value) == f"prompt_length={num_tokens + 1} exceeds the {num_tokens} patch tokens of an image."
+    tokens = "1 patch token" if num_tokens == 1 else f"{num_tokens} patch tokens"
+    assert str(caught.value) == f"prompt_length={num_tokens + 1} exceeds the {tokens} of an image."
 
 
 @pytest.mark.parametrize("prompt_length", [1, 4, 16, 64])

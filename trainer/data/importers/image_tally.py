@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.data.images import DARK, TURNED, read_image
 from trainer.data.importers.archive import ImportRefused
 from trainer.data.importers.names import first_names
+from trainer.plain_text import counted
 
 MAX_NAMED = 20
 """Images that cannot be read and are named in an error."""
@@ -50,8 +51,8 @@ class ImageTally:
             num_more = len(self._broken) - MAX_NAMED
             more = f"\n  and {num_more:,} more" if num_more > 0 else ""
             raise ImportRefused(
-                f"{len(self._broken):,} of {self._num_images:,} images cannot be read; nothing was imported. Download "
-                f"them again, convert them or remove them:\n{listed}{more}"
+                f"{len(self._broken):,} of {counted(self._num_images, 'image')} cannot be read; nothing was "
+                f"imported. Download them again, convert them or remove them:\n{listed}{more}"
             )
         if self._brightest is not None and self._brightest <= DARK:
             raise ImportRefused(
@@ -62,6 +63,6 @@ class ImageTally:
     def repairs(self) -> list[str]:
         """Return a sentence for each change, with the number of images of a split and the first names."""
         return [
-            f"{len(names):,} images of {split}: {repair} ({first_names(names)})"
+            f"{counted(len(names), 'image')} of {split}: {repair} ({first_names(names)})"
             for (split, repair), names in self._repaired.items()
         ]

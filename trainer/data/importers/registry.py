@@ -16,6 +16,7 @@ from trainer.data.importers.names import is_system_name, printable
 from trainer.data.importers.source import Source, SourceRecord, split_records
 from trainer.data.importers.sources.folders import VTAB_1K_LISTS, VTAB_1K_TASKS, own_row
 from trainer.data.task_store import SPLITS, Card, Example, write_task
+from trainer.plain_text import counted
 
 FAMILIES = (
     "folders",
@@ -165,13 +166,13 @@ def import_task(root: str, candidate: Candidate, progress: Progress) -> Card:
     listing = source.listing(candidate.tree, task)
     row = TASKS.get(task) or own_row(listing, task)
     if len(listing.class_names) != row.num_classes:
-        raise ImportRefused(f"{task} has {row.num_classes} classes, the source {len(listing.class_names)}.")
+        raise ImportRefused(f"{task} has {counted(row.num_classes, 'class')}, the source {len(listing.class_names)}.")
 
     outside = [record for record in listing.records if not 0 <= record.label < row.num_classes]
     if outside:
         raise ImportRefused(
-            f"{len(outside)} labels are outside 0..{row.num_classes - 1}, the first {outside[0].label} of "
-            f"{outside[0].key}."
+            f"{counted(len(outside), 'label is', 'labels are')} outside 0..{row.num_classes - 1}, the first "
+            f"{outside[0].label} of {outside[0].key}."
         )
     splits, protocol = split_records(listing, row)
 

@@ -146,7 +146,7 @@ def test_trials_that_fit_no_node_are_refused_with_the_resources_that_exist(
 ) -> None:
     with pytest.raises(ClusterError) as refused:
         run(raw_study, {"gpus": 1, "accelerator_type": "H100"}, tmp_path)
-    assert "a trial of vit_nano_patch4_32.mae asks for 1 CPUs and 1 GPUs of type H100" in str(refused.value)
+    assert "a trial of vit_nano_patch4_32.mae asks for 1 CPU and 1 GPU of type H100" in str(refused.value)
     assert "8 CPUs and 2 GPUs (A100)" in str(refused.value)
     assert "Lower `resources` in the spec, give --address of another cluster" in str(refused.value)
 

@@ -197,7 +197,7 @@ SPANIEL = "n02085782-Japanese_spaniel/n02085782_2.jpg"
         ("stanford_dogs", {f"Images/{SPANIEL}": None}, [f"does not contain Images/{SPANIEL}"]),
         ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[1]])}, ["a folder of its own"]),
         ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[0]])}, ["n02085782_2.jpg", "1 to 1, got 0"]),
-        ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[1, 2]])}, ["got 1 images and 2 labels"]),
+        ("stanford_dogs", {TRAIN: mat(file_list=cells(SPANIEL), labels=[[1, 2]])}, ["got 1 image and 2 labels"]),
         (
             "stanford_dogs",
             {TRAIN: mat(file_list=cells(), labels=[[]])},

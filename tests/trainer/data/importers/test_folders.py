@@ -243,9 +243,9 @@ def test_files_that_are_no_images_are_left_out_and_named(tmp_path: Path) -> None
     listing = own_folder(SourceFiles(lay(tmp_path, {**OWN, **more})), "own/pets")
     assert len(listing.records) == len(OWN)
     assert listing.repairs == (
-        "left out 1 files .csv, which are no images that Pillow reads: train/labels.csv",
-        "left out 1 files .md, which are no images that Pillow reads: README.md",
-        "left out 1 hidden files and folders, or of a system: .thumbs",
+        "left out 1 file .csv, which is no image that Pillow reads: train/labels.csv",
+        "left out 1 file .md, which is no image that Pillow reads: README.md",
+        "left out 1 hidden file or folder, or of a system: .thumbs",
     )
 
 

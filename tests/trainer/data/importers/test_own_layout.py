@@ -47,7 +47,7 @@ def test_what_systems_add_is_no_class_and_is_said(name: str, form: str, tmp_path
     listing = listed(FORMS[form](tmp_path / form, {**PETS, name: jpeg(3)}))
     assert (listing.class_names, len(listing.records)) == (["cat", "dog"], 12)
     (note,) = listing.repairs
-    assert note.startswith("left out 1 hidden files and folders, or of a system: ")
+    assert note.startswith("left out 1 hidden file or folder, or of a system: ")
 
 
 @pytest.mark.parametrize("name", ["a.heic", "b.txt", "c.npy", "d.svg", "e.raw", "f", "g.zip.001", "h.jpg.bak"])
@@ -71,8 +71,8 @@ def test_every_suffix_that_pillow_reads_is_an_image_and_the_content_decides(suff
         ("heic", "horse: 3 .heic"),
         ("mixed", "horse: 2 .npy, 1 .txt"),
         ("links", "horse: 3 files (a link to nothing)"),
-        ("loop", "horse: 1 files (a link to nothing)"),
-        ("pipe", "horse: 1 files (not a file)"),
+        ("loop", "horse: 1 file (a link to nothing)"),
+        ("pipe", "horse: 1 file (not a file)"),
         ("empty", "horse: nothing"),
         ("hidden", "horse: nothing"),
         ("deep", "horse: 1 .heic"),
@@ -119,7 +119,7 @@ def test_dangling_links_among_images_are_left_out_and_said(tmp_path: Path) -> No
     (tmp_path / "cat/gone.jpg").symlink_to("/no/such.jpg")
     listing = listed(tmp_path)
     assert len(listing.records) == 12
-    assert listing.repairs == ("left out 1 files (a link to nothing): cat/gone.jpg",)
+    assert listing.repairs == ("left out 1 file (a link to nothing): cat/gone.jpg",)
 
 
 def test_folders_beside_the_parts_are_no_classes(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ NAMED = {"train.parquet": hugging_face([1, 2], [0, 1], ["a", "b"])}
         ({"a.parquet": plain([1, 2, 3], [0, None, 1])}, ["a.parquet, row 1", "got None"]),
         ({"a.parquet": hugging_face([1, 2], [0, 2], ["a", "b"])}, ["row 1: 2 is not a label; 2 classes are named"]),
         ({"a.parquet": plain([1, 2], [5, 5])}, ["two classes or more, got 5"]),
-        ({"a.parquet": nulls(1, 3)}, ["a.parquet: image must hold an image in each row; 1 rows have none"]),
+        ({"a.parquet": nulls(1, 3)}, ["a.parquet: image must hold an image in each row; 1 row has none"]),
         ({"a.parquet": nulls(3, 3)}, ["a.parquet, row 0: image must hold an image or its path"]),
         ({"val.parquet": plain([1, 2], [0, 1])}, ["got val."]),
         ({**TRAIN, "validation.parquet": plain([3], [0])}, ["got train and val.", "tested on the name test"]),

@@ -135,7 +135,7 @@ def test_images_of_other_kinds_are_read_and_counted(mode: str, kind: str, repair
     card = imported(vtab_folder(tmp_path, changes), tmp_path / "store")
     counted = {
         "train": "2 images of train: {} (images/000001.jpg, images/000003.jpg)",
-        "test": "1 images of test: {} (images/000008.jpg)",
+        "test": "1 image of test: {} (images/000008.jpg)",
     }
     assert card.repairs == ([sentence.format(repair) for sentence in counted.values()] if repair else [])
     assert not verify(str(tmp_path / "store"), "vtab/dmlab").problems
@@ -201,7 +201,7 @@ def test_verify_notes_images_in_two_splits_and_classes_without_an_image(tmp_path
     imported(vtab_folder(tmp_path, {"images/000009.jpg": encoded(seed=2)}), tmp_path / "store")
     verdict = verify(str(tmp_path / "store"), "vtab/dmlab")
     assert not verdict.problems
-    assert "1 images are in two splits, byte for byte: images/000009.jpg (train and test)" in verdict.notes
+    assert "1 image is in two splits, byte for byte: images/000009.jpg (train and test)" in verdict.notes
     assert "val has no image of 2, 3, 4 and 1 more" in verdict.notes
 
 

@@ -347,7 +347,7 @@ BINARY, PICKLED = cifar100_binary().files, cifar100_python().files
             cifar100_binary,
             CIFAR_TRAIN,
             BINARY[CIFAR_TRAIN][:-1],
-            ["train.bin must consist of records of 3074 bytes", "got 12295"],
+            ["train.bin must consist of records of 3074 bytes", "got 12,295 bytes"],
         ),
         (cifar100_binary, CIFAR_TRAIN, b"", ["records of 3074 bytes, got 0"]),
         (cifar100_binary, CIFAR_TRAIN, b"\0\3" + bytes(3072), ["label of train/000000 must be 0 to 2, got 3"]),

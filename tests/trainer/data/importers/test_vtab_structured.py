@@ -303,7 +303,7 @@ def test_an_image_without_a_scene_is_left_out_and_named(tmp_path: Path) -> None:
     write_clevr(tmp_path, CLEVR, unlabelled=("images/train/more.png",))
     listing = listed(tmp_path, "vtab/clevr_count")
     assert len(listing.records) == 6
-    assert listing.repairs == ("1 images without a scene left out: images/train/more.png",)
+    assert listing.repairs == ("1 image without a scene left out: images/train/more.png",)
 
 
 # KITTI.
@@ -376,7 +376,7 @@ def test_an_image_without_a_label_is_left_out_and_named(tmp_path: Path) -> None:
     write_kitti(tmp_path, images=(*KITTI, "000005"))
     listing = listed(tmp_path, "vtab/kitti")
     assert len(listing.records) == 6
-    assert listing.repairs == ("1 images without a label left out: training/image_2/000005.png",)
+    assert listing.repairs == ("1 image without a label left out: training/image_2/000005.png",)
 
 
 # dSprites.

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from trainer.data.images import suffixes
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.names import by_suffix, first_names, printable, suffix_of
+from trainer.plain_text import counted
 
 MAX_SUFFIXES = 10
 """Suffixes of files that are left out and get a sentence of their own."""
@@ -76,20 +77,26 @@ def left_out(tree: SourceFiles, images: Collection[str]) -> list[str]:
     """Return a sentence for each kind of file that is not taken: number and first names."""
     groups = list(by_suffix(name for name in tree.names if name not in images).items())
     sentences = [
-        f"left out {len(names):,} files {suffix}, which are no images that Pillow reads: {first_names(names)}"
+        f"left out {counted(len(names), 'file')} {suffix}, {_no_images(len(names))} that Pillow reads: "
+        f"{first_names(names)}"
         for suffix, names in groups[:MAX_SUFFIXES]
     ]
     rest = [name for _, names in groups[MAX_SUFFIXES:] for name in names]
     if rest:
-        sentences.append(f"left out {len(rest):,} files of other kinds: {first_names(rest)}")
+        sentences.append(f"left out {counted(len(rest), 'file')} of other kinds: {first_names(rest)}")
 
     for reason in sorted(set(tree.unreadable.values())):
         names = sorted(name for name in tree.unreadable if tree.unreadable[name] == reason)
-        sentences.append(f"left out {len(names):,} files ({reason}): {first_names(names)}")
+        sentences.append(f"left out {counted(len(names), 'file')} ({reason}): {first_names(names)}")
     if tree.system_names:
-        num = len(tree.system_names)
-        sentences.append(f"left out {num:,} hidden files and folders, or of a system: {first_names(tree.system_names)}")
+        hidden = ("hidden file or folder", "hidden files and folders")
+        num_hidden = counted(len(tree.system_names), *hidden)
+        sentences.append(f"left out {num_hidden}, or of a system: {first_names(tree.system_names)}")
     return sentences
+
+
+def _no_images(number: int) -> str:
+    return "which is no image" if number == 1 else "which are no images"
 
 
 def describe(names: Iterable[str]) -> str:
@@ -104,5 +111,5 @@ def _content(tree: SourceFiles, folder: str) -> str:
     within = f"{folder}/"
     content = [describe(name for name in tree.names if name.startswith(within))]
     reasons = [reason for name, reason in tree.unreadable.items() if name.startswith(within)]
-    content += [f"{reasons.count(reason):,} files ({reason})" for reason in sorted(set(reasons))]
+    content += [f"{counted(reasons.count(reason), 'file')} ({reason})" for reason in sorted(set(reasons))]
     return ", ".join(filter(None, content)) or "nothing"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from trainer.data.importers.archive import ImportRefused
 from trainer.data.importers.names import first_names
+from trainer.plain_text import counted
 
 PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """Parts by the names that users give their folders and files."""
@@ -91,7 +92,7 @@ def _check_counted(prefix: str, matches: Sequence[re.Match[str]]) -> None:
         width = len(matches[0]["number"])
         example = f"{prefix}-{missing[0]:0{width}d}-of-{matches[0]['count']}"
         raise ImportRefused(
-            f"{prefix} must consist of {count} files; number {missing[0]} is missing ({example})"
+            f"{prefix} must consist of {counted(count, 'file')}; number {missing[0]} is missing ({example})"
             f"{_and_more(missing)}. Download it too."
         )
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.crc32c import crc32c, mask_crc
+from trainer.plain_text import counted
 
 HEAD_BYTES = 12
 """The length of a record and the checksum of the length."""
@@ -90,7 +91,7 @@ def shard_names(tree: SourceFiles, prefix: str, count: int) -> list[str]:
     missing = sorted(set(names) - set(tree.names))
     if missing:
         raise ImportRefused(
-            f"{tree.path} must contain all {count} shards of {prefix}; missing shards: {len(missing)}, "
+            f"{tree.path} must contain all {counted(count, 'shard')} of {prefix}; missing shards: {len(missing)}, "
             f"the first is {missing[0]}. {GET_AGAIN}"
         )
 

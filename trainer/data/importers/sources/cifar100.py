@@ -17,6 +17,7 @@ from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.array_images import Row, numbered_records, png_rows
 from trainer.data.importers.formats.split_lists import TWO_PARTS, read_lines
 from trainer.data.importers.source import Listing
+from trainer.plain_text import counted
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -69,7 +70,8 @@ def _read_binary(tree: SourceFiles, part: str, folder: Path) -> tuple[NDArray[An
     size = path.stat().st_size
     if size == 0 or size % (2 + PIXELS):
         raise ImportRefused(
-            f"{tree.path}: {name} must consist of records of {2 + PIXELS} bytes, got {size} bytes. Download it again."
+            f"{tree.path}: {name} must consist of records of {2 + PIXELS} bytes, got {counted(size, 'byte')}. "
+            "Download it again."
         )
 
     # Mapped, not read: labels are listed without the 150 MB of pixels.

@@ -19,6 +19,7 @@ from PIL import Image
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.formats.split_lists import THREE_PARTS, check_present, parse_label, read_lines
 from trainer.data.importers.source import Listing, SourceRecord
+from trainer.plain_text import counted
 
 GRADES = ["no retinopathy", "mild", "moderate", "severe", "proliferative"]
 TRAIN_LABELS = "trainLabels.csv"
@@ -81,8 +82,8 @@ def listing(tree: SourceFiles, task: str) -> Listing:
         read=read,
         draw=THREE_PARTS,
         repairs=(
-            f"preprocessed {len(records)} photographs as Graham (2015) and TFDS's btgraham-300: radius {RADIUS}, "
-            f"local mean subtracted, 90 % disc, JPEG of quality {JPEG_QUALITY}",
+            f"preprocessed {counted(len(records), 'photograph')} as Graham (2015) and TFDS's btgraham-300: radius "
+            f"{RADIUS}, local mean subtracted, 90 % disc, JPEG of quality {JPEG_QUALITY}",
         ),
     )
 

@@ -15,6 +15,7 @@ from trainer.data.importers.formats.split_lists import TWO_PARTS, check_present,
 from trainer.data.importers.formats.two_columns import index_by_first, parse_whole_number, read_two_columns
 from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
 from trainer.data.importers.sources.vpt_lists import VPT_LISTS, vpt_records
+from trainer.plain_text import counted
 
 BIRD_LISTS = ("images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt")
 CUB_IMAGES = "images/[0-9][0-9][0-9].*/*.jpg"
@@ -141,7 +142,8 @@ def list_dogs(tree: SourceFiles, task: str) -> Listing:
         images, classes = (_cells(cells, name) for cells in mat_arrays(tree, tree.one(name), "file_list", "labels"))
         if len(images) != len(classes):
             raise ImportRefused(
-                f"{name} must label each image, got {len(images)} images and {len(classes)} labels. Download it again."
+                f"{name} must label each image, got {counted(len(images), 'image')} and "
+                f"{counted(len(classes), 'label')}. Download it again."
             )
         keys += images
         class_ids += classes

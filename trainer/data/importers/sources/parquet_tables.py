@@ -24,6 +24,7 @@ from trainer.data.importers.formats.split_lists import check_present
 from trainer.data.importers.names import first_names
 from trainer.data.importers.source import Listing, Source, SourceRecord
 from trainer.data.importers.sources.folders import check_classes, own_draw
+from trainer.plain_text import counted
 
 IMAGE_COLUMNS = ("image", "img", "path", "file_name")
 LABEL_COLUMNS = ("label", "labels", "class", "target")
@@ -231,11 +232,9 @@ def _parse_labels(column: Any, name: str, num_classes: int) -> list[int | str]:
         is_number = isinstance(label, int | float) and label % 1 == 0
         is_valid = isinstance(label, str) and bool(label.strip()) if is_text else is_number
         if not is_valid:
-            wrong[row] = (
-                f"a label must be a whole number, or text in all rows, got {label}. Correct the row, or remove it."
-            )
+            wrong[row] = f"a label must be a whole number, or text in all rows, got {label}. Correct or remove the row."
         elif not is_text and not 0 <= label <= last:
-            rule = f"{num_classes} classes are named" if num_classes else "labels count from 0"
+            rule = f"{counted(num_classes, 'class is', 'classes are')} named" if num_classes else "labels count from 0"
             wrong[row] = f"{label} is not a label; {rule}. If the part has no labels (-1), remove its files."
 
     if wrong:
@@ -290,7 +289,8 @@ def _read_paths(file: Any, name: str, column: str) -> list[str] | None:
         return None
     if num_nulls < file.metadata.num_rows or is_binary:
         raise ImportRefused(
-            f"{name}: {column} must hold an image in each row; {num_nulls} rows have none. Fill or remove these rows."
+            f"{name}: {column} must hold an image in each row; {counted(num_nulls, 'row has', 'rows have')} none. "
+            "Fill or remove these rows."
         )
 
     values = file.read(columns=[f"{column}.path" if fields else column]).column(0).to_pylist()

@@ -36,6 +36,7 @@ from trainer.data.importers.sources.vtab_labels import (
     kitti_label,
     number_names,
 )
+from trainer.plain_text import counted
 
 INFO = "dataset_info.json"
 LABELS = "label.labels.txt"
@@ -61,7 +62,8 @@ def _nearest_vehicle(example: Example) -> int:
     locations = example.floats("objects/location")
     if len(locations) != 3 * len(types):
         raise ImportRefused(
-            f"{example.where} must have 3 coordinates of {len(types)} objects, got {len(locations)}. Prepare it again."
+            f"{example.where} must have 3 coordinates of {counted(len(types), 'object')}, got {len(locations)}. "
+            "Prepare it again."
         )
 
     # TFDS numbers Car, Van and Truck before the other types.
@@ -251,7 +253,8 @@ def _read_class_names(tree: SourceFiles, task: str, prepared: Prepared, director
     names = tree.read(file).decode().splitlines()
     if len(names) != prepared.num_classes:
         raise ImportRefused(
-            f"{tree.path}/{file} must name {prepared.num_classes} classes, got {len(names)}. Prepare it again."
+            f"{tree.path}/{file} must name {counted(prepared.num_classes, 'class')}, got {len(names)}. Prepare it "
+            "again."
         )
     return names
 
@@ -289,7 +292,8 @@ def _read_slice(
         offsets = list(record_offsets(file, name))
         if len(offsets) != length:
             raise ImportRefused(
-                f"{name} must have {length} records, as {INFO} says; it has {len(offsets)}. Prepare it again."
+                f"{name} must have {counted(length, 'record')}, as {INFO} says; it has {len(offsets)}. Prepare it "
+                "again."
             )
 
         for index in range(max(start, first), min(stop, first + length)):

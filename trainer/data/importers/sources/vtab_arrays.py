@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from trainer.data.importers.archive import ImportRefused, SourceFiles
 from trainer.data.importers.source import Listing, Source, SourceRecord, encode_png
 from trainer.data.importers.sources.vtab_labels import CLASS_NAMES, check_label, dsprites_label, smallnorb_azimuth_label
+from trainer.plain_text import counted
 
 DSPRITES_FILES = tuple(f"dsprites_ndarray_co1sh3sc6or40x32y32_64x64.{suffix}" for suffix in ("hdf5", "npz"))
 DSPRITES_ATTRIBUTES = {"vtab/dsprites_loc": (4, 32), "vtab/dsprites_ori": (3, 40)}
@@ -105,7 +106,8 @@ def _dsprites_classes(path: Path, name: str) -> NDArray[np.int64]:
 
     if classes.shape != (num_images, 6):
         raise ImportRefused(
-            f"{name} must have 6 attributes of each of {num_images} images, got {classes.shape}. Download it again."
+            f"{name} must have 6 attributes of each of {counted(num_images, 'image')}, got {classes.shape}. "
+            "Download it again."
         )
     return np.asarray(classes, np.int64)
 
@@ -168,7 +170,7 @@ def list_smallnorb(tree: SourceFiles, task: str) -> Listing:
         with _open_norb(tree, images) as (_, (num_images, *_)):
             if num_images != len(info):
                 raise ImportRefused(
-                    f"{images} must have the {len(info)} images that -info.mat annotates, got {num_images}. "
+                    f"{images} must have the {counted(len(info), 'image')} that -info.mat annotates, got {num_images}. "
                     "Download both again."
                 )
 
@@ -240,7 +242,9 @@ def _read_exactly(file: Matrix, size: int, name: str) -> bytes:
     start = file.tell()
     data = file.read(size)
     if len(data) < size:
-        raise ImportRefused(f"{name} is truncated: it ends within the {size} bytes from {start}. Download it again.")
+        raise ImportRefused(
+            f"{name} is truncated: it ends within the {counted(size, 'byte')} from {start}. Download it again."
+        )
     return data
 
 

@@ -15,6 +15,7 @@ from trainer.data.importers.formats.mat import mat_arrays, mat_shape
 from trainer.data.importers.formats.split_lists import THREE_PARTS, TWO_PARTS, check_present, parse_label, read_lines
 from trainer.data.importers.source import Listing, Source, SourceRecord, source_files
 from trainer.data.importers.sources import cifar100, sun397
+from trainer.plain_text import counted
 
 CALTECH101 = "*_ObjectCategories"
 CALTECH101_ARCHIVE = "101_ObjectCategories.tar.gz"
@@ -78,7 +79,7 @@ def _list_flowers(tree: SourceFiles, task: str) -> Listing:
             if not 1 <= number <= len(labels):
                 raise ImportRefused(
                     f"{tree.path}: imagelabels.mat must have a label for {key}, which setid.mat names; it has "
-                    f"{len(labels)} labels. Download both again."
+                    f"{counted(len(labels), 'label')}. Download both again."
                 )
             # Images are counted from 1.
             label = parse_label(key, labels[number - 1], 1, FLOWERS_CLASSES)
@@ -152,8 +153,8 @@ def _list_svhn(tree: SourceFiles, task: str) -> Listing:
         shape = mat_shape(tree, name, "X")
         if shape != (32, 32, 3, len(labels)):
             raise ImportRefused(
-                f"{tree.path}: X of {name} must be 32 x 32 x 3 x {len(labels)}, as y has {len(labels)} labels; it is "
-                f"{' x '.join(map(str, shape))}. Download it again."
+                f"{tree.path}: X of {name} must be 32 x 32 x 3 x {len(labels)}, as y has "
+                f"{counted(len(labels), 'label')}; it is {' x '.join(map(str, shape))}. Download it again."
             )
 
         for record in numbered_records(part, labels, 10, first=1):

@@ -26,6 +26,7 @@ from trainer.data.importers.sources.vtab_labels import (
     clevr_distance_label,
     kitti_label,
 )
+from trainer.plain_text import counted
 
 DMLAB_PARTS = {"train": "train", "validation": "val", "test": "test"}
 
@@ -192,7 +193,7 @@ def _left_out(names: list[str], missing: str) -> list[str]:
         return []
 
     more = ", ..." if len(names) > 3 else ""
-    return [f"{len(names)} images without a {missing} left out: {', '.join(names[:3])}{more}"]
+    return [f"{counted(len(names), 'image')} without a {missing} left out: {', '.join(names[:3])}{more}"]
 
 
 SOURCES: tuple[Source, ...] = (
