@@ -5,6 +5,9 @@ BIN := .venv/bin
 .PHONY: demo ui test test-slow check docs bench bench-gpu install
 .DEFAULT_GOAL := demo
 
+# Compiled modules are kept: tests start some hundred processes, and each would compile the packages anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The locked packages in .venv, installed again when the lock or the dependencies change.
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml

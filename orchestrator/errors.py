@@ -11,7 +11,10 @@ UserError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from trainer.plain_text import counted
 from trainer.redaction import redact
@@ -27,18 +30,55 @@ class UserError(Exception):
         super().__init__(redact(text))
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One problem of a spec, and where it is in the file."""
+
+    text: str
+    """A sentence that begins with the key that it is about."""
+    line: int = 0
+    """From 1; 0 if the problem is at no place of the file."""
+    column: int = 0
+    """From 1."""
+    excerpt: str = ""
+    """The line of the file, with carets below the part that is wrong. Empty if the line must not be shown."""
+
+
 class SpecError(UserError):
-    """All problems of a spec.
+    """All problems of a spec, in the order of the file. Those without a place come last.
 
     Args:
         source: the file, or another name of the spec.
-        problems: one sentence each, beginning with the key that it is about.
+        problems: sentences, each beginning with the key that it is about, or sentences with their places.
     """
 
-    def __init__(self, source: str, problems: Sequence[str]) -> None:
-        count = counted(len(problems), "problem")
-        super().__init__(f"{source} has {count}:\n" + "\n".join(f"  {problem}" for problem in problems))
-        self.problems = [redact(problem) for problem in problems]
+    def __init__(self, source: str, problems: Sequence[str | Problem]) -> None:
+        located = [problem if isinstance(problem, Problem) else Problem(problem) for problem in problems]
+        # The sort is stable: problems of one place keep their order.
+        located.sort(key=lambda problem: (not problem.line, problem.line, problem.column))
+
+        count = counted(len(located), "problem")
+        super().__init__("\n".join([f"{source} has {count}:", *_blocks(source, located)]))
+        self.located = [dataclasses.replace(problem, text=redact(problem.text)) for problem in located]
+        self.problems = [problem.text for problem in self.located]
+
+
+def _blocks(source: str, problems: Sequence[Problem]) -> Iterator[str]:
+    """Yield problems as they are printed: `file:line:column: sentence` with the excerpt, set apart by empty lines."""
+    for (line, column), group in itertools.groupby(problems, key=lambda problem: (problem.line, problem.column)):
+        same_place = [*group]
+        # Set apart, unless there is nothing to be set apart from.
+        if line or problems[0].line:
+            yield ""
+        if not line:
+            yield from (f"  {problem.text}" for problem in same_place)
+            continue
+
+        for problem, following in itertools.zip_longest(same_place, same_place[1:]):
+            yield f"{source}:{line}:{column}: {problem.text}"
+            # Problems with the same excerpt share it, such as all keys that are missing.
+            if problem.excerpt and (following is None or following.excerpt != problem.excerpt):
+                yield problem.excerpt
 
 
 class HomeError(UserError):

@@ -85,6 +85,8 @@ class Method:
     """A way to adapt the network to a task."""
 
     name: str
+    paper_name: str
+    """The name that papers print."""
     prompted_layers: Literal["all", "first", "none"]
     prompt_inits: tuple[str, ...] = ()
     """Strategies for the prompt's initial value. If there is only one, there is nothing to choose."""
@@ -191,12 +193,14 @@ BACKBONES = {
 METHODS = {
     method.name: method
     for method in (
-        Method(name="spt_deep", prompted_layers="all", prompt_inits=PROTOTYPE_INITS),
-        Method(name="spt_shallow", prompted_layers="first", prompt_inits=PROTOTYPE_INITS),
-        Method(name="vpt_deep", prompted_layers="all", prompt_inits=("uniform",), prompt_dropout=0.1),
-        Method(name="vpt_shallow", prompted_layers="first", prompt_inits=("uniform",)),
-        Method(name="linear", prompted_layers="none"),
-        Method(name="full", prompted_layers="none", backbone_learns=True),
+        Method(name="spt_deep", paper_name="SPT-Deep", prompted_layers="all", prompt_inits=PROTOTYPE_INITS),
+        Method(name="spt_shallow", paper_name="SPT-Shallow", prompted_layers="first", prompt_inits=PROTOTYPE_INITS),
+        Method(
+            name="vpt_deep", paper_name="VPT-Deep", prompted_layers="all", prompt_inits=("uniform",), prompt_dropout=0.1
+        ),
+        Method(name="vpt_shallow", paper_name="VPT-Shallow", prompted_layers="first", prompt_inits=("uniform",)),
+        Method(name="linear", paper_name="Linear", prompted_layers="none"),
+        Method(name="full", paper_name="Full", prompted_layers="none", backbone_learns=True),
     )
 }
 

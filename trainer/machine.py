@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,23 @@ def usable_cores() -> int:
 def usable_memory() -> int:
     """Return the bytes of memory that this process may use."""
     return memory_limit().amount
+
+
+def visible_gpus() -> list[str]:
+    """Return the names of the GPUs that this process may use, by NVIDIA's tool. It is empty without the tool.
+
+    For first values of a spec: torch may still be unable to use one.
+    """
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+    names = [line.strip() for line in told.stdout.splitlines() if line.strip()]
+    # The tool does not know which of them this process may see.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names if visible is None else names[: len([part for part in visible.split(",") if part.strip()])]
 
 
 def core_limit(root: Path = Path("/")) -> Limit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import reprlib
@@ -11,6 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from trainer.catalog import BACKBONES, METHODS, TASKS, Task, is_own
+from trainer.names import name_hint
 from trainer.plain_text import counted
 
 Problem = tuple[str, str]
@@ -38,10 +38,8 @@ def short_repr(value: object) -> str:
 
 
 def unknown_name(name: str, valid_names: Collection[str], what: str) -> str:
-    """Return the sentence for a name that does not exist, with the nearest valid name, or all of them."""
-    close = difflib.get_close_matches(name, list(valid_names), n=1)
-    cure = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(valid_names)}."
-    return f"{short_repr(name)} is not {what}; {cure}"
+    """Return the sentence for a name that does not exist, with the valid one, or the names to choose from."""
+    return f"{short_repr(name)} is not {what}; {name_hint(name, valid_names)}"
 
 
 def number_problem(value: object) -> str | None:

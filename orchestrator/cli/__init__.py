@@ -11,8 +11,10 @@ import typer
 from orchestrator import __version__
 from orchestrator.cli import data, lifecycle, mlflow, model, outputs, results, status
 from orchestrator.cli.doctor import doctor
+from orchestrator.cli.new import ListCommand, new
 from orchestrator.cli.options import surviving_lost_output
 from orchestrator.cli.plan import plan
+from orchestrator.cli.predict import predict
 from orchestrator.cli.replay import replay
 from orchestrator.errors import UserError
 from trainer.config import InvalidConfig
@@ -47,12 +49,13 @@ def _options(
 
 BEFORE, RUNNING, RESULTS = "Before a sweep", "Running it", "Its results"
 OUTPUTS, TOOLS = "For other tools", "Tasks and networks"
+app.command(cls=ListCommand, rich_help_panel=BEFORE)(new)
 for panel, commands in (
     (BEFORE, (plan, replay, doctor)),
     (RUNNING, (lifecycle.launch, lifecycle.resume, lifecycle.stop, lifecycle.rm)),
     (RESULTS, (status.status, results.failures, results.report, outputs.figures, mlflow.ui)),
     (OUTPUTS, (outputs.export, mlflow.sync, outputs.register)),
-    (TOOLS, (model.backbones, model.predict)),
+    (TOOLS, (model.backbones, predict)),
 ):
     for command in commands:
         app.command(rich_help_panel=panel)(command)

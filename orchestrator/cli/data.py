@@ -1,8 +1,9 @@
-"""The commands `sptune data`: import, list, verify and show the tasks of the task store."""
+"""The commands `sptune data`: import, list, verify, show and delete the tasks of the task store."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,20 +11,24 @@ import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
+from orchestrator.cli.completion import complete_task
 from orchestrator.cli.options import JsonOption, console, print_json
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from trainer.catalog import OWN, TASKS
+from trainer.catalog import OWN, TASKS, is_own
+from trainer.data.importers.names import first_names
 from trainer.data.task_store import SPLITS, Card, read_card
-from trainer.plain_text import counted
+from trainer.plain_text import counted, printable
+from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
 from trainer.storage.files import list_folders
 from trainer.terminal import progress_bar, shown
+from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
     from trainer.data.verify import Verdict
 
-app = typer.Typer(no_args_is_help=True, help="Import, list, verify and show tasks.")
+app = typer.Typer(no_args_is_help=True, help="Import, list, verify, show and delete tasks.")
 
 MAX_PROBLEMS_SHOWN = 20
 """Problems of a task that are listed."""
@@ -32,7 +37,12 @@ DataOption = Annotated[
     str | None,
     typer.Option("--data", envvar="SPTUNE_DATA", help="The task store; default: `data` in the home (`SPTUNE_HOME`)."),
 ]
-TaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Such as vtab/dtd; `sptune data list` lists them.")]
+TaskArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="TASK", help="Such as vtab/dtd; `sptune data list` lists them.", autocompletion=complete_task
+    ),
+]
 
 
 def _root(data: str | None) -> str:
@@ -54,26 +64,113 @@ def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="A folder or an archive, laid out as its makers, `vtab-1k` or TFDS do.")],
-    task: Annotated[str | None, typer.Option(help=f"The task to import, or a name for your own: {OWN}NAME.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help=f"The task to import, or a name for your own: {OWN}NAME.", autocompletion=complete_task),
+    ] = None,
     form: Annotated[
         str | None, typer.Option(help="official, vtab-1k, tfds, folder or parquet; needed if several fit.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace tasks in the store without asking.")] = False,
     data: DataOption = None,
 ) -> None:
     """Import the tasks of a folder or archive into the task store. The kind of source is detected."""
     from trainer.data.importers.archive import ImportRefused
-    from trainer.data.importers.registry import find_candidates, import_task
+    from trainer.data.importers.registry import find_candidates, import_task, unknown_folders
 
     root = _root(data)
+    path = path.expanduser()
     try:
+        candidates = find_candidates(path, task, form)
+        if not force:
+            _check_replacement(root, [candidate.task for candidate in candidates])
+
+        skipped = unknown_folders(path, candidates) if task is None else []
+        if skipped:
+            console.print(f"note: left out {len(skipped)} folders that are no known source: {first_names(skipped)}")
         # One folder may hold several tasks, as `vtab-1k` does.
-        for candidate in find_candidates(path.expanduser(), task, form):
+        for candidate in candidates:
             with progress_bar() as progress:
                 bar = progress.add_task(candidate.task, total=None)
                 card = import_task(root, candidate, functools.partial(_show, progress, bar))
             _print_card(card, root)
     except (ImportRefused, OSError) as error:
         raise UserError(str(error)) from None
+
+
+def _check_replacement(root: str, tasks: list[str]) -> None:
+    """Ask whether tasks of the store may be replaced.
+
+    Raises:
+        UserError: if there is nobody to ask.
+        typer.Abort: if the answer is no.
+    """
+    cards = [card for task in tasks if (card := _card_or_none(root, task)) is not None]
+    if not cards:
+        return
+
+    stored = ", ".join(f"{card.task} ({sum(card.counts.values()):,} images, {card.fingerprint})" for card in cards)
+    sentence = f"already in the task store {redact(root)}: {stored}"
+    if not sys.stdin.isatty():
+        raise UserError(f"{sentence}. Add --force to replace, or give your images another name with --task.")
+    typer.confirm(f"{printable(sentence)}. Replace?", abort=True)
+
+
+def _card_or_none(root: str, task: str) -> Card | None:
+    from trainer.data.task_store import TaskMissing
+
+    try:
+        return read_card(root, task)
+    except TaskMissing:
+        # A damaged task is there to be replaced.
+        return None
+
+
+@app.command()
+def rm(
+    task: TaskArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Delete a task from the task store. Results of sweeps stay; a sweep that is not done needs the task again."""
+    from trainer.data.task_store import delete_task
+
+    root = _root(data)
+    # A name is a folder: another one could be outside of the store.
+    if task not in TASKS and not is_own(task):
+        raise UserError(f"{unknown_name(task, _tasks(root), 'a task')}")
+
+    try:
+        card = read_card(root, task)
+        if card is None:
+            raise UserError(f"{task} is not in the task store {redact(root)}; `sptune data list` shows what is.")
+        size = f"{sum(card.counts.values()):,} images"
+    except FileNotFoundError:
+        size = "its card is damaged"
+
+    sweeps = _sweeps_with(task)
+    if sweeps:
+        console.print(f"sweeps of {home_at().root} that use {task}: {', '.join(sweeps)}")
+    if not yes:
+        typer.confirm(f"Delete {printable(task)} ({size}) from {printable(redact(root))}?", abort=True)
+    delete_task(root, task)
+    console.print(f"deleted {task} from {root}.")
+
+
+def _sweeps_with(task: str) -> list[str]:
+    """Return the names of the home's sweeps that use a task."""
+    from orchestrator.environment.connections import read_database
+    from orchestrator.spec.loader import parse_recorded_spec
+
+    home = home_at()
+    database = read_database(home) if home.database_url else None
+    if database is None:
+        return []
+
+    recorded = database.sweeps()
+    database.close()
+    specs = [parse_recorded_spec(raw, f"the recorded spec of {name}") for name, raw in recorded.items()]
+    return [spec.name for spec in specs if task in spec.tasks]
 
 
 @app.command("list")
@@ -162,7 +259,10 @@ def _print_sources(absent: list[str]) -> None:
 
 @app.command()
 def verify(
-    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; default: all in the store.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="One task; default: all in the store.", autocompletion=complete_task),
+    ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -241,3 +341,5 @@ def _print_card(card: Card, root: str) -> None:
     console.print(f"{card.task}: {counts}; {classes}; {card.protocol}; {card.fingerprint}; in {root}")
     for sentence in [*card.differs, *card.repairs]:
         console.print(f"  note: {sentence}")
+    for sentence in card.warnings:
+        console.print(shown("  warning: ", "red") + shown(sentence), soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from orchestrator.cli.completion import complete_spec
 from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
@@ -32,7 +33,11 @@ STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 def doctor(
     spec: Annotated[
         str | None,
-        typer.Argument(metavar="SPEC", help="A spec, whose addresses, tasks, weights and GPUs are checked, too."),
+        typer.Argument(
+            metavar="SPEC",
+            help="A spec, whose addresses, tasks, weights and GPUs are checked, too.",
+            autocompletion=complete_spec,
+        ),
     ] = None,
     home: HomeOption = None,
     address: AddressOption = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
     InlineOption,
+    MetricsOption,
     SpecArgument,
     SweepArgument,
     TrialOption,
@@ -37,7 +39,7 @@ from trainer.plain_text import counted, printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
 
-NO_RESULT, HALTED, INTERRUPTED = 1, 3, 130
+NO_RESULT, HALTED, INTERRUPTED, TERMINATED = 1, 3, 130, 143
 """Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
 
 
@@ -47,19 +49,22 @@ def launch(
     inline: InlineOption = False,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    metrics: MetricsOption = None,
 ) -> None:
     """Run a sweep and print its results. Run the same command again to resume.
 
     Press Ctrl-C once to stop after the current epoch, twice to stop immediately. Nothing is lost either way.
 
     Exit status: 0 if the sweep is done, 1 if a study has no result, 2 for a mistake, 3 if a budget or repeated
-    failures stopped it, 130 if you stopped it.
+    failures stopped it, 130 if you stopped it, 143 if SIGTERM did.
     """
     from orchestrator.cli.progress import LiveView
 
     driver: DriverName = "inline" if inline else "ray"
     with LiveView(console) as view:
-        outcome = api.launch(spec, home=home, driver=driver, address=address, weights=weights, on_progress=view)
+        outcome = api.launch(
+            spec, home=home, driver=driver, address=address, weights=weights, on_progress=view, metrics=metrics
+        )
     _finish(outcome)
 
 
@@ -72,6 +77,7 @@ def resume(
     inline: InlineOption = False,
     address: AddressOption = None,
     weights: WeightsOption = None,
+    metrics: MetricsOption = None,
 ) -> None:
     """Resume a sweep by its name, with the spec that the study database holds.
 
@@ -84,7 +90,14 @@ def resume(
     rerun = _rerun(failed, trial, where, lambda: _trials_folder(home, sweep))
     with LiveView(console) as view:
         outcome = api.resume(
-            sweep, home=home, driver=driver, address=address, weights=weights, rerun=rerun, on_progress=view
+            sweep,
+            home=home,
+            driver=driver,
+            address=address,
+            weights=weights,
+            rerun=rerun,
+            on_progress=view,
+            metrics=metrics,
         )
     if rerun is not None:
         kind = "trials" if trial else "failed trials"
@@ -151,11 +164,12 @@ def _print_outcome(outcome: SweepOutcome) -> None:
 
 
 def _exit_status(outcome: SweepOutcome) -> int:
-    if outcome.is_interrupted:
-        return INTERRUPTED
+    if outcome.is_interrupted or (outcome.halt is not None and outcome.halt.interrupt_running):
+        # Batch systems and shells expect 128 and the number of the signal.
+        return TERMINATED if outcome.stopped_by == signal.SIGTERM else INTERRUPTED
     if outcome.halt is not None:
         # Scripts tell a stop by a person from one by a budget.
-        return INTERRUPTED if outcome.halt.interrupt_running else HALTED
+        return HALTED
     return NO_RESULT if outcome.studies_without_result else 0
 
 
@@ -239,6 +253,8 @@ def rm(
         sweep_id = database.sweep_id(name)
         # The study database comes last: after an interruption, `rm` can be repeated.
         delete_outputs(place, spec, sweep_id, studies, matches, with_studies=is_whole)
+        # A sweep that gets its trials back has an end to tell again.
+        database.save_notified(name, [])
         for each in studies:
             if is_whole:
                 each.delete_trials()

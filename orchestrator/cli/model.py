@@ -1,15 +1,14 @@
-"""The commands about networks: `backbones` and `predict`."""
+"""The command `backbones`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 
-from orchestrator.cli.options import HomeOption, JsonOption, WeightsOption, console, print_json, whole_number
-from orchestrator.environment.home import home_at, weights_at
+from orchestrator.cli.options import JsonOption, WeightsOption, console, print_json
+from orchestrator.environment.home import weights_at
 from orchestrator.errors import UserError
 from orchestrator.spec.resources import Cluster
 from trainer.catalog import BACKBONES, BackboneRow
@@ -101,27 +100,3 @@ def _print_facts(facts: WeightFacts) -> None:
         return
     console.print()
     console.print(text)
-
-
-def predict(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id or its first letters, or its folder.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
-    home: HomeOption = None,
-    weights: WeightsOption = None,
-    top: Annotated[int, typer.Option(parser=whole_number(1, 10_000), help="Classes to show for each image.")] = 3,
-) -> None:
-    """Classify images with the prompt and head of a finished trial."""
-    import trainer
-
-    # Before the classifier is loaded, which takes seconds.
-    missing = [str(image) for image in images if not image.is_file()]
-    if missing:
-        raise UserError(f"there is no file {', '.join(missing)}.")
-
-    try:
-        classifier = trainer.load(home_at(home).trial_folder(trial), weights=weights)
-        for image, predictions in zip(images, classifier.classify(images, top), strict=True):
-            classes = "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in predictions)
-            console.print(f"{image}: {classes}")
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from None

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.cli.completion import complete_spec, complete_sweep
 from orchestrator.environment.home import DEFAULT_HOME
 from trainer.redaction import redact_all
 from trainer.terminal import TextConsole, shown
@@ -63,18 +64,30 @@ def whole_number(least: int, most: int) -> Callable[[object], int]:
 
 
 SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.")
+    str,
+    typer.Argument(
+        metavar="SPEC", help="A YAML file, or the name of one that ships, such as demo.", autocompletion=complete_spec
+    ),
 ]
 SweepsArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="SWEEP...", help="The `name` in its spec, or the spec's file. Several sweeps share one table."
+        metavar="SWEEP...",
+        help="The `name` in its spec, or the spec's file. Several sweeps share one table.",
+        autocompletion=complete_sweep,
     ),
 ]
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.")]
+SweepArgument = Annotated[
+    str,
+    typer.Argument(metavar="SWEEP", help="The `name` in its spec, or the spec's file.", autocompletion=complete_sweep),
+]
 OptionalSweepArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[SWEEP]", help="The `name` in its spec, or the spec's file; default: every sweep."),
+    typer.Argument(
+        metavar="[SWEEP]",
+        help="The `name` in its spec, or the spec's file; default: every sweep.",
+        autocompletion=complete_sweep,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 HomeOption = Annotated[
@@ -99,6 +112,14 @@ WeightsOption = Annotated[
     str | None,
     typer.Option(
         envvar="SPTUNE_WEIGHTS", help="A file, or a folder of files, with weights of backbones; default: timm's hub."
+    ),
+]
+MetricsOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=whole_number(1, 65_535),
+        metavar="PORT",
+        help="Serve metrics for Prometheus while trials run: http://127.0.0.1:PORT/metrics, on this machine alone.",
     ),
 ]
 TrialOption = Annotated[

@@ -47,7 +47,7 @@ def figures(
     # The figures of a single study are those of the sweep.
     is_single = len(studies) == 1
     published = published_scores({study.plan.backbone for study in studies})
-    folder = _folder(out, f"{studies[0].spec.name}-figures")
+    folder = output_path(out, f"{studies[0].spec.name}-figures")
     count = 0
     with console.status("drawing"):
         drawn = draw_figures(
@@ -57,7 +57,7 @@ def figures(
             try:
                 png, _ = save_figure(figure, folder, stem)
             except OSError as error:
-                raise _not_written(error) from None
+                raise not_written(error) from None
             console.print(f"{png}")
             count += 1
     if not count:
@@ -73,9 +73,9 @@ def export(sweeps: SweepsArgument, home: HomeOption = None, out: OutOption = Non
     studies = load_sweeps(home, sweeps, epochs=True)
     with console.status("writing"):
         try:
-            files, absent = write(studies, place.trials_folder, _folder(out, f"{first.name}-export"))
+            files, absent = write(studies, place.trials_folder, output_path(out, f"{first.name}-export"))
         except OSError as error:
-            raise _not_written(error) from None
+            raise not_written(error) from None
     for file in files:
         console.print(f"{file}")
     if absent:
@@ -125,12 +125,12 @@ def register(
         console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}")
 
 
-def _folder(out: Path | None, default: str) -> Path:
-    """Return the folder to write into, with `~` expanded: the shell leaves it in `--out=~/figures`."""
+def output_path(out: Path | None, default: str) -> Path:
+    """Return the file or folder to write, with `~` expanded: the shell leaves it in `--out=~/figures`."""
     try:
         return (out or Path(default)).expanduser()
     except RuntimeError:
-        raise UserError(f"--out {out}: there is no user of this name; write the folder's path in full.") from None
+        raise UserError(f"--out {out}: there is no user of this name; write the path in full.") from None
 
 
 def _model_name(study: Study) -> str:
@@ -141,7 +141,7 @@ def _model_name(study: Study) -> str:
     return re.sub(r"[^\w.-]+", "-", text)
 
 
-def _not_written(error: OSError) -> UserError:
+def not_written(error: OSError) -> UserError:
     """Return the error as one sentence. The errors of pyarrow name the file in their reason."""
     reason = str(error.strerror or error).rstrip(".")
     return UserError(f"{error.filename}: {reason}." if error.filename else f"{reason}.")

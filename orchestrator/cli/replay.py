@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.completion import complete_sweep
 from orchestrator.cli.options import HomeOption, JsonOption, SpecArgument, console, print_json, print_prose
 from orchestrator.cli.plan import WorkersOption, default_workers
 from orchestrator.cli.status import study_json
@@ -23,7 +24,12 @@ def replay(
     spec: SpecArgument,
     home: HomeOption = None,
     like: Annotated[
-        str | None, typer.Option(metavar="SWEEP", help="A finished sweep whose curves to use; default: synthetic ones.")
+        str | None,
+        typer.Option(
+            metavar="SWEEP",
+            help="A finished sweep whose curves to use; default: synthetic ones.",
+            autocompletion=complete_sweep,
+        ),
     ] = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import enum
 import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.options import HomeOption, JsonOption, SweepArgument, SweepsArgument, console, print_json
+from orchestrator.cli.outputs import not_written, output_path
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
+from trainer.plain_text import printable
+from trainer.redaction import redact
 from trainer.run_folder import LOG
+from trainer.storage.files import write_bytes
 from trainer.terminal import shown, write_document
 from trainer.validation import unknown_name
 
@@ -128,12 +134,28 @@ def report(
             parser=_parse_form,
             metavar="|".join(form.value for form in Form),
             show_default=Form.terminal.value,
-            help="Printed to standard output. csv has the main table.",
+            help="csv has the main table. html is one page to send: tables, figures, studies, spec.",
         ),
     ] = Form.terminal,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write to a file instead of standard output.")
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="With html: write the page anew while the sweep runs. Browsers follow."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the table of test accuracies with published numbers beside it, and how far to trust it."""
+    if watch and form is not Form.html:
+        raise UserError("--watch writes a page anew: use it with --format html.")
+    if out is not None and form is Form.terminal:
+        raise UserError("--out needs a format for files: add --format html, markdown, latex or csv.")
+
+    if form is Form.html:
+        _report_page(sweeps, home, out, is_watched=watch)
+        return
+
     from orchestrator.report.render import FORMATS, to_csv
     from orchestrator.report.results_table import build_results_table
     from orchestrator.report.sections import build_sections
@@ -153,9 +175,41 @@ def report(
         case Form.terminal:
             print_report(studies)
         case Form.csv:
-            write_document(to_csv(build_results_table(studies)))
+            _write_text(to_csv(build_results_table(studies)), out)
         case _:
-            write_document(FORMATS[form.value](build_sections(studies)))
+            _write_text(FORMATS[form.value](build_sections(studies)), out)
+
+
+def _report_page(sweeps: list[str], home: str | None, out: Path | None, *, is_watched: bool) -> None:
+    from orchestrator.cli import html_report
+
+    # A page is nothing to read in a terminal.
+    if out is None and not is_watched and not sys.stdout.isatty():
+        write_document(html_report.render(home, sweeps))
+        return
+
+    _, database, spec = find_sweep(home, sweeps[0])
+    database.close()
+    file = output_path(out, f"{spec.name}-report.html")
+    try:
+        if is_watched:
+            console.print(f"{file} is written every {html_report.WATCH_S} s while the sweep runs. Ctrl-C ends this.")
+            html_report.watch(home, sweeps, file)
+        else:
+            html_report.write(file, html_report.render(home, sweeps))
+    except OSError as error:
+        raise not_written(error) from None
+    console.print(f"{file}")
+
+
+def _write_text(text: str, out: Path | None) -> None:
+    if out is None:
+        write_document(text)
+        return
+    try:
+        write_bytes(output_path(out, ""), printable(redact(text), keep="\n\t").encode())
+    except OSError as error:
+        raise not_written(error) from None
 
 
 def print_report(studies: Sequence[Study]) -> None:

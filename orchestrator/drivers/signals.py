@@ -24,6 +24,15 @@ log = logging.getLogger(__name__)
 Handler = Callable[[int, FrameType | None], None]
 
 
+class _Arrival:
+    """Which signal came first to this process."""
+
+    first: signal.Signals | None = None
+
+
+_arrival = _Arrival()
+
+
 @contextmanager
 def interrupt_on_signal() -> Iterator[None]:
     """Let every signal raise KeyboardInterrupt, as Ctrl-C does, and end waits for the study database."""
@@ -32,12 +41,19 @@ def interrupt_on_signal() -> Iterator[None]:
         _prepare_to_stop(number)
         raise KeyboardInterrupt
 
+    # One of an earlier launch in this process.
+    _arrival.first = None
     try:
         with _handling(handle):
             yield
     finally:
         # For another launch in this process.
         allow_waits()
+
+
+def first_signal() -> signal.Signals | None:
+    """Return the first signal that has come since `interrupt_on_signal` began; None if none has come."""
+    return _arrival.first
 
 
 def is_stopping() -> bool:
@@ -86,6 +102,29 @@ def deferred() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+@contextmanager
+def keeping_sigterm() -> Iterator[None]:
+    """Keep the handler of SIGTERM where the context replaces it by one that raises SystemExit, as `ray.init` does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    handler = signal.getsignal(signal.SIGTERM)
+    is_terminated = False
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        is_terminated = True
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+    if is_terminated:
+        # For the handler that was kept.
+        signal.raise_signal(signal.SIGTERM)
+
+
 def close_sweep(sweep: Sweep) -> None:
     """Save the states of the trials, unless a signal ended the wait for the study database."""
     try:
@@ -115,6 +154,8 @@ def _handling(handler: Handler) -> Iterator[None]:
 
 def _prepare_to_stop(number: int) -> None:
     interrupt_waits()
+    if _arrival.first is None:
+        _arrival.first = signal.Signals(number)
     if number == signal.SIGHUP:
         _leave_terminal()
 

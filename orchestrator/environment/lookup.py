@@ -148,6 +148,8 @@ def load_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: bool) -> lis
         key = (place.database_url, spec.name)
         if key not in studies:
             studies[key] = load_studies(spec, database, epochs=epochs)
+        # A process that reads a sweep again and again must not keep a connection for each time.
+        database.close()
     return [study for each in studies.values() for study in each]
 
 

@@ -44,7 +44,7 @@ def learning_curves(study: Study) -> Figure | None:
     # The chosen trial is drawn last, on top of the others.
     if best:
         trials.append(best)
-    trials = [trial for trial in trials if _series(trial, VAL_ACCURACY)]
+    trials = [trial for trial in trials if finite_series(trial, VAL_ACCURACY)]
     if not trials:
         return None
 
@@ -52,9 +52,9 @@ def learning_curves(study: Study) -> Figure | None:
     color = style_of(study.plan.method).color
     legend: dict[str, Artist] = {}
     for trial in trials:
-        word = f"chosen (trial {trial.number})" if trial == best else _state_word(trial.state)
+        word = f"chosen (trial {trial.number})" if trial == best else state_word(trial.state)
         for ax, metric, scale in ((left, VAL_ACCURACY, 100.0), (right, TRAIN_LOSS, 1.0)):
-            series = _series(trial, metric)
+            series = finite_series(trial, metric)
             if series:
                 line = _draw(ax, trial, series, scale, is_best=trial == best, color=color)
                 legend.setdefault(word, line)
@@ -73,7 +73,8 @@ def _set_epochs(ax: Axes, last: int, bins: int = 6) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=bins, min_n_ticks=1))
 
 
-def _state_word(state: TrialState) -> str:
+def state_word(state: TrialState) -> str:
+    """Return a state as the legend names it."""
     return state.value if state.is_finished else "unfinished"
 
 
@@ -97,7 +98,7 @@ def _draw(
     return line
 
 
-def _series(trial: Trial, metric: str) -> list[tuple[int, float]]:
+def finite_series(trial: Trial, metric: str) -> list[tuple[int, float]]:
     """Return the finite values of a metric with their epochs, counted from 1."""
     values = ((epoch, metrics.get(metric, math.nan)) for epoch, metrics in enumerate(trial.epochs, start=1))
     return [(epoch, value) for epoch, value in values if math.isfinite(value)]

@@ -71,7 +71,7 @@ def parallel_coordinates(study: Study) -> Figure | None:
     for trial in others + complete:
         accuracy = _percent(trial)
         heights = [
-            _height(dimension, trial.params[name]) if name in trial.params else UNUSED
+            axis_height(dimension, trial.params[name]) if name in trial.params else UNUSED
             for name, dimension in space.items()
         ]
         # The accuracy axis covers the range of the trials, so that small differences are visible.
@@ -139,7 +139,7 @@ def _norm(values: list[float]) -> Normalize:
     return Normalize(low, high) if high > low else Normalize(low - 0.5, high + 0.5)
 
 
-def _height(dimension: Dimension, value: object) -> float:
+def axis_height(dimension: Dimension, value: object) -> float:
     """Return the height of a value on its axis, 0 to 1; UNUSED for a choice that the spec no longer contains."""
     if isinstance(dimension, Choice):
         texts = [text(option) for option in dimension.values]
@@ -182,7 +182,7 @@ def _draw_axes(ax: Axes, space: Mapping[str, Dimension], names: list[str], ends:
         rotation_mode="anchor",
     )
 
-    marks = [_marks(dimension) for dimension in space.values()]
+    marks = [axis_marks(dimension) for dimension in space.values()]
     for x, ticks in enumerate([*marks, ends]):
         ax.plot([x, x], [0, 1], color="black", linewidth=0.8, zorder=4)
         for height, word in ticks:
@@ -197,10 +197,10 @@ def _draw_axes(ax: Axes, space: Mapping[str, Dimension], names: list[str], ends:
             )
 
 
-def _marks(dimension: Dimension) -> list[tuple[float, str]]:
+def axis_marks(dimension: Dimension) -> list[tuple[float, str]]:
     """Return height and text of the marks of a dimension."""
     if isinstance(dimension, Choice):
-        return [(_height(dimension, value), _shorten(text(value))) for value in dimension.values]
+        return [(axis_height(dimension, value), _shorten(text(value))) for value in dimension.values]
     return [(0.0, f"{dimension.low:g}"), (1.0, f"{dimension.high:g}")]
 
 

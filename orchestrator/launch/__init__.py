@@ -4,7 +4,9 @@
 
     outcome = launch("demo", driver="inline", home="my-home")
     if outcome.is_done:
-        print(open_sweep("demo", home="my-home").trials())
+        sweep = open_sweep("demo", home="my-home")
+        print(sweep.report())
+        classifier = sweep.load(sweep.best(task="demo/digits"))
 
 Results and progress are returned, not printed; only Ctrl-C is answered on standard error. Slow libraries are imported
 by the functions that need them.
@@ -14,26 +16,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError
 from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
+from orchestrator.launch.results import SweepResults, open_sweep
 from orchestrator.launch.run import run_sweep
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
+from orchestrator.spec.notify import Notify
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
 
 __all__ = ["Progress", "Rerun", "SweepOutcome", "SweepResults", "launch", "open_sweep", "resume"]
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from orchestrator.study.study import Study
 
 
 def launch(
@@ -44,6 +42,7 @@ def launch(
     address: str | None = None,
     weights: str | None = None,
     on_progress: OnProgress | None = None,
+    metrics: int | None = None,
 ) -> SweepOutcome:
     """Run a sweep until it is done, or resume it if it has been launched before.
 
@@ -54,6 +53,7 @@ def launch(
         address: a running Ray cluster; default: `cluster.address` of the spec, or a Ray of this machine alone.
         weights: a file, or a folder of files, with weights of backbones.
         on_progress: called after every change.
+        metrics: port on this machine's loopback address for Prometheus, while trials run.
 
     Raises:
         SpecError: with every problem of the spec and of the home. Nothing has been written.
@@ -79,6 +79,8 @@ def launch(
         address=address or cluster.address,
         weights=weights,
         on_progress=on_progress or _ignore,
+        notify=parsed.notify,
+        metrics=metrics,
     )
 
 
@@ -91,11 +93,12 @@ def resume(
     weights: str | None = None,
     rerun: Rerun | None = None,
     on_progress: OnProgress | None = None,
+    metrics: int | None = None,
 ) -> SweepOutcome:
     """Resume a sweep by its name, with the spec that the study database holds.
 
     Args:
-        name: the sweep's name, or its spec's file.
+        name: the sweep's name, or its spec's file. Only a file's `notify` is called.
         rerun: finished trials to run again.
 
     The other arguments and the errors are those of `launch`.
@@ -120,43 +123,21 @@ def resume(
         weights=weights,
         rerun=rerun,
         on_progress=on_progress or _ignore,
+        notify=_notify_of(name),
+        metrics=metrics,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SweepResults:
-    """Trials and epochs of a sweep, as tables."""
-
-    spec: SweepSpec
-    studies: list[Study]
-
-    def trials(self) -> pd.DataFrame:
-        """Return a row for each trial, with the columns of `trials.parquet` (`sptune export`)."""
-        from orchestrator.report.export import trials_table
-
-        return trials_table(self.studies).to_pandas()
-
-    def epochs(self) -> pd.DataFrame:
-        """Return a row for each metric of each epoch, with the columns of `epochs.parquet`."""
-        from orchestrator.report.export import epochs_table
-
-        return epochs_table(self.studies).to_pandas()
-
-
-def open_sweep(name: str, home: str | None = None) -> SweepResults:
-    """Read a sweep, finished or not. Nothing is written.
-
-    Raises:
-        UserError: if there is no such sweep, with the names of those there are.
-    """
-    from orchestrator.study.study import load_studies
-
-    _, database, spec = find_sweep(home, name)
-    return SweepResults(spec, load_studies(spec, database))
 
 
 def _ignore(progress: Progress) -> None:
     pass
+
+
+def _notify_of(name: str) -> Notify | None:
+    """Return whom the spec's file tells; None if the sweep is named without its file.
+
+    The recorded spec is not asked: who can write to the study database must not choose what runs here.
+    """
+    return load_spec(find_spec(name)).notify if name.endswith((".yaml", ".yml")) else None
 
 
 def _cluster_of(spec: str | Path | SweepSpec | Mapping[str, Any]) -> Cluster:
@@ -186,7 +167,7 @@ def _load(spec: str | Path | SweepSpec | Mapping[str, Any], home: Home, weights:
             parsed = load_spec(Path(source), missing)
     except SpecError as error:
         # One error with everything that is wrong, so that nobody repairs and launches in turns.
-        raise SpecError(source, [*error.problems, *problems]) from None
+        raise SpecError(source, [*error.located, *problems]) from None
     if problems:
         raise SpecError(source, problems)
     return parsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from signal import Signals
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.environment.home import Home
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
 
 DriverName = Literal["ray", "inline"]
-Step = Literal["checking the servers", "checking the nodes", "running trials", "logging to MLflow"]
+Step = Literal["checking the servers", "checking the nodes", "running trials", "logging to MLflow", "notifying"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class SweepOutcome:
     is_interrupted: bool
     """Whether running trials were cut off, by a second Ctrl-C or while Ray was starting. They resume from their last
     checkpoints."""
+    stopped_by: Signals | None
+    """The first signal that came; None if none did, as with `sptune stop`."""
     num_rerun: int
     """Finished trials that were run again."""
     num_unlogged: int

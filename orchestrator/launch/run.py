@@ -15,6 +15,7 @@ from orchestrator.environment.home import Home
 from orchestrator.environment.requirements import require_cache
 from orchestrator.errors import ServiceError, UserError
 from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
+from orchestrator.spec.notify import Notify
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.tracking.deletion import delete_outputs
 from trainer.plain_text import counted
@@ -37,10 +38,17 @@ def run_sweep(
     address: str | None,
     weights: str | None,
     on_progress: OnProgress,
+    notify: Notify | None,
     rerun: Rerun | None = None,
+    metrics: int | None = None,
 ) -> SweepOutcome:
-    """Hold the lease, and drive the sweep to its end."""
+    """Hold the lease, and drive the sweep to its end.
+
+    Args:
+        notify: whom to tell. It must come from the user, and not from the study database.
+    """
     from orchestrator.drivers import signals
+    from orchestrator.launch.notify import Notifier
     from orchestrator.sweep.checkpoint_retention import CheckpointRetention
     from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
@@ -48,11 +56,17 @@ def run_sweep(
     from orchestrator.tracking.mlflow_tracker import MlflowTracker
 
     notes = _check_servers(home, address if driver == "ray" else None, on_progress)
+
+    def add_note(note: str) -> None:
+        notes.append(note)
+        on_progress(Progress("notifying", note=note))
+
     # A home can be moved, so folders of trials follow from it and are never read from the database.
     trials_folder = home.trials_folder(spec.name)
     checkpoints = CheckpointRetention(trials_folder, spec.keep)
 
-    # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, the lease is released.
+    # Closed in reverse order: the sweep's trials become WAITING, MLflow gets the rest, somebody is told, the lease is
+    # released.
     with contextlib.ExitStack() as stack:
         # Outermost: a signal ends whatever is waited for, and what the stack holds is still saved.
         stack.enter_context(signals.interrupt_on_signal())
@@ -65,6 +79,8 @@ def run_sweep(
         lease = database.lease(spec.name)
         lease.acquire(spec.name)
         stack.callback(lease.release)
+        notifier = Notifier(notify, database, lease, home, add_note)
+        stack.push(notifier.on_exit)
 
         # Under the lease, and before the sweep is opened: it then finds these trials WAITING.
         num_rerun = _reset_trials(spec, database, rerun) if rerun is not None else 0
@@ -87,6 +103,12 @@ def run_sweep(
         stack.callback(signals.close_sweep, sweep)
 
         was_finished = sweep.is_done
+        if metrics is not None and not was_finished:
+            from orchestrator.launch.metrics import serve_metrics
+
+            stack.enter_context(serve_metrics(metrics, sweep, lease, lambda: tracker.num_pending))
+        # From here on, an error is one of the sweep and no longer one of its start.
+        notifier.watch(sweep)
         is_interrupted = False
         if not was_finished:
             tracker.open()
@@ -96,9 +118,11 @@ def run_sweep(
             except KeyboardInterrupt:
                 # The stack below still saves states and logs to MLflow; only the trials themselves were cut off.
                 is_interrupted = True
+                notifier.drop()
             else:
                 # Checkpoints that were still being written when their trials ended.
                 checkpoints.delete_late(sweep.studies)
+        stopped_by = signals.first_signal()
 
     CostModel.load(home.cost_model_file).update(sweep.studies, home.data_root)
     return SweepOutcome(
@@ -108,6 +132,7 @@ def run_sweep(
         halt=sweep.halt,
         was_finished=was_finished,
         is_interrupted=is_interrupted,
+        stopped_by=stopped_by,
         num_rerun=num_rerun,
         num_unlogged=sum(unlogged),
         notes=tuple(notes),

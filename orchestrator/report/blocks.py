@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 NOTHING = "—"
@@ -30,6 +32,39 @@ class TableBlock:
     last_is_text: bool = False
     """Whether the last column holds text and may wrap."""
 
+    def is_text(self, index: int) -> bool:
+        """Return whether a column holds text."""
+        return index < self.names or (self.last_is_text and index == len(self.header) - 1)
+
+    def split(self, fits: Callable[[TableBlock], bool]) -> list[TableBlock]:
+        """Return the table, or as few parts of it as fit. Every part repeats the text columns.
+
+        A table is split between its spans. A span that is too wide by itself is split between its columns.
+        """
+        if not self.spans or fits(self):
+            return [self]
+
+        # Fill parts from left to right with whole spans, or with single columns of a span that is too wide.
+        remaining = [*range(self.names, len(self.header))]
+        parts: list[list[int]] = [[]]
+        for size in self.spans:
+            span = remaining[:size]
+            remaining = remaining[size:]
+            pieces = [span] if fits(self._part(span)) else [[index] for index in span]
+
+            for piece in pieces:
+                if parts[-1] and not fits(self._part([*parts[-1], *piece])):
+                    parts.append([])
+                parts[-1] += piece
+        return [self._part(columns) for columns in parts]
+
+    def _part(self, columns: Sequence[int]) -> TableBlock:
+        """Return the table with its text columns and these number columns."""
+        kept = [*range(self.names), *columns]
+        rows = [tuple(row[index] for index in kept) for row in self.rows]
+        header = tuple(self.header[index] for index in kept)
+        return dataclasses.replace(self, header=header, rows=rows, spans=(len(columns),))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextBlock:
@@ -39,6 +74,8 @@ class TextBlock:
     title: str = ""
     is_warning: bool = False
     """Whether the sentences report a problem."""
+    is_note: bool = False
+    """Whether the sentences explain the table above. One that begins with `[a]` explains the cells that end with it."""
 
 
 Block = TableBlock | TextBlock
@@ -47,3 +84,8 @@ Block = TableBlock | TextBlock
 def cells(*texts: str) -> tuple[Cell, ...]:
     """Return a row of plain cells."""
     return tuple(Cell(text) for text in texts)
+
+
+def one_line(text: str) -> str:
+    """Return a text of several lines on one."""
+    return "; ".join(part for part in text.splitlines() if part)

@@ -56,7 +56,7 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
         names=1 + len(varying),
     )
     if comparisons:
-        yield TextBlock(lines=(*comparison_text(comparisons, units),))
+        yield TextBlock(lines=(*comparison_text(comparisons, units),), is_note=True)
 
 
 def compare_in_settings(studies: Sequence[Study]) -> Iterator[tuple[StudyPlan, Unit, list[Comparison]]]:

@@ -1,9 +1,8 @@
-"""Rendering of a report for a terminal, as Markdown, LaTeX or HTML, and of its numbers as CSV."""
+"""Rendering of a report for a terminal, as Markdown or elements of HTML, and of its numbers as CSV."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import html
 import io
 import re
@@ -16,36 +15,14 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock
+from orchestrator.redaction import redact
+from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, one_line
+from orchestrator.report.latex import to_latex
 from orchestrator.report.results_table import ResultsRow, ResultsTable
 from orchestrator.report.stacked import stacked_row
 from trainer.plain_text import csv_text, printable
 from trainer.terminal import shown
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "—": "---",
-    "<": "$<$",
-    ">": "$>$",
-    "`": r"\textasciigrave{}",
-    "|": r"\textbar{}",
-    # After the end of a row, these would be an argument of the end.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
-"""Characters that mean something else in LaTeX, or that its fonts lack, with their replacements."""
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse; margin: 1.5em 0 .5em }
-caption { text-align: left; white-space: pre-line; color: #555 }
-th, td { padding: .2em .8em; text-align: right; white-space: nowrap } tr > .name { text-align: left }
-td.text { text-align: left; white-space: normal } thead th { border-bottom: 1px solid #222 }
-tbody tr:last-child td { border-bottom: 1px solid #222 } p.alarming { color: #a00 }"""
 UNLIMITED_WIDTH = 1_000_000
 
 
@@ -82,9 +59,9 @@ def _rich_table(block: TableBlock) -> Table:
     table = Table(title=shown(block.title, "table.title", keep="\n"))
 
     for index, name in enumerate(block.header):
-        justify: Literal["left", "right"] = "left" if _is_text(block, index) else "right"
+        justify: Literal["left", "right"] = "left" if block.is_text(index) else "right"
         # Names of several words may be long, so they share what is left with the text.
-        wraps = block.last_is_text and _is_text(block, index)
+        wraps = block.last_is_text and block.is_text(index)
         no_wrap = bool(block.spans) or (block.last_is_text and not wraps)
 
         # A column that wraps must keep its longest word on one line, and any other its longest cell.
@@ -114,40 +91,14 @@ def _print_stacked(block: TableBlock, console: Console) -> None:
 
 
 def _split_to_fit(block: TableBlock, console: Console) -> list[TableBlock]:
-    """Return the table, or as few parts of it as fit the terminal.
-
-    A table is split between its spans. A span that is too wide by itself is split between its columns.
-    """
+    """Return the table, or as few parts of it as fit the terminal."""
     unlimited = console.options.update(width=UNLIMITED_WIDTH)
 
-    def part(columns: Sequence[int]) -> TableBlock:
-        """Return the table with the text columns and these number columns."""
-        # Every part repeats the text columns, so that its rows have names.
-        kept = [*range(block.names), *columns]
-        rows = [tuple(row[index] for index in kept) for row in block.rows]
-        header = tuple(block.header[index] for index in kept)
-        return dataclasses.replace(block, header=header, rows=rows, spans=(len(columns),))
-
-    def fits(columns: Sequence[int]) -> bool:
-        width = Measurement.get(console, unlimited, _rich_table(part(columns))).maximum
+    def fits(part: TableBlock) -> bool:
+        width = Measurement.get(console, unlimited, _rich_table(part)).maximum
         return width <= console.options.max_width
 
-    remaining = [*range(block.names, len(block.header))]
-    if not block.spans or fits(remaining):
-        return [block]
-
-    # Fill parts from left to right with whole spans, or with single columns of a span that is too wide.
-    parts: list[list[int]] = [[]]
-    for size in block.spans:
-        span = remaining[:size]
-        remaining = remaining[size:]
-        pieces = [span] if fits(span) else [[index] for index in span]
-
-        for piece in pieces:
-            if parts[-1] and not fits([*parts[-1], *piece]):
-                parts.append([])
-            parts[-1] += piece
-    return [part(columns) for columns in parts]
+    return block.split(fits)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -157,10 +108,10 @@ def to_markdown(blocks: Sequence[Block]) -> str:
         match block:
             case TableBlock():
                 header = [_escape_markdown(name) for name in block.header]
-                rule = ["---" if _is_text(block, index) else "---:" for index in range(len(block.header))]
+                rule = ["---" if block.is_text(index) else "---:" for index in range(len(block.header))]
                 rows = [header, rule, *([_markdown_cell(cell) for cell in row] for row in block.rows)]
                 table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-                parts.append(f"**{_escape_markdown(_one_line(block.title))}**\n\n{table}")
+                parts.append(f"**{_escape_markdown(one_line(block.title))}**\n\n{table}")
             case TextBlock():
                 title = [f"**{_escape_markdown(block.title)}**", ""] if block.title else []
                 lines = [_escape_markdown_line(line) for text in block.lines for line in text.splitlines()]
@@ -168,61 +119,45 @@ def to_markdown(blocks: Sequence[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def to_latex(blocks: Sequence[Block]) -> str:
-    r"""Return tables for a paper, to `\input`; the preamble needs the packages booktabs and graphicx.
-
-    Letters outside Latin-1, in an error message for instance, need lualatex or xelatex.
-    """
-    parts = [r"% needs \usepackage{booktabs,graphicx}; letters outside Latin-1 need lualatex or xelatex"]
-    for block in blocks:
-        match block:
-            case TableBlock():
-                columns = "".join("l" if _is_text(block, index) else "r" for index in range(len(block.header)))
-                rows = [" & ".join(map(_escape_latex, block.header)) + r" \\ \midrule"]
-                rows += [" & ".join(map(_latex_cell, row)) + r" \\" for row in block.rows]
-                body = "\n".join(rows)
-                caption = _escape_latex(_one_line(block.title))
-                parts.append(
-                    f"\\begin{{table}}\n\\caption{{{caption}}}\n\\resizebox{{\\linewidth}}{{!}}{{%\n"
-                    f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}"
-                )
-            case TextBlock():
-                title = f"\\textbf{{{_escape_latex(block.title)}}}\\\\\n" if block.title else ""
-                lines = [_escape_latex(line) for text in block.lines for line in text.splitlines()]
-                # Braces keep the small font inside the paragraph.
-                parts.append("\\noindent{\\footnotesize\n" + title + "\\\\\n".join(lines) + "}\n")
-    return "\n\n".join(parts) + "\n"
-
-
 def to_html(blocks: Sequence[Block]) -> str:
-    """Return the report as one HTML page that loads no other file."""
+    """Return the report as elements of a page: a table or a paragraph for each block. They load nothing."""
     parts = []
     for block in blocks:
         match block:
             case TableBlock():
                 header = "".join(_html_cell(block, index, Cell(name), "th") for index, name in enumerate(block.header))
+                # A line for each cell. What hides a secret ends at white space and must not reach the next cell.
                 rows = [
-                    f"<tr>{''.join(_html_cell(block, index, cell, 'td') for index, cell in enumerate(row))}</tr>"
+                    "\n".join(
+                        ["<tr>", *(_html_cell(block, index, cell, "td") for index, cell in enumerate(row)), "</tr>"]
+                    )
                     for row in block.rows
                 ]
-                caption = _escape_html(block.title, keep="\n")
+                caption = escape_html(block.title, keep="\n")
+                # On a narrow screen the table scrolls, and the page does not.
                 parts.append(
-                    f"<table><caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n"
-                    f"<tbody>{chr(10).join(rows)}</tbody></table>"
+                    f'<div class="scroll"><table><caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n'
+                    f"<tbody>{chr(10).join(rows)}</tbody></table></div>"
                 )
             case TextBlock():
-                title = f"<strong>{_escape_html(block.title)}</strong><br>" if block.title else ""
-                lines = [_escape_html(line) for text in block.lines for line in text.splitlines()]
+                title = f"<strong>{escape_html(block.title)}</strong><br>" if block.title else ""
+                lines = [escape_html(line) for text in block.lines for line in text.splitlines()]
                 attribute = ' class="alarming"' if block.is_warning else ""
                 parts.append(f"<p{attribute}>{title}{'<br>'.join(lines)}</p>")
-
-    head = f'<meta charset="utf-8"><title>sptune report</title>\n<style>{STYLE}</style>'
-    body = "\n".join(parts)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    return "\n".join(parts) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown, "latex": to_latex, "html": to_html}
-"""Formats of a report other than a terminal's."""
+def escape_html(text: str, keep: str = "") -> str:
+    """Return text of users for an element or an attribute of a page, without secrets.
+
+    Args:
+        keep: control characters that stay, such as the ends of lines.
+    """
+    return html.escape(printable(redact(text), keep))
+
+
+FORMATS: dict[str, Callable[[Sequence[Block]], str]] = {"markdown": to_markdown, "latex": to_latex}
+"""Formats of a report that are text. A page of HTML has more than the blocks: `orchestrator/report_page`."""
 
 
 def to_csv(table: ResultsTable) -> str:
@@ -263,15 +198,6 @@ def _protocol_text(row: ResultsRow) -> str:
     return " ".join([*row.protocol, *(f"Difference from ours: {note}" for note in notes)])
 
 
-def _is_text(block: TableBlock, index: int) -> bool:
-    """Return whether a column holds text."""
-    return index < block.names or (block.last_is_text and index == len(block.header) - 1)
-
-
-def _one_line(text: str) -> str:
-    return "; ".join(part for part in text.splitlines() if part)
-
-
 def _escape_markdown(text: str) -> str:
     # Only characters with a meaning in the middle of a line: every text follows `- `, `|` or `**`.
     return re.sub(r"([\\`*_|<>\[\]&~$])", r"\\\1", printable(text))
@@ -282,24 +208,9 @@ def _escape_markdown_line(text: str) -> str:
     return re.sub(r"^(\s*\d*)(?=(#{1,6}|[+-]|[.)])(\s|$)|-{3,}|=)", r"\1\\", _escape_markdown(text))
 
 
-def _escape_html(text: str, keep: str = "") -> str:
-    return html.escape(printable(text, keep))
-
-
 def _markdown_cell(cell: Cell) -> str:
     text = _escape_markdown(cell.text)
     return f"**{text}**" if cell.bold else text
-
-
-def _escape_latex(text: str) -> str:
-    # Two hyphens or apostrophes would become one other sign.
-    pieces = re.split(r"(?<=['-])(?=['-])", printable(text))
-    return "{}".join("".join(LATEX.get(character, character) for character in piece) for piece in pieces)
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(cell.text)
-    return f"\\textbf{{{text}}}" if cell.bold else text
 
 
 def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:
@@ -309,7 +220,7 @@ def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:
     elif index < block.names:
         attribute = ' class="name"'
 
-    text = _escape_html(cell.text)
+    text = escape_html(cell.text)
     if cell.bold:
         text = f"<b>{text}</b>"
     return f"<{tag}{attribute}>{text}</{tag}>"

@@ -161,6 +161,9 @@ def build_results_table(studies: Sequence[Study]) -> ResultsTable:
             if source.method not in methods:
                 rows.append(_published(source, (source.method, backbone, ALL_IMAGES), tasks, groups, others))
 
+    # Where the papers have no number for any of our tasks, as for a researcher's own, their rows would be empty.
+    with_numbers = {row.names[1] for row in rows if row.kind == "published" and row.scores}
+    rows = [row for row in rows if row.kind == "ours" or row.names[1] in with_numbers]
     return ResultsTable(tasks=tasks, groups=groups, rows=rows)
 
 

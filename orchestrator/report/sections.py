@@ -11,7 +11,7 @@ from orchestrator.report.comparison_table import comparison_blocks
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
-from orchestrator.report.results_table import NAMES, ResultsRow, ResultsTable, Score, build_results_table
+from orchestrator.report.results_table import ALL_IMAGES, NAMES, ResultsRow, ResultsTable, Score, build_results_table
 from orchestrator.report.searched import searched_block
 from orchestrator.report.significance import bold_text, find_bold
 from orchestrator.spec.labels import study_label, varying_fields
@@ -28,13 +28,14 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
     blocks = [
         results_block(table, studies),
         _notes(table),
-        TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies), *count_trials(studies))),
+        TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies)), is_note=True),
+        TextBlock(lines=(*count_trials(studies),)),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _protocols(table),
         *comparison_blocks(studies),
         chosen,
-        TextBlock(lines=(selection_text(studies),) if chosen.rows else ()),
+        TextBlock(lines=(selection_text(studies),) if chosen.rows else (), is_note=True),
         searched_block([study.plan for study in studies]),
         *_efficiency(studies),
         _peeking(studies),
@@ -85,6 +86,7 @@ def _notes(table: ResultsTable) -> TextBlock:
     return TextBlock(
         title="where the protocols of published rows differ from ours",
         lines=tuple(f"[{mark}] {note}" for notes, mark in table.marks.items() for note in notes),
+        is_note=True,
     )
 
 
@@ -194,6 +196,13 @@ def _sources(table: ResultsTable) -> Iterator[str]:
     absent = [backbone for backbone in backbones if not published_rows(backbone)]
     if absent:
         yield f"No published results are known for {', '.join(absent)}."
+
+    # Rows of a part of the images are never compared with published ones.
+    compared = {row.names[1] for row in table.rows if row.names[2] == ALL_IMAGES}
+    with_numbers = {row.names[1] for row in table.rows if row.kind == "published"}
+    without = [backbone for backbone in backbones if backbone in compared - with_numbers and backbone not in absent]
+    if without:
+        yield f"No published results on these tasks are known for {', '.join(without)}."
 
 
 def _efficiency(studies: Sequence[Study]) -> Iterator[Block]:

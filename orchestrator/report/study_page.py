@@ -35,7 +35,7 @@ def render_study_page(study: Study) -> str:
     # The result comes first: MLflow shows the beginning of a description in its table.
     lines = []
     if best is not None:
-        lines.append(_final_scores(study))
+        lines.append(final_scores_text(study))
         lines.append(f"chosen on val: trial {best.number}, {format_params(best.params)}")
     if study.search_table.stop_reason is not None:
         lines.append(f"stopped: {study.search_table.stop_reason}")
@@ -66,7 +66,7 @@ def study_summary_metrics(study: Study) -> dict[str, float]:
     return metrics
 
 
-def _final_scores(study: Study) -> str:
+def final_scores_text(study: Study) -> str:
     """Return the line with the test accuracy, as a mean and by seed."""
     scores = [trial.score for trial in study.requested_final_trials if trial.score is not None]
     if not scores:
@@ -143,7 +143,7 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         )
     if best is not None:
         _, config = next(iter(study.final_configs().values()))
-        command = reproduce_command(_changed_fields(config))
+        command = reproduce_command(changed_fields(config))
         text += f"\nTo train its first final trial by hand:\n\n```\n{command}\n```\n"
     return text
 
@@ -162,7 +162,7 @@ def reproduce_command(config: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def _changed_fields(config: TrainConfig) -> dict[str, Any]:
+def changed_fields(config: TrainConfig) -> dict[str, Any]:
     """Return the fields that differ from their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     return {name: value for name, value in dataclasses.asdict(config).items() if value != defaults[name]}

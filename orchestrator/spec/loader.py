@@ -6,49 +6,27 @@ All mistakes are reported in one error.
 from __future__ import annotations
 
 import copy
-import re
+import difflib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.redaction import redact
+from orchestrator.spec.explanations import locations, sentences, without_type
 from orchestrator.spec.fields import RECORDED
-from orchestrator.spec.resources import Cluster, ResourceOverride, Resources, resource_problems
-from orchestrator.spec.schema import (
-    Asha,
-    Budget,
-    Final,
-    Hyperband,
-    Median,
-    NoPruner,
-    Search,
-    SearchOverride,
-    StudyMatrix,
-    StudyOverride,
-    SweepSpec,
-)
-from orchestrator.spec.space import Choice, FloatRange, IntRange
+from orchestrator.spec.resources import Cluster, resource_problems
+from orchestrator.spec.schema import StudyMatrix, SweepSpec
 from orchestrator.spec.valid_part import Location, invalid_fields, is_kept, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, entry_problems, search_problems
 from orchestrator.spec.yaml_file import read_yaml
-from trainer.validation import number_problem, short_repr, unknown_name
+from trainer.validation import short_repr
 
 SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
 """Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
-TAGS: dict[str, type[BaseModel]] = {
-    "float": FloatRange,
-    "int": IntRange,
-    "choice": Choice,
-    "asha": Asha,
-    "hyperband": Hyperband,
-    "median": Median,
-    "none": NoPruner,
-}
-"""Values of `type`, with the keys that belong to them. Pydantic adds them to the location of an error, though they are
-no keys of the YAML file."""
-
+SUFFIXES = (".yaml", ".yml")
 MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
 
@@ -60,14 +38,30 @@ def find_spec(spec: str) -> Path:
         SpecError: if there is no such file.
     """
     # The name comes first: a file `demo` in the working directory must not hide the spec that ships.
-    shipped = {path.stem: path for path in sorted(SHIPPED_SPECS.glob("*.yaml"))}
+    shipped = shipped_specs()
     if spec in shipped:
         return shipped[spec]
 
     if not _is_there(Path(spec)):
-        raise SpecError(spec, [f"there is no such file, and {unknown_name(spec, shipped, 'a spec that ships')}"])
+        names = [*shipped, *_specs_beside(Path(spec))]
+        nearest, second, third = map(repr, difflib.get_close_matches(spec.lower(), names, n=3, cutoff=0.0))
+        problem = f"there is no such file, and {short_repr(spec)} is not a spec that ships; did you mean {nearest}?"
+        raise SpecError(spec, [f"{problem} The next are {second} and {third}. `sptune new` writes a spec."])
 
     return Path(spec)
+
+
+def shipped_specs() -> dict[str, Path]:
+    """Return the files of the specs that come with sptune, by their names."""
+    return {path.stem: path for path in sorted(SHIPPED_SPECS.glob("*.yaml"))}
+
+
+def _specs_beside(path: Path) -> list[str]:
+    """Return the YAML files of the folder that a path is in."""
+    try:
+        return [str(file) for file in path.parent.iterdir() if file.suffix in SUFFIXES]
+    except OSError:
+        return []
 
 
 def _is_there(path: Path) -> bool:
@@ -88,16 +82,26 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
     Raises:
         SpecError: with every problem of the YAML, of keys and types, and of the configs that follow from the spec.
     """
-    raw, problems = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise SpecError(str(path), ["must be a mapping with keys such as name, tasks, methods, space."])
+    file = read_yaml(path)
+    if not isinstance(file.values, dict):
+        problem = file.text.locate("must be a mapping with keys such as name, tasks, methods, space.")
+        raise SpecError(str(path), [problem])
+
+    missing: list[str] = []
+
+    def keep_missing(matrix: StudyMatrix) -> list[str]:
+        missing.extend(find_missing(matrix))
+        return missing
 
     try:
-        spec = parse_spec(raw, str(path), find_missing)
+        spec = parse_spec(file.values, str(path), keep_missing)
     except SpecError as error:
-        raise SpecError(str(path), [*problems, *error.problems]) from None
-    if problems:
-        raise SpecError(str(path), problems)
+        # What is missing elsewhere is no mistake in a line of the file.
+        elsewhere = {*map(redact, missing)}
+        located = [problem if problem in elsewhere else file.text.locate(problem) for problem in error.problems]
+        raise SpecError(str(path), [*file.problems, *located]) from None
+    if file.problems:
+        raise SpecError(str(path), file.problems)
 
     return spec
 
@@ -105,7 +109,7 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
 def load_cluster(path: Path) -> Cluster:
     """Return the `cluster` part of a spec file. It is empty if that part is wrong; `load_spec` then says why."""
     try:
-        return parse_cluster(read_yaml(path)[0])
+        return parse_cluster(read_yaml(path).values)
     except SpecError:
         return Cluster()
 
@@ -116,7 +120,7 @@ def load_name(path: Path) -> str:
     Raises:
         SpecError: as `load_spec`, if it has none.
     """
-    raw, _ = read_yaml(path)
+    raw = read_yaml(path).values
     name = raw.get("name") if isinstance(raw, dict) else None
     return name if isinstance(name, str) else load_spec(path).name
 
@@ -151,12 +155,12 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
         matrix = spec
         problems |= dict.fromkeys(resource_problems(spec.resources, spec.backbones))
     except ValidationError as error:
-        problems |= dict.fromkeys(_sentences(error))
-        locations = _locations(error)
-        invalid = invalid_fields(raw, locations)
-        valid = valid_part(raw, locations)
+        problems |= dict.fromkeys(sentences(error))
+        wrong = locations(error)
+        invalid = invalid_fields(raw, wrong)
+        valid = valid_part(raw, wrong)
         matrix = parse_matrix(valid)
-        problems |= dict.fromkeys(_selector_problems(raw, locations))
+        problems |= dict.fromkeys(_selector_problems(raw, wrong))
 
     # Then the configs of what is valid so far, so that the user sees all problems at once.
     field_problems = [*config_problems(matrix)] if matrix else []
@@ -202,131 +206,16 @@ def parse_recorded_spec(raw: dict[str, Any], source: str) -> SweepSpec:
         except ValidationError as error:
             unknown = [detail["loc"] for detail in error.errors() if detail["type"] == "extra_forbidden"]
             if not unknown:
-                raise SpecError(source, _sentences(error)) from None
+                raise SpecError(source, sentences(error)) from None
 
             for location in unknown:
                 _delete_key(values, location)
 
 
 def _delete_key(values: Any, location: Location) -> None:
-    """Delete a value of a spec in place."""
-    *parents, key = location
-    tagged: Any = None
-
+    """Delete a value of a spec in place. The location is pydantic's."""
+    *parents, key = without_type(location)
     for parent in parents:
-        # The location of a value in a part with a `type` has the type in it, once, before the key.
-        if isinstance(values, dict) and values.get("type") == parent and values is not tagged:
-            tagged = values
-        else:
-            values = values[parent]
+        values = values[parent]
 
     del values[key]
-
-
-def _locations(error: ValidationError) -> list[Location]:
-    """Return where the errors are, in the keys of the YAML file."""
-    # Pydantic marks an error of a key itself.
-    added = {*TAGS, "[key]"}
-    return [tuple(part for part in detail["loc"] if part not in added) for detail in error.errors()]
-
-
-def _sentences(error: ValidationError) -> list[str]:
-    """Return each of pydantic's errors as a sentence with its location."""
-    return [
-        f"{'.'.join(map(str, location))}: {_explain(detail, location)}"
-        for detail, location in zip(error.errors(), _locations(error), strict=True)
-    ]
-
-
-def _explain(detail: Any, location: Location) -> str:
-    """Return one of pydantic's errors as a sentence with the rule, the value and the way out."""
-    kind = detail["type"]
-    value = detail["input"]
-    limits = detail.get("ctx", {})
-
-    if kind == "extra_forbidden":
-        return unknown_name(str(location[-1]), _part_at(detail["loc"][:-1]).model_fields, "a key here")
-
-    if kind == "missing":
-        return "is missing."
-
-    if kind == "model_type":
-        return (
-            f"must be a mapping with keys such as {', '.join([*_part_at(location).model_fields][:3])}; "
-            f"got {short_repr(value)}."
-        )
-
-    if kind in ("union_tag_not_found", "model_attributes_type"):
-        example = "asha, min_epochs: 10" if "pruner" in location else "float, low: 0.1, high: 1.0"
-        return f"must be a mapping with a `type`, such as {{type: {example}}}; got {short_repr(value)}."
-
-    if kind == "union_tag_invalid":
-        return unknown_name(str(limits["tag"]), re.findall(r"'(\w+)'", limits["expected_tags"]), "a type")
-
-    # The sentence of one of our own validators.
-    if kind == "value_error":
-        return str(limits["error"])
-
-    if kind == "literal_error":
-        names = re.findall(r"'(\w+)'", limits["expected"])
-        return f"must be {_words(names)}, got {short_repr(value)}."
-
-    # YAML reads 1e-4 as text: say how to write it.
-    if isinstance(value, str) and kind.startswith(("int", "float")):
-        return str(number_problem(value))
-
-    if kind in ("string_type", "invalid_key"):
-        return f"must be text, got {short_repr(value)}{_quotes(value)}."
-
-    for start, rule in RULES.items():
-        if kind.startswith(start):
-            return f"must be {rule.format(**limits)}, got {short_repr(value)}."
-
-    return f"cannot be {short_repr(value)}."
-
-
-def _words(names: list[str]) -> str:
-    """Return names as `a, b or c`."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-RULES = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "list_type": "a list",
-    "dict_type": "a mapping",
-    "too_short": "a list with at least {min_length} entry",
-    "greater_than_equal": "at least {ge:g}",
-    "greater_than": "above {gt:g}",
-}
-"""Rules by the first letters of pydantic's kind of error. The first match counts."""
-
-
-def _quotes(value: object) -> str:
-    """Return the way out where a text that was meant is something else for YAML."""
-    if isinstance(value, bool):
-        return "; YAML reads yes, no, on and off as true and false: put the text in quotes"
-
-    return "; put it in quotes" if isinstance(value, int | float) else ""
-
-
-def _part_at(location: Location) -> type[BaseModel]:
-    """Return the part of a spec at a location, for its keys. The location may end with the `type` of the part."""
-    parts: dict[Location, type[BaseModel]] = {
-        (): SweepSpec,
-        ("search",): Search,
-        ("final",): Final,
-        ("resources",): Resources,
-        ("cluster",): Cluster,
-        ("budget",): Budget,
-        ("per",): StudyOverride,
-        ("per", "search"): SearchOverride,
-    }
-    # Entries of a list have the same keys, whatever their number.
-    names = tuple(part for part in location if isinstance(part, str))
-    if names in parts:
-        return parts[names]
-
-    return ResourceOverride if names[:2] == ("resources", "backbones") else TAGS[str(location[-1])]

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from orchestrator.spec.fields import Count, Number, Seed, SpecPart, at_most, check_number, is_recorded
+from orchestrator.spec.notify import Notify
 from orchestrator.spec.resources import Cluster, Resources
 from orchestrator.spec.space import DimensionField, as_list
-from trainer.catalog import BACKBONES, METHODS, TASKS, is_own
+from trainer.catalog import BACKBONES, METHODS, OWN, TASKS, is_own
+from trainer.names import nearest_name, our_names
 from trainer.validation import number_problem, short_repr, unknown_name
 
 MAX_NAME_LENGTH = 128
@@ -45,8 +47,15 @@ def task_names(name: str) -> list[str]:
 
 def _check_task(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str) and not task_names(value) and not is_recorded(info):
-        groups = {task.group for task in TASKS.values()}
-        raise ValueError(unknown_name(value, [*TASKS, *groups], "a task or group"))
+        groups = dict.fromkeys(task.group for task in TASKS.values())
+        names = [*TASKS, *groups]
+        problem = unknown_name(value, names, "a task or group")
+
+        # Own tasks are in no list.
+        is_like_ours = bool(our_names(value)) or nearest_name(value, names) is not None
+        if is_own(f"{OWN}{value}") and not is_like_ours:
+            problem += f" A task of your own is {short_repr(OWN + value)}."
+        raise ValueError(problem)
 
     return value
 
@@ -329,6 +338,8 @@ class SweepSpec(StudyMatrix):
     """Addresses, for sweeps on more than one machine."""
     budget: Budget = Budget()
     """Limits after which no more trials are started."""
+    notify: Notify | None = None
+    """Whom to tell when the sweep ends. It may change between launches."""
     retries: Count = Field(default=2, ge=0)
     """Number of times that a trial runs again after a failure that may pass."""
     pause_after: Count = Field(default=5, ge=2)

@@ -5,15 +5,17 @@ Only plain values are read: no tags, no second document. Anchors, aliases and me
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import Problem, SpecError
+from orchestrator.spec.source_text import LINE_BREAK, SourceText, nodes_of
 from trainer.plain_text import counted
 
 MAX_BYTES = 1_000_000
@@ -27,6 +29,7 @@ MAX_DIGITS = 40
 
 TAG = "tag:yaml.org,2002:"
 MERGE = f"{TAG}merge"
+_TAB = "'\\t'"
 PLAIN_TAGS = {f"{TAG}{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
@@ -41,13 +44,25 @@ _PlainLoader.yaml_implicit_resolvers = {
 }
 
 
-def read_yaml(path: Path) -> tuple[Any, list[str]]:
-    """Return the values of a YAML file, and a sentence for each value that YAML reads as something else.
+@dataclass(frozen=True, slots=True)
+class YamlFile:
+    """What a YAML file holds."""
+
+    values: Any
+    """Plain values; None for an empty file."""
+    problems: list[Problem]
+    """One for each value that YAML reads as something else."""
+    text: SourceText
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Read a YAML file.
 
     Raises:
         SpecError: if the file cannot be read as YAML at all.
     """
     content = _read_bytes(path)
+    text = SourceText(content)
 
     try:
         # From bytes, so that PyYAML recognizes UTF-16 and a byte order mark.
@@ -55,22 +70,29 @@ def read_yaml(path: Path) -> tuple[Any, list[str]]:
         try:
             node = loader.get_single_node()
             if node is None:
-                return None, []
+                return YamlFile(None, [], text)
             _measure(node, {}, set())
             # Before the values are built, which changes nodes with merge keys.
-            problems = list(dict.fromkeys(_node_problems(node)))
-            return loader.construct_document(node), problems
+            problems = [*_node_problems(node, text)]
+            values = loader.construct_document(node)
+            text.set_root(node)
+            return YamlFile(values, problems, text)
         finally:
             loader.dispose()
-    except yaml.reader.ReaderError:
-        raise SpecError(str(path), ["is not a text file in UTF-8; save it as UTF-8."]) from None
+    except yaml.reader.ReaderError as error:
+        raise SpecError(str(path), [_at_character(text, content, error)]) from None
     except RecursionError:
         raise SpecError(str(path), [f"is nested more than {MAX_DEPTH} levels deep; a spec has six."]) from None
-    except yaml.YAMLError as error:
-        raise SpecError(str(path), [f"is not valid YAML: {_explain(error)}."]) from None
-    except ValueError as error:
-        # A number whose digits say nothing, such as 0b or 1__.
-        raise SpecError(str(path), [f"is not valid YAML: {error}."]) from None
+    except yaml.MarkedYAMLError as error:
+        problem = text.at_mark(f"is not valid YAML: {_explain(error)}.", _place(error))
+        raise SpecError(str(path), [problem]) from None
+
+
+def read_as_written(path: Path) -> str:
+    """Return a file that `read_yaml` accepts as its author wrote it, comments included."""
+    content = _read_bytes(path)
+    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf_16 else "utf-8-sig").replace("\r\n", "\n")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -88,18 +110,29 @@ def _read_bytes(path: Path) -> bytes:
         raise SpecError(str(path), [f"cannot be read: {error.strerror}."]) from None
 
 
-def _explain(error: yaml.YAMLError) -> str:
+def _at_character(text: SourceText, content: bytes, error: yaml.reader.ReaderError) -> Problem:
+    """Return the problem of a character that YAML does not have, with its place."""
+    # PyYAML counts characters if it could decode the file, and bytes if not.
+    position = error.position
+    is_decoded = error.encoding == "unicode"
+    before = content.decode(errors="replace")[:position] if is_decoded else content[:position].decode(errors="replace")
+    *lines, last = LINE_BREAK.split(before)
+    return text.at("is not a text file in UTF-8; save it as UTF-8.", len(lines), len(last), len(last) + 1)
+
+
+def _explain(error: yaml.MarkedYAMLError) -> str:
     """Return PyYAML's error on one line."""
     if isinstance(error, yaml.composer.ComposerError) and "expected a single document" in str(error):
         return "it holds several documents; a spec is one, without a line `---` between two parts"
 
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        cure = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
-        return f"{error.problem}{where}{cure}"
+    return f"{error.problem}{'; indent with spaces' if _TAB in str(error.problem) else ''}"
 
-    return " ".join(str(error).split())
+
+def _place(error: yaml.MarkedYAMLError) -> yaml.Mark | None:
+    """Return where an error is: where it was noticed, or what was begun if that is missing at the end of the file."""
+    is_at_end = any(words in str(error.problem) for words in ("<stream end>", "end of stream"))
+    marks = (error.context_mark, error.problem_mark) if is_at_end else (error.problem_mark, error.context_mark)
+    return marks[0] or marks[1]
 
 
 def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]], parents: set[int]) -> tuple[int, int]:
@@ -123,6 +156,8 @@ def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]], parents: set[in
         problem = "an alias stands inside of its own anchor"
     elif node.tag == f"{TAG}int" and len(node.value) > MAX_DIGITS:
         problem = f"no key takes a number of {counted(len(node.value), 'digit')}"
+    elif node.tag == f"{TAG}int" and not re.search("[0-9A-Fa-f]", re.sub("^[-+]?0[bx]", "", node.value)):
+        problem = f"{node.value} is a number without digits"
 
     num_values = 1
     num_levels = 1
@@ -145,51 +180,46 @@ def _measure(node: yaml.Node, sizes: dict[int, tuple[int, int]], parents: set[in
     return num_values, num_levels
 
 
-def _node_problems(root: yaml.Node) -> Iterator[str]:
-    """Yield a sentence for each value that a reader would take for another one."""
-    # Each node once, however many aliases it has.
-    waiting = [root]
-    seen: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-
+def _node_problems(root: yaml.Node, text: SourceText) -> Iterator[Problem]:
+    """Yield a problem for each value that a reader would take for another one."""
+    for node in nodes_of(root):
         if isinstance(node, yaml.MappingNode):
-            yield from _key_problems(node)
-            waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += reversed(node.value)
+            yield from _key_problems(node, text)
         elif isinstance(node, yaml.ScalarNode):
-            yield from _number_problems(node)
+            sentence = _number_problem(node)
+            if sentence:
+                yield text.at_node(sentence, node)
 
 
-def _key_problems(node: yaml.MappingNode) -> Iterator[str]:
+def _key_problems(node: yaml.MappingNode, text: SourceText) -> Iterator[Problem]:
+    first: dict[str, yaml.Node] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="a key is a list or a mapping", problem_mark=key.start_mark)
         if key.tag == MERGE and isinstance(value, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(problem="<< needs a mapping", problem_mark=value.start_mark)
 
-    # PyYAML would silently take the last one. A key beside a merge key is given once: it replaces what is merged.
-    counts = Counter(key.value for key, _ in node.value)
-    for key, count in counts.items():
-        if count > 1:
-            yield f"line {node.start_mark.line + 1}: {key} given twice; keep one of them."
+        # PyYAML would silently take the last one. A key beside a merge key is given once: it replaces what is merged.
+        if key.value in first:
+            line = first[key.value].start_mark.line + 1
+            yield text.at_node(f"{key.value} given twice; keep one of them. The first is in line {line}.", key)
+        first.setdefault(key.value, key)
 
 
-def _number_problems(node: yaml.ScalarNode) -> Iterator[str]:
-    """Yield why a number is not the one that stands there. YAML 1.1 reads 042 as octal and 1:30 as base sixty."""
+def _number_problem(node: yaml.ScalarNode) -> str:
+    """Return why a number is not the one that stands there, or an empty text.
+
+    YAML 1.1 reads 042 as octal and 1:30 as base sixty.
+    """
     if node.style is not None or node.tag not in (f"{TAG}int", f"{TAG}float"):
-        return
+        return ""
 
     text = str(node.value)
-    line = f"line {node.start_mark.line + 1}"
     if ":" in text:
-        yield f'{line}: YAML reads {text} as a number in base sixty; write "{text}" if it is text.'
-    elif node.tag == f"{TAG}int" and re.fullmatch(r"[-+]?0[0-7_]+", text):
+        return f'YAML reads {text} as a number in base sixty; write "{text}" if it is text.'
+    if node.tag == f"{TAG}int" and re.fullmatch(r"[-+]?0[0-7_]+", text):
         sign = "-" if text.startswith("-") else ""
         digits = text.lstrip("+-").replace("_", "")
         plain = f"{sign}{digits.lstrip('0') or '0'}"
-        yield f'{line}: YAML reads {text} as {sign}{int(digits, 8)}; write {plain}, or "{text}" if it is text.'
+        return f'YAML reads {text} as {sign}{int(digits, 8)}; write {plain}, or "{text}" if it is text.'
+    return ""

@@ -12,3 +12,5 @@ class Halt:
     reason: str
     interrupt_running: bool = False
     """Whether running trials stop at their next epoch and resume later. If not, they run to their end."""
+    is_budget: bool = False
+    """Whether a limit of `budget` is the reason."""

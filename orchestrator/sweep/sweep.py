@@ -204,7 +204,7 @@ class Sweep:
         if self._open_studies and self.halt is None:
             reason = self.spec.budget.exhausted(self.hours, self.gpu_hours)
             if reason:
-                self.halt = Halt(reason)
+                self.halt = Halt(reason, is_budget=True)
         if self.halt is not None:
             return None
 
@@ -223,7 +223,7 @@ class Sweep:
             if max_trials is not None and self.num_started >= max_trials:
                 # A running trial may still need another attempt, which the budget allows: it was counted once.
                 if not self._assigned:
-                    self.halt = Halt(f"budget: max_trials {max_trials} are started")
+                    self.halt = Halt(f"budget: max_trials {max_trials} are started", is_budget=True)
                 return None
 
             # None means that the study waits for one of its running trials, or that it has no more.

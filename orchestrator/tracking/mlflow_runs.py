@@ -30,6 +30,7 @@ from orchestrator.tracking.mlflow_registry import save_model
 from trainer import run_folder
 from trainer.data.task_store import read_card
 from trainer.metric_names import TRAIN_LOSS, metrics_by_epoch
+from trainer.storage.files import read_bytes
 from trainer.storage.integrity import DamagedFile, read_checked
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ MAX_METRICS_PER_BATCH = 1000
 """Most metrics that MLflow accepts in one request."""
 DESCRIPTION_TAG = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run, in Markdown."""
+PAGE = "report.html"
+"""The report on one study, as an artifact of its run."""
 DIGEST = "digest"
 """Tag of a parent run with the digest of the study that was logged last."""
 
@@ -204,8 +207,9 @@ class MlflowRuns:
         self._client.set_terminated(run_id, RUN_STATUS[trial.state])
 
     def log_study(self, run_id: str, study: Study, digest: str) -> None:
-        """Log a study's description, its summary metrics, the images it learns from, its figures, and its digest."""
+        """Log a study's description, its metrics, the images it learns from, its figures and report, and its digest."""
         from orchestrator.figures.draw import save_figure, study_figures
+        from orchestrator.report_page.page import PageState, render_page
         from orchestrator.study.importance import param_importances
 
         page = render_study_page(study)
@@ -216,9 +220,14 @@ class MlflowRuns:
                 # MLflow's page shows the PNG, and embedding fonts into a PDF is slow.
                 save_figure(figure, Path(scratch), name, kinds=["png"])
             self._client.log_artifacts(run_id, scratch, "figures")
+        state = PageState(written="written when the study was logged to MLflow")
+        self._client.log_text(run_id, render_page([study], self._read_file, state, has_figures=False), PAGE)
 
         # Comes last: it says that MLflow has all of the study as it is now.
         self._log(run_id, {}, {DIGEST: digest})
+
+    def _read_file(self, trial: Trial, name: str) -> bytes | None:
+        return read_bytes(f"{self._trials}/{trial.trial_id}/{name}")
 
     def _log_dataset(self, run_id: str, plan: StudyPlan) -> None:
         """Log the card of a study's task as MLflow's dataset, once."""

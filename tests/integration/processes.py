@@ -34,15 +34,29 @@ def run_sptune(*arguments: str | Path, home: Path | str, **env: str) -> subproce
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=560, env={**os.environ, **env})
 
 
-def launch_here(spec: Path, home: Path) -> str:
-    """Launch a sweep inline in this process, which has loaded all libraries, and return what is printed."""
+def sptune_here(*arguments: str | Path, home: Path | str, **env: str) -> str:
+    """Run the command in this process, which has loaded all libraries, and return what is printed.
+
+    Asserts that it ends well.
+    """
     printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
         # As wide as in a process that writes to a pipe.
         patch.setenv("COLUMNS", "80")
-        status = exit_status(patch, "launch", spec, "--inline", "--home", home)
-    assert status == 0, printed.getvalue()
+        for name, value in env.items():
+            patch.setenv(name, value)
+        ended = exit_status(patch, *arguments, "--home", str(home))
+    assert ended == 0, printed.getvalue()
     return printed.getvalue()
+
+
+def launch_here(spec: Path, home: Path | str, **env: str) -> str:
+    """Launch a sweep inline in this process, and return what is printed."""
+    return sptune_here("launch", spec, "--inline", home=home, **env)
 
 
 class Driver(subprocess.Popen[str]):

@@ -27,7 +27,7 @@ from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
 
 import trainer
-from tests.integration.processes import SPTUNE, launch_here, run_sptune
+from tests.integration.processes import SPTUNE, launch_here, sptune_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -210,8 +210,8 @@ def test_what_mlflow_loads_and_serves_answers_as_the_classifier_does(home: Path,
     folder = home / "sweeps/seen/trials" / final.data.tags["trial_id"]
     expected = [found[0] for found in trainer.load(folder).classify(images, top=1)]
     chosen = "task=demo/digits method=spt_deep"
-    told = run_sptune("register", "seen", "--where", chosen, "--name", "digits", home=home)
-    assert "models:/digits/1" in told.stdout
+    told = sptune_here("register", "seen", "--where", chosen, "--name", "digits", home=home)
+    assert "models:/digits/1" in told
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:
         model = pyfunc.load_model("models:/digits/1")

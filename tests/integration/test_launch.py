@@ -23,6 +23,7 @@ from tests.integration.processes import launch_here, printed_table, read_until, 
 from tests.orchestrator.conftest import Sptune
 from trainer.config import TrainConfig
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(600)  # a fixture that runs a whole sweep counts as part of a test
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -140,6 +141,20 @@ def test_record_and_mlflow_agree_on_how_each_trial_ended(undisturbed: tuple[Path
     assert told["FAIL"] > 0
     assert told["PRUNED"] > 0
     assert told["COMPLETE"] > 0
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_the_demo_comes_to(tmp_path: Path) -> None:
+    spec = yaml.safe_load((ROOT / "search_spaces/demo.yaml").read_text())
+    only = {name: spec["space"][name] for name in ("lr", "head_weight_decay")}
+    path = tmp_path / "demo.yaml"
+    spec |= {"tasks": ["demo/digits"], "methods": ["linear"], "space": only}
+    # The sampler draws parameters in the order of the file.
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+
+    printed = launch_here(path, tmp_path / "home", SPTUNE_DATA=str(tmp_path / "data"))
+    row = r"│ linear +│ +[\d.]+ │ +([\d.]+ ± [\d.]+) │"
+    assert re.findall(row, printed) == re.findall(row, (ROOT / "README.md").read_text()) != []
 
 
 def test_mistakes_are_told_together_and_nothing_is_started(tmp_path: Path) -> None:

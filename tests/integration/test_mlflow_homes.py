@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
 from orchestrator.tracking.mlflow_locations import local_path
-from tests.integration.processes import SPTUNE, launch_here, outcome, run_sptune, runs_in_mlflow
+from tests.integration.processes import SPTUNE, launch_here, outcome, run_sptune, runs_in_mlflow, sptune_here
 from tests.services.service import free_port, ready
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -89,7 +89,7 @@ def test_a_home_that_is_moved_and_then_copied_continues_in_both_places(finished:
     assert_is_whole(copied)
     assert_is_whole(moved)
 
-    assert run_sptune("rm", "whole", "--yes", home=copied).returncode == 0
+    sptune_here("rm", "whole", "--yes", home=copied)
     assert_is_whole(moved)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from trainer.catalog import TASKS, is_own
 from trainer.data.publishing import has_locks, part_folder
 from trainer.plain_text import counted
 from trainer.redaction import redact
-from trainer.storage.files import open_filesystem, read_bytes, translate_errors
+from trainer.storage.files import delete_file, delete_folder, open_filesystem, read_bytes, translate_errors
 from trainer.storage.integrity import pack_json, parse_json, verify
 
 SPLITS = ("train", "val", "test")
@@ -35,6 +36,8 @@ FINGERPRINT_KEY = "sptune.fingerprint"
 """Key of the task's fingerprint in the metadata of each Parquet file."""
 GROUP_EXAMPLES = 2048
 """Most examples of a row group, however small their images are."""
+FEW_IMAGES = 100
+"""Images of val or test below which an import warns: with 100, an accuracy is known to 10 points at best."""
 
 
 class TaskMissing(FileNotFoundError):
@@ -94,6 +97,29 @@ class Card:
         expected = {"train": row.num_train, "val": row.num_val, "test": row.num_test}
         wrong = [split for split in SPLITS if self.counts[split] != expected[split]]
         return [f"{split} has {self.counts[split]:,} of {counted(expected[split], 'image')}" for split in wrong]
+
+    @property
+    def warnings(self) -> list[str]:
+        """A sentence for each split of a user's own task that is too small for its purpose."""
+        if not is_own(self.task):
+            return []
+
+        sentences = []
+        num_classes = len(self.class_names)
+        if self.counts["train"] < 2 * num_classes:
+            sentences.append(f"train has {_images(self.counts['train'])} for {num_classes} classes")
+        for split in ("val", "test"):
+            count = self.counts[split]
+            if 0 < count < FEW_IMAGES:
+                # Half of the interval of a share, which is the largest at 50 %.
+                points = 100 * 1.96 * math.sqrt(0.25 / count)
+                known = f"accuracies on it are uncertain by up to {points:.0f} points (95 %)"
+                sentences.append(f"{split} has {_images(count)}: {known}")
+        return sentences
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 class TaskDigest:
@@ -193,6 +219,17 @@ def write_task(
     if not has_locks(filesystem):
         _check_whole(root, task)
     return card
+
+
+def delete_task(root: str, task: str) -> None:
+    """Delete a task from the store.
+
+    Raises:
+        OSError: if the store cannot be written.
+    """
+    # The card first: without one, readers find no task instead of half of one.
+    delete_file(f"{root}/{task}/{CARD}")
+    delete_folder(f"{root}/{task}")
 
 
 def _check_whole(root: str, task: str) -> None:

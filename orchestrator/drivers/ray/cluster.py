@@ -6,7 +6,6 @@ import contextlib
 import gc
 import logging
 import re
-import signal
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.drivers import signals
-from orchestrator.drivers.ray.own_ray import PlainPath, own_ray_options
+from orchestrator.drivers.ray.own_ray import PlainPath, deaf_processes, kill_at_shutdown, own_ray_options
 from orchestrator.errors import ClusterError
 from orchestrator.spec.resources import TrialResources
 from trainer.plain_text import counted
@@ -71,21 +70,18 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _start(address: str | None, place: Mapping[str, Any]) -> None:
-    # Ray's processes inherit the mask. A terminal that is lost signals them too, and they must live until trials saved.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        ray.init(
-            **place,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            job_config=PlainPath(),
-        )
+        with signals.keeping_sigterm(), deaf_processes():
+            ray.init(
+                **place,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=PlainPath(),
+            )
     except Exception as error:
         # A node that does not start in time raises a plain Exception.
         raise _start_error(address, error) from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def shut_down() -> None:
@@ -103,6 +99,7 @@ def shut_down() -> None:
             gc.freeze()
     finally:
         try:
+            kill_at_shutdown()
             ray.shutdown()
         finally:
             gc.unfreeze()

@@ -1,17 +1,26 @@
-"""Options of a Ray that sptune starts for itself: its cores, its folder, its token, and the path of its workers."""
+"""A Ray that sptune starts for itself: its cores, its folder, its token, the path of its workers, and its processes.
+
+Signals go to more processes than the driver: `timeout` and a terminal signal a process group, systemd and Slurm all
+processes of a service or job. Ray's processes must live until the trials have saved, so they never hear these signals.
+They end when the driver ends them, and with it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from ray.job_config import JobConfig
 
+from orchestrator.drivers.ray.tune_internals import own_node
 from orchestrator.environment.temporary import (
     default_ray_folder,
     problem_of_folder,
@@ -24,6 +33,8 @@ from trainer.machine import usable_cores
 OBJECT_STORE_BYTES = 200_000_000
 """Memory for objects that processes pass to each other. Ours pass configs and metrics, which take a few kilobytes."""
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+DRIVERS_SIGNALS = {signal.SIGTERM, signal.SIGHUP}
+"""Signals that Ray's processes must not hear. Ray itself keeps SIGINT from them."""
 
 
 class PlainPath(JobConfig):
@@ -77,6 +88,49 @@ def _session_folder() -> Iterator[str | None]:
     # Logs may still be written while the folder is deleted.
     with tempfile.TemporaryDirectory(prefix="ray-", dir=parent, ignore_cleanup_errors=True) as folder:
         yield folder
+
+
+@contextmanager
+def deaf_processes() -> Iterator[None]:
+    """Have the processes that start in this context, and theirs, never hear SIGTERM and SIGHUP.
+
+    A worker that must hear SIGTERM unblocks it.
+    """
+    # Processes inherit the mask of the thread that starts them.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def kill_at_shutdown() -> None:
+    """Have the next `ray.shutdown` kill the processes that this process has started for Ray.
+
+    It would send each one SIGTERM, which they do not hear, and wait a second for its end. Those below the raylet would
+    look for the raylet for a minute.
+    """
+    node = own_node()
+    if node is None or not node.all_processes:
+        return
+    kill_started = node.kill_all_processes
+
+    def kill(**options: Any) -> None:
+        below = _processes_below(info.process.pid for infos in node.all_processes.values() for info in infos)
+        kill_started(**(options | {"allow_graceful": False}))
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+    node.kill_all_processes = kill
+
+
+def _processes_below(pids: Iterable[int]) -> list[psutil.Process]:
+    below = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            below += psutil.Process(pid).children(recursive=True)
+    return below
 
 
 def _set_token() -> None:

@@ -1,16 +1,18 @@
-"""Private parts of Ray Tune that this driver uses.
+"""Private parts of Ray and Ray Tune that this driver uses.
 
 Each is looked up here and nowhere else. If a version of Ray has renamed one, a warning says so once and the driver
-works without it: idle workers are restarted for each trial, or a silent worker is not killed. A contract test
-(`tests/orchestrator/drivers/ray/test_tune_internals.py`) fails first.
+works without it: idle workers are restarted for each trial, a silent worker is not killed, or a Ray of our own ends
+slowly. A contract test (`tests/orchestrator/drivers/ray/test_tune_internals.py`) fails first.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
+from ray._private import worker as ray_worker
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 
@@ -26,6 +28,28 @@ class ActorCache(Protocol):
 
     def increase_max(self, key: PlacementGroupFactory, by: int = 1) -> None:
         """Allow so many more idle workers of a kind; fewer if the number is negative."""
+
+
+class OwnNode(Protocol):
+    """What this process knows of the node that it started or joined (`ray._private.node`)."""
+
+    all_processes: dict[str, list[Any]]
+    """Ray's processes that this process started, by their kind. None for a cluster that it joined."""
+    kill_all_processes: Callable[..., None]
+    """Ends them. `ray.shutdown` calls it at its end, with `allow_graceful=True`: SIGTERM, and a second to end."""
+
+
+def own_node() -> OwnNode | None:
+    """Return the node that this process started or joined; None if there is none, or this version of Ray hides it."""
+    node = getattr(ray_worker, "_global_node", None)
+    if node is None:
+        return None
+    if not hasattr(node, "all_processes") or not hasattr(node, "kill_all_processes"):
+        _warn("its processes; a Ray of our own takes seconds to end")
+        return None
+
+    typed: OwnNode = node
+    return typed
 
 
 def actor_cache(tune_controller: Any) -> ActorCache | None:
@@ -65,4 +89,4 @@ def error_of(trial: Trial) -> Exception | None:
 @cache
 def _warn(consequence: str) -> None:
     """Warn once a process: the parts are used many times a second."""
-    log.warning("this version of Ray Tune hides %s", consequence)
+    log.warning("this version of Ray hides %s", consequence)

@@ -55,6 +55,8 @@ class TrialWorker(tune.Trainable):
         self._is_busy = True
         # Replaces Ray's handler, which ends the process.
         self._exit_handler = signal.signal(signal.SIGTERM, self._terminate)
+        # A Ray of our own starts its processes with SIGTERM blocked.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial")
         self._trial = self._prepare(config)

@@ -106,6 +106,15 @@ class StudyDatabase:
         """Save why the driver ends before the sweep is done."""
         self._storage.set_study_user_attr(self._sweep_id(name), SWEEP_ATTRS["halt_reason"], reason)
 
+    def notified(self, name: str) -> list[str]:
+        """Return the ids of the messages about the sweep that somebody was told."""
+        attributes = self._storage.get_study_user_attrs(self._sweep_id(name))
+        return list(attributes.get(SWEEP_ATTRS["notified"], []))
+
+    def save_notified(self, name: str, messages: list[str]) -> None:
+        """Save the ids of the messages that somebody was told. Call with the lease."""
+        self._storage.set_study_user_attr(self._sweep_id(name), SWEEP_ATTRS["notified"], messages)
+
     def sweep_id(self, name: str) -> str:
         """Return the identity of a sweep, among all that ever had this name. A sweep without one gets it now.
 

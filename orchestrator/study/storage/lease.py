@@ -142,6 +142,11 @@ class Lease:
         drivers = self._storage.get_all_trials(self._study_id)
         return sum(float(driver.user_attrs.get(SECONDS, 0.0)) for driver in drivers) / 3600
 
+    @property
+    def heartbeat_age_s(self) -> float:
+        """Seconds since this driver's last heartbeat. Any thread may call it."""
+        return _now() - self._last_heartbeat
+
     def acquire(self, name: str) -> None:
         """Acquire the lease and start to send heartbeats.
 

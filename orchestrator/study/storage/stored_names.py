@@ -24,6 +24,7 @@ SWEEP_ATTRS = {
     "halt_reason": "halt",
     "schema_version": "schema_version",
     "sweep_id": "sweep_id",
+    "notified": "notified",
 }
 """User attributes of a sweep's own Optuna study."""
 

@@ -18,7 +18,7 @@ from tests.integration.docker.containers import Container, Network, why_not
 from tests.integration.docker.files import DOCKER, documents
 from tests.integration.docker.test_compose import secret_file, services
 from tests.integration.docker.test_kuberay import PRE_STOP
-from tests.integration.processes import launch_here, run_sptune
+from tests.integration.processes import launch_here, sptune_here
 from tests.services.postgres import Postgres
 
 __all__ = ["secret_file"]
@@ -27,8 +27,8 @@ SPEC: dict[str, Any] = {
     "tasks": ["demo/digits"],
     "backbones": ["vit_nano_patch4_32.mae"],
     "methods": ["spt_deep"],
-    "train_sizes": [0.1],
-    "fixed": {"epochs": 6, "warmup_epochs": 1, "prompt_length": 4},
+    "train_sizes": [0.05],
+    "fixed": {"epochs": 4, "warmup_epochs": 1, "prompt_length": 4, "batch_size": 16},
     "space": {
         "lr": {"type": "float", "low": 0.01, "high": 0.05},
         "prompt_init": {"type": "choice", "values": ["mean_pool", "max_pool"]},
@@ -117,7 +117,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("alone")
     (folder / "spec.yaml").write_text(json.dumps({"name": "alone", **SPEC}))
     launch_here(folder / "spec.yaml", folder / "home")
-    return run_sptune("report", "alone", "--format", "csv", home=folder / "home").stdout
+    return sptune_here("report", "alone", "--format", "csv", home=folder / "home")
 
 
 def test_a_sweep_whose_worker_has_to_go_comes_to_what_it_comes_to_on_one_machine(network: Network, alone: str) -> None:

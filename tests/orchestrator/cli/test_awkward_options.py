@@ -64,6 +64,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "data list": [],
     "data verify": ["own/nothing"],
     "data show": ["own/nothing"],
+    "data rm": ["own/nothing"],
 }
 """Arguments with which a command is quickly at its end. Others get the finished sweep."""
 

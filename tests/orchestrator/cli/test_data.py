@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.orchestrator.conftest import Sptune
+from orchestrator.spec.loader import parse_spec
+from tests.orchestrator.conftest import RAW_SPEC, Sptune, new_sweep
 from trainer.catalog import BUNDLED, TASKS
 from trainer.plain_text import printable
 
@@ -75,6 +77,7 @@ def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path
     code, out, err = sptune("data", "import", pets, "--task", "own/pets", "--data", home / "data")
     assert code == 0 and out.startswith("own/pets: train 48, val 6, test 6; 2 classes; resampled with seed 0; ")
     assert "60/60" in err
+    assert "  warning: test has 6 images: accuracies on it are uncertain by up to 40 points (95 %)" in out
     code, out, _ = sptune("data", "list", "--data", home / "data")
     assert ["own/pets", "own", "2", "48", "6", "6", "resampled"] in [line.split() for line in out.splitlines()]
     code, out, _ = sptune("data", "verify", "--data", home / "data")
@@ -89,6 +92,69 @@ def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path
     trial = next((home / "sweeps/pets/trials").iterdir()).name
     code, out, _ = sptune("predict", trial, pets / "dog" / "3.png", "--home", home)
     assert code == 0 and "/dog/3.png: dog " in out
+
+
+class Answering(io.StringIO):
+    """A terminal at which somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_task_is_replaced_only_if_somebody_says_so(
+    sptune: Sptune, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("data", "import", pets, "--task", "own/pets", "--data", tmp_path)
+    assert sptune(*arguments)[0] == 0
+    card = tmp_path / "own/pets/card.json"
+    before = card.stat().st_ino
+
+    code, out, err = sptune(*arguments)
+    assert (code, out) == (2, "")
+    assert f"error: already in the task store {tmp_path}: own/pets (60 images, " in err
+    assert "Add --force to replace, or give your images another name with --task." in err
+    monkeypatch.setattr(sys, "stdin", Answering("n\n"))
+    code, out, _ = sptune(*arguments)
+    assert (code, "own/pets (60 images, " in out) == (1, True)
+    assert card.stat().st_ino == before
+
+    monkeypatch.setattr(sys, "stdin", Answering("y\n"))
+    assert sptune(*arguments)[0] == 0
+    replaced = card.stat().st_ino
+    assert sptune(*arguments, "--force")[0] == 0
+    assert len({before, replaced, card.stat().st_ino}) == 3
+
+    # A damaged task is there to be replaced.
+    card.write_text("{")
+    assert sptune(*arguments)[0] == 0
+
+
+def test_a_task_is_deleted_after_saying_which_sweeps_use_it(
+    sptune: Sptune, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPTUNE_HOME", str(tmp_path))
+    store = tmp_path / "data"
+    raw = RAW_SPEC | {"tasks": ["own/pets"], "fixed": {"epochs": 9, "warmup_epochs": 1}}
+    new_sweep(parse_spec(raw, "a test"), f"sqlite:///{tmp_path / 'studies.db'}").close()
+    for task in ("own/pets", "own/cats"):
+        assert sptune("data", "import", pets, "--task", task, "--data", store)[0] == 0
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    code, out, _ = sptune("data", "rm", "own/pets", "--data", store)
+    assert code == 1
+    assert out.startswith(f"sweeps of {tmp_path} that use own/pets: small\nDelete own/pets (60 images) from {store}?")
+    assert (store / "own/pets/card.json").exists()
+
+    code, out, _ = sptune("data", "rm", "own/pets", "--yes", "--data", store)
+    assert (code, out.splitlines()[-1]) == (0, f"deleted own/pets from {store}.")
+    assert not (store / "own/pets").exists() and (store / "own/cats/card.json").exists()
+    code, out, _ = sptune("data", "rm", "own/cats", "--yes", "--data", store)
+    assert (code, out) == (0, f"deleted own/cats from {store}.\n"), "no sweep uses it"
+
+    for task, problem in (("own/pets", "is not in the task store"), ("../data", "'../data' is not a task; ")):
+        code, out, err = sptune("data", "rm", task, "--yes", "--data", store)
+        assert (code, out, problem in err) == (2, "", True)
+    assert store.exists()
 
 
 NAMES = ("[/INST]", ":smile: a_b|c", "字")

@@ -322,8 +322,12 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
 def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep, home: Home, sptune: Sptune) -> None:
     gone = finished.studies[0].search_table.trials[2]
     runs = shown_runs(home)
+    database = StudyDatabase(home.database_url)
+    database.save_notified("small", ["an end"])
     code, said, _ = sptune("rm", "small", "--trial", gone.trial_id[:8], "--yes", "--home", Path(home.root))
     assert (code, said) == (0, "deleted 1 trial of small.\n")
+    assert database.notified("small") == [], "there will be another end to tell"
+    database.close()
     deep, linear = studies_of(finished.spec, home)
     assert deep.search_table.trials[2] == gone.reset(discard_progress=True)
     assert [deep.search_table.trials[number] for number in (0, 1)] == finished.studies[0].search_table.trials[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -159,8 +160,61 @@ def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path],
 def test_images_that_are_missing_are_all_named_before_anything_is_loaded(
     images: list[Path], sptune: Sptune, tmp_path: Path
 ) -> None:
-    code, out, err = sptune("predict", "any", images[0], tmp_path / "a.png", tmp_path, "--home", tmp_path)
-    assert (code, out, err) == (2, "", f"error: there is no file {tmp_path / 'a.png'}, {tmp_path}.\n")
+    code, out, err = sptune("predict", "any", images[0], tmp_path / "a.png", tmp_path / "b", "--home", tmp_path)
+    assert (code, out, err) == (2, "", f"error: there is no file {tmp_path / 'a.png'}, {tmp_path / 'b'}.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("{empty}",), "there is no image in {empty}."),
+        (("{image}", "--out", "table.txt"), "--out must end in .csv or .parquet, got 'table.txt'."),
+        (("{image}", "--out", "{empty}/no/table.csv"), "--out {empty}/no/table.csv: there is no folder {empty}/no."),
+    ],
+)
+def test_a_mistake_of_predict_is_found_before_anything_is_loaded(
+    arguments: tuple[str, ...], problem: str, images: list[Path], sptune: Sptune, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    names = {"empty": tmp_path, "image": images[0]}
+    code, out, err = sptune("predict", "any", *(part.format(**names) for part in arguments), "--home", tmp_path)
+    assert (code, out, err) == (2, "", f"error: {problem.format(**names)}\n")
+
+
+def test_folders_are_classified_into_a_table(home: Path, images: list[Path], sptune: Sptune, tmp_path: Path) -> None:
+    trial = config_of(1).fingerprint()
+    photos = tmp_path / "photos"
+    (photos / "[deep] 字").mkdir(parents=True)
+    # By their names, in any folder; what systems add is none of ours.
+    copies = [photos / "[deep] 字" / "b.png", photos / "c.PNG", photos / "z.png"]
+    for image, copy in zip(images, copies, strict=True):
+        shutil.copy(image, copy)
+    (photos / "notes.txt").write_text("no image")
+    (photos / ".DS_Store").write_text("of a system")
+
+    note = "note: left out 1 files that are no images by their names\n"
+    code, printed, err = sptune("predict", trial, photos, "--home", home)
+    assert (code, err, printed.endswith(note)) == (0, "", True)
+    assert [line.partition(": ")[0] for line in printed.splitlines()[:-1]] == [*map(str, copies)]
+
+    for name in ("table.csv", "table.parquet"):
+        out = tmp_path / name
+        code, said, err = sptune("predict", trial, photos, images[0], "--home", home, "--top", "2", "--out", out)
+        assert (code, said, err) == (0, f"4 images in {out}\n{note}", "")
+    table = pq.read_table(tmp_path / "table.parquet").to_pylist()
+    with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [{name: str(value) for name, value in row.items()} for row in table] == rows
+
+    folder = home / "sweeps/one/trials" / trial
+    expected = [
+        {"image": str(image), "rank": rank, "class_name": each.class_name, "confidence": each.confidence}
+        for image, found in zip(
+            [*copies, images[0]], trainer.load(folder).classify([*images, images[0]], 2), strict=True
+        )
+        for rank, each in enumerate(found, start=1)
+    ]
+    assert table == expected
 
 
 def test_a_broken_image_is_named(home: Path, images: list[Path], sptune: Sptune, tmp_path: Path) -> None:

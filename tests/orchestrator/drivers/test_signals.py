@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.drivers.signals import deferred, interrupt_on_signal, stop_on_signal
+from orchestrator.drivers.signals import deferred, first_signal, interrupt_on_signal, keeping_sigterm, stop_on_signal
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.sweep.sweep import Sweep
@@ -39,6 +39,35 @@ def test_the_first_signal_stops_after_the_epoch_and_the_second_at_once(sweep: Sw
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
+
+
+def test_the_first_signal_of_a_launch_is_remembered_until_the_next_one(sweep: Sweep) -> None:
+    with interrupt_on_signal(), stop_on_signal(sweep):
+        assert first_signal() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert first_signal() is signal.SIGTERM
+    with interrupt_on_signal():
+        assert first_signal() is None
+
+
+def test_a_sigterm_while_ray_starts_is_heard_by_the_handler_that_ray_replaces() -> None:
+    def init() -> None:
+        # As `ray.init` does.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with interrupt_on_signal():
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), keeping_sigterm():
+            init()
+        assert signal.getsignal(signal.SIGTERM) is handler
+
+        # Another exit is none of its business.
+        with pytest.raises(SystemExit), keeping_sigterm():
+            sys.exit(1)
+        assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored(sweep: Sweep) -> None:

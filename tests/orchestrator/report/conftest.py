@@ -14,7 +14,7 @@ from tests.orchestrator.report.formats import AWKWARD
 from tests.orchestrator.report.reports import FGVC, NATURAL, VTAB, chance, run, small, table_blocks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
     """Return URLs of new study databases."""
     return lambda: f"sqlite:///{tmp_path_factory.mktemp('studies') / 'studies.db'}"
@@ -32,7 +32,7 @@ def natural(fresh: Callable[[], str]) -> list[Study]:
     return run(small(tasks=NATURAL), fresh())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def wide(fresh: Callable[[], str]) -> list[Block]:
     """A report over 24 tasks."""
     return build_sections(
@@ -44,7 +44,7 @@ def wide(fresh: Callable[[], str]) -> list[Block]:
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def blocks(fresh: Callable[[], str]) -> list[Block]:
     """A report with every section, and an error message that each format must escape."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html.parser
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from markdown_it import MarkdownIt
-from pylatexenc.latex2text import LatexNodes2Text  # type: ignore[import-untyped]
+from pylatexenc import latex2text, latexwalker, macrospec  # type: ignore[import-untyped]
 from pylatexenc.latexwalker import (  # type: ignore[import-untyped]
     LatexEnvironmentNode,
     LatexMacroNode,
@@ -67,28 +69,78 @@ def of_markdown(text: str) -> list[Rows]:
     return tables
 
 
+MACROS = latexwalker.get_default_latex_context_db()
+MACROS.add_context_category(
+    "report",
+    prepend=True,
+    macros=[macrospec.std_macro(name, "{" * number) for name, number in (("tnote", 1), ("sptuneletter", 2))],
+    environments=[
+        macrospec.std_environment("tabular*", "{{"),
+        macrospec.std_environment("threeparttable", ""),
+        macrospec.std_environment("tablenotes", "["),
+    ],
+)
+
+
+def _grave(node: LatexMacroNode, l2tobj: latex2text.LatexNodes2Text) -> str:
+    letter = l2tobj.nodelist_to_text(node.nodeargd.argnlist)
+    return unicodedata.normalize("NFC", f"{letter}\N{COMBINING GRAVE ACCENT}") if letter else "`"
+
+
+TEXTS = latex2text.get_default_latex_context_db()
+TEXTS.add_context_category(
+    "report",
+    prepend=True,
+    macros=[
+        latex2text.MacroTextSpec("tnote", " [%s]"),
+        latex2text.MacroTextSpec("textbar", "|"),
+        latex2text.MacroTextSpec("textasciicircum", "^"),
+        # The only accent that stands on nothing.
+        latex2text.MacroTextSpec("`", _grave),
+        latex2text.MacroTextSpec(
+            "sptuneletter", lambda node: chr(int(node.nodeargd.argnlist[0].latex_verbatim().strip("{}")))
+        ),
+    ],
+)
+
+
+def latex_nodes(text: str) -> list[LatexNode]:
+    """Parse a whole file, which raises if braces, environments or formulas are not balanced."""
+    nodes: list[LatexNode] = LatexWalker(text, MACROS, tolerant_parsing=False).get_latex_nodes()[0]
+    return nodes
+
+
+def latex_text(nodes: Sequence[LatexNode]) -> str:
+    """Return what a reader of the paper sees."""
+    reader = latex2text.LatexNodes2Text(TEXTS, math_mode="text", strict_latex_spaces=True)
+    text: str = reader.nodelist_to_text(nodes)
+    return text.strip()
+
+
 def of_latex(text: str) -> list[Rows]:
     tables: list[Rows] = []
 
     def walk(nodes: Sequence[LatexNode]) -> None:
         for node in nodes:
-            if isinstance(node, LatexEnvironmentNode) and node.environmentname == "tabular":
+            if isinstance(node, LatexEnvironmentNode) and node.environmentname == "tabular*":
                 tables.append(rows_of(node))
             elif getattr(node, "nodelist", None):
                 walk(node.nodelist)
 
-    walk(LatexWalker(text, tolerant_parsing=False).get_latex_nodes()[0])
+    walk(latex_nodes(text))
     return tables
 
 
 def rows_of(tabular: LatexEnvironmentNode) -> Rows:
-    kinds = tabular.latex_verbatim().partition("{tabular}{")[2].partition("}")[0]
+    # @{...} is no column, >{...} belongs to the next one, and p{...} is one.
+    kinds = re.sub(r"[@>]?\{(?:[^{}]|\{[^{}]*\})*\}", "", tabular.nodeargd.argnlist[1].latex_verbatim()[1:-1])
+    kinds = kinds.replace("@", "").replace(">", "")
+    assert {*kinds} <= {*"lrp"}
     rows: Rows = [[]]
     entry: list[LatexNode] = []
 
     def end() -> None:
-        words = LatexNodes2Text(math_mode="text", strict_latex_spaces=True).nodelist_to_text(entry).strip()
-        rows[-1].append((words, any(getattr(node, "macroname", "") == "textbf" for node in entry)))
+        rows[-1].append((latex_text(entry), any(getattr(node, "macroname", "") == "textbf" for node in entry)))
         entry.clear()
 
     begun = False

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from orchestrator.report.latex import to_latex
 from orchestrator.report.protocols import marks
 from orchestrator.report.published import published_rows
-from orchestrator.report.render import to_csv, to_html, to_latex, to_markdown
+from orchestrator.report.render import to_csv, to_html, to_markdown
 from orchestrator.report.results_table import OVER_TASKS, ResultsRow, ResultsTable, build_results_table
 from orchestrator.report.sections import build_sections
 from orchestrator.study.study import Study
 from tests.orchestrator.report.reports import FGVC, MAE, NATURAL, SMALL, lines_of, printed, run, small
+from trainer.catalog import METHODS
 from trainer.config import unused_fields
 
 MOCO = "vit_base_patch16_224.moco_v3"
@@ -65,6 +67,10 @@ def published(table: ResultsTable) -> dict[str, ResultsRow]:
 
 def plain_latex(text: str) -> str:
     text = re.sub(r"\\([&%$#_{}])", r"\1", text)
+    text = re.sub(r"\\(?:tnote\{|item\[)(\w+)[}\]]", r" [\1]", text)
+    text = text.replace(r"\quad ", "")
+    for method in METHODS.values():
+        text = re.sub(rf"\b{method.paper_name}\b", method.name, text)
     return text.replace("{[}", "[").replace("{]}", "]").replace("$-$", "−").replace("---", "—")
 
 

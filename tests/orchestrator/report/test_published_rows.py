@@ -106,3 +106,12 @@ def test_methods_are_compared_with_published_full_fine_tuning_otherwise(record_u
 def test_an_equal_number_does_not_beat(record_url: str) -> None:
     lines = lines_of(build_sections(run(small(), record_url, score=lambda _: 0.5)))
     assert "spt_deep beats full fine-tuning on 0 of 3 tasks." in lines
+
+
+def test_published_rows_are_left_out_where_the_papers_have_no_number_of_these_tasks(tmp_path: Path) -> None:
+    studies = run(small(tasks=["demo/digits"]), f"sqlite:///{tmp_path / 'own.db'}")
+    board = build_results_table(studies)
+    assert [(row.kind, row.names[0]) for row in board.rows] == [("ours", "spt_deep"), ("ours", "full")]
+    lines = lines_of(build_sections(studies))
+    assert f"No published results on these tasks are known for {MAE}." in lines
+    assert not any(line.startswith("published: ") for line in lines)

@@ -5,20 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
 from orchestrator.report.blocks import Block, TableBlock, TextBlock, cells
-from orchestrator.report.render import to_csv, to_html, to_latex, to_markdown
+from orchestrator.report.latex import to_latex
+from orchestrator.report.render import to_csv, to_html, to_markdown
 from orchestrator.report.results_table import build_results_table
 from orchestrator.report.sections import build_sections
 from orchestrator.study.study import Study
-from tests.orchestrator.report.formats import AWKWARD, Page, awkward, expected, of_latex, of_markdown
+from tests.orchestrator.report.formats import AWKWARD, Page, awkward, expected, of_markdown
 from tests.orchestrator.report.reports import (
     FGVC,
     VTAB,
@@ -52,41 +50,6 @@ def test_a_line_that_begins_like_markdown_is_one_item_of_plain_text(line: str) -
     assert [token.type for token in tokens[:4]] == kinds
     assert len(tokens) == 7
     assert "".join(child.content for child in tokens[3].children or ()) == line
-
-
-@pytest.mark.parametrize("source", ["report", "awkward"])
-def test_latex_contains_every_cell_and_escapes_special_characters(source: str, blocks: list[Block]) -> None:
-    report = blocks if source == "report" else awkward()
-    text = to_latex(report)
-    tables = of_latex(text)
-    assert [[[bold for _, bold in row] for row in rows] for rows in tables] == [
-        [[bold for _, bold in row] for row in expected(table)] for table in table_blocks(report)
-    ]
-    if source == "report":
-        words_of_rows = [[[re.sub(r"\s+", "", words) for words, _ in row] for row in rows] for rows in tables]
-        assert words_of_rows == [
-            [[re.sub(r"\s+", "", words.replace("−", "-")) for words, _ in row] for row in expected(table)]
-            for table in table_blocks(report)
-        ]
-    body = text.partition("\n")[2].replace("{!}{%\n", "{!}{\n")
-    assert not re.search(r"(?<!\\)[_%#]", body)
-    assert not {*"±−—<>^~"} & {*re.sub(r"\$[<>]\$|\\text\w+\{\}", "", body)}
-
-
-@pytest.mark.parametrize("engine", ["pdflatex", "lualatex", "xelatex"])
-def test_latex_compiles(engine: str, blocks: list[Block], tmp_path: Path) -> None:
-    if shutil.which(engine) is None:
-        pytest.skip(f"{engine} is not installed")
-    text = to_latex(blocks)
-    if engine == "pdflatex":
-        # Its fonts have no Chinese letters, as the first line of the file says. The other engines compile all.
-        assert "字" in text
-        text = text.replace("字", "")
-    preamble = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
-    (tmp_path / "report.tex").write_text(f"{preamble}\n{text}\n\\end{{document}}\n", encoding="utf-8")
-    command = [engine, "-interaction=nonstopmode", "-halt-on-error", "report.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]
 
 
 @pytest.mark.parametrize("source", ["report", "awkward"])

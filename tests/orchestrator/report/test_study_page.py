@@ -145,6 +145,9 @@ def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
     ]
     figures = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "figures")}
     assert {"figures/learning_curves.png", "figures/params.png"} <= figures
+    report = Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))).read_text(encoding="utf-8")
+    assert 'class="chart curves"' in report and 'class="leaderboard"' in report
+    assert 'class="picture"' not in report, "the figures lie beside it"
     assert view_paths(mlflow_uri)[small.name].endswith("?viewStateShareKey=sptune")
 
 

@@ -147,8 +147,23 @@ def test_a_condition_that_can_come_true_is_accepted(raw_spec: dict[str, Any], wh
         (
             "search.pruner",
             {"type": "median", "min_epochs": 1, "reduction": 4},
-            "'reduction' is not a key here; there are type, min_epochs.",
+            "'reduction' is not a key here; there are type, min_epochs. It belongs to type asha or hyperband.",
         ),
+        (
+            "space.lr",
+            {"type": "float", "values": [0.1]},
+            "'values' is not a key here; there are type, low, high, log, when. It belongs to type choice.",
+        ),
+        (
+            "space.lr",
+            {"type": "choice", "values": [1], "log": True},
+            "'log' is not a key here; there are type, values, when. It belongs to type float or int.",
+        ),
+        ("space.lr", {"type": "int", "low": 1, "high": 2, "step": 3}, "; there are type, low, high, log, when."),
+        ("space.lr", [0.1, 0.2], "such as {type: choice, values: [0.1, 1.0]}; got [0.1, 0.2]."),
+        # A name that is also a type keeps its place.
+        ("space.float", {"type": "float", "low": 1}, "float.high: is missing."),
+        ("search.none", 3, "none: 'none' is not a key here; there are trials, sampler, "),
         ("search", 3, "must be a mapping with keys such as trials, sampler, startup_trials; got 3."),
     ],
 )
@@ -250,6 +265,31 @@ def test_a_file_that_is_no_spec_is_refused_in_a_sentence(tmp_path: Path, text: s
     (tmp_path / "draft.yaml").write_text(text)
     with pytest.raises(SpecError, match=problem):
         load_spec(tmp_path / "draft.yaml")
+
+
+def test_an_unknown_spec_is_answered_with_the_three_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.yaml").write_text("")
+    for name, nearest in (
+        ("vtab", ("vtab_mae", "vtab_moco_v3", "vtab_supervised")),
+        # Files beside it count, too.
+        ("photo.yaml", ("photos.yaml",)),
+        ("x" * 5000, ()),
+    ):
+        with pytest.raises(SpecError) as refused:
+            find_spec(name)
+        told = str(refused.value).rpartition("; ")[2]
+        assert told.startswith(f"did you mean {nearest[0]!r}? " if nearest else "did you mean ")
+        assert all(repr(each) in told for each in nearest)
+        assert told.count("'") == 6
+        assert told.endswith("`sptune new` writes a spec.")
+
+
+def test_a_task_of_ones_own_needs_its_prefix(raw_spec: dict[str, Any]) -> None:
+    raw_spec["tasks"] = ["photos", "demo/digit", "CUB"]
+    own, *others = problems(raw_spec)
+    assert own.endswith("A task of your own is 'own/photos'.")
+    assert not any("own" in problem for problem in others)
 
 
 def test_a_spec_is_found_by_the_name_it_ships_under_or_by_its_path(tmp_path: Path) -> None:

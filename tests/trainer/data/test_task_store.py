@@ -21,7 +21,7 @@ from trainer.catalog import TASKS
 from trainer.data.demo_tasks import make_demo_task
 from trainer.data.split import load_split
 from trainer.data.subsets import nested_subset
-from trainer.data.task_store import SPLITS, Example, write_task
+from trainer.data.task_store import SPLITS, Card, Example, write_task
 from trainer.data.tasks import open_task
 from trainer.data.transforms import TransformName, decode
 from trainer.storage.files import read_bytes, write_bytes
@@ -54,6 +54,24 @@ def test_a_demo_task_is_as_the_catalog_says(task: str, data_root: str) -> None:
     card = open_task(data_root, task)
     assert card.counts == {"train": row.num_train, "val": row.num_val, "test": row.num_test}
     assert (card.task, len(card.class_names)) == (task, row.num_classes)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test", "warnings"),
+    [
+        (20, 100, 100, []),
+        (19, 99, 0, ["train has 19 images for 10 classes", "val has 99 images: {} up to 10 points (95 %)"]),
+        (800, 1, 6, ["val has 1 image: {} up to 98 points (95 %)", "test has 6 images: {} up to 40 points (95 %)"]),
+    ],
+)
+def test_the_card_of_ones_own_task_warns_of_small_splits(train: int, val: int, test: int, warnings: list[str]) -> None:
+    names = [str(index) for index in range(10)]
+    counts = {"train": train, "val": val, "test": test}
+    card = Card(task="own/x", source="", protocol="", class_names=names, counts=counts, fingerprint="")
+    uncertain = "accuracies on it are uncertain by"
+    assert card.warnings == [sentence.format(uncertain) for sentence in warnings]
+    # The sizes of the catalog's tasks are published.
+    assert dataclasses.replace(card, task="vtab/dtd").warnings == []
 
 
 @pytest.mark.parametrize("task", DEMO_TASKS)

@@ -14,7 +14,7 @@ from trainer.data.importers.formats.own_layout import describe
 from trainer.data.importers.image_tally import ImageTally
 from trainer.data.importers.names import is_system_name, printable
 from trainer.data.importers.source import Source, SourceRecord, split_records
-from trainer.data.importers.sources.folders import own_row
+from trainer.data.importers.sources.folders import VTAB_1K_LISTS, VTAB_1K_TASKS, own_row
 from trainer.data.task_store import SPLITS, Card, Example, write_task
 from trainer.plain_text import counted
 
@@ -84,6 +84,29 @@ def find_candidates(path: Path, task: str | None = None, form: str | None = None
 
     _check_unambiguous(path, candidates)
     return candidates
+
+
+def unknown_folders(path: Path, candidates: list[Candidate]) -> list[str]:
+    """Return the names of the folders at a path that are no known source, where others are one."""
+    if not path.is_dir():
+        return []
+
+    known = {candidate.tree.path.name for candidate in candidates}
+    if any(candidate.tree.path == path for candidate in candidates):
+        known = _vtab_1k_folders_at(candidates[0])
+        # A source of one task has no folders of others.
+        if not known:
+            return []
+    folders = [entry.name for entry in path.iterdir() if entry.is_dir() and not is_system_name(entry.name)]
+    return sorted(name for name in folders if name not in known)
+
+
+def _vtab_1k_folders_at(candidate: Candidate) -> set[str]:
+    """Return the folders at the top of a source of the vtab-1k layout that hold tasks; none for other sources."""
+    if candidate.source.form != "vtab-1k":
+        return set()
+    lists = [name.split("/") for name in candidate.tree.find(VTAB_1K_LISTS["train"])]
+    return {folders[0] for *folders, _ in lists if folders and folders[-1] in VTAB_1K_TASKS}
 
 
 def _match(allowed: list[Source], tree: SourceFiles, task: str | None) -> list[Candidate]:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray._private import worker
@@ -13,7 +18,7 @@ from ray.job_config import JobConfig
 
 from orchestrator.drivers.ray import own_ray
 from orchestrator.drivers.ray.cluster import connected
-from orchestrator.drivers.ray.own_ray import PlainPath, own_ray_options
+from orchestrator.drivers.ray.own_ray import PlainPath, deaf_processes, kill_at_shutdown, own_ray_options
 from orchestrator.errors import ClusterError
 from trainer.machine import usable_cores
 
@@ -114,3 +119,31 @@ def test_a_ray_that_does_not_start_is_one_sentence(monkeypatch: pytest.MonkeyPat
         "Ray cannot start on this machine: The current node timed out during startup. `sptune doctor` looks for the "
         "reason; `--inline` runs the sweep without Ray."
     )
+
+
+def test_processes_of_ray_do_not_hear_the_signals_of_the_driver_and_are_killed_with_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with deaf_processes():
+        # A raylet and its agent.
+        raylet = subprocess.Popen(["sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    assert raylet.stdout is not None
+    agent = psutil.Process(int(raylet.stdout.readline()))
+    for process in (raylet.pid, agent.pid):
+        status = Path(f"/proc/{process}/status").read_text()
+        blocked = int(status.split("SigBlk:")[1].split()[0], 16)
+        assert all(blocked & 1 << (number - 1) for number in (signal.SIGTERM, signal.SIGHUP)), status
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    def kill_all_processes(check_alive: bool, allow_graceful: bool) -> None:
+        assert not allow_graceful, "SIGTERM is not heard"
+        raylet.kill()
+        raylet.wait()
+
+    started: dict[str, list[Any]] = {"raylet": [SimpleNamespace(process=raylet)]}
+    node = SimpleNamespace(all_processes=started, kill_all_processes=kill_all_processes)
+    monkeypatch.setattr(worker, "_global_node", node)
+    kill_at_shutdown()
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+    raylet.stdout.close()
+    agent.wait(10)

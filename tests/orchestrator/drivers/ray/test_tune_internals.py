@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from types import SimpleNamespace
 
 import pytest
+from ray._private import worker as ray_worker
+from ray._private.node import Node
 from ray.tune import PlacementGroupFactory
 from ray.tune.execution.tune_controller import TuneController, _FakeRayTrialExecutor
 from ray.tune.experiment import Trial
@@ -13,6 +16,7 @@ from ray.tune.experiment.trial import _TemporaryTrialState
 from ray.tune.utils.object_cache import _ObjectCache
 
 from orchestrator.drivers.ray import tune_internals
+from orchestrator.drivers.ray.own_ray import kill_at_shutdown
 from orchestrator.drivers.ray.warm_workers import WarmWorkerPool
 
 KIND = PlacementGroupFactory([{"CPU": 1}])
@@ -29,6 +33,11 @@ def test_this_version_of_ray_has_every_private_part() -> None:
     assert tune_internals.actor_cache(scheduler_view(cache)) is cache
     assert "ray_actor" in vars(_TemporaryTrialState())
     assert callable(Trial.get_pickled_error)
+    assert hasattr(ray_worker, "_global_node")
+    assert "all_processes" in Node.__init__.__code__.co_names
+    # A Ray of our own gets another `kill_all_processes`, which `ray.shutdown` must call with keywords.
+    assert "allow_graceful" in inspect.signature(Node.kill_all_processes).parameters
+    assert "_global_node.kill_all_processes(" in inspect.getsource(inspect.unwrap(ray_worker.shutdown))
 
 
 def test_idle_workers_are_kept_in_the_number_that_is_wanted() -> None:
@@ -49,7 +58,7 @@ def test_without_the_cache_a_warning_says_so_once_and_nothing_fails(caplog: pyte
             assert tune_internals.actor_cache(hidden) is None
             WarmWorkerPool().resize(None, {KIND: 2})
     assert [entry.getMessage() for entry in caplog.records] == [
-        "this version of Ray Tune hides its cache of idle workers; each trial starts a new worker"
+        "this version of Ray hides its cache of idle workers; each trial starts a new worker"
     ]
 
 
@@ -57,3 +66,10 @@ def test_without_the_worker_of_a_trial_none_is_killed() -> None:
     tune_internals._warn.cache_clear()
     assert tune_internals.worker_of(SimpleNamespace()) is None  # type: ignore[arg-type]
     assert tune_internals.error_of(SimpleNamespace()) is None  # type: ignore[arg-type]
+
+
+def test_without_the_processes_of_a_ray_of_our_own_it_ends_as_ray_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tune_internals._warn.cache_clear()
+    monkeypatch.setattr(ray_worker, "_global_node", SimpleNamespace())
+    assert tune_internals.own_node() is None
+    kill_at_shutdown()

@@ -74,6 +74,12 @@ def test_the_first_and_the_last_epoch_are_reported_at_once(worker: Worker, monke
     assert numbers(trial.step()) == [1]
 
 
+def test_a_worker_hears_sigterm_although_ray_was_started_with_it_blocked(worker: Worker) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    worker(quick, 3)
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_a_failure_is_reported_at_once_with_the_epochs_before_it(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.trainer.data.importers.made_sources import lay
 from trainer.catalog import TASKS
 from trainer.data.importers.archive import ImportRefused
-from trainer.data.importers.registry import find_candidates, import_task, sources
+from trainer.data.importers.registry import find_candidates, import_task, sources, unknown_folders
 from trainer.data.task_store import Card, TaskMissing, read_card, read_examples
 from trainer.data.verify import contact_sheet, verify
 
@@ -40,6 +40,17 @@ def vtab_folder(path: Path, changes: dict[str, bytes | str] | None = None) -> Pa
     lists = {"train800.txt": lines[:6], "val200.txt": lines[6:8], "test.txt": lines[8:]}
     files |= {name: "\n".join(part) + "\n" for name, part in lists.items()}
     return lay(path / "dmlab", files | (changes or {}))
+
+
+def test_folders_that_are_no_source_are_named(tmp_path: Path) -> None:
+    vtab_folder(tmp_path)
+    assert unknown_folders(tmp_path, find_candidates(tmp_path)) == []
+    assert unknown_folders(tmp_path / "dmlab", find_candidates(tmp_path / "dmlab")) == [], "its images"
+
+    vtab_folder(tmp_path / "moved").rename(tmp_path / "dmlab_old")
+    for name in ("moved/empty", ".git", "holidays"):
+        (tmp_path / name).mkdir(parents=True)
+    assert unknown_folders(tmp_path, find_candidates(tmp_path)) == ["dmlab_old", "holidays", "moved"]
 
 
 def imported(path: Path, root: Path, task: str | None = None) -> Card:
