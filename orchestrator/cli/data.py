@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from orchestrator.cli.completion import complete_task
+from orchestrator.cli.data_facts import sizes_of, task_json, verdict_json
 from orchestrator.cli.options import JsonOption, console, print_json
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
@@ -109,7 +110,8 @@ def _check_replacement(root: str, tasks: list[str]) -> None:
     if not cards:
         return
 
-    stored = ", ".join(f"{card.task} ({sum(card.counts.values()):,} images, {card.fingerprint})" for card in cards)
+    sizes = {card.task: counted(sum(card.counts.values()), "image") for card in cards}
+    stored = ", ".join(f"{card.task} ({sizes[card.task]}, {card.fingerprint})" for card in cards)
     sentence = f"already in the task store {redact(root)}: {stored}"
     if not sys.stdin.isatty():
         raise UserError(f"{sentence}. Add --force to replace, or give your images another name with --task.")
@@ -144,7 +146,7 @@ def rm(
         card = read_card(root, task)
         if card is None:
             raise UserError(f"{task} is not in the task store {redact(root)}; `sptune data list` shows what is.")
-        size = f"{sum(card.counts.values()):,} images"
+        size = counted(sum(card.counts.values()), "image")
     except FileNotFoundError:
         size = "its card is damaged"
 
@@ -181,7 +183,7 @@ def list_(data: DataOption = None, as_json: JsonOption = False) -> None:
     root = _root(data)
     if as_json:
         cards = {task: read_card(root, task) for task in _tasks(root)}
-        stored = [_task_json(task, card) for task, card in cards.items() if card is not None or task in TASKS]
+        stored = [task_json(task, card) for task, card in cards.items() if card is not None or task in TASKS]
         print_json({"data": root, "tasks": stored})
         return
 
@@ -214,35 +216,12 @@ def list_(data: DataOption = None, as_json: JsonOption = False) -> None:
 def _list_row(task: str, card: Card | None) -> list[str]:
     """Return the cells of a task: sizes from its card if it is stored, from the catalog if not."""
     row = TASKS.get(task)
-    sizes = _sizes(task, card)
+    sizes = sizes_of(task, card)
     stored = "at first use" if task.startswith("demo/") else "—"
     if card is not None:
         # The first word is enough here; `verify` prints the whole protocol.
         stored = "partly" if card.differs else card.protocol.partition(" ")[0]
     return [task, row.group if row is not None else "own", *(f"{size:,}" for size in sizes), stored]
-
-
-def _sizes(task: str, card: Card | None) -> list[int]:
-    """Return the number of classes, and of images of each split: from the card if the task is stored."""
-    row = TASKS.get(task)
-    if card is not None:
-        num_classes = row.num_classes if row is not None else len(card.class_names)
-        return [num_classes, *(card.counts[split] for split in SPLITS)]
-    return [0, 0, 0, 0] if row is None else [row.num_classes, row.num_train, row.num_val, row.num_test]
-
-
-def _task_json(task: str, card: Card | None) -> dict[str, Any]:
-    row = TASKS.get(task)
-    sizes = dict(zip(("classes", *SPLITS), _sizes(task, card), strict=True))
-    return {
-        "task": task,
-        "group": row.group if row is not None else "own",
-        **sizes,
-        "stored": card is not None,
-        "protocol": card.protocol if card is not None else None,
-        "fingerprint": card.fingerprint if card is not None else None,
-        "differs": card.differs if card is not None else [],
-    }
 
 
 def _print_sources(absent: list[str]) -> None:
@@ -288,21 +267,10 @@ def verify(
             _print_verdict(name, verdict)
 
     if as_json:
-        print_json({"data": root, "tasks": [_verdict_json(name, verdict) for name, verdict in verdicts.items()]})
+        print_json({"data": root, "tasks": [verdict_json(name, verdict) for name, verdict in verdicts.items()]})
     # All tasks are verified before the exit status says that one is wrong.
     if any(verdict.problems for verdict in verdicts.values()):
         raise typer.Exit(1)
-
-
-def _verdict_json(task: str, verdict: Verdict) -> dict[str, Any]:
-    return {
-        "task": task,
-        "images": sum(verdict.card.counts.values()),
-        "protocol": verdict.card.protocol,
-        "fingerprint": verdict.card.fingerprint,
-        "problems": verdict.problems,
-        "notes": verdict.notes,
-    }
 
 
 def _print_verdict(task: str, verdict: Verdict) -> None:

@@ -28,6 +28,7 @@ from orchestrator.spec.schema import StudyMatrix, task_names
 from trainer.catalog import BUNDLED, OWN, TASKS, is_own
 from trainer.data.task_store import read_card
 from trainer.machine import usable_cores, usable_memory, visible_gpus
+from trainer.plain_text import counted
 from trainer.storage.files import list_folders
 
 LISTS = ("--tasks", "--methods", "--backbones", "--backbone")
@@ -141,9 +142,9 @@ def new(
         _refuse_existing(file)
         raise
 
-    num_studies = len(plan_sweep(spec).studies)
-    studies = "1 study" if num_studies == 1 else f"{num_studies} studies"
-    console.print(f"wrote {file}: {studies} of {spec.search.trials} search and {len(spec.final.seeds)} final trials.")
+    studies = counted(len(plan_sweep(spec).studies), "study")
+    final = counted(len(spec.final.seeds), "final trial")
+    console.print(f"wrote {file}: {studies} of {spec.search.trials} search and {final}.")
     for sentence in find_missing(spec, place, weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())):
         console.print(f"missing: {sentence}")
     console.print("Next, check it and run it:")

@@ -13,7 +13,7 @@ import typer
 from orchestrator.cli.options import HomeOption, WeightsOption, console, whole_number
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from trainer.plain_text import printable
+from trainer.plain_text import counted, printable
 from trainer.storage.files import write_bytes
 from trainer.terminal import progress_bar
 
@@ -55,11 +55,12 @@ def predict(
         else:
             rows = [*_rows(classifier, files, top)]
             write_bytes(out, _as_csv(rows) if out.suffix == ".csv" else _as_parquet(rows))
-            console.print(f"{len(files):,} images in {out}")
+            console.print(f"{counted(len(files), 'image')} in {out}")
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None
     if num_others:
-        console.print(f"note: left out {num_others:,} files that are no images by their names")
+        others = counted(num_others, "file that is no image", "files that are no images")
+        console.print(f"note: left out {others} by name")
 
 
 def _image_files(paths: Sequence[Path]) -> tuple[list[Path], int]:

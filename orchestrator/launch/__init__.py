@@ -133,11 +133,12 @@ def _ignore(progress: Progress) -> None:
 
 
 def _notify_of(name: str) -> Notify | None:
-    """Return whom the spec's file tells; None if the sweep is named without its file.
+    """Return whom the spec's file tells; None if the sweep is named without its file, or if the file is gone.
 
     The recorded spec is not asked: who can write to the study database must not choose what runs here.
     """
-    return load_spec(find_spec(name)).notify if name.endswith((".yaml", ".yml")) else None
+    is_file = name.endswith((".yaml", ".yml")) and Path(name).exists()
+    return load_spec(find_spec(name)).notify if is_file else None
 
 
 def _cluster_of(spec: str | Path | SweepSpec | Mapping[str, Any]) -> Cluster:

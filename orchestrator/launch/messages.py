@@ -26,6 +26,7 @@ from orchestrator.environment.home import Home
 from orchestrator.errors import LeaseError
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
+from trainer.plain_text import counted
 from trainer.redaction import redact
 
 VERSION = 1
@@ -86,7 +87,7 @@ def _ending(sweep: Sweep, error: BaseException | None) -> tuple[Event, str | Non
 
     missing = len(_without_result(sweep))
     if missing:
-        return "failed", f"{missing} of {len(sweep.studies)} studies have no result"
+        return "failed", f"no result of {missing} of {counted(len(sweep.studies), 'study')}"
     return "done", None
 
 
@@ -97,7 +98,7 @@ def _without_result(sweep: Sweep) -> list[str]:
 def _sentence(sweep: Sweep, event: Event, reason: str | None, num_planned: int) -> str:
     name = sweep.spec.name
     why = f" ({reason})" if reason else ""
-    text = f"{name} {WORDS[event]}{why}: {sweep.num_finished} of {num_planned} trials are finished."
+    text = f"{name} {WORDS[event]}{why}: {sweep.num_finished} of {counted(num_planned, 'trial')} finished."
     return text if sweep.is_done else f"{text} Run `sptune resume {shlex.quote(name)}` to continue."
 
 

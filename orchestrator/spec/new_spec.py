@@ -14,7 +14,7 @@ import yaml
 from orchestrator.spec.schema import MAX_NAME_LENGTH
 from trainer.catalog import BACKBONES, METHODS
 from trainer.first_search import COMMENTS, FirstSearch, first_search
-from trainer.plain_text import printable
+from trainer.plain_text import counted, printable
 
 SEEDS = (42, 44, 82)
 """Of the final trials: the first three of VPT's and SPT's."""
@@ -102,7 +102,7 @@ def sweep_name(file: str) -> str:
 def _head(new: NewSpec, file: str, machine: Machine) -> str:
     """Return the comment at the top: the question, the machine, and the commands."""
     command = shlex.quote(printable(file))
-    tasks = ", ".join(new.tasks) if len(new.tasks) <= MOST_NAMED else f"{len(new.tasks)} tasks"
+    tasks = ", ".join(new.tasks) if len(new.tasks) <= MOST_NAMED else counted(len(new.tasks), "task")
     *others, last = new.methods
     question = (
         f"Which is best on {tasks}: {', '.join(others)} or {last}?" if others else f"How good is {last} on {tasks}?"

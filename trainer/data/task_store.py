@@ -107,19 +107,15 @@ class Card:
         sentences = []
         num_classes = len(self.class_names)
         if self.counts["train"] < 2 * num_classes:
-            sentences.append(f"train has {_images(self.counts['train'])} for {num_classes} classes")
+            sentences.append(f"train has {counted(self.counts['train'], 'image')} for {counted(num_classes, 'class')}")
         for split in ("val", "test"):
             count = self.counts[split]
             if 0 < count < FEW_IMAGES:
                 # Half of the interval of a share, which is the largest at 50 %.
                 points = 100 * 1.96 * math.sqrt(0.25 / count)
                 known = f"accuracies on it are uncertain by up to {points:.0f} points (95 %)"
-                sentences.append(f"{split} has {_images(count)}: {known}")
+                sentences.append(f"{split} has {counted(count, 'image')}: {known}")
         return sentences
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"
 
 
 class TaskDigest:

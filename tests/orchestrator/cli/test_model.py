@@ -192,7 +192,7 @@ def test_folders_are_classified_into_a_table(home: Path, images: list[Path], spt
     (photos / "notes.txt").write_text("no image")
     (photos / ".DS_Store").write_text("of a system")
 
-    note = "note: left out 1 files that are no images by their names\n"
+    note = "note: left out 1 file that is no image by name\n"
     code, printed, err = sptune("predict", trial, photos, "--home", home)
     assert (code, err, printed.endswith(note)) == (0, "", True)
     assert [line.partition(": ")[0] for line in printed.splitlines()[:-1]] == [*map(str, copies)]

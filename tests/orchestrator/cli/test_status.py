@@ -242,8 +242,9 @@ def test_a_sweep_is_found_by_the_file_of_its_spec(
     command: tuple[str, ...], code: int, says: str, finished: Path, sptune: Sptune, tmp_path: Path
 ) -> None:
     home = shutil.copytree(finished, tmp_path / "home")
-    # What is wrong with the file today does not matter to what it once started.
-    (tmp_path / "photos.yaml").write_text("name: small\nmethods: [spt_depe]\nnovel: 1\n")
+    # What is wrong with the file today does not matter to what it once started. Only `resume` reads whom it notifies.
+    broken = "name: small\nmethods: [spt_depe]\nnovel: 1\n"
+    (tmp_path / "photos.yaml").write_text(yaml.safe_dump(RAW) if command[0] == "resume" else broken)
     # The last one is not there any more, and only its name is left.
     for file in (tmp_path / "photos.yaml", tmp_path / "elsewhere/small.yaml"):
         ended, said, complaint = sptune(*command, file, "--home", home)

@@ -105,7 +105,7 @@ def test_each_end_is_told_once_also_after_a_crash_and_in_a_copy(mailbox: Mailbox
     (message,) = mailbox.told()
     assert list(message) == KEYS
     assert message["reason"] == "budget: max_trials 1 are started"
-    assert message["text"].startswith("small is out of budget (budget: max_trials 1 are started): 1 of 3 trials are")
+    assert message["text"].startswith("small is out of budget (budget: max_trials 1 are started): 1 of 3 trials finished")
     assert "`sptune resume small`" in message["text"]
     assert message["trials"]["planned"] == 3 and message["trials"]["waiting"] == message["trials"]["running"] == 0
 
@@ -118,7 +118,7 @@ def test_each_end_is_told_once_also_after_a_crash_and_in_a_copy(mailbox: Mailbox
     assert mailbox.events() == ["out_of_budget", "done"]
     done = mailbox.told()[-1]
     assert done["reason"] is None and done["studies_without_result"] == []
-    assert done["text"] == "small is done: 3 of 3 trials are finished."
+    assert done["text"] == "small is done: 3 of 3 trials finished."
     assert done["version"] == 1 and done["id"] != message["id"]
 
     # What was told is in the study database, so it moves with the home.
@@ -174,7 +174,7 @@ def test_pauses_and_failures_are_told_and_what_people_did_themselves_is_not(mail
     mailbox.launch(fail=invalid, search={"trials": 6})
     assert mailbox.events()[3:] == ["failed"]
     assert mailbox.told()[-1]["studies_without_result"] == [paused.studies[0].plan.key]
-    assert mailbox.told()[-1]["reason"] == "1 of 1 studies have no result"
+    assert mailbox.told()[-1]["reason"] == "no result of 1 of 1 study"
 
 
 def test_who_is_told_changes_no_trial(raw_spec: dict[str, Any]) -> None:
