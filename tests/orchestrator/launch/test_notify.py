@@ -105,7 +105,9 @@ def test_each_end_is_told_once_also_after_a_crash_and_in_a_copy(mailbox: Mailbox
     (message,) = mailbox.told()
     assert list(message) == KEYS
     assert message["reason"] == "budget: max_trials 1 are started"
-    assert message["text"].startswith("small is out of budget (budget: max_trials 1 are started): 1 of 3 trials finished")
+    assert message["text"].startswith(
+        "small is out of budget (budget: max_trials 1 are started): 1 of 3 trials finished"
+    )
     assert "`sptune resume small`" in message["text"]
     assert message["trials"]["planned"] == 3 and message["trials"]["waiting"] == message["trials"]["running"] == 0
 
