@@ -22,17 +22,17 @@ def stacked_row(heading: Text, facts: Iterable[tuple[str, Text]], console: Conso
         console: for its measures alone.
     """
     lines = [heading]
-    line = Text(INDENT)
+    line = shown(INDENT)
     for name, value in facts:
         if not value:
             continue
         fact = shown(f"{name}: ") + value
-        separator = Text(", ") if len(line) > len(INDENT) else Text()
+        separator = shown(", ") if len(line) > len(INDENT) else shown("")
         # One cell is kept for the comma at the end of the line.
         if separator and line.cell_len + separator.cell_len + fact.cell_len >= width:
-            lines.append(line + Text(","))
-            line = Text(INDENT)
-            separator = Text()
+            lines.append(line + shown(","))
+            line = shown(INDENT)
+            separator = shown("")
         line = line + separator + fact
 
     if len(line) > len(INDENT):

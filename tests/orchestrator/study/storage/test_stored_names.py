@@ -26,7 +26,7 @@ from tests.orchestrator.conftest import Sptune, drive, new_sweep
 def test_stored_names_are_those_of_version_1() -> None:
     """A name that changes here makes every existing home unreadable: raise SCHEMA_VERSION and read both."""
     assert stored_names.SCHEMA_VERSION == 1
-    assert [*stored_names.SWEEP_ATTRS.values()] == ["spec", "halt", "schema_version", "sweep_id"]
+    assert [*stored_names.SWEEP_ATTRS.values()] == ["spec", "halt", "schema_version", "sweep_id", "notified"]
     assert [*stored_names.DRIVER_ATTRS.values()] == [
         "host", "pid", "born", "since", "seconds", "stop", "boot", "namespaces", "start_ticks"
     ]  # fmt: skip
