@@ -204,6 +204,8 @@ def _request(url: str, body: bytes) -> None:
         # It is an open answer as well.
         error.close()
         raise NotifyError(f"answered with status {error.code}") from None
+    except TimeoutError:
+        raise NotifyError(f"gave no answer within {TIME_LIMIT_S:g} s") from None
     except urllib.error.URLError as error:
         raise NotifyError(f"does not answer: {printable(str(error.reason)).rstrip('.')}") from None
     except Exception as error:

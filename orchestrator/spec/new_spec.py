@@ -39,12 +39,10 @@ class Machine:
 
     def describe(self) -> str:
         """Return the machine in words."""
-        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
         gpus = "no GPU"
         if self.gpus:
-            names = " and ".join(dict.fromkeys(self.gpus))
-            gpus = f"{len(self.gpus)} GPU{'s' if len(self.gpus) > 1 else ''} ({names})"
-        return f"{cores}, {self.memory / GIGABYTE:.0f} GB of memory and {gpus}"
+            gpus = f"{counted(len(self.gpus), 'GPU')} ({' and '.join(dict.fromkeys(self.gpus))})"
+        return f"{counted(self.cores, 'core')}, {self.memory / GIGABYTE:.0f} GB of memory and {gpus}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

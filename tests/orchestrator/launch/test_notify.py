@@ -288,7 +288,7 @@ def test_a_webhook_gets_the_message_and_its_secret_comes_from_the_environment(
 
         with monkeypatch.context() as patch:
             patch.setattr(notify, "TIME_LIMIT_S", 0.3)
-            with pytest.raises(NotifyError, match=r"^(gave no answer within 0\.3 s|.*timed out.*)$"):
+            with pytest.raises(NotifyError, match=r"^gave no answer within 0\.3 s$"):
                 call(Notify(webhook=f"{address}/hang/"), MESSAGE)
 
     # Nobody listens there any more.
