@@ -74,6 +74,13 @@ def test_the_documents_are_these() -> None:
     assert {named(path) for path in DOCUMENTS} - {"tests/benchmarks/README.md"} == expected
 
 
+def test_a_table_has_the_environment_variables() -> None:
+    listed = {*re.findall(r"`(SPTUNE_\w+)`", (ROOT / "search_spaces/README.md").read_text())}
+    code = "".join(path.read_text() for room in ("orchestrator", "trainer") for path in (ROOT / room).rglob("*.py"))
+    # An example of a user's own.
+    assert {*re.findall(r"SPTUNE_[A-Z]+\b", code)} - {"SPTUNE_WEBHOOK"} == listed
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_bytes()) <= 8_000
 

@@ -39,7 +39,10 @@ DATABASE_ERRORS: tuple[tuple[str, str], ...] = (
     (r"permission denied|must be owner", "does not allow this user to write; grant CREATE on its schema to the user"),
     (r"too many (?:connections|clients)|remaining connection slots", "has no free connection; raise max_connections"),
     (r"\bSSL\b|certificate", "requires other TLS settings; set PGSSLMODE and PGSSLROOTCERT"),
-    (r"No module named '?psycopg", "needs a driver that is not installed; run `pip install 'sptune[cluster]'`"),
+    (
+        r"No module named '?psycopg",
+        "needs a driver that is not installed; run `pip install '.[cluster]'` in a checkout of sptune",
+    ),
     (r"locked", "is locked by another program; stop that program and try again"),
     (
         r"table schema|version_info",

@@ -22,7 +22,7 @@ FAILED = 'connection failed: connection to server at "127.0.0.1", port 5432 fail
         (f"{FAILED}FATAL:  the database system is starting up", "does not answer"),
         ("permission denied for schema public", "grant CREATE on its schema"),
         (f"{FAILED}FATAL:  sorry, too many clients already", "raise max_connections"),
-        ("No module named 'psycopg'", "pip install 'sptune[cluster]'"),
+        ("No module named 'psycopg'", "pip install '.[cluster]'"),
         ("database is locked", "is locked by another program"),
         ("strange: postgresql://ada:lovelace@db/x\nand more", "cannot be used: strange: postgresql://ada:***@db/x"),
     ],
