@@ -30,6 +30,7 @@ from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Trial, TrialState
 from tests.orchestrator.conftest import Sptune
+from trainer.plain_text import counted
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SPEC: dict[str, Any] = {
@@ -267,7 +268,7 @@ def test_figures_are_written_as_png_and_pdf(home: Home, sptune: Sptune, tmp_path
     stems = {file.stem for file in files}
     assert "per_task" in stems
     assert {file.name for file in files} == {f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")}
-    assert out.splitlines()[-1] == f"{len(stems)} figures, each as .png and .pdf"
+    assert out.splitlines()[-1] == f"{counted(len(stems), 'figure')}, each as .png and .pdf"
     assert {*out.splitlines()[:-1]} == {str(file) for file in files if file.suffix == ".png"}
     for file in files:
         if file.suffix == ".png":
