@@ -109,8 +109,9 @@ def test_every_command_is_understood(document: Path, command: str) -> None:
         assert files and all((ROOT / file).exists() for file in files)
     elif program == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        (requirement,) = [Requirement(word) for word in arguments if word.startswith("sptune")]
-        assert arguments[0] == "install" and requirement.extras <= extras.keys()
+        # From a checkout: sptune is on no package index.
+        (extra,) = re.findall(r"^\.\[(\w+)\]$", "\n".join(arguments), flags=re.MULTILINE)
+        assert arguments[0] == "install" and extra in extras
     else:
         assert [program, arguments[0]] == ["python", "-m"]
         check_module(arguments[1], arguments[2:])
