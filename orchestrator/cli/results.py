@@ -151,6 +151,8 @@ def report(
         raise UserError("--watch writes a page anew: use it with --format html.")
     if out is not None and form is Form.terminal:
         raise UserError("--out needs a format for files: add --format html, markdown, latex or csv.")
+    if as_json and form is not Form.terminal:
+        raise UserError("--json is a format of its own: leave --format out.")
 
     if form is Form.html:
         _report_page(sweeps, home, out, is_watched=watch)
@@ -159,9 +161,6 @@ def report(
     from orchestrator.report.render import FORMATS, to_csv
     from orchestrator.report.results_table import build_results_table
     from orchestrator.report.sections import build_sections
-
-    if as_json and form is not Form.terminal:
-        raise UserError("--json is a format of its own: leave --format out.")
 
     # Reports need last values only; reading every epoch takes ten times as long.
     studies = load_combinable_sweeps(home, sweeps, epochs=False)

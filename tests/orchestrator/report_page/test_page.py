@@ -228,7 +228,6 @@ def test_watching_writes_the_page_until_the_driver_ends_or_ctrl_c(
     tmp_path: Path, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(html_report, "WATCH_S", 0.01)
-    monkeypatch.setattr(html_report, "MAX_SHARE", 1.0)
     url = f"sqlite:///{tmp_path / 'studies.db'}"
     run(small(**ONE_TRIAL), url)
     lease = StudyDatabase(url).lease("small")
@@ -289,6 +288,9 @@ def test_the_options_of_files_say_what_they_need(tmp_path: Path, sptune: Sptune)
     assert (status, out) == (2, "") and "--format html, markdown, latex or csv" in error
     status, out, error = sptune(*where, "--watch", "--format", "csv")
     assert (status, out) == (2, "") and "--format html" in error
+    for form in ("html", "csv", "latex"):
+        status, out, error = sptune(*where, "--format", form, "--json")
+        assert (status, out) == (2, "") and "leave --format out" in error
     status, out, error = sptune(*where, "--format", "html", "--out", "/proc/x/report.html")
     assert (status, out) == (2, "") and "/proc/x" in error and "Traceback" not in error
     assert sptune(*where, "--format", "csv", "--out", tmp_path / "x.csv") == (0, "", "")
