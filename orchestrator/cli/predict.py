@@ -13,7 +13,7 @@ import typer
 from orchestrator.cli.options import HomeOption, WeightsOption, console, whole_number
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
-from trainer.plain_text import counted, printable
+from trainer.plain_text import counted, csv_text, printable
 from trainer.storage.files import write_bytes
 from trainer.terminal import progress_bar
 
@@ -120,7 +120,8 @@ def _as_csv(rows: Sequence[tuple[str, int, str, float]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(rows)
+    for image, rank, class_name, confidence in rows:
+        writer.writerow((csv_text(image), rank, csv_text(class_name), confidence))
     return text.getvalue().encode()
 
 

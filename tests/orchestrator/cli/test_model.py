@@ -181,7 +181,9 @@ def test_a_mistake_of_predict_is_found_before_anything_is_loaded(
     assert (code, out, err) == (2, "", f"error: {problem.format(**names)}\n")
 
 
-def test_folders_are_classified_into_a_table(home: Path, images: list[Path], sptune: Sptune, tmp_path: Path) -> None:
+def test_folders_are_classified_into_a_table(
+    home: Path, images: list[Path], sptune: Sptune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = config_of(1).fingerprint()
     photos = tmp_path / "photos"
     (photos / "[deep] 字").mkdir(parents=True)
@@ -215,6 +217,12 @@ def test_folders_are_classified_into_a_table(home: Path, images: list[Path], spt
         for rank, each in enumerate(found, start=1)
     ]
     assert table == expected
+
+    # A spreadsheet would compute this name.
+    shutil.copy(images[0], photos / "=1+1.png")
+    monkeypatch.chdir(photos)
+    assert sptune("predict", trial, "=1+1.png", "--home", home, "--top", "1", "--out", "=.csv")[0] == 0
+    assert Path("=.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,1,")
 
 
 def test_a_broken_image_is_named(home: Path, images: list[Path], sptune: Sptune, tmp_path: Path) -> None:
