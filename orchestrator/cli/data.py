@@ -88,7 +88,8 @@ def import_(
 
         skipped = unknown_folders(path, candidates) if task is None else []
         if skipped:
-            console.print(f"note: left out {len(skipped)} folders that are no known source: {first_names(skipped)}")
+            folders = counted(len(skipped), "folder that is no known source", "folders that are no known source")
+            console.print(f"note: left out {folders}: {first_names(skipped)}")
         # One folder may hold several tasks, as `vtab-1k` does.
         for candidate in candidates:
             with progress_bar() as progress:
@@ -162,6 +163,7 @@ def rm(
 def _sweeps_with(task: str) -> list[str]:
     """Return the names of the home's sweeps that use a task."""
     from orchestrator.environment.connections import read_database
+    from orchestrator.environment.lookup import recorded_source
     from orchestrator.spec.loader import parse_recorded_spec
 
     home = home_at()
@@ -171,7 +173,7 @@ def _sweeps_with(task: str) -> list[str]:
 
     recorded = database.sweeps()
     database.close()
-    specs = [parse_recorded_spec(raw, f"the recorded spec of {name}") for name, raw in recorded.items()]
+    specs = [parse_recorded_spec(raw, recorded_source(name)) for name, raw in recorded.items()]
     return [spec.name for spec in specs if task in spec.tasks]
 
 

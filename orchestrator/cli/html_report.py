@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator import __version__
-from orchestrator.cli.options import console
+from orchestrator.cli.options import console, pause_until_next_look
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
-from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.yaml_file import read_as_written
+from orchestrator.spec.loader import SUFFIXES, find_spec, load_spec
+from orchestrator.spec.yaml_file import read_yaml
 from trainer.storage.files import read_bytes, write_bytes
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 WATCH_S = 10
 """Seconds between two pages of a running sweep."""
-MAX_SHARE = 0.25
-"""Most of the time that is spent on writing pages. With hundreds of studies, a page takes longer than seconds."""
 
 
 def render(
@@ -65,11 +63,11 @@ def _spec_texts(sweeps: Sequence[str], studies: Sequence[Study]) -> dict[str, st
     recorded = {study.spec.name: study.spec for study in studies}
     texts = {}
     for sweep in sweeps:
-        if sweep.endswith((".yaml", ".yml")):
+        if sweep.endswith(SUFFIXES):
             path = find_spec(sweep)
             spec = load_spec(path)
             if recorded[spec.name] == spec:
-                texts[spec.name] = read_as_written(path)
+                texts[spec.name] = read_yaml(path).text.written
     return texts
 
 
@@ -81,10 +79,9 @@ def watch(home: str | None, sweeps: Sequence[str], file: Path) -> None:
     try:
         # Asked before the trials are read, so that the last page has all that the driver stored.
         while has_driver(home, sweeps):
-            start = time.monotonic()
+            began_at = time.monotonic()
             write(file, render(home, sweeps, cache, refreshed=True))
-            seconds = time.monotonic() - start
-            time.sleep(max(WATCH_S, seconds / MAX_SHARE))
+            pause_until_next_look(WATCH_S, began_at)
     except KeyboardInterrupt:
         console.print("stopped watching.")
 

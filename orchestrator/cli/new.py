@@ -26,6 +26,7 @@ from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import StudyMatrix, task_names
 from trainer.catalog import BUNDLED, OWN, TASKS, is_own
+from trainer.catalog import METHODS as CATALOG
 from trainer.data.task_store import read_card
 from trainer.machine import usable_cores, usable_memory, visible_gpus
 from trainer.plain_text import counted
@@ -36,13 +37,14 @@ LISTS = ("--tasks", "--methods", "--backbones", "--backbone")
 TRIALS = 12
 TRIALS_PARSER = whole_number(1, 100_000)
 METHODS = ("spt_deep", "vpt_deep", "linear")
+"""What is compared by default."""
 BACKBONE = "vit_base_patch16_224.mae"
 """The network of most of the papers' tables."""
 
 QUESTIONS = {
     "tasks": "Tasks, such as own/photos, demo/digits or the group natural",
     "backbones": "Backbone (`sptune backbones` lists them)",
-    "methods": "Methods: spt_deep, spt_shallow, vpt_deep, vpt_shallow, linear, full",
+    "methods": f"Methods: {', '.join(CATALOG)}",
 }
 
 

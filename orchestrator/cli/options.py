@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -27,6 +28,18 @@ def print_json(value: dict[str, Any]) -> None:
     """Print an object for scripts. Its keys are documented in `search_spaces/README.md`, and stay."""
     # Plain print: rich would wrap and colour what a script parses. NaN is no JSON.
     print(json.dumps(redact_all(value), indent=2, allow_nan=False))
+
+
+def pause_until_next_look(least_s: float, began_at: float) -> None:
+    """Wait between two looks at a sweep that is watched.
+
+    A large sweep takes long to read. It is looked at less often, so that a fifth of the time is spent on it at most.
+
+    Args:
+        least_s: seconds to wait at least.
+        began_at: when the look began, by `time.monotonic`.
+    """
+    time.sleep(max(least_s, 4 * (time.monotonic() - began_at)))
 
 
 def print_prose(text: str) -> None:

@@ -217,12 +217,7 @@ def _plan_json(
         "studies_without_estimate": len(plans) - len(known),
         "studies": [
             {
-                "task": study.task,
-                "method": study.method,
-                "backbone": study.backbone,
-                "train_size": study.train_size,
-                "val_size": study.val_size,
-                "draw": study.draw,
+                **study.axes,
                 "search_trials": study.search.trials,
                 "final_trials": len(sweep.final.seeds),
                 "finished": progress.num_finished.get(study.key, 0),

@@ -14,6 +14,7 @@ from orchestrator.cli.options import (
     JsonOption,
     OptionalSweepArgument,
     console,
+    pause_until_next_look,
     print_json,
     print_prose,
     surviving_lost_output,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 REDRAW_EVERY_S = 2.0
 """Seconds between two looks at a sweep that is watched."""
-MAX_READING_SHARE = 0.2
-"""Share of the time in which a sweep that is watched is being read. Large sweeps are read less often."""
 LINES_BELOW = 8
 """Lines of a screen that are not for studies."""
 
@@ -131,8 +130,7 @@ def _watch(home: str | None, sweep: str) -> None:
                 if facts.alive is None:
                     return
 
-                reading_s = time.monotonic() - began_at
-                time.sleep(max(REDRAW_EVERY_S, reading_s * (1 / MAX_READING_SHARE - 1)))
+                pause_until_next_look(REDRAW_EVERY_S, began_at)
         except KeyboardInterrupt:
             # The way to end it, so it is no interruption to report.
             return
@@ -202,12 +200,7 @@ def study_json(summary: StudySummary) -> dict[str, Any]:
     """Return the progress of a study for scripts."""
     scores = [trial.score for trial in summary.final_trials if trial.score is not None]
     return {
-        "task": summary.plan.task,
-        "method": summary.plan.method,
-        "backbone": summary.plan.backbone,
-        "train_size": summary.plan.train_size,
-        "val_size": summary.plan.val_size,
-        "draw": summary.plan.draw,
+        **summary.plan.axes,
         "planned": summary.num_planned,
         "finished": summary.num_finished,
         **{state.value: summary.states[state] for state in TrialState},

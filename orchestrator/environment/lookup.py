@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING
 from orchestrator.environment.connections import open_database, read_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
-from orchestrator.spec.loader import find_spec, load_cluster, load_name, parse_recorded_spec, parse_spec
+from orchestrator.spec.loader import SUFFIXES, find_spec, load_cluster, load_name, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from trainer.validation import unknown_name
-
-SUFFIXES = (".yaml", ".yml")
-"""Ends of the names of spec files."""
 
 if TYPE_CHECKING:
     from orchestrator.study.storage.database import StudyDatabase

@@ -26,7 +26,7 @@ from orchestrator.errors import SpecError
 from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
 from orchestrator.launch.results import SweepResults, open_sweep
 from orchestrator.launch.run import run_sweep
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
+from orchestrator.spec.loader import SUFFIXES, find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.notify import Notify
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
@@ -137,7 +137,7 @@ def _notify_of(name: str) -> Notify | None:
 
     The recorded spec is not asked: who can write to the study database must not choose what runs here.
     """
-    is_file = name.endswith((".yaml", ".yml")) and Path(name).exists()
+    is_file = name.endswith(SUFFIXES) and Path(name).exists()
     return load_spec(find_spec(name)).notify if is_file else None
 
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 import hashlib
 import shlex
 import socket
-from collections import Counter
 from datetime import datetime
 from typing import Any, Literal
 
 from orchestrator.environment.home import Home
 from orchestrator.errors import LeaseError
+from orchestrator.study.summary import count_states
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
 from trainer.plain_text import counted
@@ -52,7 +52,7 @@ def build_message(sweep: Sweep, home: Home, sweep_id: str, error: BaseException 
 
     event, reason = ending
     summaries = sweep.summaries()
-    states = sum((summary.states for summary in summaries), Counter[TrialState]())
+    states = count_states(summaries)
     num_planned = sum(summary.num_planned for summary in summaries)
     return {
         "version": VERSION,

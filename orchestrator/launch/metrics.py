@@ -13,7 +13,6 @@ Names are stable: dashboards and alerts hold them.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from orchestrator.errors import UserError
 from orchestrator.study.storage.lease import Lease
+from orchestrator.study.summary import count_states
 from orchestrator.study.trial import TrialState
 from orchestrator.sweep.sweep import Sweep
 from trainer.metric_names import TRAIN_IMAGES_PER_S
@@ -69,7 +69,7 @@ class SweepCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics as they are now."""
         summaries = self._sweep.summaries()
-        states = sum((summary.states for summary in summaries), Counter[TrialState]())
+        states = count_states(summaries)
         num_planned = sum(summary.num_planned for summary in summaries)
 
         # Studies that were stopped by a mistake start no more trials.

@@ -9,6 +9,7 @@ from orchestrator.report.comparison_table import compare_in_settings
 from orchestrator.report.results_table import ResultsRow, build_results_table
 from orchestrator.spec.labels import study_label
 from orchestrator.study.study import Study
+from orchestrator.study.summary import count_states
 from orchestrator.study.trial import TrialState
 
 
@@ -20,12 +21,15 @@ def report_json(studies: Sequence[Study]) -> dict[str, Any]:
     """
     table = build_results_table(studies)
     summaries = [study.summary() for study in studies]
-    states = {state.value: sum(summary.states[state] for summary in summaries) for state in TrialState}
+    states = count_states(summaries)
     return {
         "sweeps": list(dict.fromkeys(study.spec.name for study in studies)),
         "tasks": list(table.tasks),
         "means": list(table.means),
-        "trials": {**states, "planned": sum(summary.num_planned for summary in summaries)},
+        "trials": {
+            **{state.value: states[state] for state in TrialState},
+            "planned": sum(summary.num_planned for summary in summaries),
+        },
         "rows": [_row(row) for row in table.rows],
         "comparisons": [*_comparisons(studies)],
         "studies": [_study(study) for study in studies],

@@ -16,6 +16,7 @@ from orchestrator.report.searched import searched_block
 from orchestrator.report.significance import bold_text, find_bold
 from orchestrator.spec.labels import study_label, varying_fields
 from orchestrator.study.study import Study
+from orchestrator.study.summary import count_states
 from orchestrator.study.trial import Trial, TrialState
 from trainer.metric_names import PEEKING_GAIN
 from trainer.plain_text import counted
@@ -119,7 +120,7 @@ def format_score(row: ResultsRow, score: Score | None) -> str:
 def count_trials(studies: Sequence[Study]) -> Iterator[str]:
     """Yield a line with the number of trials in each finished state, and of those that are missing."""
     summaries = [study.summary() for study in studies]
-    num_by_state = {state: sum(summary.states[state] for summary in summaries) for state in TrialState}
+    num_by_state = count_states(summaries)
 
     num_finished = sum(count for state, count in num_by_state.items() if state.is_finished)
     num_missing = sum(summary.num_planned for summary in summaries) - num_finished

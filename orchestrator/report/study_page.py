@@ -36,13 +36,11 @@ def render_study_page(study: Study) -> str:
     lines = []
     if best is not None:
         lines.append(final_scores_text(study))
-        lines.append(f"chosen on val: trial {best.number}, {format_params(best.params)}")
+        lines.append(chosen_text(best))
     if study.search_table.stop_reason is not None:
         lines.append(f"stopped: {study.search_table.stop_reason}")
 
-    num_by_state = study.summary().states
-    counts = ", ".join(f"{num_by_state[state]} {state.value}" for state in TrialState if num_by_state[state])
-    lines.append(f"trials: {counts or 'none yet'}")
+    lines.append(counts_text(study))
     lines.append(setting_text(plan))
 
     blocks: list[Block] = [TextBlock(lines=tuple(lines))]
@@ -64,6 +62,18 @@ def study_summary_metrics(study: Study) -> dict[str, float]:
     if len(scores) > 1:
         metrics["final/test/accuracy_std"] = statistics.stdev(scores)
     return metrics
+
+
+def chosen_text(best: Trial) -> str:
+    """Return the line with the search trial that was chosen."""
+    return f"chosen on val: trial {best.number}, {format_params(best.params)}"
+
+
+def counts_text(study: Study) -> str:
+    """Return the line with the number of trials in each state."""
+    states = study.summary().states
+    counts = ", ".join(f"{states[state]} {state.value}" for state in TrialState if states[state])
+    return f"trials: {counts or 'none yet'}"
 
 
 def final_scores_text(study: Study) -> str:

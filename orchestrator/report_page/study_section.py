@@ -8,13 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from orchestrator.figures.draw import STUDY_FIGURES
 from orchestrator.figures.inline_svg import inline_svg
 from orchestrator.report.render import escape_html, to_html
-from orchestrator.report.study_page import changed_fields, final_scores_text, reproduce_command
+from orchestrator.report.study_page import (
+    changed_fields,
+    chosen_text,
+    counts_text,
+    final_scores_text,
+    reproduce_command,
+)
 from orchestrator.report_page.charts import learning_curves, legend, parallel_coordinates
 from orchestrator.report_page.leaderboard import leaderboard
-from orchestrator.spec.labels import format_params, setting_text
+from orchestrator.spec.labels import setting_text
 from orchestrator.study.importance import param_importances
 from orchestrator.study.study import Study
-from orchestrator.study.trial import Trial, TrialState
+from orchestrator.study.trial import Trial
 from trainer.run_folder import PROTOTYPES_PLOT
 
 ReadFile = Callable[[Trial, str], bytes | None]
@@ -73,13 +79,9 @@ def _result(study: Study) -> str:
 
 
 def _facts(study: Study) -> Iterator[str]:
-    best = study.best
-    states = study.summary().states
-    counts = ", ".join(f"{states[state]} {state.value}" for state in TrialState if states[state])
-
-    lines = [f"trials: {counts or 'none yet'}"]
-    if best is not None:
-        lines.append(f"chosen on val: trial {best.number}, {format_params(best.params)}")
+    lines = [counts_text(study)]
+    if study.best is not None:
+        lines.append(chosen_text(study.best))
     yield f"<p>{'<br>'.join(map(escape_html, lines))}</p>"
     if study.search_table.stop_reason is not None:
         yield f'<p class="alarming">{escape_html(f"stopped: {study.search_table.stop_reason}")}</p>'

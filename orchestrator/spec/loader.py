@@ -27,6 +27,7 @@ from trainer.validation import short_repr
 SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
 """Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
 SUFFIXES = (".yaml", ".yml")
+"""Ends of the names of spec files."""
 MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
 

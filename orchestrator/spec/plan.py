@@ -46,6 +46,18 @@ class StudyPlan:
         return TASKS[self.task].group if self.task in TASKS else self.task
 
     @property
+    def axes(self) -> dict[str, Any]:
+        """Where the study stands among the others: its values of what a sweep compares."""
+        return {
+            "task": self.task,
+            "method": self.method,
+            "backbone": self.backbone,
+            "train_size": self.train_size,
+            "val_size": self.val_size,
+            "draw": self.draw,
+        }
+
+    @property
     def epochs(self) -> int:
         """Number of epochs of the study's longest trial."""
         return longest_trial(self.fixed, self.space)
@@ -71,15 +83,7 @@ class StudyPlan:
         return self._config(params, eval_split="test", seed=seed, train_on=train_on, measure_peeking=measure_peeking)
 
     def _config(self, params: Mapping[str, Any], **set_by_sweep: Any) -> TrainConfig:
-        axes = {
-            "task": self.task,
-            "backbone": self.backbone,
-            "method": self.method,
-            "train_size": self.train_size,
-            "val_size": self.val_size,
-            "draw": self.draw,
-        }
-        return TrainConfig.from_params({**self.fixed, **params, **axes, **set_by_sweep})
+        return TrainConfig.from_params({**self.fixed, **params, **self.axes, **set_by_sweep})
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,11 @@ class SourceText:
         self._root: yaml.Node | None = None
         self._hidden: set[int] | None = None
 
+    @property
+    def written(self) -> str:
+        """The text as its author wrote it, comments included."""
+        return "\n".join(self._lines)
+
     def set_root(self, root: yaml.Node) -> None:
         """Set the node of the whole document, by which `locate` finds keys."""
         self._root = root

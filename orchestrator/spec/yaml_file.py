@@ -5,7 +5,6 @@ Only plain values are read: no tags, no second document. Anchors, aliases and me
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,13 +85,6 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         problem = text.at_mark(f"is not valid YAML: {_explain(error)}.", _place(error))
         raise SpecError(str(path), [problem]) from None
-
-
-def read_as_written(path: Path) -> str:
-    """Return a file that `read_yaml` accepts as its author wrote it, comments included."""
-    content = _read_bytes(path)
-    is_utf_16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if is_utf_16 else "utf-8-sig").replace("\r\n", "\n")
 
 
 def _read_bytes(path: Path) -> bytes:

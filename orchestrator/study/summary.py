@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.spec.plan import StudyPlan
@@ -32,3 +33,8 @@ class StudySummary:
     def num_finished(self) -> int:
         """Number of complete, pruned and failed trials."""
         return sum(count for state, count in self.states.items() if state.is_finished)
+
+
+def count_states(summaries: Iterable[StudySummary]) -> Counter[TrialState]:
+    """Return the number of trials of all these studies in each state."""
+    return sum((summary.states for summary in summaries), Counter[TrialState]())

@@ -285,7 +285,7 @@ def test_a_sweep_is_watched_until_its_driver_ends(
             drive(sweep)
             lease.release()
 
-    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=work, monotonic=time.monotonic))
+    monkeypatch.setattr(options, "time", SimpleNamespace(sleep=work, monotonic=time.monotonic))
     code, said, _ = sptune("status", "small", "--watch", "--home", home)
     first, second, third = said.splitlines()
     assert code == 0 and min(looks) >= status.REDRAW_EVERY_S
@@ -305,7 +305,7 @@ def test_watching_in_a_terminal_ends_with_ctrl_c_and_leaves_the_sweep_alone(
     def interrupt(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(status, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
+    monkeypatch.setattr(options, "time", SimpleNamespace(sleep=interrupt, monotonic=time.monotonic))
     code, said, complaint = sptune("status", "small", "--watch", "--home", tmp_path)
     assert (code, complaint) == (0, "")
     assert "small: 4 of 16 trials finished" in said and "val %" in said
