@@ -8,12 +8,21 @@ BIN := .venv/bin
 # Compiled modules are kept: tests start some hundred processes, and each would compile the packages anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The locked packages in .venv, installed again when the lock or the dependencies change.
+# The locked packages in .venv, installed again when the lock or the dependencies change. With TORCH_INDEX, the address of
+# PyTorch's index of CPU wheels, torch comes from there and the packages of CUDA are left out.
+TORCH_INDEX ?=
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 install: .venv/installed
 .venv/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+ifdef TORCH_INDEX
+	$(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) --constraint requirements.lock torch torchvision
+	grep --extended-regexp --invert-match '^(cuda|nvidia|triton)' requirements.lock > .venv/without-cuda.lock
+	$(PIP_INSTALL) --no-deps --requirement .venv/without-cuda.lock
+else
+	$(PIP_INSTALL) --requirement requirements.lock
+endif
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: install

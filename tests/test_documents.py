@@ -90,7 +90,10 @@ def test_every_command_is_understood(document: Path, command: str) -> None:
     program, *arguments = shlex.split(command)
     if program == "make":
         assert arguments
-        assert all(re.search(rf"^{word}:", MAKEFILE, flags=re.MULTILINE) for word in arguments)
+        variables = {word.partition("=")[0] for word in arguments if "=" in word}
+        assert all(re.search(rf"^{name} \?=", MAKEFILE, flags=re.MULTILINE) for name in variables)
+        targets = [word for word in arguments if "=" not in word]
+        assert all(re.search(rf"^{word}:", MAKEFILE, flags=re.MULTILINE) for word in targets)
     elif program == "sptune":
         check_sptune(document, arguments)
     elif program in ("docker", "sbatch", "kubectl", "ray"):  # what is in these files runs in tests/integration/docker

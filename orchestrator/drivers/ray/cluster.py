@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.drivers import signals
 from orchestrator.drivers.ray.own_ray import PlainPath, deaf_processes, kill_at_shutdown, own_ray_options
+from orchestrator.drivers.ray.token import check_token
 from orchestrator.errors import ClusterError
 from orchestrator.spec.resources import TrialResources
 from trainer.plain_text import counted
@@ -45,7 +46,7 @@ def connected(address: str | None) -> Iterator[None]:
     """Connect this process to the cluster at `address`, or start a local Ray that ends with this context.
 
     Raises:
-        ClusterError: if there is no cluster at the address, or this machine is not a node of it.
+        ClusterError: if there is no cluster at the address, it refuses the token, or this machine is not a node of it.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Errors of trials are in the study database.
@@ -53,6 +54,7 @@ def connected(address: str | None) -> Iterator[None]:
 
     if address is not None:
         _check_address(address)
+        check_token(address)
 
     options = contextlib.nullcontext({"address": address}) if address else own_ray_options()
     with options as place:

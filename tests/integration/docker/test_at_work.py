@@ -44,7 +44,7 @@ runs = client.search_runs([client.get_experiment_by_name("composed").experiment_
 print(json.dumps(sorted({run.data.tags["host"] for run in runs if "trial_id" in run.data.tags})))
 """
 STAND_INS = {"s3": ["moto_server", "--host=0.0.0.0", "--port=9000"]}
-"""For what is not to be had here: MinIO."""
+"""For what is not to be had here: SeaweedFS."""
 LAUNCHER = documents("ray-cluster.yaml")[0]
 TYPED = re.findall(r"^#   ray exec docker/ray-cluster.yaml '(.+)'$", (DOCKER / "ray-cluster.yaml").read_text(), re.M)
 """The commands that a user has the head run."""

@@ -110,11 +110,21 @@ def test_each_service_has_the_secrets_that_it_needs_and_no_other(secret_file: Pa
 def test_every_image_is_ours_or_pinned_and_every_server_says_how_it_is(secret_file: Path) -> None:
     for name, service in services(secret_file).items():
         if "build" not in service:
-            assert re.search(r":.*\d+[.-]\d+", service["image"]), f"{name}: which version?"
+            assert re.search(r":.*\d+[.-]\d+.*@sha256:[0-9a-f]{64}$", service["image"]), f"{name}: which version?"
         once = service["restart"] == "no" if "restart" in service else False
         assert service["healthcheck"]["test"] != ["NONE"] or once, name
         for other, how in service.get("depends_on", {}).items():
             assert how["condition"] in ("service_healthy", "service_completed_successfully"), (name, other)
+
+
+def test_of_the_stores_ports_only_the_one_that_asks_for_a_key_is_open_to_other_services(secret_file: Path) -> None:
+    store = services(secret_file)["s3"]
+    options = dict(re.findall(r"-([\w.]+)=(\S+)", " ".join(store["command"])))
+    assert options["ip"] == options["ip.bind"] == "127.0.0.1"
+    assert (options["s3.ip.bind"], options["s3.port"]) == ("0.0.0.0", "9000")
+    assert options["s3.port.iceberg"] == options["s3.port.lance"] == "0"
+    # With a key in its environment it answers nobody without it.
+    assert store["environment"]["AWS_SECRET_ACCESS_KEY"] and "ports" not in store
 
 
 def test_a_worker_has_gpus_unless_there_are_none(secret_file: Path, tmp_path: Path) -> None:

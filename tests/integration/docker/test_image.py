@@ -91,6 +91,25 @@ def test_a_build_without_cuda_takes_torch_and_torchvision_from_the_given_index_a
 
 
 @pytest.mark.slow
+def test_an_installation_without_cuda_is_the_lock_without_its_packages(build: Path, environment: Path) -> None:
+    index = build / "index"
+    for name in ("torch", "torchvision"):
+        for version in ("0.1.0", LOCKED[name], "99.0.0"):
+            wheel(index, name, f"{version}+cpu")
+    make = ["make", "--dry-run", "--always-make", "install", f"TORCH_INDEX=file://{index}"]
+    lines = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    [first] = [line for line in lines if "--index-url" in line]
+    [without] = [line for line in lines if line.startswith("grep")]
+
+    dry = first.replace(".venv/bin/pip install --quiet", f"{environment}/bin/pip install --dry-run")
+    done = shell(f"{dry} && {without.replace('.venv/', '')} && cat without-cuda.lock", cwd=build)
+    assert done.returncode == 0, done.stderr
+    assert f"Would install torch-{LOCKED['torch']}+cpu torchvision-{LOCKED['torchvision']}+cpu\n" in done.stdout
+    kept = {*re.findall(r"^([^#\s]\S*)==\S+$", done.stdout, flags=re.MULTILINE)}
+    assert {name.split("-")[0] for name in LOCKED.keys() - kept} == {"cuda", "nvidia", "triton"}
+
+
+@pytest.mark.slow
 def test_the_wheel_has_every_module_space_and_asset(build: Path, environment: Path) -> None:
     (build / "search_spaces").symlink_to(ROOT / "search_spaces")
     source, wheels = build / "source", build / "wheels"
