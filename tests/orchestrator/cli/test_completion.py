@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +102,59 @@ main()
     environment = os.environ | variables | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("digits\n\n", "")
+
+
+def script_for(shell: str, *options: str) -> str:
+    """Return the script that `--show-completion` prints, which asks its parent process which shell it is."""
+    command = [need(shell), *options, "-c", "sptune --show-completion; true"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def need(shell: str) -> str:
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"{shell} is not installed")
+    return found
+
+
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the folder of the command before the others, as an activated environment does."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_path")
+@pytest.mark.parametrize(
+    ("line", "names"), [("sptune status di", ["digits"]), ("sptune launch vtab_s", ["vtab_supervised"])]
+)
+def test_fish_completes_names(tmp_path: Path, line: str, names: list[str]) -> None:
+    (tmp_path / "completion.fish").write_text(script_for("fish"))
+    code = f'source completion.fish; complete --do-complete "{line}"'
+    done = subprocess.run([need("fish"), "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == names
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("on_path")
+def test_zsh_completes_names_at_a_press_of_tab(tmp_path: Path) -> None:
+    (tmp_path / "completion.zsh").write_text(script_for("zsh", "-f"))
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb"})
+
+    def typed(keys: str, until: str) -> None:
+        """Type into the terminal, and wait until it shows a text."""
+        shown, end = "", time.monotonic() + 60
+        os.write(terminal, keys.encode())
+        while until not in shown:
+            assert time.monotonic() < end, shown
+            if select.select([terminal], [], [], 1)[0]:
+                shown += os.read(terminal, 4096).decode(errors="replace")
+
+    try:
+        typed("autoload -Uz compinit; compinit -u -D; source completion.zsh; echo is-$((1+1))-ready\n", "is-2-ready")
+        typed("sptune status di\t", "sptune status digits")
+    finally:
+        os.close(terminal)
+        os.waitpid(child, 0)
