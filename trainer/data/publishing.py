@@ -16,10 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from pyarrow import fs
+from typing import TYPE_CHECKING
 
 from trainer.storage.files import has_folders, open_filesystem
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 SUFFIX = ".part"
 """Suffix of what is not published. Version 0.1.0 gave it to single files."""
@@ -104,6 +106,8 @@ def dead_parts(filesystem: fs.FileSystem, task_folder: str) -> dict[str, int]:
     Raises:
         OSError: if the store cannot be read.
     """
+    from pyarrow import fs
+
     entries = filesystem.get_file_info(fs.FileSelector(task_folder, allow_not_found=True))
     sizes = {}
     for entry in entries:
@@ -165,6 +169,8 @@ def _is_dead(filesystem: fs.FileSystem, path: str, is_folder: bool, files: Seque
 
 
 def _delete(filesystem: fs.FileSystem, path: str) -> None:
+    from pyarrow import fs
+
     info = filesystem.get_file_info(path)
     # Imports that start together delete the same.
     with contextlib.suppress(FileNotFoundError):

@@ -14,9 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from trainer.catalog import TASKS, is_own
 from trainer.data.publishing import has_locks, part_folder
@@ -25,9 +23,12 @@ from trainer.redaction import redact
 from trainer.storage.files import delete_file, delete_folder, open_filesystem, read_bytes, translate_errors
 from trainer.storage.integrity import pack_json, parse_json, verify
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
 SPLITS = ("train", "val", "test")
 """The splits that are stored; `trainval` is put together when it is loaded."""
-SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
 GROUP_BYTES = 32 * 2**20
 """Encoded bytes of a row group, which is held in memory when it is written or read."""
 CARD = "card.json"
@@ -170,7 +171,11 @@ def write_task(
         OSError: if the store cannot be written. Nothing of the new task is left then.
         TaskChanged: if another import of the task wrote to a bucket at the same time.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     filesystem, folder = open_filesystem(f"{root}/{task}")
+    schema = pa.schema([("key", pa.string()), ("label", pa.int64()), ("image", pa.binary())])
     upright = is_own(task)
 
     digest = TaskDigest(upright=upright)
@@ -181,7 +186,7 @@ def write_task(
         for split in SPLITS:
             stream = stack.enter_context(filesystem.open_output_stream(f"{part.path}/{split}.parquet"))
             # Readers compare the checksums, so a damaged page is an error and not another image.
-            writer = stack.enter_context(pq.ParquetWriter(stream, SCHEMA, write_page_checksum=True))
+            writer = stack.enter_context(pq.ParquetWriter(stream, schema, write_page_checksum=True))
             writers.append(writer)
 
             counts[split] = 0
@@ -189,7 +194,7 @@ def write_task(
                 for example in group:
                     digest.add(split, example)
                 rows = [dataclasses.asdict(example) for example in group]
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                writer.write_table(pa.Table.from_pylist(rows, schema))
                 counts[split] += len(group)
 
         card = Card(
@@ -317,6 +322,9 @@ def read_examples(root: str, task: str, split: str, start: int = 0, card: Card |
 
 @contextmanager
 def _open(root: str, task: str, split: str, card: Card | None) -> Iterator[pq.ParquetFile]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     uri = f"{root}/{task}/{split}.parquet"
     filesystem, path = open_filesystem(uri)
     with translate_errors(uri, "read"):

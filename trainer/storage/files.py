@@ -3,6 +3,8 @@
 In a folder a file is written under a temporary name, forced to the disk, and then moved to its own name: after a power
 cut it is the old file or the new one. In a bucket, which `pyarrow.fs` opens, it appears complete when its stream is
 closed. A location is a local path or a URI such as ``s3://bucket/folder``.
+
+pyarrow is imported by the functions that need it, because every command imports this module and few open a file.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from pyarrow import fs
+from typing import TYPE_CHECKING
 
 from trainer.redaction import redact
 from trainer.storage.s3 import StorageError, address_of, check_bucket, explain, open_bucket
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 __all__ = [
     "StorageError",
@@ -46,6 +50,8 @@ def open_filesystem(location: str | Path) -> tuple[fs.FileSystem, str]:
     Raises:
         OSError: if the URI has an unknown scheme, or the bucket cannot be opened.
     """
+    from pyarrow import fs
+
     address = address_of(str(location))
     if address is not None:
         with translate_errors(location, "opened"):
@@ -111,7 +117,7 @@ def write_bytes(location: str | Path, data: bytes) -> None:
             stream.write(data)
         publish(part, path, filesystem)
     except OSError:
-        if filesystem.get_file_info(part).type == fs.FileType.File:
+        if filesystem.get_file_info(part).is_file:
             filesystem.delete_file(part)
         raise
 
@@ -125,7 +131,7 @@ def publish(part: str | Path, path: str | Path, filesystem: fs.FileSystem | None
     Args:
         filesystem: where both paths are; None for this machine's.
     """
-    if not (filesystem is None or isinstance(filesystem, fs.LocalFileSystem)):
+    if not (filesystem is None or filesystem.type_name == "local"):
         filesystem.move(str(part), str(path))
         return
 
@@ -137,7 +143,7 @@ def publish(part: str | Path, path: str | Path, filesystem: fs.FileSystem | None
 def _create_folder(filesystem: fs.FileSystem, folder: str) -> None:
     """Create a folder and its parents. On a local disk, their names are on the disk before this returns."""
     missing = []
-    if isinstance(filesystem, fs.LocalFileSystem):
+    if filesystem.type_name == "local":
         missing = [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
 
     filesystem.create_dir(folder, recursive=True)
@@ -194,12 +200,14 @@ def read_chunks(location: str | Path, size: int = 8 * 2**20) -> Iterator[bytes]:
 
 def list_folders(location: str | Path) -> list[str]:
     """Return the sorted names of the folders in a folder. The list is empty if the folder does not exist."""
+    from pyarrow import fs
+
     return sorted(info.base_name for info in _list(location) if info.type == fs.FileType.Directory)
 
 
 def file_sizes(location: str | Path) -> dict[str, int]:
     """Return the size in bytes of every file below a folder, by path. Empty if the folder does not exist."""
-    return {info.path: info.size for info in _list(location, recursive=True) if info.type == fs.FileType.File}
+    return {info.path: info.size for info in _list(location, recursive=True) if info.is_file}
 
 
 def file_stamps(location: str | Path) -> dict[str, tuple[int, int]] | None:
@@ -207,6 +215,8 @@ def file_stamps(location: str | Path) -> dict[str, tuple[int, int]] | None:
 
     A location that is a file has its own stamp under the name "". None if the location does not exist.
     """
+    from pyarrow import fs
+
     filesystem, path = open_filesystem(location)
     with translate_errors(location, "read"):
         location_info = filesystem.get_file_info(path)
@@ -215,18 +225,15 @@ def file_stamps(location: str | Path) -> dict[str, tuple[int, int]] | None:
         _raise_if_no_bucket(location, "read")
         return None
 
-    if location_info.type == fs.FileType.File:
-        infos = {"": location_info}
-    else:
-        infos = {info.base_name: info for info in _list(location)}
-    return {name: (info.size, info.mtime_ns) for name, info in infos.items() if info.type == fs.FileType.File}
+    infos = {"": location_info} if location_info.is_file else {info.base_name: info for info in _list(location)}
+    return {name: (info.size, info.mtime_ns) for name, info in infos.items() if info.is_file}
 
 
 def delete_file(location: str | Path) -> None:
     """Delete a file if it exists."""
     filesystem, path = open_filesystem(location)
     with translate_errors(location, "deleted"):
-        if filesystem.get_file_info(path).type == fs.FileType.File:
+        if filesystem.get_file_info(path).is_file:
             filesystem.delete_file(path)
 
 
@@ -234,12 +241,14 @@ def move_file(location: str | Path, target: str | Path) -> None:
     """Move a file, if it exists, to another name in the same folder or bucket, where it replaces another."""
     filesystem, path = open_filesystem(location)
     with translate_errors(location, "moved"):
-        if filesystem.get_file_info(path).type == fs.FileType.File:
+        if filesystem.get_file_info(path).is_file:
             filesystem.move(path, open_filesystem(target)[1])
 
 
 def delete_folder(location: str | Path) -> None:
     """Delete a folder and its contents if it exists."""
+    from pyarrow import fs
+
     filesystem, path = open_filesystem(location)
     with translate_errors(location, "deleted"):
         if filesystem.get_file_info(path).type == fs.FileType.Directory:
@@ -247,6 +256,8 @@ def delete_folder(location: str | Path) -> None:
 
 
 def _list(location: str | Path, *, recursive: bool = False) -> list[fs.FileInfo]:
+    from pyarrow import fs
+
     filesystem, path = open_filesystem(location)
     selector = fs.FileSelector(path, allow_not_found=True, recursive=recursive)
     with translate_errors(location, "listed"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import safetensors
+from typing import TYPE_CHECKING, TypeVar
 
 from trainer.run_folder import CARD, PREDICTIONS, PROMPT, RunCard
 from trainer.storage.integrity import DamagedFile, read_checked
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 T = TypeVar("T")
 
@@ -42,6 +41,7 @@ def read_run_card(folder: str) -> RunCard | None:
 
 def read_predictions(folder: str, columns: Sequence[str] | None = None) -> pa.Table | None:
     """Return the predictions of a run, or None if they do not exist. Errors are those of `read_result`."""
+    import pyarrow.parquet as pq
 
     def parse(data: bytes) -> pa.Table:
         return pq.read_table(io.BytesIO(data), columns=columns)
@@ -56,6 +56,8 @@ def has_whole_results(folder: str) -> bool:
         NewerVersion: if a newer version of sptune wrote the card.
         OSError: if the folder cannot be read.
     """
+    import safetensors
+
     try:
         results = (
             read_run_card(folder),

@@ -7,11 +7,13 @@ import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote
 
-from pyarrow import fs
-
 from trainer.redaction import redact
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 CONNECT_S = 1.2
 """Timeout of a connection attempt."""
@@ -123,6 +125,8 @@ def open_bucket(address: Address) -> fs.FileSystem:
 
 @lru_cache(maxsize=16)
 def _open(authority: str, query: str, variables: tuple[tuple[str, str], ...], _pid: int) -> fs.FileSystem:
+    from pyarrow import fs
+
     user, _, bucket = authority.rpartition("@")
     key, _, secret = user.partition(":")
     options = dict(parse_qsl(query))
@@ -170,6 +174,8 @@ def explain(error: OSError, location: str) -> StorageError | None:
 
     # The answer to a HEAD request has no body and so no reason. A refused listing has one.
     if "No response body" in str(error):
+        from pyarrow import fs
+
         try:
             open_bucket(address).get_file_info(fs.FileSelector(address.path, allow_not_found=True))
         except OSError as listing_error:
@@ -199,6 +205,8 @@ def check_bucket(authority: str, query: str) -> None:
     Raises:
         StorageError: if there is no such bucket.
     """
+    from pyarrow import fs
+
     address = Address(authority, query, authority.rpartition("@")[2])
     try:
         info = open_bucket(address).get_file_info(address.path)
