@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,11 @@ class Classifier:
     device: str
 
     def classify(
-        self, images: Sequence[bytes | Path], top: int = 5, batch_size: int = 64
+        self,
+        images: Sequence[bytes | Path],
+        top: int = 5,
+        batch_size: int = 64,
+        on_unreadable: Callable[[ValueError], None] | None = None,
     ) -> Iterator[list[Prediction]]:
         """Yield the most likely classes of each image, best first.
 
@@ -50,6 +54,8 @@ class Classifier:
             images: encoded images, as bytes or files.
             top: number of classes per image.
             batch_size: images that go through the network together.
+            on_unreadable: called with the error of an image that cannot be decoded. The image has no classes then. With
+                None the error is raised.
 
         Raises:
             ValueError: if an image cannot be decoded, with its name or index.
@@ -57,17 +63,31 @@ class Classifier:
         """
         network = with_precision(self.model, self.config.precision, self.device)
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            squares = [self._decode(image, index) for index, image in enumerate(batch, start=start)]
+            squares: dict[int, Tensor] = {}
+            batch = range(start, min(start + batch_size, len(images)))
+            for index in batch:
+                try:
+                    squares[index] = self._decode(images[index], index)
+                except ValueError as error:
+                    if on_unreadable is None:
+                        raise
+                    on_unreadable(error)
 
-            logits_BK = evaluate_in_batches(network, torch.stack(squares).to(self.device))
-            best = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
+            found: dict[int, list[Prediction]] = {}
+            if squares:
+                images_BCHW = torch.stack([*squares.values()]).to(self.device)
+                found = dict(
+                    zip(squares, self._predictions(evaluate_in_batches(network, images_BCHW), top), strict=True)
+                )
+            yield from (found.get(index, []) for index in batch)
 
-            for confidences, labels in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                yield [
-                    Prediction(self.class_names[label], confidence)
-                    for label, confidence in zip(labels, confidences, strict=True)
-                ]
+    def _predictions(self, logits_BK: Tensor, top: int) -> list[list[Prediction]]:
+        """Return the most likely classes of each image."""
+        best = logits_BK.softmax(dim=1).topk(min(top, logits_BK.shape[1]), dim=1)
+        return [
+            [Prediction(self.class_names[label], confidence) for label, confidence in zip(*row, strict=True)]
+            for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
     def _decode(self, image: bytes | Path, index: int) -> Tensor:
         """Return an image as the square that the network sees."""

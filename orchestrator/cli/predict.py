@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, WeightsOption, console, whole_number
+from orchestrator.cli.options import (
+    HomeOption,
+    JsonOption,
+    WeightsOption,
+    console,
+    error_console,
+    print_json,
+    whole_number,
+)
 from orchestrator.environment.home import home_at
 from orchestrator.errors import UserError
 from trainer.plain_text import counted, csv_text, printable
@@ -18,7 +26,9 @@ from trainer.storage.files import write_bytes
 from trainer.terminal import progress_bar
 
 if TYPE_CHECKING:
-    from trainer.inference import Classifier, Prediction
+    from trainer.inference import Prediction
+
+    Classified = tuple[Path, list[Prediction]]
 
 COLUMNS = ("image", "rank", "class_name", "confidence")
 """Columns of `--out`: a row for each image and class, the most likely class with rank 1."""
@@ -37,30 +47,51 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Write a table, .csv or .parquet, instead of printing: image, rank, class."),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Classify images with the prompt and head of a finished trial."""
+    """Classify images with the prompt and head of a finished trial. Exit status 1 if an image cannot be read."""
     import trainer
 
     # All mistakes are found before the classifier is loaded, which takes seconds.
     files, num_others = _image_files(images)
     if out is not None:
         _check_out(out)
+        if as_json:
+            raise UserError("--json prints the classes and --out writes them: give one of the two.")
 
+    unreadable: list[str] = []
     try:
         classifier = trainer.load(home_at(home).trial_folder(trial), weights=weights)
-        if out is None:
-            for image, predictions in zip(files, classifier.classify(files, top), strict=True):
-                classes = "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in predictions)
-                console.print(f"{image}: {classes}")
+        classes = classifier.classify(files, top, on_unreadable=lambda error: unreadable.append(str(error)))
+        classified = zip(files, classes, strict=True)
+        if as_json:
+            print_json({"trial": trial, "images": [_image_json(image, found) for image, found in classified]})
+        elif out is None:
+            for image, found in classified:
+                if found:
+                    console.print(
+                        f"{image}: " + "  ".join(f"{each.class_name} {100 * each.confidence:.1f} %" for each in found)
+                    )
         else:
-            rows = [*_rows(classifier, files, top)]
+            rows = [*_rows(_with_progress(classified, len(files)))]
             write_bytes(out, _as_csv(rows) if out.suffix == ".csv" else _as_parquet(rows))
-            console.print(f"{counted(len(files), 'image')} in {out}")
+            console.print(f"{counted(len(files) - len(unreadable), 'image')} in {out}")
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from None
-    if num_others:
+
+    if num_others and not as_json:
         others = counted(num_others, "file that is no image", "files that are no images")
         console.print(f"note: left out {others} by name")
+    for sentence in unreadable:
+        error_console.print(f"error: {sentence}")
+    if unreadable:
+        raise typer.Exit(1)
+
+
+def _image_json(image: Path, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the classes of an image for scripts: none if it cannot be read."""
+    classes = [{"class_name": each.class_name, "confidence": each.confidence} for each in predictions]
+    return {"image": printable(str(image)), "classes": classes}
 
 
 def _image_files(paths: Sequence[Path]) -> tuple[list[Path], int]:
@@ -103,17 +134,22 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out {out}: there is no folder {out.parent}.")
 
 
-def _rows(classifier: Classifier, files: list[Path], top: int) -> Iterator[tuple[str, int, str, float]]:
-    """Yield the rows of the table, and show on a terminal how many images are classified."""
+def _with_progress(classified: Iterable[Classified], total: int) -> Iterator[Classified]:
+    """Yield the images, and show on a terminal how many are classified."""
     with progress_bar() as progress:
         progress.disable = not progress.console.is_terminal
-        bar = progress.add_task("classifying", total=len(files))
-        predictions: list[Prediction]
-        for image, predictions in zip(files, classifier.classify(files, top), strict=True):
-            for rank, each in enumerate(predictions, start=1):
-                # A name that is no UTF-8 is written with its bytes escaped.
-                yield printable(str(image)), rank, each.class_name, each.confidence
+        bar = progress.add_task("classifying", total=total)
+        for each in classified:
+            yield each
             progress.advance(bar)
+
+
+def _rows(classified: Iterable[Classified]) -> Iterator[tuple[str, int, str, float]]:
+    """Yield the rows of the table."""
+    for image, predictions in classified:
+        for rank, each in enumerate(predictions, start=1):
+            # A name that is no UTF-8 is written with its bytes escaped.
+            yield printable(str(image)), rank, each.class_name, each.confidence
 
 
 def _as_csv(rows: Sequence[tuple[str, int, str, float]]) -> bytes:
@@ -129,7 +165,8 @@ def _as_parquet(rows: Sequence[tuple[str, int, str, float]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = [*zip(*rows, strict=True)]
+    types = (pa.string(), pa.int64(), pa.string(), pa.float64())
+    schema = pa.schema([*zip(COLUMNS, types, strict=True)])
     buffer = io.BytesIO()
-    pq.write_table(pa.table(dict(zip(COLUMNS, map(list, columns), strict=True))), buffer)
+    pq.write_table(pa.Table.from_pylist([dict(zip(COLUMNS, row, strict=True)) for row in rows], schema), buffer)
     return buffer.getvalue()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import trainer
 from orchestrator.environment.home import home_at
+from tests.orchestrator.cli.test_status import documented, paths
 from tests.orchestrator.conftest import Sptune
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.config import TrainConfig
@@ -170,6 +171,10 @@ def test_images_that_are_missing_are_all_named_before_anything_is_loaded(
         (("{empty}",), "there is no image in {empty}."),
         (("{image}", "--out", "table.txt"), "--out must end in .csv or .parquet, got 'table.txt'."),
         (("{image}", "--out", "{empty}/no/table.csv"), "--out {empty}/no/table.csv: there is no folder {empty}/no."),
+        (
+            ("{image}", "--json", "--out", "t.csv"),
+            "--json prints the classes and --out writes them: give one of the two.",
+        ),
     ],
 )
 def test_a_mistake_of_predict_is_found_before_anything_is_loaded(
@@ -225,14 +230,40 @@ def test_folders_are_classified_into_a_table(
     assert Path("=.csv").read_text(encoding="utf-8").splitlines()[1].startswith("'=1+1.png,1,")
 
 
-def test_a_broken_image_is_named(home: Path, images: list[Path], sptune: Sptune, tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_the_others_are_classified(
+    home: Path, images: list[Path], sptune: Sptune, tmp_path: Path
+) -> None:
     trial = config_of(1).fingerprint()
     (tmp_path / "notes.png").write_text("not an image")
     (tmp_path / "half.png").write_bytes(images[0].read_bytes()[:100])
-    for name in ("notes.png", "half.png"):
-        code, out, err = sptune("predict", trial, images[0], tmp_path / name, "--home", home)
-        assert (code, out) == (2, "")
-        assert err.startswith(f"error: {tmp_path / name} cannot be decoded as an image: ") and err.count("\n") == 1
+    broken = [tmp_path / "notes.png", tmp_path / "half.png"]
+    mixed = [broken[0], images[0], broken[1], images[1]]
+
+    _, alone, _ = sptune("predict", trial, *images[:2], "--home", home)
+    code, out, err = sptune("predict", trial, *mixed, "--home", home)
+    assert (code, out) == (1, alone)
+    for line, path in zip(err.splitlines(), broken, strict=True):
+        assert line.startswith(f"error: {path} cannot be decoded as an image: ")
+
+    # A table has what could be read, in JSON a broken image has no classes.
+    table = tmp_path / "table.csv"
+    assert sptune("predict", trial, *mixed, "--home", home, "--out", table)[:2] == (1, f"2 images in {table}\n")
+    assert {line.partition(",")[0] for line in table.read_text().splitlines()} == {"image", *map(str, images[:2])}
+    code, out, _ = sptune("predict", trial, *mixed, "--home", home, "--json")
+    assert (code, [len(each["classes"]) for each in json.loads(out)["images"]]) == (1, [0, 3, 0, 3])
+    assert sptune("predict", trial, *broken, "--home", home)[:2] == (1, "")
+
+
+def test_classes_for_scripts_are_those_of_the_classifier(home: Path, images: list[Path], sptune: Sptune) -> None:
+    trial = config_of(1).fingerprint()
+    code, out, err = sptune("predict", trial, *images, "--home", home, "--json")
+    shown = json.loads(out)
+    assert (code, err, shown["trial"]) == (0, "", trial)
+    assert {*paths(shown)} == documented()["predict"]
+    expected = trainer.load(home / "sweeps/one/trials" / trial).classify(images, top=3)
+    for image, found, row in zip(images, expected, shown["images"], strict=True):
+        classes = [{"class_name": each.class_name, "confidence": each.confidence} for each in found]
+        assert row == {"image": str(image), "classes": classes}
 
 
 def test_a_trial_whose_weights_are_elsewhere_is_told_where_they_are(
