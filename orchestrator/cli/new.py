@@ -149,6 +149,11 @@ def new(
     console.print(f"wrote {file}: {studies} of {spec.search.trials} search and {final}.")
     for sentence in find_missing(spec, place, weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())):
         console.print(f"missing: {sentence}")
+    if spec.name in list_folders(f"{place.root}/sweeps"):
+        console.print(
+            f"note: {place.root} holds a sweep {spec.name}, which a launch of this spec would continue or refuse. For "
+            "another sweep, change `name`."
+        )
     console.print("Next, check it and run it:")
     for task in spec.tasks:
         if is_own(task) and read_card(place.data_root, task) is None:

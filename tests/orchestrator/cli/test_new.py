@@ -62,6 +62,16 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
     assert (spec.backbones, spec.methods) == (["vit_nano_patch4_32.mae"], ["linear", "full"])
 
 
+def test_it_says_that_the_home_has_a_sweep_of_that_name(sptune: Sptune, tmp_path: Path) -> None:
+    note = "note: sptune-home holds a sweep photos, which a launch of this spec would continue or refuse. "
+    assert note not in sptune("new", "photos.yaml", "--tasks", "demo/digits")[1].replace("\n", " ")
+    Path("photos.yaml").unlink()
+    (tmp_path / "sptune-home/sweeps/photos").mkdir(parents=True)
+    code, said, _ = sptune("new", "photos.yaml", "--tasks", "demo/digits")
+    assert code == 0
+    assert note in said.replace(str(tmp_path) + "/", "").replace("\n", " ")
+
+
 def test_it_replaces_no_file(sptune: Sptune) -> None:
     Path("photos.yaml").write_text("mine")
     Path("link.yaml").symlink_to("nowhere")
