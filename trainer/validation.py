@@ -350,7 +350,8 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
             yield "prompt_length", problem
 
     if init not in method.prompt_inits:
-        yield "prompt_init", f"{method.name} starts from {' | '.join(method.prompt_inits)}, got {init!r}."
+        got = "none is given" if init is None else f"got {init!r}"
+        yield "prompt_init", f"{method.name} starts from {' | '.join(method.prompt_inits)}, {got}."
 
     if config.init_task is not None:
         if len(method.prompt_inits) == 1:

@@ -305,8 +305,8 @@ def test_a_method_takes_the_prompt_options_that_it_has_and_no_other() -> None:
             told = {"init_task": f"{method} starts without prototypes: leave it out."}
             assert problems_of(PARAMS_OF[method] | {"init_task": name}) == told
     for method in SPT:
-        for init in (None, "uniform"):
-            told = {"prompt_init": f"{method} starts from random | mean_pool | max_pool | kmeans, got {init!r}."}
+        for init, got in ((None, "none is given"), ("uniform", "got 'uniform'")):
+            told = {"prompt_init": f"{method} starts from random | mean_pool | max_pool | kmeans, {got}."}
             assert problems_of(PARAMS_OF[method] | {"prompt_init": init}) == told
 
 
