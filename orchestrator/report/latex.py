@@ -75,7 +75,7 @@ LETTER = r"""% pdfTeX prints the code points of letters that its fonts lack. Lua
 \else
 \providecommand{\sptuneletter}[2]{#2}
 \fi"""
-LINE_CHARACTERS = 85
+LINE_CHARACTERS = 80
 """Characters in small print that a line of a paper with one column of text has room for."""
 GAP_CHARACTERS = 2
 """Room between two columns of a table."""
@@ -124,7 +124,7 @@ def _paragraph(block: TextBlock) -> str:
     # A warning may quote a file or a key, which must stay as it is.
     shown = [_escape(line) if block.is_warning else _sentence(line) for line in lines]
     # Braces keep the small font inside the paragraph.
-    return "\\noindent{\\footnotesize\n" + title + "\\\\\n".join(shown) + "\\par}"
+    return "\\noindent{\\footnotesize\\raggedright\n" + title + "\\\\\n".join(shown) + "\\par}"
 
 
 def _tables(block: TableBlock, notes: Sequence[TextBlock], labels: set[str]) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _columns(block: TableBlock) -> str:
             kinds.append("l")
         else:
             # A short column keeps its width, so that a name does not wrap.
-            share = max(room, LINE_CHARACTERS // 3) * width / needed / LINE_CHARACTERS
+            share = (max(room, LINE_CHARACTERS // 4) * width / needed - GAP_CHARACTERS) / LINE_CHARACTERS
             kinds.append(f">{{\\raggedright\\arraybackslash}}p{{{share:.2f}\\linewidth}}")
     return "".join(kinds)
 
