@@ -35,9 +35,9 @@ def figures(
 ) -> None:
     """Draw the figures that the sweeps have data for, as PNG and PDF.
 
-    Of a sweep: test accuracy by task beside published numbers, tuning-set size, model size, NMI. Of each study:
-    learning curves, accuracy against each parameter, init strategy by number of images, parallel coordinates,
-    importances.
+    Of a sweep: test accuracy by task beside published numbers, accuracy by cost with its Pareto front, tuning-set size,
+    model size, NMI. Of each study: learning curves, accuracy against each parameter, init strategy by number of images,
+    parallel coordinates, importances.
     """
     from orchestrator.figures.draw import draw_figures, save_figure
     from orchestrator.report.results_table import published_scores

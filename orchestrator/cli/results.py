@@ -144,6 +144,10 @@ def report(
         bool,
         typer.Option("--watch", help="With html: write the page anew while the sweep runs. Browsers follow."),
     ] = False,
+    with_cost: Annotated[
+        bool,
+        typer.Option("--cost", help="Add a table of what methods cost: parameters, saved MB, images/s, memory, hours."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Print the table of test accuracies with published numbers beside it, and how far to trust it."""
@@ -153,6 +157,8 @@ def report(
         raise UserError("--out needs a format for files: add --format html, markdown, latex or csv.")
     if as_json and form is not Form.terminal:
         raise UserError("--json is a format of its own: leave --format out.")
+    if with_cost and form is Form.csv:
+        raise UserError("--cost adds a table, and csv has only the main one: choose another format.")
 
     if form is Form.html:
         _report_page(sweeps, home, out, is_watched=watch)
@@ -162,21 +168,21 @@ def report(
     from orchestrator.report.results_table import build_results_table
     from orchestrator.report.sections import build_sections
 
-    # Reports need last values only; reading every epoch takes ten times as long.
-    studies = load_combinable_sweeps(home, sweeps, epochs=False)
+    # Reports need last values only; reading every epoch takes ten times as long. Hours are a sum over epochs.
+    studies = load_combinable_sweeps(home, sweeps, epochs=with_cost)
     if as_json:
         from orchestrator.report.report_json import report_json
 
-        print_json(report_json(studies))
+        print_json(report_json(studies, with_cost=with_cost))
         return
 
     match form:
         case Form.terminal:
-            print_report(studies)
+            print_report(studies, with_cost=with_cost)
         case Form.csv:
             _write_text(to_csv(build_results_table(studies)), out)
         case _:
-            _write_text(FORMATS[form.value](build_sections(studies)), out)
+            _write_text(FORMATS[form.value](build_sections(studies, with_cost=with_cost)), out)
 
 
 def _report_page(sweeps: list[str], home: str | None, out: Path | None, *, is_watched: bool) -> None:
@@ -211,9 +217,9 @@ def _write_text(text: str, out: Path | None) -> None:
         raise not_written(error) from None
 
 
-def print_report(studies: Sequence[Study]) -> None:
+def print_report(studies: Sequence[Study], *, with_cost: bool = False) -> None:
     """Print the report to the terminal."""
     from orchestrator.report.render import print_blocks
     from orchestrator.report.sections import build_sections
 
-    print_blocks(build_sections(studies), console)
+    print_blocks(build_sections(studies, with_cost=with_cost), console)

@@ -1,7 +1,7 @@
 """Figures of a sweep: `draw_figures` draws those that there is data for, and `save_figure` writes one.
 
-Figures of a study: learning_curves, params, grid, parallel, importances. Figures of the sweep: per_task, tuning_size,
-model_size, nmi. The docstring of its function describes each figure.
+Figures of a study: learning_curves, params, grid, parallel, importances. Figures of the sweep: per_task, cost,
+tuning_size, model_size, nmi. The docstring of its function describes each figure.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib
 
+from orchestrator.figures.cost import accuracy_by_cost
 from orchestrator.figures.learning import learning_curves, mutual_information
 from orchestrator.figures.params import against_params, choice_grid
 from orchestrator.figures.search import importance_bars, parallel_coordinates
@@ -81,6 +82,10 @@ def draw_figures(
         figure = per_task(members, (published or {}).get(backbone, {}), setting)
         if figure is not None:
             yield slug("-".join(["per_task", *suffix])), figure
+
+        figure = accuracy_by_cost(members, setting)
+        if figure is not None:
+            yield slug("-".join(["cost", *suffix])), figure
 
         figure = mutual_information(members, setting)
         if figure is not None:

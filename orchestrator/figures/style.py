@@ -52,8 +52,11 @@ class MethodStyle:
 
 
 def style_at(index: int) -> MethodStyle:
-    """Return the style of the first, second, ... of a few things. Styles repeat after seven."""
-    return MethodStyle(*(table[index % len(table)] for table in (PALETTE, MARKERS, LINES, HATCHES)))
+    """Return the style of the first, second, ... of some things. Colours repeat after seven, styles after 49."""
+    color = PALETTE[index % len(PALETTE)]
+    # From the eighth on, a colour comes with the next marker, line and hatch.
+    shifted = index + index // len(PALETTE)
+    return MethodStyle(color, *(table[shifted % len(table)] for table in (MARKERS, LINES, HATCHES)))
 
 
 def style_of(method: str) -> MethodStyle:

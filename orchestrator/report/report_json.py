@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.report.comparison_table import compare_in_settings
+from orchestrator.report.cost import MethodCost, method_costs
 from orchestrator.report.results_table import ResultsRow, build_results_table
 from orchestrator.spec.labels import study_label
 from orchestrator.study.study import Study
@@ -13,11 +14,14 @@ from orchestrator.study.summary import count_states
 from orchestrator.study.trial import TrialState
 
 
-def report_json(studies: Sequence[Study]) -> dict[str, Any]:
+def report_json(studies: Sequence[Study], *, with_cost: bool = False) -> dict[str, Any]:
     """Return the results table, the comparisons and the studies of a report as values of JSON.
 
     Accuracies of the table and differences are in percent, as in the other formats of a report. Those of single studies
     and trials are fractions.
+
+    Args:
+        with_cost: whether to add what each method costs, which needs the epochs of the trials.
     """
     table = build_results_table(studies)
     summaries = [study.summary() for study in studies]
@@ -32,6 +36,7 @@ def report_json(studies: Sequence[Study]) -> dict[str, Any]:
         },
         "rows": [_row(row) for row in table.rows],
         "comparisons": [*_comparisons(studies)],
+        "cost": [_cost(cost) for cost in method_costs(studies)] if with_cost else [],
         "studies": [_study(study) for study in studies],
     }
 
@@ -58,6 +63,24 @@ def _row(row: ResultsRow) -> dict[str, Any]:
         "source": row.source or None,
         "protocol": list(row.protocol),
         "notes": list(row.notes),
+    }
+
+
+def _cost(cost: MethodCost) -> dict[str, Any]:
+    method, backbone, train_size = cost.names
+    return {
+        "method": method,
+        "backbone": backbone,
+        "train_size": train_size,
+        "tasks": cost.num_tasks,
+        "accuracy": cost.accuracy,
+        "learnable_parameters": cost.parameters,
+        "learnable_percent": cost.share,
+        "saved_mb": cost.saved_mb,
+        "images_per_s": cost.images_per_s,
+        "peak_gb": cost.peak_gb,
+        "worker_hours_per_task": cost.worker_hours,
+        "gpu_hours_per_task": cost.gpu_hours,
     }
 
 

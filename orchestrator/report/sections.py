@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from orchestrator.report.blocks import NOTHING, Block, Cell, TableBlock, TextBlock, cells
 from orchestrator.report.chosen_params import chosen_block, selection_text
 from orchestrator.report.comparison_table import comparison_blocks
+from orchestrator.report.cost import cost_block
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
 from orchestrator.report.reproducibility import reproducibility_lines
@@ -22,8 +23,12 @@ from trainer.metric_names import PEEKING_GAIN
 from trainer.plain_text import counted
 
 
-def build_sections(studies: Sequence[Study]) -> list[Block]:
-    """Return the report on the studies of one or more sweeps. Empty sections are left out."""
+def build_sections(studies: Sequence[Study], *, with_cost: bool = False) -> list[Block]:
+    """Return the report on the studies of one or more sweeps. Empty sections are left out.
+
+    Args:
+        with_cost: whether to add the table of what each method costs.
+    """
     table = build_results_table(studies)
     chosen = chosen_block(studies)
     blocks = [
@@ -35,6 +40,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         TextBlock(lines=(*table.beats_full(), *_sources(table))),
         _protocols(table),
         *comparison_blocks(studies),
+        *([cost_block(studies)] if with_cost else ()),
         chosen,
         TextBlock(lines=(selection_text(studies),) if chosen.rows else (), is_note=True),
         searched_block([study.plan for study in studies]),

@@ -90,7 +90,7 @@ def render_page(
         f"<style>{_asset('style.css')}</style>",
     ]
 
-    sections = build_sections(studies)
+    sections = build_sections(studies, with_cost=True)
     provenance = reproducibility_lines(studies)
     numbers = to_html([block for block in sections if block != provenance])
     figures = "\n".join(_figures(studies)) if has_figures else ""

@@ -162,7 +162,7 @@ def documented() -> dict[str, set[str]]:
         ("plan", ["photos.yaml"]),
         ("replay", ["tiny.yaml"]),
         ("failures", ["small"]),
-        ("report", ["small"]),
+        ("report", ["small", "--cost"]),
         ("doctor", []),
         ("data list", []),
         ("data verify", ["demo/digits"]),

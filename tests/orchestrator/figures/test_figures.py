@@ -25,7 +25,7 @@ from matplotlib.text import Text
 from orchestrator.drivers.replay import Clock, ReplayDriver, SyntheticCurves
 from orchestrator.figures.draw import draw_figures, save_figure, study_figures
 from orchestrator.figures.params import upper_hull
-from orchestrator.figures.style import decades, finish, name_axes, number, panels, plain, style_of
+from orchestrator.figures.style import decades, finish, name_axes, number, panels, plain, style_at, style_of
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.study.storage.database import StudyDatabase
@@ -33,6 +33,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
+from tests.orchestrator.report.reports import run
 from trainer.catalog import BACKBONES, BUNDLED, METHODS
 from trainer.config import TrainConfig
 
@@ -294,6 +295,39 @@ def test_all_tasks_and_methods_fit_and_keep_their_styles(simple: dict[str, Any],
     _check_no_text_is_cut(figure)
     assert len({dataclasses.astuple(style_of(method))[:2] for method in METHODS}) == len(METHODS)
     assert len({str(style_of(method).line) for method in METHODS}) == len(METHODS), "distinguishable in grey print, too"
+
+
+def test_every_method_is_a_point_over_its_cost_and_the_best_are_joined(simple: dict[str, Any], tmp_path: Path) -> None:
+    def shares(trial: Trial) -> dict[str, float]:
+        return {"learnable/parameters": 100.0, "learnable/share": SHARES[trial.config.method], "epoch/seconds": 36.0}
+
+    SHARES = {"spt_deep": 0.01, "linear": 0.001, "full": 1.0}
+    accuracy = {"spt_deep": 0.9, "linear": 0.5, "full": 0.7}
+    raw = simple | {"methods": [*SHARES], "tasks": ["demo/digits", "demo/shapes_loc"]}
+    url = f"sqlite:///{tmp_path / 'cost.db'}"
+    studies = run(raw, url, metrics=shares, score=lambda trial: accuracy[trial.config.method])
+
+    figure = only(draw_figures(studies), "cost")
+    points = {line.get_color(): data(line) for line in lines(figure) if line.get_linestyle() == "None"}
+    assert points.keys() == {style_of(method).color for method in SHARES}
+    for method, share in SHARES.items():
+        xs, ys = points[style_of(method).color]
+        assert xs == [100 * share]
+        assert ys == pytest.approx([100 * accuracy[method]])
+    # Full fine-tuning costs more than SPT and reaches less.
+    (front,) = [line for line in lines(figure) if line.get_linestyle() != "None"]
+    assert data(front)[0] == [0.1, 1.0]
+    assert data(front)[1] == pytest.approx([50.0, 90.0])
+    assert len(figure.axes) == 2, "the second panel has hours"
+    _check_no_text_is_cut(figure)
+
+    assert "cost" not in dict(draw_figures([study for study in studies if study.plan.method == "full"]))
+
+
+def test_every_method_has_a_style_of_its_own() -> None:
+    styles = [style_at(index) for index in range(49)]
+    assert len({(style.color, style.marker) for style in styles}) == 49
+    assert len({(style.color, style.hatch) for style in styles}) == 49
 
 
 def test_tuning_size_has_a_line_a_band_and_a_law_per_method(simple: dict[str, Any], tmp_path: Path) -> None:

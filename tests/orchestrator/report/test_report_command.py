@@ -46,14 +46,23 @@ def test_several_sweeps_are_joined_in_one_report(home: Path, sptune: Sptune) -> 
     assert sptune("report", "first", "first", "--home", home) == sptune("report", "first", "--home", home)
 
 
+def test_cost_is_a_table_on_request(home: Path, sptune: Sptune) -> None:
+    _, plain, _ = sptune("report", "first", "--home", home)
+    status, out, _ = sptune("report", "first", "--home", home, "--cost")
+    assert (status, "cost of the methods" in plain, "cost of the methods" in out) == (0, False, True)
+    told = "error: --cost adds a table, and csv has only the main one: choose another format.\n"
+    assert sptune("report", "first", "--home", home, "--cost", "--format", "csv") == (2, "", told)
+
+
 @pytest.mark.parametrize("form", ["markdown", "latex", "html"])
 def test_the_command_writes_the_report_in_each_format(form: str, home: Path, sptune: Sptune) -> None:
     status, out, error = sptune("report", "first", "--home", home, "--format", form)
     assert (status, error) == (0, "")
     tables = {"markdown": of_markdown, "latex": of_latex, "html": lambda text: Page(text).tables}[form](out)
     leaderboards = [3, 3, 3, 3] if form == "html" else []
-    assert [len(rows) for rows in tables][1:] == [2, 5, 3, *leaderboards], (
-        "comparisons, chosen params and what is searched"
+    cost = [3] if form == "html" else []
+    assert [len(rows) for rows in tables][1:] == [2, *cost, 5, 3, *leaderboards], (
+        "comparisons, cost, chosen params and what is searched"
     )
     assert [words for words, _ in tables[0][0]] == ["method", "tuned %", "vtab/dtd", "vtab/svhn", OVER_TASKS]
 
