@@ -10,6 +10,7 @@ from orchestrator.report.chosen_params import chosen_block, selection_text
 from orchestrator.report.comparison_table import comparison_blocks
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
+from orchestrator.report.published_wins import published_wins
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import ALL_IMAGES, NAMES, ResultsRow, ResultsTable, Score, build_results_table
 from orchestrator.report.searched import searched_block
@@ -32,7 +33,7 @@ def build_sections(studies: Sequence[Study]) -> list[Block]:
         TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies)), is_note=True),
         TextBlock(lines=(*count_trials(studies),)),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
-        TextBlock(lines=(*table.beats_full(), *_sources(table))),
+        TextBlock(lines=(*table.beats_full(), *_published_wins(table), *_sources(table))),
         _protocols(table),
         *comparison_blocks(studies),
         chosen,
@@ -181,6 +182,12 @@ def _missing(studies: Sequence[Study]) -> Iterator[str]:
 
 def _scored_finals(study: Study) -> list[Trial]:
     return [trial for trial in study.requested_final_trials if trial.score is not None]
+
+
+def _published_wins(table: ResultsTable) -> Iterator[str]:
+    """Yield the wins of published rows for each backbone of which the table shows a published number."""
+    shown = dict.fromkeys(row.names[1] for row in table.rows if row.kind == "published" and row.scores)
+    yield from published_wins(shown, table.tasks)
 
 
 def _sources(table: ResultsTable) -> Iterator[str]:
