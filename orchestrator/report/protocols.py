@@ -101,7 +101,9 @@ def _describe(row: PublishedRow, protocol: Protocol) -> str:
     parts.append(", ".join(f"{name} {_join(values)}" for name, values in settings if values))
 
     absent = _not_known(protocol)
-    return "; ".join([*parts, *([f"not known: {', '.join(absent)}"] if absent else [])])
+    parts.append(f"not known: {', '.join(absent)}" if absent else "")
+    # A source may give no setting at all.
+    return "; ".join(filter(None, parts))
 
 
 def _not_known(protocol: Protocol) -> list[str]:

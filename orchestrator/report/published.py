@@ -63,6 +63,8 @@ class PublishedRow:
     """Full timm name of the weights that the numbers were made with, or unknown."""
     settings: dict[str, Any]
     """Fields of a TrainConfig that are known of this row alone, such as the last norm of MAE."""
+    beats_full: dict[str, int]
+    """Number of tasks of a group on which the method beats full fine-tuning, as printed. Absent counts are unknown."""
     notes: dict[str, str]
     """Remarks on single numbers, by task."""
 
@@ -110,5 +112,6 @@ def _row(row: Mapping[str, Any], protocols: Mapping[str, Protocol]) -> Published
         protocols={benchmark: protocols[name] for benchmark, name in row["protocol"].items()},
         checkpoint=row["checkpoint"],
         settings=row.get("settings", {}),
+        beats_full=row.get("beats_full", {}),
         notes=row.get("notes", {}),
     )

@@ -14,6 +14,7 @@ from typing import Literal
 from orchestrator.report import protocols
 from orchestrator.report.draws import replicates, spread_unit
 from orchestrator.report.published import PublishedRow, published_rows
+from orchestrator.report.published_wins import FULL
 from orchestrator.spec.labels import study_label
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.study.study import Study
@@ -26,8 +27,6 @@ OVER_TASKS = "mean over tasks"
 OVER_GROUPS = "mean over groups"
 
 NAMES = ("method", "backbone", "train_size")
-FULL = "full"
-"""The method of full fine-tuning, which papers count wins against."""
 ALL_IMAGES = "1.0"
 """The train size of published numbers."""
 
@@ -159,7 +158,9 @@ def build_results_table(studies: Sequence[Study]) -> ResultsTable:
         others = [study for study in studies if _names(study.plan)[1:] == (backbone, ALL_IMAGES)]
         for source in published_rows(backbone):
             if source.method not in methods:
-                rows.append(_published(source, (source.method, backbone, ALL_IMAGES), tasks, groups, others))
+                published = _published(source, (source.method, backbone, ALL_IMAGES), tasks, groups, others)
+                # Most papers have numbers of a few tasks. A row without any would say nothing.
+                rows += [published] if published.scores else []
 
     # Where the papers have no number for any of our tasks, as for a researcher's own, their rows would be empty.
     with_numbers = {row.names[1] for row in rows if row.kind == "published" and row.scores}

@@ -11,6 +11,7 @@ from orchestrator.report.comparison_table import comparison_blocks
 from orchestrator.report.cost import cost_block
 from orchestrator.report.protocols import trained_on
 from orchestrator.report.published import published_rows
+from orchestrator.report.published_wins import published_wins
 from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import ALL_IMAGES, NAMES, ResultsRow, ResultsTable, Score, build_results_table
 from orchestrator.report.searched import searched_block
@@ -37,7 +38,7 @@ def build_sections(studies: Sequence[Study], *, with_cost: bool = False) -> list
         TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies)), is_note=True),
         TextBlock(lines=(*count_trials(studies),)),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
-        TextBlock(lines=(*table.beats_full(), *_sources(table))),
+        TextBlock(lines=(*table.beats_full(), *_published_wins(table), *_sources(table))),
         _protocols(table),
         *comparison_blocks(studies),
         *([cost_block(studies)] if with_cost else ()),
@@ -187,6 +188,12 @@ def _missing(studies: Sequence[Study]) -> Iterator[str]:
 
 def _scored_finals(study: Study) -> list[Trial]:
     return [trial for trial in study.requested_final_trials if trial.score is not None]
+
+
+def _published_wins(table: ResultsTable) -> Iterator[str]:
+    """Yield the wins of published rows for each backbone of which the table shows a published number."""
+    shown = dict.fromkeys(row.names[1] for row in table.rows if row.kind == "published" and row.scores)
+    yield from published_wins(shown, table.tasks)
 
 
 def _sources(table: ResultsTable) -> Iterator[str]:
