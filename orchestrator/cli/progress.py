@@ -180,7 +180,9 @@ class LiveView:
             if self._console.is_terminal:
                 self._display = Live(console=self._console, refresh_per_second=2, get_renderable=self._render)
         elif not self._console.is_terminal:
-            self._console.print(progress.step)
+            # The first step takes a moment, and what is wrong with a spec is to be alone on the page.
+            if progress.step != "checking the spec":
+                self._console.print(progress.step)
         elif progress.step != "downloading weights":
             # The download has a bar of its own.
             self._display = self._console.status(progress.step)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from trainer.plain_text import counted
+
 MOST_SHOWN = 3
 """Different phases that are named at once."""
 
@@ -43,6 +45,9 @@ class Activity:
             # A worker imports torch for seconds before it can say anything.
             return "starting workers" if self._phases else ""
 
-        names = [f"{phase} ({count} trials)" if count > 1 else phase for phase, count in counts.most_common(MOST_SHOWN)]
+        names = [
+            f"{phase} ({counted(count, 'trial')})" if count > 1 else phase
+            for phase, count in counts.most_common(MOST_SHOWN)
+        ]
         more = len(counts) - len(names)
         return "; ".join([*names, *([f"and {more} more"] if more else [])])

@@ -127,7 +127,9 @@ def test_progress_says_each_step_and_has_the_sweep_while_trials_run(
 ) -> None:
     _, steps = launched
     names = [progress.step for progress in steps]
-    assert list(dict.fromkeys(names)) == ["checking the servers", "running trials", "logging to MLflow"]
+    assert list(dict.fromkeys(names)) == [
+        "checking the spec", "checking the servers", "opening the sweep", "running trials", "logging to MLflow"
+    ]  # fmt: skip
     assert all((progress.sweep is not None) == (progress.step == "running trials") for progress in steps)
 
 

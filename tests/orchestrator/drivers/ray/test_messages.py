@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ray.tune.utils import flatten_dict
 
+from orchestrator.drivers.activity import Activity
 from orchestrator.drivers.ray.bridge import TuneBridge
 from orchestrator.drivers.ray.capacity import ClusterCapacity
 from orchestrator.drivers.ray.messages import from_result, to_result
@@ -52,7 +53,7 @@ def sweep(raw_study: dict[str, Any], record_url: str) -> Sweep:
 
 def bridge_with_a_trial(sweep: Sweep) -> tuple[TuneBridge, list[Epoch]]:
     """A bridge whose first trial is with Tune, and the epochs of the trial."""
-    bridge = TuneBridge(sweep, lambda: None, ClusterCapacity(lambda: [], workers=1))
+    bridge = TuneBridge(sweep, lambda: None, ClusterCapacity(lambda: [], workers=1), Activity())
     trial = sweep.next_trial()
     assert trial is not None
     bridge.trial_ids["tune"] = trial.trial_id
