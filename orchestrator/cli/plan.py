@@ -72,7 +72,7 @@ def plan(
 
     unfinished = [study for study in plans if study.key not in progress.finished_studies]
     required = check_requirements(sweep, unfinished, place, weights, address=address or cluster.address)
-    required.problems[:0] = place.problems()
+    required.problems += place.problems()
     if calibrate and not required.problems:
         _calibrate(sweep, plans, place, weights)
         # Again, because the estimate uses the measurements.

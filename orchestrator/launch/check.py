@@ -41,7 +41,7 @@ def require(
         plans = open_studies(spec, home)
         found = check_requirements(spec, plans, home, weights, address=cluster, is_inline=driver == "inline")
 
-    problems = [*home.problems(), *found.problems]
+    problems = [*found.problems, *home.problems()]
     if problems:
         raise SpecError(source, problems)
 

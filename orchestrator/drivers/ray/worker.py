@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -65,8 +66,9 @@ class TrialWorker(tune.Trainable):
         self._has_begun = False
         self._phase = ""
         self._reported_phase = ""
-        # Never left: the process ends with its worker.
-        listening(self._note_phase).__enter__()
+        # Kept, and never left: the process ends with its worker.
+        self._listening = contextlib.ExitStack()
+        self._listening.enter_context(listening(self._note_phase))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial")
         self._trial = self._prepare(config)
         self._is_busy = False
