@@ -24,6 +24,7 @@ import torch
 from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, field_types
 from trainer.metric_names import TRAIN_LOSS
+from trainer.phase import listening
 from trainer.plain_text import counted, printable
 from trainer.storage.addresses import absolute_address
 from trainer.terminal import open_terminal, progress_bar
@@ -220,24 +221,26 @@ def _check_device(name: str) -> None:
 def _train_with_progress(config: TrainConfig, options: argparse.Namespace) -> EpochMetrics:
     """Train, show the epochs on standard error, and return the last one."""
     score = ""
+    name = f"{config.task} {config.method}"
     with progress_bar() as progress:
-        bar = progress.add_task(f"{config.task} {config.method}", total=config.epochs)
+        bar = progress.add_task(name, total=config.epochs)
 
-        for epoch in train(
-            config,
-            data_root=options.data,
-            device=options.device,
-            folder=options.out,
-            weights=options.weights,
-            prototype_cache=options.prototype_cache,
-            engine=options.engine,
-        ):
-            # Not every epoch is scored. The last score stays.
-            accuracy = epoch.metrics.get(config.eval_metric)
-            if accuracy is not None:
-                score = f"  {config.eval_metric} {accuracy:.4f}"
-            description = f"{config.task} {config.method}  loss {epoch.metrics[TRAIN_LOSS]:.3f}{score}"
-            progress.update(bar, completed=epoch.epoch, description=description)
+        with listening(lambda phase: progress.update(bar, description=f"{name}  {phase}")):
+            for epoch in train(
+                config,
+                data_root=options.data,
+                device=options.device,
+                folder=options.out,
+                weights=options.weights,
+                prototype_cache=options.prototype_cache,
+                engine=options.engine,
+            ):
+                # Not every epoch is scored. The last score stays.
+                accuracy = epoch.metrics.get(config.eval_metric)
+                if accuracy is not None:
+                    score = f"  {config.eval_metric} {accuracy:.4f}"
+                description = f"{name}  loss {epoch.metrics[TRAIN_LOSS]:.3f}{score}"
+                progress.update(bar, completed=epoch.epoch, description=description)
     return epoch
 
 

@@ -192,7 +192,18 @@ def rule_problems(config: Any) -> Iterator[Problem]:
         yield "eval_every", f"{rule}; got {config.eval_every}. Leave it out, or set eval_split: val."
 
     # Numbers, compared with what the task, the backbone and the method have.
-    task = TASKS.get(config.task)
+    yield from size_problems(config, TASKS.get(config.task))
+    yield from _image_size_problems(config)
+    if config.method in METHODS:
+        yield from _prompt_problems(config)
+
+
+def size_problems(config: Any, task: Task | None) -> Iterator[Problem]:
+    """Yield each number that asks for more training images than a task has.
+
+    Args:
+        task: the task with the sizes of its splits; None if they are not known here.
+    """
     train_size_problem = _train_size_problem(task, config)
     if train_size_problem:
         yield "train_size", train_size_problem
@@ -202,11 +213,7 @@ def rule_problems(config: Any) -> Iterator[Problem]:
             rule = (
                 f"{config.batch_size:,} exceeds the {counted(most, 'image')} that {task.name} has at most at train_size"
             )
-            yield "batch_size", f"{rule}={config.train_size}."
-
-    yield from _image_size_problems(config)
-    if config.method in METHODS:
-        yield from _prompt_problems(config)
+            yield "batch_size", f"{rule}={config.train_size}. Use a smaller one."
 
 
 def _image_size_problems(config: Any) -> Iterator[Problem]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 
 from orchestrator.cli.fitting_table import FittingTable, Row
 from orchestrator.cli.options import (
+    AddressOption,
     HomeOption,
     JsonOption,
     SpecArgument,
@@ -23,13 +23,13 @@ from orchestrator.cli.options import (
     print_prose,
     whole_number,
 )
+from orchestrator.cli.plan_progress import PlanProgress, load_progress
 from orchestrator.drivers.context import trial_context
-from orchestrator.environment.connections import read_database
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.requirements import find_missing
+from orchestrator.environment.requirements import Requirements, check_requirements, find_missing
 from orchestrator.errors import SpecError
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
-from orchestrator.spec.loader import find_spec, load_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from trainer.machine import usable_cores
@@ -44,21 +44,6 @@ WorkersOption = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """What a home already holds of a sweep."""
-
-    num_finished: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Finished trials, by key of the study."""
-    seconds_left: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-    """Estimated worker time, by key of the study; None where nothing like it was ever run."""
-
-    @property
-    def has_estimate(self) -> bool:
-        """Whether any study has an estimate."""
-        return any(seconds is not None for seconds in self.seconds_left.values())
-
-
 def plan(
     spec: SpecArgument,
     home: HomeOption = None,
@@ -67,27 +52,46 @@ def plan(
     ] = False,
     workers: WorkersOption = None,
     weights: WeightsOption = None,
+    address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the studies and trials of a spec, how many are finished, and what the rest will cost. Starts nothing.
+    """Show the studies and trials of a spec, how many are finished, what the rest will cost, and what it lacks here.
 
-    The estimate comes from trials of this home, or from `--calibrate`. It assumes that no trial is pruned.
+    Starts nothing. The estimate comes from trials of this home, or from `--calibrate`. It assumes that no trial is
+    pruned. With `--address`, the CPUs, GPUs and downloads of the cluster's nodes are left to `launch` and `doctor`.
+
+    Exit status: 0 if `launch` would run the spec, 1 if something is missing, 2 for a mistake in the spec.
     """
-    from orchestrator.report.render import print_blocks
-    from orchestrator.report.searched import searched_block
-
-    sweep = load_spec(find_spec(spec))
-    place = home_at(home, sweep.cluster)
-    weights = weights_at(weights, sweep.cluster)
+    path = find_spec(spec)
+    cluster = load_cluster(path)
+    place = home_at(home, cluster)
+    weights = weights_at(weights, cluster)
+    sweep = load_spec(path, functools.partial(find_missing, home=place, weights=weights))
     plans = plan_sweep(sweep).studies
-    if calibrate:
+    progress = load_progress(sweep, place)
+
+    unfinished = [study for study in plans if study.key not in progress.finished_studies]
+    required = check_requirements(sweep, unfinished, place, weights, address=address or cluster.address)
+    required.problems += place.problems()
+    if calibrate and not required.problems:
         _calibrate(sweep, plans, place, weights)
-    # After the calibration, whose measurements the estimate uses.
-    progress = _load_progress(sweep, place)
+        # Again, because the estimate uses the measurements.
+        progress = load_progress(sweep, place)
 
     if as_json:
-        print_json(_plan_json(sweep, plans, progress, place, workers or default_workers(sweep)))
-        return
+        print_json(_plan_json(sweep, plans, progress, place, workers or default_workers(sweep), required))
+    else:
+        _print_plan(sweep, plans, progress, place, workers)
+        _print_requirements(path, required)
+    if required.problems:
+        raise typer.Exit(1)
+
+
+def _print_plan(
+    sweep: SweepSpec, plans: list[StudyPlan], progress: PlanProgress, place: Home, workers: int | None
+) -> None:
+    from orchestrator.report.render import print_blocks
+    from orchestrator.report.searched import searched_block
 
     console.print(_plan_table(sweep, plans, progress))
     print_blocks([searched_block(plans)], console)
@@ -111,7 +115,17 @@ def plan(
     _print_estimate(sweep, plans, progress, num_slots)
 
 
-def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress) -> FittingTable:
+def _print_requirements(path: Path, required: Requirements) -> None:
+    """Print what `launch` would download, and what it would complain of."""
+    for name in required.downloads:
+        console.print(f"the weights of {name} are not on this machine: `launch` downloads them first")
+    if required.problems:
+        # As `launch` says it.
+        for line in str(SpecError(str(path), required.problems)).splitlines():
+            console.print(line)
+
+
+def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: PlanProgress) -> FittingTable:
     columns, common = varying_fields(plans, SETTING)
     columns = ["task", "method", *columns]
     rows = []
@@ -152,7 +166,7 @@ def _print_sharing(sweep: SweepSpec) -> None:
         )
 
 
-def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress, num_slots: int) -> None:
+def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: PlanProgress, num_slots: int) -> None:
     estimates = {key: seconds for key, seconds in progress.seconds_left.items() if seconds is not None}
     seconds = sum(estimates.values())
     gpus = {study.key: sweep.resources.for_backbone(study.backbone).initial_gpus for study in plans}
@@ -169,41 +183,13 @@ def _print_estimate(sweep: SweepSpec, plans: list[StudyPlan], progress: _Progres
     print_prose(text)
 
 
-def _load_progress(sweep: SweepSpec, home: Home) -> _Progress:
-    """Return what the home holds of the sweep. Nothing is created or written."""
-    from orchestrator.sweep.cost_model import CostModel
-
-    database = read_database(home) if home.database_url else None
-    cost_model = CostModel.load(home.cost_model_file)
-    if database is None and not cost_model.rates:
-        return _Progress()
-
-    from orchestrator.study.storage.database import StudyDatabase
-    from orchestrator.study.storage.sqlite_url import sqlite_url
-    from orchestrator.study.study import load_studies
-    from orchestrator.sweep.conflicts import check_spec_matches_trials
-
-    with tempfile.TemporaryDirectory() as folder:
-        # The estimate needs a database, and an empty one will do.
-        database = database or StudyDatabase(sqlite_url(Path(folder).absolute() / "studies.db"))
-        studies = load_studies(sweep, database)
-        database.close()
-
-    # A plan that counts trials of other settings would be wrong without saying so.
-    check_spec_matches_trials(sweep, studies)
-    for study in studies:
-        # A launch deletes these trials. Here they are only not counted.
-        if study.is_obsolete:
-            study.search_table.trials.clear()
-            study.final_table.trials.clear()
-    return _Progress(
-        num_finished={study.plan.key: study.summary().num_finished for study in studies},
-        seconds_left={study.plan.key: cost_model.estimate(study, home.data_root).seconds for study in studies},
-    )
-
-
 def _plan_json(
-    sweep: SweepSpec, plans: list[StudyPlan], progress: _Progress, home: Home, num_slots: int
+    sweep: SweepSpec,
+    plans: list[StudyPlan],
+    progress: PlanProgress,
+    home: Home,
+    num_slots: int,
+    required: Requirements,
 ) -> dict[str, Any]:
     known = [seconds for seconds in progress.seconds_left.values() if seconds is not None]
     return {
@@ -215,6 +201,8 @@ def _plan_json(
         "workers": num_slots,
         "worker_seconds_left": sum(known) if known else None,
         "studies_without_estimate": len(plans) - len(known),
+        "problems": required.problems,
+        "downloads": required.downloads,
         "studies": [
             {
                 **study.axes,
@@ -252,10 +240,6 @@ def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: st
     """Time two epochs of each method and backbone on its first task, at the largest values of the space."""
     from orchestrator.drivers.trial_runner import run_trial
     from orchestrator.sweep.cost_model import CostModel, most_expensive_config
-
-    problems = find_missing(sweep, home, weights)
-    if problems:
-        raise SpecError("the spec", problems)
 
     home.create()
     cost_model = CostModel.load(home.cost_model_file)

@@ -128,7 +128,8 @@ class LiveView:
     """Shows a launch while it works: `LiveView(console)` is the `on_progress` of `launch` and `resume`.
 
     In a terminal it shows a table that changes while trials run, and a spinner otherwise. Elsewhere it prints a line
-    whenever the number of finished trials has changed, at most one a second.
+    for each step, and while trials run whenever the number of finished ones has changed, at most one a second. Before
+    the first epoch both say what the trials do.
 
     A sweep does not end because nobody reads what it prints: once the output is lost, nothing more is printed.
     """
@@ -138,6 +139,7 @@ class LiveView:
         self._step: Step | None = None
         self._sweep: Sweep | None = None
         self._display: Live | Status | None = None
+        self._activity = ""
 
         self._started_at = time.monotonic()
         self._num_workers = 0
@@ -162,6 +164,10 @@ class LiveView:
         # A new step replaces the display of the step before.
         if progress.step != self._step:
             self._start_step(progress)
+        if progress.activity != self._activity:
+            self._activity = progress.activity
+            if self._activity and not self._console.is_terminal:
+                self._console.print(self._activity)
         if self._sweep is not None and progress.sweep is not None and not self._console.is_terminal:
             self._print_line(self._sweep)
 
@@ -173,7 +179,12 @@ class LiveView:
             self._started_at = time.monotonic()
             if self._console.is_terminal:
                 self._display = Live(console=self._console, refresh_per_second=2, get_renderable=self._render)
-        elif self._console.is_terminal:
+        elif not self._console.is_terminal:
+            # The first step takes a moment, and what is wrong with a spec is to be alone on the page.
+            if progress.step != "checking the spec":
+                self._console.print(progress.step)
+        elif progress.step != "downloading weights":
+            # The download has a bar of its own.
             self._display = self._console.status(progress.step)
         if self._display is not None:
             self._display.start()
@@ -205,4 +216,7 @@ class LiveView:
         assert self._sweep is not None, "the table is shown only while trials run"
         max_lines = max(3, self._console.height - MARGIN_LINES)
         table = progress_table(self._sweep.summaries(), max_lines)
-        return Group(table, shown(self._summary(self._sweep), "bold"))
+        lines = [shown(self._summary(self._sweep), "bold")]
+        if self._activity:
+            lines.append(shown(self._activity))
+        return Group(table, *lines)

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import uuid
 from dataclasses import dataclass, field
 from typing import Literal
 
 import psutil
 
+from orchestrator.environment.gpus import torch_gpus
 from orchestrator.environment.home import network_file_system
+from orchestrator.environment.hub import hub_problem, unreachable
 from orchestrator.environment.mps import has_mps, mps_socket
-from orchestrator.environment.process import proxy_variable
 from orchestrator.environment.provenance import code, versions
 from trainer.catalog import BACKBONES
 from trainer.data.task_store import read_card, read_examples
 from trainer.model.weights import WeightsError, find_weights
 from trainer.storage.files import delete_file, read_bytes, write_bytes
 from trainer.storage.local_cache import cache_folder
-
-GPU_NAMES = """
-import torch
-for index in range(torch.cuda.device_count()):
-    print(torch.cuda.get_device_name(index))
-"""
-HUB_TIMEOUT_S = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +90,8 @@ def probe_node(request: ProbeRequest) -> NodeReport:
 
     report.has_mps = has_mps()
     if request.gpus:
-        report.gpus, report.gpu_error = _gpus()
+        # Ray hides GPUs from this process.
+        report.gpus, report.gpu_error = torch_gpus(hidden_too=True)
 
     for task, fingerprint in request.fingerprints.items():
         problem = _data_problem(request.data_root, task, fingerprint)
@@ -127,22 +119,6 @@ def probe_node(request: ProbeRequest) -> NodeReport:
     return report
 
 
-def _gpus() -> tuple[tuple[str, ...], str]:
-    """Return the names of this machine's GPUs, and an error or an empty text."""
-    # Ray hides GPUs from this process with CUDA_VISIBLE_DEVICES. A process without that variable sees all of them.
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    command = [sys.executable, "-c", GPU_NAMES]
-    process = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
-    )
-
-    if process.returncode != 0:
-        # The last line of a traceback is the error.
-        messages = process.stderr.strip().splitlines() or ["torch cannot be imported"]
-        return (), messages[-1]
-    return tuple(process.stdout.split("\n")[:-1]), ""
-
-
 def _data_problem(root: str, task: str, fingerprint: str) -> str:
     """Return why a trial cannot read the task here, or an empty text."""
     from trainer.data.transforms import decode
@@ -163,32 +139,15 @@ def _data_problem(root: str, task: str, fingerprint: str) -> str:
 
 def _weights_problem(backbone: str, weights: str | None) -> str:
     """Return why a trial cannot load the weights of the backbone here, or an empty text."""
+    row = BACKBONES[backbone]
     try:
-        source = find_weights(BACKBONES[backbone], weights)
+        source = find_weights(row, weights)
     except (WeightsError, OSError) as error:
         return str(error)
 
-    if source.kind == "hub":
-        from urllib.parse import urlsplit
-
-        from huggingface_hub import constants
-
-        # A connection is enough: downloading the weights here would take minutes. Behind a proxy, only the proxy can
-        # be reached.
-        variable = proxy_variable(constants.ENDPOINT)
-        text = os.environ[variable] if variable else constants.ENDPOINT
-        address = urlsplit(text if "://" in text else f"http://{text}")
-        through = f" through the proxy of {variable}" if variable else ""
-        try:
-            port = address.port or (443 if address.scheme == "https" else 80)
-            socket.create_connection((address.hostname or "", port), timeout=HUB_TIMEOUT_S).close()
-        except (OSError, ValueError) as error:
-            return (
-                f"the weights are not on this machine, and it cannot reach timm's hub{through} ({_reason(error)}). "
-                "Download them on a machine with a network and pass the file or its folder with --weights or "
-                "SPTUNE_WEIGHTS."
-            )
-    return ""
+    # Whether it can be reached is enough: downloading the weights here would take minutes.
+    reason = hub_problem() if source.kind == "hub" else None
+    return unreachable(row, reason) if reason is not None else ""
 
 
 def _reason(error: Exception) -> str:

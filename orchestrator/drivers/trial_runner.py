@@ -6,6 +6,7 @@ process only train.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -30,6 +31,7 @@ from trainer.metric_names import EPOCH_SECONDS, MEMORY_DEVICE_GB, MEMORY_PEAK_GB
 from trainer.model.device_errors import is_device_lost, is_out_of_memory
 from trainer.model.device_memory import memory_gb, reset_peak_memory
 from trainer.model.gpu_kernels import device_kind
+from trainer.phase import listening
 from trainer.plain_text import printable
 from trainer.plots.run_plots import draw_run_plots
 from trainer.redaction import redact
@@ -235,7 +237,7 @@ def _draw_plots(
 
 
 class _AttemptLog(logging.Handler):
-    """The trainer's log lines of one attempt."""
+    """The trainer's log lines of one attempt, and what it does before its first step."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -243,6 +245,8 @@ class _AttemptLog(logging.Handler):
         self._lines: list[str] = []
         self.add(f"process {os.getpid()} on {socket.gethostname()}, {self.device}, torch {torch.__version__}")
         logging.getLogger("trainer").addHandler(self)
+        self._listening = contextlib.ExitStack()
+        self._listening.enter_context(listening(self.add))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Add a line that the trainer logs. A warning is for the person at the terminal too, if there is one."""
@@ -258,6 +262,7 @@ class _AttemptLog(logging.Handler):
 
     def close(self) -> None:
         """Receive no more lines."""
+        self._listening.close()
         logging.getLogger("trainer").removeHandler(self)
         super().close()
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.lookup import find_sweep
+from orchestrator.environment.lookup import find_sweep, recorded_source
 from orchestrator.environment.requirements import find_missing
 from orchestrator.errors import SpecError
+from orchestrator.launch.check import require
 from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
 from orchestrator.launch.results import SweepResults, open_sweep
 from orchestrator.launch.run import run_sweep
@@ -59,11 +60,25 @@ def launch(
         SpecError: with every problem of the spec and of the home. Nothing has been written.
         UserError: if the sweep cannot be started, with the reason and the way out.
     """
+    on_progress = on_progress or _ignore
+    on_progress(Progress("checking the spec"))
     # The addresses come first: the spec's tasks and weights are looked for in the home that they name.
     cluster = _cluster_of(spec)
     place = home_at(home, cluster)
     weights = weights_at(weights, cluster)
-    parsed = _load(spec, place, weights)
+    address = address or cluster.address
+    source = "the spec" if isinstance(spec, SweepSpec | Mapping) else str(find_spec(str(spec)))
+    parsed = _load(spec, source, place, weights)
+    require(
+        parsed,
+        source,
+        place,
+        weights,
+        driver=driver,
+        address=address,
+        runs_finished_again=False,
+        on_progress=on_progress,
+    )
 
     # Here and below, slow libraries are imported after the spec is known to be right: its mistakes are printed in a
     # fraction of a second.
@@ -76,9 +91,9 @@ def launch(
         place,
         open_database(place),
         driver=driver,
-        address=address or cluster.address,
+        address=address,
         weights=weights,
-        on_progress=on_progress or _ignore,
+        on_progress=on_progress,
         notify=parsed.notify,
         metrics=metrics,
     )
@@ -103,13 +118,23 @@ def resume(
 
     The other arguments and the errors are those of `launch`.
     """
+    on_progress = on_progress or _ignore
+    on_progress(Progress("checking the spec"))
     place, database, spec = find_sweep(home, name, strict=True)
     database.close()
     weights = weights_at(weights, spec.cluster)
+    address = address or spec.cluster.address
     # The spec was checked when it was recorded, but data and weights may have moved since.
-    problems = [*place.problems(), *find_missing(spec, place, weights)]
-    if problems:
-        raise SpecError(f"the recorded spec of {spec.name}", problems)
+    require(
+        spec,
+        recorded_source(spec.name),
+        place,
+        weights,
+        driver=driver,
+        address=address,
+        runs_finished_again=rerun is not None,
+        on_progress=on_progress,
+    )
 
     from orchestrator.environment.connections import open_database
 
@@ -119,10 +144,10 @@ def resume(
         place,
         open_database(place),
         driver=driver,
-        address=address or spec.cluster.address,
+        address=address,
         weights=weights,
         rerun=rerun,
-        on_progress=on_progress or _ignore,
+        on_progress=on_progress,
         notify=_notify_of(name),
         metrics=metrics,
     )
@@ -150,25 +175,19 @@ def _cluster_of(spec: str | Path | SweepSpec | Mapping[str, Any]) -> Cluster:
     return load_cluster(find_spec(str(spec)))
 
 
-def _load(spec: str | Path | SweepSpec | Mapping[str, Any], home: Home, weights: str | None) -> SweepSpec:
-    """Return a checked spec whose tasks and weights are there.
+def _load(spec: str | Path | SweepSpec | Mapping[str, Any], source: str, home: Home, weights: str | None) -> SweepSpec:
+    """Return a checked spec.
 
     Raises:
-        SpecError: with the problems of the spec and of the home together.
+        SpecError: with the problems of the spec, and with the tasks, the weights and the home that it lacks.
     """
     missing = functools.partial(find_missing, home=home, weights=weights)
-    source = "the spec" if isinstance(spec, SweepSpec | Mapping) else str(find_spec(str(spec)))
-    problems = [*home.problems()]
     try:
         if isinstance(spec, SweepSpec | Mapping):
-            # A parsed spec goes through the same checks: its tasks and weights may be missing here.
+            # A parsed spec goes through the same checks: another version may have parsed it.
             raw = spec.model_dump(mode="json") if isinstance(spec, SweepSpec) else dict(spec)
-            parsed = parse_spec(raw, source, missing)
-        else:
-            parsed = load_spec(Path(source), missing)
+            return parse_spec(raw, source, missing)
+        return load_spec(Path(source), missing)
     except SpecError as error:
         # One error with everything that is wrong, so that nobody repairs and launches in turns.
-        raise SpecError(source, [*error.located, *problems]) from None
-    if problems:
-        raise SpecError(source, problems)
-    return parsed
+        raise SpecError(source, [*error.located, *home.problems()]) from None

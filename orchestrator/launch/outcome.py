@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from orchestrator.sweep.sweep import Sweep
 
 DriverName = Literal["ray", "inline"]
-Step = Literal["checking the servers", "checking the nodes", "running trials", "logging to MLflow", "notifying"]
+Step = Literal[
+    "checking the spec",
+    "downloading weights",
+    "checking the servers",
+    "opening the sweep",
+    "starting Ray",
+    "joining the cluster",
+    "checking the nodes",
+    "running trials",
+    "logging to MLflow",
+    "notifying",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,8 @@ class Progress:
     """The sweep, while trials run."""
     note: str = ""
     """A sentence for the user, such as that the MLflow server is away."""
+    activity: str = ""
+    """What trials do before the first epoch of this launch, such as `decoding the images of vtab/dtd`; then empty."""
 
 
 OnProgress = Callable[[Progress], None]

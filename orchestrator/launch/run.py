@@ -10,6 +10,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
+from orchestrator.drivers.activity import Activity
 from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home
 from orchestrator.environment.requirements import require_cache
@@ -92,6 +93,7 @@ def run_sweep(
             lambda: unlogged.append(_close_tracker(tracker, spec.name, signals.is_stopping(), on_progress, notes))
         )
 
+        on_progress(Progress("opening the sweep"))
         sweep = Sweep.resume(
             spec,
             database,
@@ -194,17 +196,19 @@ def _drive(
     on_progress: OnProgress,
     notes: list[str],
 ) -> None:
+    activity = Activity()
+
     def on_change() -> None:
         for note in (*sweep.device_kinds.take_notes(), *sweep.gpu_allocator.take_notes()):
             notes.append(note)
             on_progress(Progress("running trials", sweep, note))
-        on_progress(Progress("running trials", sweep))
+        on_progress(Progress("running trials", sweep, activity=str(activity)))
 
     if driver == "inline":
         from orchestrator.drivers.inline import InlineDriver
 
         # The annotation has mypy check that the driver meets the protocol.
-        inline: Driver = InlineDriver(context)
+        inline: Driver = InlineDriver(context, activity)
         on_change()
         inline.run(sweep, on_change)
         return
@@ -216,6 +220,7 @@ def _drive(
     if "SPTUNE_CACHE" in os.environ:
         os.environ["SPTUNE_CACHE"] = str(cache_folder())
 
+    on_progress(Progress("starting Ray" if address is None else "joining the cluster"))
     # The nodes are checked over the same connection that the driver uses.
     with cluster.connected(address):
         if address is not None:
@@ -224,7 +229,7 @@ def _drive(
             on_progress(Progress("checking the nodes"))
             raise_on_errors(check_nodes(home, sweep.spec, context.weights, cluster=True))
         on_change()
-        RayDriver(context).run(sweep, on_change)
+        RayDriver(context, activity=activity).run(sweep, on_change)
 
 
 def _close_tracker(

@@ -78,7 +78,8 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
     """Read and check a spec.
 
     Args:
-        find_missing: called with the valid part of the spec, so that its sentences appear with all other problems.
+        find_missing: called with the valid part of a spec that has mistakes, so that its sentences appear with them.
+            Of a spec without mistakes the caller checks more (`environment/requirements.py`).
 
     Raises:
         SpecError: with every problem of the YAML, of keys and types, and of the configs that follow from the spec.
@@ -102,7 +103,7 @@ def load_spec(path: Path, find_missing: MissingCheck = lambda _: ()) -> SweepSpe
         located = [problem if problem in elsewhere else file.text.locate(problem) for problem in error.problems]
         raise SpecError(str(path), [*file.problems, *located]) from None
     if file.problems:
-        raise SpecError(str(path), file.problems)
+        raise SpecError(str(path), [*file.problems, *find_missing(spec)])
 
     return spec
 
@@ -173,9 +174,8 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
     if matrix and search and not invalid and has_valid_epochs:
         problems |= dict.fromkeys(search_problems(matrix, search))
 
-    problems |= dict.fromkeys(find_missing(matrix or StudyMatrix.model_construct(**valid)))
-
     if problems:
+        problems |= dict.fromkeys(find_missing(matrix or StudyMatrix.model_construct(**valid)))
         raise SpecError(source, list(problems))
 
     return spec

@@ -127,7 +127,14 @@ def test_progress_says_each_step_and_has_the_sweep_while_trials_run(
 ) -> None:
     _, steps = launched
     names = [progress.step for progress in steps]
-    assert list(dict.fromkeys(names)) == ["checking the servers", "running trials", "logging to MLflow"]
+    assert list(dict.fromkeys(names)) == [
+        "checking the spec", "checking the servers", "opening the sweep", "running trials", "logging to MLflow"
+    ]  # fmt: skip
+    # Before the first epoch, what the trial does; then the numbers of trials.
+    activities = [*dict.fromkeys(progress.activity for progress in steps if progress.sweep is not None)]
+    assert activities[:2] == ["", "starting workers"] and activities[-1] == "training on demo/digits"
+    first_epoch = next(index for index, progress in enumerate(steps) if progress.activity == "training on demo/digits")
+    assert [progress.activity for progress in steps[first_epoch + 1 :]] == [""] * (len(steps) - first_epoch - 1)
     assert all((progress.sweep is not None) == (progress.step == "running trials") for progress in steps)
 
 

@@ -254,13 +254,13 @@ def test_a_wrong_type_hides_no_broken_rule() -> None:
 
 def test_a_batch_that_no_share_of_the_task_can_fill_is_refused() -> None:
     assert problems_of(VALID | {"task": "demo/digits", "batch_size": 801})["batch_size"] == (
-        "801 exceeds the 800 images that demo/digits has at most at train_size=1.0."
+        "801 exceeds the 800 images that demo/digits has at most at train_size=1.0. Use a smaller one."
     )
     assert TrainConfig.from_params(VALID | {"task": "demo/digits", "batch_size": 1000, "eval_split": "test"})
     # However small the share, each class gives an image or two.
     assert TrainConfig.from_params(VALID | {"train_size": 1e-9, "batch_size": 10})
     assert problems_of(VALID | {"train_size": 1e-9, "batch_size": 32}) == {
-        "batch_size": "32 exceeds the 21 images that demo/digits has at most at train_size=1e-09."
+        "batch_size": "32 exceeds the 21 images that demo/digits has at most at train_size=1e-09. Use a smaller one."
     }
 
 

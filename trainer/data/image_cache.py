@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from trainer import phase
 from trainer.catalog import is_augmented
 from trainer.data.task_store import Card, Example, count_examples, read_examples, split_error
 from trainer.data.transforms import TransformName, decode, decode_whole
@@ -223,6 +224,7 @@ def _decode_once(stem: Path, source: _Source, decoder: _Decoder) -> None:
             raise OSError(f"{images_file} is damaged: {problem}. Delete it, or set SPTUNE_CACHE to another folder.")
         return
 
+    phase.begin(f"decoding the images of {source.card.task}")
     with _with_suffix(stem, ".lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Another process may have decoded and compared them while this one waited for the lock. A second round follows

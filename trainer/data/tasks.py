@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from trainer import phase
 from trainer.data.task_store import Card, TaskMissing, read_card
 from trainer.redaction import redact
 
@@ -27,6 +28,7 @@ def open_task(root: str, task: str) -> Card:
     # Imported late, because it loads Pillow, which is not needed to open a stored task.
     from trainer.data.demo_tasks import make_demo_task
 
+    phase.begin(f"making {task}")
     make_demo_task(root, task)
     card = read_card(root, task)
     assert card is not None, f"make_demo_task left no card of {task}"

@@ -18,6 +18,7 @@ from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from trainer import phase
 from trainer.catalog import BACKBONES, BUNDLED, BackboneRow
 from trainer.model.gpu_kernels import fix_cublas_workspace
 from trainer.model.weight_formats import load_weights
@@ -274,6 +275,7 @@ def load_backbone(
         OSError: if a URI cannot be read.
     """
     row = BACKBONES[name]
+    phase.begin(f"loading the weights of {name}")
     # Whatever computes on a GPU begins with a backbone there.
     fix_cublas_workspace(device)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trainer import phase
 from trainer.catalog import BUNDLED, BackboneRow
 from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
@@ -109,14 +110,14 @@ def fetch_weights(row: BackboneRow, location: str | None) -> Path:
 
     from huggingface_hub import hf_hub_download
 
+    phase.begin(f"downloading the weights of {row.name}")
     try:
         return Path(hf_hub_download(f"timm/{row.name}", HUB_FILE))
     # The library raises a dozen kinds of errors: no network, no such file, no permission, full disk.
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise WeightsError(
-            f"{row.name} could not be downloaded from timm's hub: {reason}. Download it where there is a network and "
-            f"name the file, or a folder that holds {_names_to_use(row)}, with --weights or SPTUNE_WEIGHTS."
+            f"{row.name} could not be downloaded from timm's hub: {reason}. {way_without_network(row)}"
         ) from error
 
 
@@ -136,6 +137,16 @@ def _file_names(row: BackboneRow) -> list[str]:
 def _names_to_use(row: BackboneRow) -> str:
     """Return the file names that an error message recommends."""
     return " or ".join(filter(None, (row.published_as, f"{row.name}{SUFFIXES[0]}")))
+
+
+def way_without_network(row: BackboneRow) -> str:
+    """Return the sentence that says how a machine without a network gets a row's weights."""
+    from huggingface_hub import constants
+
+    return (
+        f"Download it where there is a network and name the file, or a folder that holds {_names_to_use(row)}, with "
+        f"--weights or SPTUNE_WEIGHTS; or copy that machine's Hugging Face cache to {constants.HF_HUB_CACHE}."
+    )
 
 
 def _find_at_path(location: str, row: BackboneRow) -> WeightsSource | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainer import phase
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, load_split
@@ -132,6 +133,7 @@ def _stored_or_built(
         if cached is not None:
             return cached
 
+    phase.begin(f"building prototypes of {config.init_task or config.task}")
     started = time.perf_counter()
     prompt_LPD = build_prototypes(
         stream,

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from trainer import phase
 from trainer.config import TrainConfig
 from trainer.model.backbone import run_block
 from trainer.model.compiled_blocks import run_compiled_block
@@ -97,6 +98,7 @@ class Engines:
 
     def measure(self, num_steps: int, lr: float) -> EngineChoice:
         """Return the fastest engine that agrees with eager, of those that may pay within a run of `num_steps`."""
+        phase.begin("comparing engines of the training step")
         candidates = [name for name, minimum in MIN_STEPS.items() if num_steps >= minimum]
         if self._model is None:
             candidates = [name for name in candidates if "compiled" not in name]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from trainer import run_folder
+from trainer import phase, run_folder
 from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, count_labels, load_split, prepare_test_split
@@ -195,6 +195,7 @@ def train(
             num_steps=num_steps * config.epochs,
             facts={"backbone": frozen.sha256, "classes": len(task_card.class_names)},
         )
+        phase.begin(f"training on {config.task}")
 
     # Leaving the block, for any reason, waits for the file that is being written.
     with run.writer:

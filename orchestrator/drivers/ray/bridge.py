@@ -13,9 +13,10 @@ from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestrator.drivers.activity import Activity
 from orchestrator.drivers.ray.capacity import ClusterCapacity
 from orchestrator.drivers.ray.cluster import ray_resources
-from orchestrator.drivers.ray.messages import from_result
+from orchestrator.drivers.ray.messages import from_result, phase_of
 from orchestrator.drivers.ray.tune_internals import worker_of
 from orchestrator.drivers.report_batch import split_report
 from orchestrator.study.trial import Failure, FailureCause
@@ -33,12 +34,16 @@ class TuneBridge:
 
     Args:
         on_change: called after every change of a trial.
+        activity: what trials do before the first epoch is noted here.
     """
 
-    def __init__(self, sweep: Sweep, on_change: Callable[[], None], capacity: ClusterCapacity) -> None:
+    def __init__(
+        self, sweep: Sweep, on_change: Callable[[], None], capacity: ClusterCapacity, activity: Activity
+    ) -> None:
         self.sweep = sweep
         self.on_change = on_change
         self._capacity = capacity
+        self._activity = activity
         self.trial_ids: dict[str, str] = {}
         """Trial id in the sweep, by Tune's id, of every trial that Tune has."""
         self.tune_trials: dict[str, Trial] = {}
@@ -77,6 +82,7 @@ class TuneBridge:
             return str(Searcher.FINISHED) if self.sweep.has_ended else None
 
         self.trial_ids[tune_id] = trial.trial_id
+        self._activity.on_assign(trial.trial_id)
         self.on_change()
         resources = self.sweep.gpu_allocator.resources_for(trial)
         return {
@@ -128,10 +134,18 @@ class TuneBridge:
     def on_result(self, tune_id: str, result: dict[str, Any]) -> bool:
         """Pass a report of a worker to the sweep, and return whether the trial goes on."""
         trial_id = self.trial_ids[tune_id]
+        phase = phase_of(result)
+        if phase:
+            self._activity.on_phase(trial_id, phase)
+            self.on_change()
+            return self.sweep.is_running(trial_id)
+
         goes_on = False
         with self._keeping_error():
             epochs, failure = split_report(from_result(result))
             # A worker is one epoch ahead, so a report may come after the trial has ended.
+            if epochs:
+                self._activity.on_epoch()
             if epochs and self.sweep.is_running(trial_id):
                 goes_on = self.sweep.on_epochs(trial_id, epochs)
 
@@ -148,6 +162,7 @@ class TuneBridge:
     def on_end(self, tune_id: str, error: Exception | None = None) -> None:
         """Remove a Tune trial that has ended. If it is still running for the sweep, it has lost its worker."""
         trial_id = self.trial_ids.pop(tune_id)
+        self._activity.on_end(trial_id)
         last_failure = self._last_failures.pop(tune_id, None)
         self.tune_trials.pop(tune_id, None)
         self._started.discard(tune_id)

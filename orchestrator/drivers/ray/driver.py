@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from orchestrator.drivers.activity import Activity
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.driver import ignore_change
 from orchestrator.drivers.ray.bridge import TuneBridge
@@ -37,11 +38,15 @@ class RayDriver:
     Args:
         context: where trials run. CPUs and GPU share are replaced by those of each trial.
         run_trial: what a worker does with a config. By default it trains (`trial_runner.run_trial`).
+        activity: what trials do before the first epoch is noted here.
     """
 
-    def __init__(self, context: TrialContext, run_trial: RunTrial | None = None) -> None:
+    def __init__(
+        self, context: TrialContext, run_trial: RunTrial | None = None, activity: Activity | None = None
+    ) -> None:
         self._context = context
         self._run_trial = run_trial
+        self._activity = activity or Activity()
 
     def run(self, sweep: Sweep, on_change: Callable[[], None] = ignore_change) -> None:
         """Run trials until the sweep has ended. See `Driver`.
@@ -60,7 +65,7 @@ class RayDriver:
 
         # By default Tune stages a single pending trial, and a large cluster would start one worker at a time.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(capacity.num_trials())
-        bridge = TuneBridge(sweep, on_change, capacity)
+        bridge = TuneBridge(sweep, on_change, capacity, self._activity)
         with tempfile.TemporaryDirectory(prefix="sptune-tune-") as scratch, stop_on_signal(sweep):
             try:
                 self._tuner(bridge, sweep.spec.name, scratch).fit()

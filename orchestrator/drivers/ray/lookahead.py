@@ -54,11 +54,14 @@ class LookAhead(Generic[Event]):
         Raises:
             StopIteration: if the trial has been cancelled.
         """
-        if self._next is not None:
-            wait([self._next], timeout=seconds)
-            if not self._next.done():
-                return None
-        return next(self)
+        return next(self) if self.has_next_within(seconds) else None
+
+    def has_next_within(self, seconds: float) -> bool:
+        """Return whether the next event comes within so many seconds. It is started, and not taken."""
+        if self._next is None:
+            self._next = self._thread.submit(self._fetch)
+        wait([self._next], timeout=seconds)
+        return self._next.done()
 
     def cancel(self) -> None:
         """End the trial at its next training step. Nothing is saved."""

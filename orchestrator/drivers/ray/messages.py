@@ -1,4 +1,4 @@
-"""Messages from workers to the driver: the events of a report, as a result of Tune.
+"""Messages from workers to the driver: the events of a report, or what a trial does instead, as a result of Tune.
 
 They are in a list, because Tune flattens dicts. They are JSON, because Ray keeps the text of each other object that
 Tune saves, until the driver ends.
@@ -16,6 +16,20 @@ from orchestrator.study.trial import Epoch, Failure, FailureCause
 def to_result(events: Iterable[Epoch | Failure]) -> dict[str, Any]:
     """Return a report as a result of Tune."""
     return {"events": [_to_dict(event) for event in events]}
+
+
+def phase_result(phase: str) -> dict[str, Any]:
+    """Return a report of a trial that has no event yet, as a result of Tune.
+
+    Args:
+        phase: what the trial does.
+    """
+    return {"events": [], "phase": phase}
+
+
+def phase_of(result: dict[str, Any]) -> str:
+    """Return the phase in a result that `phase_result` made; empty for a report of events."""
+    return str(result.get("phase", ""))
 
 
 def from_result(result: dict[str, Any]) -> list[Epoch | Failure]:

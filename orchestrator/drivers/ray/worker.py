@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import time
@@ -15,11 +16,14 @@ from ray import tune
 
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.ray.lookahead import LookAhead
-from orchestrator.drivers.ray.messages import to_result
+from orchestrator.drivers.ray.messages import phase_result, to_result
 from orchestrator.drivers.report_batch import seconds_to_wait
 from orchestrator.study.trial import Epoch, Failure
 from trainer.config import TrainConfig
+from trainer.phase import listening
 
+PHASE_AFTER_S = 1.0
+"""Seconds without a first event after which a worker reports what its trial does. A quick trial reports only epochs."""
 RunTrial = Callable[[TrainConfig, TrialContext, Callable[[], bool]], Iterable[Epoch | Failure]]
 """Runs a trial, given its config, its context, and a function that tells whether to stop."""
 
@@ -58,6 +62,13 @@ class TrialWorker(tune.Trainable):
         # A Ray of our own starts its processes with SIGTERM blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
+        # Whether the trial has an event. Before, what it does, and what the driver knows of that.
+        self._has_begun = False
+        self._phase = ""
+        self._reported_phase = ""
+        # Kept, and never left: the process ends with its worker.
+        self._listening = contextlib.ExitStack()
+        self._listening.enter_context(listening(self._note_phase))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trial")
         self._trial = self._prepare(config)
         self._is_busy = False
@@ -71,21 +82,43 @@ class TrialWorker(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the next report: an epoch or a failure, or several short epochs. The trial continues in its thread."""
+        """Return the next report: an epoch or a failure, or several short epochs. The trial continues in its thread.
+
+        A trial that takes long to its first epoch has reports of what it does until then.
+        """
         self._is_busy = True
         if self._is_unusable:
             # The driver has the failure, and expects to lose this worker.
             ray.actor.exit_actor()
-        events = self._collect()
+        phase = self._phase_until_event()
+        events = [] if phase else self._collect()
         if self._is_terminated:
             # The driver sees a lost worker, and the trial resumes elsewhere from the checkpoint that is saved now.
             self._trial.finish()
             ray.actor.exit_actor()
         self._is_busy = False
 
+        if phase:
+            return phase_result(phase)
         last = events[-1]
         self._is_unusable = isinstance(last, Failure) and last.ends_process
         return to_result(events)
+
+    def _phase_until_event(self) -> str:
+        """Wait for the first event of the trial, or until there is something new to report of what it does meanwhile.
+
+        Returns:
+            What it does; an empty text once there is an event.
+        """
+        while not self._has_begun:
+            self._has_begun = self._trial.has_next_within(PHASE_AFTER_S)
+            if not self._has_begun and self._phase != self._reported_phase:
+                self._reported_phase = self._phase
+                return self._reported_phase
+        return ""
+
+    def _note_phase(self, phase: str) -> None:
+        self._phase = phase
 
     def _collect(self) -> list[Epoch | Failure]:
         """Return the next event, when there is one, with those that follow it soon.
@@ -113,6 +146,9 @@ class TrialWorker(tune.Trainable):
         own = {name: config[name] for name in ("cpus", "gpus", "required_device")}
         context = dataclasses.replace(self._context, **own)
         self._num_epochs = config["config"]["epochs"]
+        self._has_begun = False
+        self._phase = ""
+        self._reported_phase = ""
         return LookAhead(
             self._thread,
             lambda stop: self._run_trial(TrainConfig.from_stored(config["config"]), context, stop),

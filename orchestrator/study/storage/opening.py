@@ -90,23 +90,20 @@ def open_for_reading(url: str, stack: contextlib.ExitStack) -> RDBStorage:
         NothingStored: if there is no database, or no table in it yet.
     """
     file = sqlite_file(url)
-    if file is not None:
-        if not _exists(file):
-            raise NothingStored
-        url = _readable_url(file, stack)
+    if file is None:
+        is_whole = _is_whole(url)
+    elif _exists(file):
+        url, is_whole = _find_readable(file, stack)
+    else:
+        is_whole = False
 
-    engine = _engine(url, read_only=True)
-    try:
-        is_whole = _is_whole(engine)
-    finally:
-        engine.dispose()
     if not is_whole:
         raise NothingStored
     return _storage(url, read_only=True)
 
 
-def _readable_url(file: Path, stack: contextlib.ExitStack) -> str:
-    """Return a URL by which an SQLite file can be read with the right to read alone.
+def _find_readable(file: Path, stack: contextlib.ExitStack) -> tuple[str, bool]:
+    """Return a URL by which an SQLite file can be read with the right to read alone, and whether it is whole.
 
     In WAL mode, SQLite reads two more files, `-wal` and `-shm`, and creates them if they are missing.
     """
@@ -114,16 +111,17 @@ def _readable_url(file: Path, stack: contextlib.ExitStack) -> str:
         url = _url_beside_a_driver(file)
         if url is None:
             break
-        if _can_read(url):
-            return url
-        # A driver has started or ended in between.
+        # An error here means that a driver has started or ended in between.
+        with contextlib.suppress(sqlalchemy.exc.OperationalError):
+            return url, _is_whole(url)
 
     # What is in `-wal` is not in the database yet, and only a process that may write can put it there.
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sptune-")))
     for suffix in ("", "-wal", "-journal"):
         if _exists(_beside(file, suffix)):
             shutil.copyfile(_beside(file, suffix), folder / f"copy.db{suffix}")
-    return sqlite_url(folder / "copy.db")
+    url = sqlite_url(folder / "copy.db")
+    return url, _is_whole(url)
 
 
 def _url_beside_a_driver(file: Path) -> str | None:
@@ -140,17 +138,6 @@ def _url_beside_a_driver(file: Path) -> str | None:
     return None
 
 
-def _can_read(url: str) -> bool:
-    engine = _engine(url, read_only=True)
-    try:
-        _is_whole(engine)
-    except sqlalchemy.exc.OperationalError:
-        return False
-    finally:
-        engine.dispose()
-    return True
-
-
 def _beside(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
 
@@ -163,12 +150,16 @@ def _exists(file: Path) -> bool:
     return True
 
 
-def _is_whole(engine: sqlalchemy.Engine) -> bool:
+def _is_whole(url: str) -> bool:
     """Return whether all tables have been created."""
-    with engine.connect() as connection:
-        if not sqlalchemy.inspect(connection).has_table(LAST_TABLE):
-            return False
-        return connection.execute(sqlalchemy.text(f"SELECT version_num FROM {LAST_TABLE}")).first() is not None
+    engine = _engine(url, read_only=True)
+    try:
+        with engine.connect() as connection:
+            if not sqlalchemy.inspect(connection).has_table(LAST_TABLE):
+                return False
+            return connection.execute(sqlalchemy.text(f"SELECT version_num FROM {LAST_TABLE}")).first() is not None
+    finally:
+        engine.dispose()
 
 
 def _engine_options(url: str, *, read_only: bool) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
     spec = load_spec(Path("my photos.yaml"))
     assert (spec.name, spec.search.trials) == ("my-photos", 7)
     assert (spec.tasks, spec.methods) == (["own/photos", "demo/digits"], ["spt_deep", "vpt_deep", "linear"])
-    assert sptune("plan", "my photos.yaml")[0] == 0
+    status, out, _ = sptune("plan", "my photos.yaml")
+    assert (status, "6 studies" in out, lines[1].removeprefix("missing: ") in out) == (1, True, True)
 
     # Lists may have commas, and the suffix may be left out.
     assert sptune("new", "two", "--tasks=demo", "--methods", "linear,full", "linear")[0] == 0

@@ -165,6 +165,7 @@ def test_a_trial_that_is_asked_to_stop_resumes_with_the_same_numbers(context: Tr
     assert isinstance(lost, Failure)
     assert (epochs, lost.cause) == ([], FailureCause.LOST)
     log = Path(context.trials_folder, config.fingerprint(), "log.txt").read_text()
+    assert "training on demo/digits" in log, "what it does before its first step"
     assert re.search(r"asked to stop in epoch 1, after 1 of \d+ steps", log)
     resumed = [*run_trial(config, context)]
     assert [event.metrics["train/loss"] for event in resumed if isinstance(event, Epoch)] == undisturbed

@@ -12,11 +12,11 @@ import yaml
 from orchestrator.drivers.context import TrialContext
 from orchestrator.drivers.inline import InlineDriver
 from orchestrator.environment.home import home_at
-from orchestrator.environment.requirements import find_missing
+from orchestrator.environment.requirements import check_requirements
 from orchestrator.errors import ConflictError, SpecError
 from orchestrator.report.sections import build_sections
 from orchestrator.spec.loader import parse_spec
-from orchestrator.spec.plan import StudyPlan
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import Search
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import load_studies
@@ -88,7 +88,8 @@ def test_a_share_of_an_own_task_is_compared_with_its_card(tmp_path: Path, monkey
 
     def missing(**changes: Any) -> list[str]:
         raw = TINY | {"tasks": [f"{OWN}five"], "fixed": TINY["fixed"] | {"batch_size": 2}} | changes
-        return find_missing(parse_spec(raw, "a test"), home, None)
+        spec = parse_spec(raw, "a test")
+        return check_requirements(spec, plan_sweep(spec).studies, home, None, address=None).problems
 
     assert missing(train_sizes=[0.1, 0.125, 1.0]) == [
         "train_sizes: 0.1 of the 40 train images of own/five is 4, fewer than its 5 classes, and each needs at "

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from ray.tune.utils import flatten_dict
 
+from orchestrator.drivers.activity import Activity
 from orchestrator.drivers.ray.bridge import TuneBridge
 from orchestrator.drivers.ray.capacity import ClusterCapacity
-from orchestrator.drivers.ray.messages import from_result, to_result
+from orchestrator.drivers.ray.messages import from_result, phase_result, to_result
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.trial import Epoch, Failure, FailureCause, TrialState
 from orchestrator.sweep.sweep import Sweep
@@ -50,9 +51,9 @@ def sweep(raw_study: dict[str, Any], record_url: str) -> Sweep:
     return new_sweep(parse_spec(raw_study, "a test"), record_url)
 
 
-def bridge_with_a_trial(sweep: Sweep) -> tuple[TuneBridge, list[Epoch]]:
+def bridge_with_a_trial(sweep: Sweep, activity: Activity | None = None) -> tuple[TuneBridge, list[Epoch]]:
     """A bridge whose first trial is with Tune, and the epochs of the trial."""
-    bridge = TuneBridge(sweep, lambda: None, ClusterCapacity(lambda: [], workers=1))
+    bridge = TuneBridge(sweep, lambda: None, ClusterCapacity(lambda: [], workers=1), activity or Activity())
     trial = sweep.next_trial()
     assert trial is not None
     bridge.trial_ids["tune"] = trial.trial_id
@@ -63,6 +64,21 @@ def bridge_with_a_trial(sweep: Sweep) -> tuple[TuneBridge, list[Epoch]]:
 def state_of(sweep: Sweep) -> tuple[TrialState, int]:
     trial = sweep.studies[0].search_table.trials[0]
     return trial.state, len(trial.epochs)
+
+
+def test_what_a_trial_does_before_its_first_epoch_is_shown_and_changes_nothing(sweep: Sweep) -> None:
+    activity = Activity()
+    bridge, epochs = bridge_with_a_trial(sweep, activity)
+    before = sweep.studies[0].search_table.trials[0]
+    assert bridge.on_result("tune", phase_result("decoding the images of demo/digits"))
+    assert str(activity) == "decoding the images of demo/digits"
+    assert sweep.studies[0].search_table.trials[0] == before
+    assert bridge.on_result("tune", to_result(epochs[:1]))
+    assert str(activity) == ""
+
+    # The trial has ended meanwhile, as with a stop.
+    sweep.on_failure(bridge.trial_ids["tune"], Failure(cause=FailureCause.ERROR, error="OSError: no"))
+    assert not bridge.on_result("tune", phase_result("training on demo/digits"))
 
 
 def test_a_report_of_epochs_goes_on_until_the_last_one(sweep: Sweep) -> None:

@@ -13,9 +13,10 @@ import pytest
 
 from orchestrator.drivers import report_batch
 from orchestrator.drivers.context import TrialContext
-from orchestrator.drivers.ray.messages import from_result
+from orchestrator.drivers.ray.messages import from_result, phase_of
 from orchestrator.drivers.ray.worker import RunTrial, TrialWorker
 from orchestrator.study.trial import Epoch, Failure, FailureCause
+from trainer import phase
 from trainer.config import TrainConfig
 
 Worker = Callable[[RunTrial, int], TrialWorker]
@@ -72,6 +73,47 @@ def test_the_first_and_the_last_epoch_are_reported_at_once(worker: Worker, monke
     assert [numbers(trial.step()), numbers(trial.step())] == [[1], [2, 3]]
     assert trial.reset_config(message(1))
     assert numbers(trial.step()) == [1]
+
+
+def test_a_trial_without_an_epoch_reports_what_it_does_and_later_only_epochs(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_reported = threading.Event()
+
+    def prepares(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+        phase.begin("loading the weights of a")
+        phase.begin("decoding the images of b")
+        assert is_reported.wait(30)
+        is_reported.clear()
+        phase.begin("training on b")
+        assert is_reported.wait(30)
+        for number in (1, 2, 3):
+            # The first has come: what happens from here on is in the epochs.
+            phase.begin(f"scoring {number}")
+            yield epoch(number, seconds=3600.0)
+
+    monkeypatch.setattr("orchestrator.drivers.ray.worker.PHASE_AFTER_S", 0.05)
+    trial = worker(prepares, 3)
+    for expected in ("decoding the images of b", "training on b"):
+        report = trial.step()
+        assert (phase_of(report), from_result(report)) == (expected, [])
+        is_reported.set()
+    reports = [trial.step() for _ in range(3)]
+    assert [numbers(report) for report in reports] == [[1], [2], [3]]
+    assert [phase_of(report) for report in reports] == ["", "", ""]
+
+
+def test_a_quick_trial_reports_epochs_alone(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prepares(config: TrainConfig, context: TrialContext, stop: Callable[[], bool]) -> Iterator[Epoch | Failure]:
+        phase.begin("loading the weights of a")
+        yield epoch(1)
+
+    monkeypatch.setattr("orchestrator.drivers.ray.worker.PHASE_AFTER_S", 30.0)
+    trial = worker(prepares, 1)
+    for _ in range(2):
+        report = trial.step()
+        assert (phase_of(report), numbers(report)) == ("", [1])
+        assert trial.reset_config(message(1))
 
 
 def test_a_worker_hears_sigterm_although_ray_was_started_with_it_blocked(worker: Worker) -> None:
