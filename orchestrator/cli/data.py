@@ -161,10 +161,12 @@ def rm(
 
 
 def _sweeps_with(task: str) -> list[str]:
-    """Return the names of the home's sweeps that use a task."""
+    """Return the names of the home's sweeps that use a task, for a study or for its prototypes."""
     from orchestrator.environment.connections import read_database
     from orchestrator.environment.lookup import recorded_source
+    from orchestrator.environment.requirements import tasks_of
     from orchestrator.spec.loader import parse_recorded_spec
+    from orchestrator.spec.plan import plan_sweep
 
     home = home_at()
     database = read_database(home) if home.database_url else None
@@ -174,7 +176,7 @@ def _sweeps_with(task: str) -> list[str]:
     recorded = database.sweeps()
     database.close()
     specs = [parse_recorded_spec(raw, recorded_source(name)) for name, raw in recorded.items()]
-    return [spec.name for spec in specs if task in spec.tasks]
+    return [spec.name for spec in specs if any(task in tasks_of(plan) for plan in plan_sweep(spec).studies)]
 
 
 @app.command("list")

@@ -64,7 +64,7 @@ def check_requirements(
         address: the Ray cluster, if there is one. Its nodes are not known here: a launch asks them.
         is_inline: whether trials run without Ray, which refuses trials with more CPUs than the machine has.
     """
-    cards, problems = _read_cards(dict.fromkeys(name for plan in plans for name in _tasks_of(plan)), home)
+    cards, problems = _read_cards(dict.fromkeys(name for plan in plans for name in tasks_of(plan)), home)
     problems += dict.fromkeys(_size_sentences(spec, plans, cards))
 
     backbones = [*dict.fromkeys(plan.backbone for plan in plans)]
@@ -110,7 +110,7 @@ def require_cache() -> None:
         raise HomeError(problem)
 
 
-def _tasks_of(plan: StudyPlan) -> Iterator[str]:
+def tasks_of(plan: StudyPlan) -> Iterator[str]:
     """Yield the tasks whose images a study needs: its own, and those that prototypes are made of."""
     yield plan.task
     searched = plan.space.get("init_task")
