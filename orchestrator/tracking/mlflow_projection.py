@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+
 from orchestrator.report.study_page import counts_text, study_summary_metrics
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
