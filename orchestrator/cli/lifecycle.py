@@ -222,7 +222,7 @@ def rm(
     Deleted trials count as never run: the next `launch` or `resume` runs what the spec asks for.
     """
     from orchestrator.study.study import load_studies
-    from orchestrator.tracking.mlflow_runs import release_experiment
+    from orchestrator.tracking.deletion import release_experiment
 
     place, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name

@@ -159,9 +159,12 @@ def _serve_snapshot(home: Home, port: int, hosts: list[str]) -> None:
 
 
 def _server_command(home: Home, uri: str, port: int, hosts: list[str]) -> list[str]:
+    from orchestrator.tracking.mlflow_page import server_options
+
     # One worker process: SQLite allows one writer at a time.
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(home.mlflow_artifacts)]
+    command += server_options()
     if hosts:
         # The page sends its requests with the proxy's origin, so that must be allowed, too.
         local = ["localhost", "localhost:*", "127.0.0.1", "127.0.0.1:*"]
@@ -204,7 +207,7 @@ def _check_port(port: int) -> None:
 
 def _print_addresses(home: Home, uri: str, port: int, *, has_hosts: bool) -> None:
     from orchestrator.tracking.mlflow_client import explain
-    from orchestrator.tracking.mlflow_experiment import view_paths
+    from orchestrator.tracking.mlflow_page import view_paths
 
     try:
         paths = view_paths(uri)

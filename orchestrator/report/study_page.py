@@ -23,6 +23,8 @@ from orchestrator.study.trial import Trial, TrialState
 from trainer.config import TrainConfig
 from trainer.plain_text import counted
 
+PAGE_WIDTH = 80
+"""Most characters in a line that is shown as it is. MLflow's page is cut where such a line is wider than the page."""
 MAX_LEADERBOARD_ROWS = 10
 """Number of trials of a leaderboard."""
 
@@ -51,16 +53,13 @@ def render_study_page(study: Study) -> str:
 
 
 def study_summary_metrics(study: Study) -> dict[str, float]:
-    """Return the numbers of a study for the columns of MLflow's table."""
+    """Return the test accuracy of a study over its seeds, for the columns of MLflow's table."""
     metrics: dict[str, float] = {}
-    if study.best is not None and study.best.score is not None:
-        metrics["final/val/accuracy"] = study.best.score
-
     scores = [trial.score for trial in study.requested_final_trials if trial.score is not None]
     if scores:
-        metrics["final/test/accuracy"] = statistics.mean(scores)
+        metrics["test/accuracy"] = statistics.mean(scores)
     if len(scores) > 1:
-        metrics["final/test/accuracy_std"] = statistics.stdev(scores)
+        metrics["test/accuracy_std"] = statistics.stdev(scores)
     return metrics
 
 
@@ -136,7 +135,7 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
     if plan.draw == 0:
         del study_spec["draws"]
     # Flow style keeps a dimension on one line.
-    spec_yaml = redact(yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=110))
+    spec_yaml = redact(yaml.safe_dump(study_spec, sort_keys=False, default_flow_style=None, width=PAGE_WIDTH))
     # A fence ends at the first line that has as many backticks.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", spec_yaml)), default=0))
     text = (
@@ -153,9 +152,28 @@ def _how_to_repeat(study: Study, best: Trial | None) -> str:
         )
     if best is not None:
         _, config = next(iter(study.final_configs().values()))
-        command = reproduce_command(changed_fields(config))
+        command = _fold(reproduce_command(changed_fields(config)))
         text += f"\nTo train its first final trial by hand:\n\n```\n{command}\n```\n"
     return text
+
+
+def _fold(command: str) -> str:
+    """Return a command on several lines, which a shell reads as one."""
+    # An option stays on the line of its value.
+    options: list[str] = []
+    for word in shlex.split(command):
+        if word.startswith("--") or not options:
+            options.append(shlex.quote(word))
+        else:
+            options[-1] += f" {shlex.quote(word)}"
+
+    lines = options[:1]
+    for option in options[1:]:
+        if len(f"{lines[-1]} {option} \\") > PAGE_WIDTH:
+            lines.append(f"    {option}")
+        else:
+            lines[-1] += f" {option}"
+    return " \\\n".join(lines)
 
 
 def reproduce_command(config: Mapping[str, Any]) -> str:

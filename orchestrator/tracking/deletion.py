@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.environment.home import Home
+from orchestrator.errors import ServiceError
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial
+from orchestrator.tracking.mlflow_client import explain, is_missing
+from orchestrator.tracking.mlflow_experiment import MlflowExperiment, remove_run
+from orchestrator.tracking.mlflow_locations import correct_locations, is_inside
 from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
@@ -32,8 +37,6 @@ def delete_outputs(
     Raises:
         MlflowException: if MLflow is away or refuses. Nothing has been deleted then.
     """
-    from orchestrator.tracking.mlflow_runs import delete_runs
-
     keys: list[str] = []
     run_ids: list[str | None] = []
     for study in studies:
@@ -52,3 +55,49 @@ def delete_outputs(
         for trial in study.trials:
             if matches(trial):
                 delete_folder(f"{home.trials_folder(spec.name)}/{trial.trial_id}")
+
+
+def delete_runs(home: Home, spec: SweepSpec, sweep_id: str, keys: Collection[str], known: Collection[str]) -> None:
+    """Delete runs of a sweep and their artifacts. The rows in MLflow's database stay until `mlflow gc`.
+
+    Args:
+        sweep_id: identity of the sweep in the study database.
+        keys: trial ids, and keys of studies.
+        known: ids of their runs as the study database knows them. MLflow may have others.
+
+    Raises:
+        ServiceError: if MLflow is away or cannot be used. Nothing has been deleted then.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    experiment = MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id)
+    try:
+        correct_locations(home)
+        found = experiment.find_runs(known)
+    except Exception as error:
+        # SQLite, SQLAlchemy and MLflow each raise errors of their own.
+        raise ServiceError(f"MLflow {explain(error)}. Nothing was deleted.") from None
+
+    run_ids = [*known, *(run_id for key in keys for run_id in found.get(key, []))]
+    for run_id in dict.fromkeys(run_ids):
+        try:
+            run = experiment.client.get_run(run_id)
+        except MlflowException as error:
+            # A deletion that was interrupted is repeated as a whole.
+            if is_missing(error):
+                continue
+            raise
+
+        location = run.info.artifact_uri
+        # Without a server that chooses the folder, artifacts outside the home belong to somebody else.
+        if home.mlflow_artifacts is None or is_inside(location, home.mlflow_artifacts):
+            # A run may have no artifacts.
+            with contextlib.suppress(MlflowException, FileNotFoundError):
+                get_artifact_repository(location, tracking_uri=home.mlflow_uri).delete_artifacts()
+        remove_run(experiment.client, run)
+
+
+def release_experiment(home: Home, spec: SweepSpec, sweep_id: str) -> None:
+    """Let a later sweep of the same name take the experiment of a sweep that is deleted."""
+    MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id).release()

@@ -35,6 +35,13 @@ def limit_requests() -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
+def limit_output() -> None:
+    """Set that MLflow prints warnings only, not two lines with links for each run that ends."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
 def connect(uri: str) -> MlflowClient:
     """Return a client of a tracking server or database."""
     limit_requests()
@@ -42,8 +49,7 @@ def connect(uri: str) -> MlflowClient:
 
     from orchestrator.study.storage.opening import creation_lock
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    limit_output()
     # It creates MLflow's tables if they are missing, and several drivers may start in a new home. MLflow has a lock of
     # its own, but in TMPDIR, which may differ between them.
     with creation_lock(uri):

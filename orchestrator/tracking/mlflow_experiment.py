@@ -7,7 +7,6 @@ MLflow, once for each opening: a run belongs to a sweep by its tags, whatever wa
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking.mlflow_client import connect, is_missing
-from orchestrator.tracking.mlflow_locations import SHARED_VIEW, local_path, move_locations
+from orchestrator.tracking.mlflow_locations import local_path, move_locations
+from orchestrator.tracking.mlflow_page import experiment_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +26,8 @@ SWEEP_ID = "sweep_id"
 REMOVED = "sptune_removed"
 """Tag of a run that was deleted by us and must not come back."""
 PARENT = "mlflow.parentRunId"
-VIEW = SHARED_VIEW.rpartition(".")[2]
-"""Key of our shared view."""
+DIGEST = "digest"
+"""Tag of a parent run with the digest of the study that was logged last."""
 UNFINISHED = ("RUNNING", "SCHEDULED")
 PAGE_SIZE = 1000
 
@@ -140,10 +140,14 @@ class MlflowExperiment:
         if experiment is not None and SWEEP_ID in experiment.tags and experiment.lifecycle_stage == "active":
             self.client.delete_experiment_tag(str(experiment.experiment_id), SWEEP_ID)
 
-    def create_run(self, name: str, tags: Mapping[str, Any]) -> str:
-        """Create a run, and return its id."""
+    def create_run(self, name: str, tags: Mapping[str, Any], start_ms: int | None = None) -> str:
+        """Create a run, and return its id.
+
+        Args:
+            start_ms: when it started, in milliseconds since 1970. By default now.
+        """
         experiment_id = self._experiment_id or self.open()
-        run = self.client.create_run(experiment_id, tags=self.tags | dict(tags), run_name=name)
+        run = self.client.create_run(experiment_id, start_ms, tags=self.tags | dict(tags), run_name=name)
         self.changes["created"] += 1
         return str(run.info.run_id)
 
@@ -185,11 +189,7 @@ class MlflowExperiment:
             move_locations(self.uri, location, f"{self._artifacts}/{folder}")
 
     def _set_tags(self, experiment: Experiment) -> None:
-        tags = {
-            # Chooses the kind of table that MLflow shows first.
-            "mlflow.experimentKind": "custom_model_development",
-            SHARED_VIEW: json.dumps(_view(self._params)),
-        }
+        tags = experiment_tags(self._params)
         if self._sweep_id:
             tags[SWEEP_ID] = self._sweep_id
         for name, text in tags.items():
@@ -250,8 +250,11 @@ class MlflowExperiment:
         if self._sweep_id and kept.data.tags.get(SWEEP_ID) != self._sweep_id:
             self.client.set_tag(run_id, SWEEP_ID, self._sweep_id)
         if status == "RUNNING" and "study" in kept.data.tags:
-            # Its children go on, but a parent that stays RUNNING looks like a process that died.
+            # Its children go on, but a parent that stays RUNNING looks like a process that died. When the study really
+            # ended is logged with its summary.
+            self.client.set_tag(run_id, DIGEST, "")
             self.client.set_terminated(run_id)
+            kept.data.tags[DIGEST] = ""
         return LoggedRun(run_id, status, dict(kept.data.tags), bool(kept.data.params))
 
 
@@ -265,32 +268,3 @@ def remove_run(client: MlflowClient, run: Run) -> None:
     if run.info.status in UNFINISHED:
         client.set_terminated(run_id, "KILLED")
     client.delete_run(run_id)
-
-
-def _view(params: Sequence[str]) -> dict[str, Any]:
-    """Return a view of an experiment's table with our columns, in the form that MLflow's "Share view" stores."""
-    columns = ["tags.`state`", "metrics.`final/val/accuracy`", "metrics.`final/test/accuracy`"]
-    return {
-        "searchFilter": "",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": [*columns, *(f"params.`{name}`" for name in params)],
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-    }
-
-
-def view_paths(uri: str) -> dict[str, str]:
-    """Return the path of each sweep's table with our columns, to be appended to a server's address."""
-    experiments = connect(uri).search_experiments()
-    # MLflow returns the newest first.
-    return {
-        experiment.name: f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey={VIEW}"
-        for experiment in reversed(experiments)
-        if SHARED_VIEW in experiment.tags
-    }

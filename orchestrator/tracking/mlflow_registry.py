@@ -14,12 +14,16 @@ from orchestrator.tracking import mlflow_pyfunc
 from orchestrator.tracking.mlflow_client import connect, explain, is_refusal
 from orchestrator.tracking.mlflow_locations import correct_locations
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
+from trainer.metric_names import accuracy_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MODEL_FOLDER = "model"
 """Folder of the model among the artifacts of a final trial."""
+VERSION_TAGS = ("sweep", "task", "method", "backbone", "train_size", "draw", "seed", "trial_id", "commit", "software")
+"""Tags of a trial's run that its registered model has, too."""
 MAX_ATTEMPTS = 3
 """How often a registration is tried if MLflow does not answer."""
 
@@ -85,12 +89,34 @@ def register(home: Home, run_id: str, name: str) -> str:
 def _get_or_create_version(client: MlflowClient, run_id: str, name: str) -> str:
     """Return the version of a run's model, which is registered unless it is already: there is one version a run."""
     _create_registered_model(client, name)
+    run = client.get_run(run_id)
+    tags = {key: run.data.tags[key] for key in VERSION_TAGS if key in run.data.tags}
+    description = _describe(run)
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run_id:
+            # Earlier versions of sptune registered a model without them. What a person wrote stays.
+            if not version.description:
+                client.update_model_version(name, version.version, description)
+            for key, text in tags.items():
+                if key not in version.tags:
+                    client.set_model_version_tag(name, version.version, key, text)
             return str(version.version)
 
-    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL_FOLDER}"
-    return str(client.create_model_version(name, source, run_id).version)
+    source = f"{run.info.artifact_uri}/{MODEL_FOLDER}"
+    return str(client.create_model_version(name, source, run_id, tags=tags, description=description).version)
+
+
+def _describe(run: Run) -> str:
+    """Return what a model is, how good it is and how it is used, in Markdown."""
+    tags = run.data.tags
+    study = f"{tags['method']} on {tags['task']}, {tags['backbone']}, train size {tags['train_size']}"
+    return (
+        f"{study}, seed {tags['seed']}: test accuracy {100 * run.data.metrics[accuracy_of('test')]:.1f} %. "
+        f"Final trial {tags['trial_id']} of the sweep {tags['sweep']}.\n\n"
+        "A row of input is an encoded image (PNG, JPEG; base64 in JSON) in the column `image`. A row of output is the "
+        "most likely class and its confidence (0 to 1). The weights of the backbone are not in the model: they are "
+        "searched as for training (`SPTUNE_WEIGHTS`)."
+    )
 
 
 def _create_registered_model(client: MlflowClient, name: str) -> None:
@@ -98,7 +124,7 @@ def _create_registered_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description="Final trials of sptune, registered by `sptune register`.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import getpass
 import json
 import logging
+import os
 import tempfile
 import time
 from collections import Counter
@@ -15,21 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.environment.home import Home
-from orchestrator.errors import ServiceError
-from orchestrator.report.study_page import render_study_page, study_summary_metrics
+from orchestrator.report.study_page import render_study_page
 from orchestrator.spec.labels import SETTING, study_label, varying_fields
 from orchestrator.spec.plan import StudyPlan, format_train_size, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
-from orchestrator.tracking.mlflow_client import explain, is_missing
-from orchestrator.tracking.mlflow_experiment import PARENT, LoggedRun, MlflowExperiment, remove_run
-from orchestrator.tracking.mlflow_locations import correct_locations, is_inside
+from orchestrator.tracking.mlflow_experiment import DIGEST, PARENT, LoggedRun, MlflowExperiment, remove_run
+from orchestrator.tracking.mlflow_locations import correct_locations
+from orchestrator.tracking.mlflow_projection import (
+    CHOSEN,
+    RUN_STATUS,
+    chosen_mark,
+    outcome_tags,
+    step_times,
+    study_metrics,
+    study_params,
+    study_tags,
+    trial_metrics,
+    trial_tags,
+)
 from orchestrator.tracking.mlflow_pyfunc import MODEL_FILES
 from orchestrator.tracking.mlflow_registry import save_model
 from trainer import run_folder
 from trainer.data.task_store import read_card
-from trainer.metric_names import TRAIN_LOSS, metrics_by_epoch
+from trainer.metric_names import TRAIN_LOSS
 from trainer.storage.files import read_bytes
 from trainer.storage.integrity import DamagedFile, read_checked
 
@@ -46,21 +57,16 @@ ARTIFACTS = (
     run_folder.CONFUSION_PLOT,
     run_folder.PROTOTYPES_PLOT,
 )
-RUN_STATUS = {
-    TrialState.WAITING: "SCHEDULED",
-    TrialState.RUNNING: "RUNNING",
-    TrialState.COMPLETE: "FINISHED",
-    TrialState.PRUNED: "KILLED",
-    TrialState.FAILED: "FAILED",
-}
 MAX_METRICS_PER_BATCH = 1000
 """Most metrics that MLflow accepts in one request."""
 DESCRIPTION_TAG = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run, in Markdown."""
 PAGE = "report.html"
 """The report on one study, as an artifact of its run."""
-DIGEST = "digest"
-"""Tag of a parent run with the digest of the study that was logged last."""
+USER = "mlflow.user"
+"""Tag that MLflow shows as who created a run."""
+SOURCE = "mlflow.source.name"
+"""Tag that MLflow shows as the program that created a run."""
 
 
 class MlflowRuns:
@@ -119,13 +125,15 @@ class MlflowRuns:
             DESCRIPTION_TAG: render_study_page(study),
             # Whatever was logged to an earlier parent run, this one has nothing yet.
             DIGEST: "",
+            CHOSEN: "",
         }
         named, _ = varying_fields(study.sweep_plan.studies, SETTING)
         name = " ".join(study_label(study.plan, ["task", "method", *named]))
 
-        run_id = self._experiment.create_run(name, tags)
+        start_ms, end_ms = _period(study)
+        run_id = self._experiment.create_run(name, tags, start_ms)
         # Its children go on, but a parent that stays RUNNING looks like a process that died.
-        self._client.set_terminated(run_id)
+        self._client.set_terminated(run_id, end_time=end_ms)
         return LoggedRun(run_id, "FINISHED", tags, has_params=False)
 
     def create_trial(self, study: Study, trial: Trial, parent: str) -> LoggedRun:
@@ -138,7 +146,8 @@ class MlflowRuns:
             "state": TrialState.RUNNING.value,
         }
         name = f"trial {trial.number}" if trial.phase == "search" else f"final seed {trial.config.seed}"
-        return LoggedRun(self._experiment.create_run(name, tags), "RUNNING", tags, has_params=False)
+        start_ms, _ = _times(study, trial)
+        return LoggedRun(self._experiment.create_run(name, tags, start_ms), "RUNNING", tags, has_params=False)
 
     def move_below(self, run_id: str, parent: str) -> None:
         """Make a run the child of another parent run."""
@@ -160,31 +169,25 @@ class MlflowRuns:
 
         Values before the first step are logged at step 0.
         """
-        # Epoch 0 is reported with epoch 1: it is logged if that one is.
-        by_epoch = {
-            epoch: metrics for epoch, metrics in metrics_by_epoch(trial.epochs).items() if max(epoch, 1) > num_logged
-        }
-        tags = {} if trial.state.is_finished else _trial_tags(trial)
+        tags = {} if trial.state.is_finished else trial_tags(trial)
 
         # Provenance does not change from epoch to epoch. `correct` is a long code, of use only to our own statistics.
         if num_logged == 0 or trial.state is not TrialState.RUNNING:
             tags |= {name: text for name, text in trial.provenance.items() if name != "correct"}
 
-        self._log(run_id, by_epoch, tags)
+        self._log(run_id, trial_metrics(trial.epochs, num_logged), tags, trial.epochs)
 
     def log_status(self, run_id: str, state: TrialState) -> None:
         """Log whether an unfinished trial runs or waits."""
         self._client.update_run(run_id, status=RUN_STATUS[state])
 
-    def log_outcome(self, run_id: str, trial: Trial) -> None:
-        """Log the outcome of a finished trial: last and best metrics, artifacts, and the model of a final trial.
+    def log_outcome(self, run_id: str, study: Study, trial: Trial) -> None:
+        """Log the outcome of a finished trial: best metrics, artifacts, and the model of a final trial.
 
         The tags with its state and the status come last: a run that has both has everything (`has_all`).
         """
         if trial.state is TrialState.FAILED:
             self._client.log_text(run_id, str(trial.error), "error.txt")
-        else:
-            self._log(run_id, {len(trial.epochs): outcome_metrics(trial)}, {})
 
         folder = f"{self._trials}/{trial.trial_id}"
         with tempfile.TemporaryDirectory() as scratch:
@@ -203,17 +206,22 @@ class MlflowRuns:
                 save_model(Path(scratch))
             self._client.log_artifacts(run_id, scratch)
 
-        self._log(run_id, {}, _trial_tags(trial))
-        self._client.set_terminated(run_id, RUN_STATUS[trial.state])
+        self._log(run_id, {}, outcome_tags(trial))
+        _, end_ms = _times(study, trial)
+        self._client.set_terminated(run_id, RUN_STATUS[trial.state], end_ms)
 
     def log_study(self, run_id: str, study: Study, digest: str) -> None:
-        """Log a study's description, its metrics, the images it learns from, its figures and report, and its digest."""
+        """Log all that a study is: its description, params, metrics, images, figures, report, duration and digest."""
+        from mlflow.entities import Param
+
         from orchestrator.figures.draw import save_figure, study_figures
         from orchestrator.report_page.page import PageState, render_page
         from orchestrator.study.importance import param_importances
 
-        page = render_study_page(study)
-        self._log(run_id, {0: study_summary_metrics(study)}, {DESCRIPTION_TAG: page})
+        # The mark comes first: whatever else is logged then belongs to the trial that it names.
+        self._log(run_id, {}, {CHOSEN: chosen_mark(study), DESCRIPTION_TAG: render_study_page(study)})
+        self._client.log_batch(run_id, params=[Param(name, text) for name, text in study_params(study).items()])
+        self._log(run_id, study_metrics(study, self.num_logged_epochs(run_id)), {})
         self._log_dataset(run_id, study.plan)
         with tempfile.TemporaryDirectory() as scratch:
             for name, figure in study_figures(study, param_importances):
@@ -223,8 +231,15 @@ class MlflowRuns:
         state = PageState(written="written when the study was logged to MLflow")
         self._client.log_text(run_id, render_page([study], self._read_file, state, has_figures=False), PAGE)
 
+        _, end_ms = _period(study)
+        self._client.set_terminated(run_id, end_time=end_ms)
+
         # Comes last: it says that MLflow has all of the study as it is now.
-        self._log(run_id, {}, {DIGEST: digest})
+        self._log(run_id, {}, study_tags(study, digest))
+
+    def remove(self, run_id: str) -> None:
+        """Delete a run so that it does not come back."""
+        remove_run(self._client, self._client.get_run(run_id))
 
     def _read_file(self, trial: Trial, name: str) -> bytes | None:
         return read_bytes(f"{self._trials}/{trial.trial_id}/{name}")
@@ -254,16 +269,28 @@ class MlflowRuns:
             "train_size": format_train_size(plan.train_size),
             "val_size": plan.val_size,
             "draw": str(plan.draw),
+            **origin_tags(),
         }
 
-    def _log(self, run_id: str, by_step: Mapping[int, Mapping[str, float]], tags: Mapping[str, str]) -> None:
-        """Log metrics by their step, then tags."""
+    def _log(
+        self,
+        run_id: str,
+        by_step: Mapping[int, Mapping[str, float]],
+        tags: Mapping[str, str],
+        epochs: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Log metrics by their step, then tags.
+
+        Args:
+            epochs: all metrics of each epoch, which tell when it ended.
+        """
         from mlflow.entities import Metric, RunTag
 
         now_ms = int(time.time() * 1000)
+        times = step_times(epochs, now_ms)
         batch: list[Metric] = []
         for step, values in by_step.items():
-            metrics = [Metric(name, value, now_ms, step) for name, value in values.items()]
+            metrics = [Metric(name, value, times.get(step, now_ms), step) for name, value in values.items()]
             # An epoch is never divided: `num_logged_epochs` takes an epoch with a train/loss for a whole one.
             if len(batch) + len(metrics) > MAX_METRICS_PER_BATCH:
                 self._client.log_batch(run_id, batch)
@@ -300,80 +327,26 @@ def open_runs(home: Home, spec: SweepSpec, sweep_id: str) -> MlflowRuns:
     )
 
 
-def has_all(run: LoggedRun | None, trial: Trial) -> bool:
-    """Whether a run has everything of a finished trial."""
-    if run is None:
-        return False
-    attempt = run.tags.get("attempt", str(trial.attempt))
-    is_same = (run.tags.get("state"), attempt) == (trial.state.value, str(trial.attempt))
-    return is_same and run.status == RUN_STATUS[trial.state]
-
-
-def _trial_tags(trial: Trial) -> dict[str, str]:
-    tags = {"state": trial.state.value, "attempt": str(trial.attempt)}
-    # Empty texts in a later attempt remove the error of the attempt before.
-    if trial.cause is not None or trial.attempt > 1:
-        tags |= {"error": trial.error_summary, "cause": trial.cause.value if trial.cause else ""}
-    return tags
-
-
-def outcome_metrics(trial: Trial) -> dict[str, float]:
-    """Return a finished trial's metrics: each last value as `final/...`, each best value over epochs as `best/...`.
-
-    MLflow's tables show a metric's last value, so both have names of their own. Final trials have no best values: they
-    are scored once.
-    """
-    names = [name for name in trial.last_metrics if name.startswith(("val/", "test/", TRAIN_LOSS))]
-    metrics = {f"final/{name}": trial.last_metrics[name] for name in names}
-
-    if trial.phase == "search":
-        for name in names:
-            values = [epoch[name] for epoch in trial.epochs if name in epoch]
-            metrics[f"best/{name}"] = min(values) if name == TRAIN_LOSS else max(values)
-    return metrics
-
-
-def delete_runs(home: Home, spec: SweepSpec, sweep_id: str, keys: Collection[str], known: Collection[str]) -> None:
-    """Delete runs of a sweep and their artifacts. The rows in MLflow's database stay until `mlflow gc`.
-
-    Args:
-        sweep_id: identity of the sweep in the study database.
-        keys: trial ids, and keys of studies.
-        known: ids of their runs as the study database knows them. MLflow may have others.
-
-    Raises:
-        ServiceError: if MLflow is away or cannot be used. Nothing has been deleted then.
-    """
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    experiment = MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id)
+def origin_tags() -> dict[str, str]:
+    """Return the tags that say who created a run, and with which program."""
     try:
-        correct_locations(home)
-        found = experiment.find_runs(known)
-    except Exception as error:
-        # SQLite, SQLAlchemy and MLflow each raise errors of their own.
-        raise ServiceError(f"MLflow {explain(error)}. Nothing was deleted.") from None
-
-    run_ids = [*known, *(run_id for key in keys for run_id in found.get(key, []))]
-    for run_id in dict.fromkeys(run_ids):
-        try:
-            run = experiment.client.get_run(run_id)
-        except MlflowException as error:
-            # A deletion that was interrupted is repeated as a whole.
-            if is_missing(error):
-                continue
-            raise
-
-        location = run.info.artifact_uri
-        # Without a server that chooses the folder, artifacts outside the home belong to somebody else.
-        if home.mlflow_artifacts is None or is_inside(location, home.mlflow_artifacts):
-            # A run may have no artifacts.
-            with contextlib.suppress(MlflowException, FileNotFoundError):
-                get_artifact_repository(location, tracking_uri=home.mlflow_uri).delete_artifacts()
-        remove_run(experiment.client, run)
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run under a number without a name.
+        user = str(os.getuid())
+    return {USER: user, SOURCE: "sptune", "mlflow.source.type": "LOCAL"}
 
 
-def release_experiment(home: Home, spec: SweepSpec, sweep_id: str) -> None:
-    """Let a later sweep of the same name take the experiment of a sweep that is deleted."""
-    MlflowExperiment(home.mlflow_uri, spec.name, home.mlflow_artifacts, sweep_id=sweep_id).release()
+def _times(study: Study, trial: Trial) -> tuple[int | None, int | None]:
+    """Return when a trial started and finished, in milliseconds; None for what has not happened."""
+    table = study.search_table if trial.phase == "search" else study.final_table
+    start, end = (None if moment is None else int(1000 * moment.timestamp()) for moment in table.times(trial.number))
+    return start, end
+
+
+def _period(study: Study) -> tuple[int | None, int | None]:
+    """Return when the first trial of a study started and the last one finished, in milliseconds."""
+    times = [_times(study, trial) for trial in study.trials]
+    starts = [start for start, _ in times if start is not None]
+    ends = [end for _, end in times if end is not None]
+    return min(starts, default=None), max(ends, default=None)

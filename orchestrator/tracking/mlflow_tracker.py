@@ -20,7 +20,15 @@ from orchestrator.study.trial import Trial
 from orchestrator.sweep.tracker import SyncLog
 from orchestrator.tracking.mlflow_client import explain, is_refusal, is_unreachable
 from orchestrator.tracking.mlflow_experiment import PARENT, LoggedRun
-from orchestrator.tracking.mlflow_runs import DIGEST, RUN_STATUS, MlflowRuns, has_all
+from orchestrator.tracking.mlflow_projection import (
+    RUN_STATUS,
+    has_all,
+    has_another_choice,
+    has_summary,
+    state_tags,
+    study_tags,
+)
+from orchestrator.tracking.mlflow_runs import MlflowRuns
 
 MIN_RETRY_DELAY_S = 0.5
 MAX_RETRY_DELAY_S = 15.0
@@ -250,7 +258,7 @@ class MlflowTracker:
 
         for key, digest in [*self._digests.items()]:
             study = self._studies[key]
-            if study.search_table.synced_digest == digest and not self._has_page(study, digest):
+            if study.search_table.synced_digest == digest and not has_summary(logged.get(key), digest):
                 self._enqueue(key, functools.partial(self._log_study, study, digest))
 
     def _put_below_parent(self, logged: dict[str, LoggedRun], trial: Trial) -> None:
@@ -278,30 +286,23 @@ class MlflowTracker:
 
         status = RUN_STATUS[trial.state]
         if trial.state.is_finished:
-            self._runs.log_outcome(run_id, trial)
+            self._runs.log_outcome(run_id, self._studies[trial.study], trial)
             log.save_synced_run(trial.number, run_id, trial.state)
             self.num_logged += 1
         elif run.status != status:
             self._runs.log_status(run_id, trial.state)
-        self._note(trial.trial_id, run, {"state": trial.state.value, "attempt": str(trial.attempt)}, status)
+        self._note(trial.trial_id, run, state_tags(trial), status)
 
     def _log_study(self, study: Study, digest: str) -> None:
         parent = self._parent(study)
-        if not self._has_page(study, digest):
+        if not has_summary(parent, digest):
+            # Params and curves in MLflow stay as they are, so another chosen trial takes another run.
+            if has_another_choice(parent, study):
+                parent = self._replace_parent(study, parent)
             self._runs.log_study(parent.run_id, study, digest)
             self.num_logged += 1
-            self._note(study.plan.key, parent, {DIGEST: digest})
+            self._note(study.plan.key, parent, study_tags(study, digest))
         study.search_table.save_synced_digest(digest)
-
-    def _has_page(self, study: Study, digest: str) -> bool:
-        """Whether the study's run has the summary with this digest."""
-        run = self._load().get(study.plan.key)
-        if run is None:
-            return False
-        # Runs of earlier versions do not tell; then the study database does.
-        table = study.search_table
-        remembered = table.synced_digest if run.run_id == table.mlflow_run else None
-        return run.tags.get(DIGEST, remembered) == digest
 
     def _run_of(self, trial: Trial, log: SyncLog) -> LoggedRun:
         """Return a trial's run, which is created if there is none."""
@@ -335,6 +336,14 @@ class MlflowTracker:
         if study.search_table.mlflow_run != run.run_id:
             study.search_table.save_mlflow_run(run.run_id)
         return run
+
+    def _replace_parent(self, study: Study, old: LoggedRun) -> LoggedRun:
+        """Return a new parent run, and remove the old one. The check that follows moves the children."""
+        del self._load()[study.plan.key]
+        parent = self._parent(study)
+        self._runs.remove(old.run_id)
+        self._enqueue(CHECK, self._check)
+        return parent
 
     def _note(self, key: str, run: LoggedRun, tags: dict[str, str], status: str | None = None) -> None:
         """Remember what was logged to a run, so that MLflow is not asked."""

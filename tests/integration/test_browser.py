@@ -6,6 +6,7 @@ With SPTUNE_PICTURES=folder, the screenshots of the README are written there.
 from __future__ import annotations
 
 import base64
+import getpass
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
+from PIL import Image
 
 import trainer
 from tests.integration.processes import SPTUNE, launch_here, sptune_here
@@ -44,9 +46,17 @@ SPEC: dict[str, Any] = {
         "prompt_length": {"type": "choice", "values": [5, 10]},
         "prompt_init": {"type": "choice", "values": ["random", "mean_pool"]},
     },
-    "search": {"trials": 3, "startup_trials": 2, "max_concurrent": 2},
+    "search": {
+        "trials": 4,
+        "startup_trials": 1,
+        "max_concurrent": 1,
+        "pruner": {"type": "asha", "min_epochs": 1, "reduction": 2},
+    },
     "final": {"seeds": [42, 44]},
 }
+EPOCHS = SPEC["fixed"]["epochs"]
+WIDTH = 1440
+"""Of the window, in pixels: that of a small laptop."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -116,12 +126,14 @@ def page(served: tuple[str, str]) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 860})
+        page = browser.new_page(viewport={"width": WIDTH, "height": 900})
         page.set_default_timeout(60_000)
-        page.goto(served[0])
-        page.get_by_role("button", name="Model training", exact=True).click()
         yield page
         browser.close()
+
+
+def address_of(run: Run, served: tuple[str, str]) -> str:
+    return f"{served[0]}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def the(runs: list[Run], **tags: str) -> Run:
@@ -131,13 +143,12 @@ def the(runs: list[Run], **tags: str) -> Run:
 def keep(page: Any, name: str) -> None:
     """A picture for the README, if asked for."""
     if folder := os.environ.get("SPTUNE_PICTURES"):
-        page.wait_for_timeout(1500)  # for what fades in
-        for name_of in ("Close", "Hide banner"):
-            if (button := page.get_by_role("button", name=name_of, exact=True)).count():
-                button.first.click()
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(2500)  # for what fades in
         own = page.get_by_text("Path: file:")  # of this machine
-        page.screenshot(path=str(Path(folder, f"{name}.png")), mask=[own], mask_color="white")
+        file = Path(folder, f"{name}.png")
+        page.screenshot(path=str(file), mask=[own], mask_color="white")
+        # A page has few colours, and a third of the bytes shows them.
+        Image.open(file).convert("RGB").quantize(128).save(file, optimize=True)
 
 
 def test_the_pages_are_served_to_this_machine_alone(served: tuple[str, str]) -> None:
@@ -146,41 +157,125 @@ def test_the_pages_are_served_to_this_machine_alone(served: tuple[str, str]) -> 
     assert [address for address in listening if address[1] == port] == [("127.0.0.1", port)]
 
 
+def test_the_page_opens_in_training_mode_until_a_person_chooses_the_other(page: Any, served: tuple[str, str]) -> None:
+    other = page.context.browser.new_page(viewport={"width": WIDTH, "height": 900})
+    other.set_default_timeout(60_000)
+    # The address as it is printed, that of the server alone, and a sweep that is found from there.
+    for address in (served[1], served[0], f"{served[0]}/#/experiments/1"):
+        other.goto("about:blank")
+        other.goto(address)
+        other.get_by_role("link", name="Model registry", exact=True).wait_for()
+        assert other.get_by_text("Judges", exact=True).count() == 0, "a menu for language models"
+        assert other.get_by_placeholder("Ask a question...").count() == 0, "their assistant is closed"
+    other.get_by_role("button", name="GenAI", exact=True).click()
+    other.get_by_text("Judges", exact=True).wait_for()
+    other.goto("about:blank")
+    other.goto(served[0])
+    other.get_by_role("link", name="Prompts", exact=True).wait_for()
+    other.close()
+
+
 def test_the_table_of_a_sweep_shows_parents_children_and_our_columns(page: Any, served: tuple[str, str]) -> None:
     page.goto(served[1])
-    for column in ("final/val/accuracy", "final/test/accuracy", "lr", "prompt_length", "prompt_init"):
+    columns = ("val/accuracy", "test/accuracy", "lr", "prompt_length", "prompt_init")
+    for column in columns:
         page.get_by_test_id(f"sort-header-{column}").wait_for()
     parents = [f"{task} {method}" for task in SPEC["tasks"] for method in SPEC["methods"]]
     for parent in parents:
-        page.get_by_role("link", name=parent, exact=True).wait_for()
+        link = page.get_by_role("link", name=parent, exact=True)
+        link.wait_for()
+        assert link.evaluate("link => link.scrollWidth <= link.clientWidth || link.clientWidth === 0")
+        assert link.evaluate("link => link.closest('.ag-cell').scrollWidth <= link.closest('.ag-cell').clientWidth")
     assert page.get_by_text("final seed 42").count() == 0, "children are folded away at first"
+
+    cells = page.locator(".ag-center-cols-container .ag-row [col-id]")
+    page.wait_for_function("document.querySelectorAll('.ag-center-cols-container .ag-row').length === 2")
+    shown = [(cell.get_attribute("col-id"), cell.inner_text().strip()) for cell in cells.all()]
+    assert len(shown) >= 2 * (len(columns) + 2)
+    assert [name for name, text in shown if text in ("", "-")] == [], "no dash in the row of a study"
+    durations = [text for name, text in shown if name == "duration"]
+    assert all(re.fullmatch(r"[\d.]+(s|min|h)", text) for text in durations), (
+        f"of the study, not of a call: {durations}"
+    )
+    keep(page, "mlflow_table")
+
     page.locator(".ag-row", has_text="demo/digits spt_deep").locator("button:has(svg), [class*=expander]").first.click()
     page.get_by_role("link", name="final seed 42", exact=True).wait_for()
-    for number in range(3):
+    for number in range(4):
         page.get_by_role("link", name=f"trial {number}", exact=True).wait_for()
-    keep(page, "mlflow_table")
+
+
+PLOTS = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot => [
+    Math.round(plot.getBoundingClientRect().top),
+    plot.data.filter(trace => trace.type !== 'bar').map(trace => (trace.x ?? []).length),
+])"""
+"""Script that returns the position of each chart, and the number of points of each line in it."""
+
+
+def test_learning_curves_are_the_first_charts_and_no_chart_has_one_dot(
+    page: Any, served: tuple[str, str], runs: list[Run]
+) -> None:
+    own = {"task": "demo/digits", "method": "spt_deep"}
+    chosen = the(runs, phase="study", **own)
+    search = next(run for run in runs if run.data.tags["phase"] == "search" and run.data.tags["state"] == "complete")
+    final = the(runs, phase="final", seed="42", **own)
+    places = {
+        f"{served[1]}&compareRunsMode=CHART": len(SPEC["methods"]),
+        **{f"{address_of(run, served)}/model-metrics": 1 for run in (chosen, search, final)},
+    }
+    for place, num_lines in places.items():
+        page.goto("about:blank")
+        page.goto(place)
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length >= 2")
+        page.wait_for_timeout(2000)  # for the points
+        if num_lines > 1:
+            keep(page, "mlflow_charts")
+        plots = sorted(page.evaluate(PLOTS))
+        # Plotly has a second trace for each line.
+        first = plots[0][1]
+        assert len(first) >= num_lines and {*first} == {EPOCHS}, f"{place}: the first chart is a learning curve"
+        assert not any(1 in points for _, points in plots), place
+
+
+def test_a_pruned_trial_is_no_alarm(page: Any, served: tuple[str, str], runs: list[Run]) -> None:
+    page.goto(address_of(the(runs, state="pruned"), served))
+    page.get_by_text("Finished", exact=True).wait_for()
+    page.get_by_text(re.compile("pruned$")).first.wait_for()
+    assert page.get_by_text("Killed", exact=True).count() == 0
 
 
 def test_a_study_says_what_it_came_to_and_how_to_repeat_it(page: Any, served: tuple[str, str], runs: list[Run]) -> None:
     parent = the(runs, phase="study", task="demo/digits", method="spt_deep")
-    page.goto(f"{served[0]}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}")
+    page.goto(address_of(parent, served))
+    page.get_by_text("Show more", exact=True).first.wait_for()
+    about = page.get_by_text("About this run", exact=True)
+    about.wait_for()
+    page.get_by_text(getpass.getuser(), exact=True).first.wait_for()
+    keep(page, "mlflow_study")
+    # The facts stand beside the description, and nothing reaches out of the window.
+    assert about.bounding_box()["x"] > WIDTH / 2
+    wide = (
+        "[...document.querySelectorAll('main *')].filter(one => one.getBoundingClientRect().right > innerWidth).length"
+    )
+    assert page.evaluate(wide) == 0
     page.get_by_text("Show more", exact=True).first.click()
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     scores = [run.data.metrics["test/accuracy"] for run in children if run.data.tags["phase"] == "final"]
     page.get_by_text(f"test accuracy: {100 * sum(scores) / len(scores):.1f}").wait_for()
     page.get_by_text("best on val at the last epoch").wait_for()
+    num_complete = sum(run.data.tags["phase"] == "search" and run.data.tags["state"] == "complete" for run in children)
     page.get_by_text("python -m trainer --task demo/digits").wait_for()
-    assert page.locator("table", has_text="val %").locator("tr").count() == 1 + 3, "the leaderboard is a table"
-    keep(page, "mlflow_study")
-    place = f"{served[0]}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}"
-    _see_picture(page, place, "figures/learning_curves.png")
+    assert page.locator("table", has_text="val %").locator("tr").count() == 1 + num_complete, (
+        "the leaderboard is a table"
+    )
+    _see_picture(page, address_of(parent, served), "figures/learning_curves.png")
 
 
 def test_a_trial_shows_its_params_curves_and_pictures(page: Any, served: tuple[str, str], runs: list[Run]) -> None:
     final = the(runs, phase="final", task="demo/digits", method="spt_deep", seed="42")
-    place = f"{served[0]}/#/experiments/{final.info.experiment_id}/runs/{final.info.run_id}"
+    place = address_of(final, served)
     page.goto(place)
-    page.get_by_text("final/test/accuracy", exact=True).wait_for()
+    page.get_by_text("test/accuracy", exact=True).wait_for()
     page.get_by_text("prompt_init", exact=True).first.wait_for()
     page.get_by_text(final.data.tags["host"]).first.wait_for()
     keep(page, "mlflow_trial")
@@ -202,16 +297,33 @@ def _see_picture(page: Any, run: str, name: str) -> None:
     )
 
 
-def test_what_mlflow_loads_and_serves_answers_as_the_classifier_does(home: Path, store: Path, runs: list[Run]) -> None:
+@pytest.fixture(scope="module")
+def registered(home: Path) -> str:
+    """What is printed when a final trial is registered."""
+    return sptune_here("register", "seen", "--where", "task=demo/digits method=spt_deep", "--name", "digits", home=home)
+
+
+def test_a_registered_model_says_what_it_is_and_what_it_takes(
+    page: Any, served: tuple[str, str], runs: list[Run], registered: str
+) -> None:
+    final = the(runs, phase="final", task="demo/digits", method="spt_deep", seed="42")
+    page.goto(f"{served[0]}/#/models/digits/versions/1")
+    page.get_by_text(f"test accuracy {100 * final.data.metrics['test/accuracy']:.1f} %").wait_for()
+    for text in ("trial_id", final.data.tags["trial_id"], "vit_nano_patch4_32.mae", "Inputs (1)", "Outputs (2)"):
+        page.get_by_text(text, exact=True).first.wait_for()
+    keep(page, "mlflow_model")
+
+
+def test_what_mlflow_loads_and_serves_answers_as_the_classifier_does(
+    home: Path, store: Path, runs: list[Run], registered: str
+) -> None:
     final = the(runs, phase="final", task="demo/digits", method="spt_deep", seed="42")
     uri = f"sqlite:///{home / 'mlflow.db'}"
     rows = pq.read_table(store / "demo/digits/test.parquet").slice(0, 5)
     images = [image.as_py() for image in rows["image"]]
     folder = home / "sweeps/seen/trials" / final.data.tags["trial_id"]
     expected = [found[0] for found in trainer.load(folder).classify(images, top=1)]
-    chosen = "task=demo/digits method=spt_deep"
-    told = sptune_here("register", "seen", "--where", chosen, "--name", "digits", home=home)
-    assert "models:/digits/1" in told
+    assert "models:/digits/1" in registered
     os.environ["MLFLOW_TRACKING_URI"] = uri
     try:
         model = pyfunc.load_model("models:/digits/1")

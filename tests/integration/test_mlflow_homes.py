@@ -47,7 +47,9 @@ def launch(home: Path, trials: int = 1, **env: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in env.items():
             patch.setenv(name, value)
-        assert "MLflow lacks" not in launch_here(spec, home)
+        printed = launch_here(spec, home)
+    assert "MLflow lacks" not in printed
+    assert "View run" not in printed and "🏃" not in printed, "MLflow's own lines stay out of the progress"
 
 
 @pytest.fixture(scope="module")

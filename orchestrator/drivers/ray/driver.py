@@ -25,7 +25,7 @@ from orchestrator.drivers.driver import ignore_change
 from orchestrator.drivers.ray.bridge import TuneBridge
 from orchestrator.drivers.ray.capacity import ClusterCapacity
 from orchestrator.drivers.ray.cluster import check_resources_exist
-from orchestrator.drivers.ray.tune_internals import actor_cache, error_of, worker_of
+from orchestrator.drivers.ray.tune_internals import SilentProgress, actor_cache, error_of, worker_of
 from orchestrator.drivers.ray.warm_workers import WarmWorkerPool
 from orchestrator.drivers.ray.worker import RunTrial, TrialWorker
 from orchestrator.drivers.signals import stop_on_signal
@@ -95,7 +95,7 @@ class RayDriver:
                 name=name,
                 storage_path=scratch,
                 verbose=0,
-                callbacks=[_StepCallback(bridge)],
+                callbacks=[_StepCallback(bridge), SilentProgress()],
                 # The trainer writes its own checkpoints.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),

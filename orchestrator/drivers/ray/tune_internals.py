@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from ray._private import worker as ray_worker
 from ray.tune import PlacementGroupFactory
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,22 @@ class OwnNode(Protocol):
     """Ray's processes that this process started, by their kind. None for a cluster that it joined."""
     kill_all_processes: Callable[..., None]
     """Ends them. `ray.shutdown` calls it at its end, with `allow_graceful=True`: SIGTERM, and a second to end."""
+
+
+class SilentProgress(TrialProgressCallback):
+    """Takes the place of Tune's own progress, which says "completed" of a trial without a result, at any verbosity.
+
+    Such a trial was interrupted or never started. Tune adds its own callback where there is none of this class.
+    """
+
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
+        """Print nothing."""
+
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
+        """Print nothing."""
 
 
 def own_node() -> OwnNode | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from optuna.storages import RDBStorage
@@ -139,6 +140,11 @@ class TrialTable:
     def has_reported(self, number: int) -> bool:
         """Whether the database has the val accuracy of any epoch of a trial. It is written at once."""
         return bool(self._storage.get_trial(self._ids[number]).intermediate_values)
+
+    def times(self, number: int) -> tuple[datetime | None, datetime | None]:
+        """Return when a trial started and when it finished, in local time; None for what has not happened."""
+        stored = self._storage.get_trial(self._ids[number])
+        return stored.datetime_start, stored.datetime_complete
 
     def add(self, trial: Trial) -> None:
         """Write a new trial in one step."""

@@ -12,6 +12,7 @@ from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import UserError
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
+from orchestrator.tracking.mlflow_page import with_first_choices
 from tests.orchestrator.conftest import Sptune
 
 
@@ -50,6 +51,22 @@ def test_the_page_may_be_opened_and_searched_through_an_allowed_host_and_locally
     plain = _server_command(home, home.mlflow_uri, 5000, [])
     assert "--allowed-hosts" not in plain, "MLflow's own rules stay"
     assert plain[plain.index("--artifacts-destination") + 1] == f"{Path(home.root).as_uri()}/mlartifacts"
+
+
+def test_the_server_is_the_one_whose_page_has_our_choices_or_says_why_not(
+    home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = _server_command(home, home.mlflow_uri, 5000, [])
+    assert command[command.index("--app-name") + 1] == "sptune", "an entry point of this package: install it again"
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
+    assert "--app-name" not in _server_command(home, home.mlflow_uri, 5000, []), "MLflow would refuse to start"
+    assert "Install sptune again" in caplog.text
+
+
+def test_a_page_without_a_place_for_our_choices_is_served_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    assert with_first_choices(b"<html><head><title>").startswith(b"<html><head><script>")
+    assert with_first_choices(b"<html><HEAD lang=en>") == b"<html><HEAD lang=en>"
+    assert "another page" in caplog.text
 
 
 def test_a_port_that_is_taken_is_told_in_one_sentence(home: Home, sptune: Sptune) -> None:

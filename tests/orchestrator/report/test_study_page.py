@@ -13,7 +13,7 @@ import yaml
 from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 
-from orchestrator.report.study_page import render_study_page, study_summary_metrics
+from orchestrator.report.study_page import counts_text, render_study_page, study_summary_metrics
 from orchestrator.spec.loader import find_spec, load_spec, parse_spec
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
@@ -22,8 +22,9 @@ from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
-from orchestrator.tracking.mlflow_experiment import view_paths
-from orchestrator.tracking.mlflow_runs import DESCRIPTION_TAG, MlflowRuns, outcome_metrics
+from orchestrator.tracking.mlflow_page import view_paths
+from orchestrator.tracking.mlflow_projection import outcome_tags
+from orchestrator.tracking.mlflow_runs import DESCRIPTION_TAG, MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import drive, new_sweep
 from trainer.__main__ import parse
@@ -57,7 +58,10 @@ def test_a_page_repeats_its_study_and_its_first_final_trial(small: SweepSpec, re
     repeated = new_sweep(parse_spec(yaml.safe_load(spec) | {"name": "again"}, "the page"), record_url)
     drive(repeated)
     assert [t.trial_id for t in repeated.studies[0].trials] == [t.trial_id for t in study.trials]
-    program, *words = shlex.split(command)
+    lines = [*command.splitlines(), *spec.splitlines()]
+    assert max(map(len, lines)) <= 80 < len(command), "wider lines would cut MLflow's page"
+    # A shell takes a backslash at the end of a line out.
+    program, *words = shlex.split(command.replace("\\\n", ""))
     assert [program, *words[:2]] == ["python", "-m", "trainer"]
     fields, _ = parse(words[2:])
     assert TrainConfig.from_params(fields).fingerprint() == study.requested_final_trials[0].trial_id
@@ -89,7 +93,7 @@ def test_the_leaderboard_begins_with_the_best_trial_and_has_the_stored_numbers(
     for trial in study.requested_final_trials:
         assert trial.score is not None and f"{trial.config.seed}: {100 * trial.score:.1f}" in page
     scores = [trial.score or 0.0 for trial in study.requested_final_trials]
-    assert study_summary_metrics(study)["final/test/accuracy"] == pytest.approx(sum(scores) / len(scores))
+    assert study_summary_metrics(study)["test/accuracy"] == pytest.approx(sum(scores) / len(scores))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,19 @@ def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
     assert study.search_table.mlflow_run is not None
     run = client.get_run(study.search_table.mlflow_run)
     assert run.data.tags[DESCRIPTION_TAG] == render_study_page(study)
-    assert run.data.metrics == pytest.approx(study_summary_metrics(study))
+    assert study.best is not None
+    last = study.best.epochs[-1]
+    scores = {name: last[name] for name in last if name.startswith(("val/", "train/loss"))}
+    assert run.data.metrics == pytest.approx(study_summary_metrics(study) | scores)
+    for name, value in scores.items():
+        curve = [metric.value for metric in client.get_metric_history(run.info.run_id, name)]
+        assert curve == [epoch[name] for epoch in study.best.epochs], value
+    params = {name: str(value) for name, value in study.best.params.items()}
+    assert params.items() <= run.data.params.items(), "the chosen params"
+    assert (run.data.tags["state"], run.data.tags["trials"]) == (
+        "complete",
+        counts_text(study).removeprefix("trials: "),
+    )
     assert run.inputs is not None
     assert [(d.dataset.name, d.dataset.digest) for d in run.inputs.dataset_inputs] == [
         ("demo/digits", card.fingerprint)
@@ -148,7 +164,7 @@ def test_mlflow_has_the_page_the_images_the_figures_and_the_numbers(
     report = Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))).read_text(encoding="utf-8")
     assert 'class="chart curves"' in report and 'class="leaderboard"' in report
     assert 'class="picture"' not in report, "the figures lie beside it"
-    assert view_paths(mlflow_uri)[small.name].endswith("?viewStateShareKey=sptune")
+    assert view_paths(mlflow_uri)[small.name].endswith("/runs?workflowType=machine_learning&viewStateShareKey=sptune")
 
 
 def test_a_page_is_written_again_only_when_the_study_has_changed(
@@ -164,7 +180,7 @@ def test_a_page_is_written_again_only_when_the_study_has_changed(
     client = MlflowClient(tracking_uri=mlflow_uri)
 
     def num_values() -> int:
-        return len(client.get_metric_history(run_id, "final/test/accuracy"))
+        return len(client.get_metric_history(run_id, "test/accuracy"))
 
     before = num_values()
     second_tracker = tracker_for(small, tmp_path, mlflow_uri)
@@ -190,8 +206,7 @@ def test_a_run_has_best_and_last_values_and_the_facts_of_its_worker(
     tracker.close()
     client = MlflowClient(tracking_uri=mlflow_uri)
     run = client.get_run(str(sweep.studies[0].search_table.synced_run(0)[0]))
-    assert run.data.metrics["best/val/accuracy"] == 0.7
-    assert run.data.metrics["final/val/accuracy"] == run.data.metrics["val/accuracy"]
+    assert (run.data.tags["best/val/accuracy"], run.data.metrics["val/accuracy"]) == ("0.7", 0.4)
     assert {name: run.data.tags[name] for name in ("host", "device", "commit", "lock")} == {
         name: facts[name] for name in ("host", "device", "commit", "lock")
     }
@@ -205,4 +220,4 @@ def test_a_final_trial_has_no_best_epoch(small: SweepSpec, record_url: str) -> N
     final: Trial = dataclasses.replace(
         sweep.studies[0].requested_final_trials[0], last_metrics={"test/accuracy": 0.5, "train/loss": 1.0}
     )
-    assert outcome_metrics(final) == {"final/test/accuracy": 0.5, "final/train/loss": 1.0}
+    assert not any(name.startswith("best/") for name in outcome_tags(final))

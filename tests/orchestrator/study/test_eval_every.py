@@ -16,7 +16,7 @@ from orchestrator.report.study_page import render_study_page
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.study.trial import Trial, TrialState
-from orchestrator.tracking.mlflow_runs import outcome_metrics
+from orchestrator.tracking.mlflow_projection import outcome_tags
 from tests.orchestrator.conftest import drive, new_sweep, outcome
 
 PRUNERS: list[dict[str, Any]] = [
@@ -137,5 +137,5 @@ def test_curves_exports_pages_and_mlflow_have_gaps(small: dict[str, Any], record
     best = study.best
     assert best is not None and best.score == best.epochs[-1]["val/accuracy"]
     highest = max(best.epochs[epoch - 1]["val/accuracy"] for epoch in scored_epochs(best))
-    assert outcome_metrics(best)["best/val/accuracy"] == highest
+    assert float(outcome_tags(best)["best/val/accuracy"]) == pytest.approx(highest)
     assert "eval\\_every 2" in render_study_page(study), "in Markdown"

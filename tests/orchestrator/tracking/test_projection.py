@@ -6,7 +6,7 @@ import copy
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import url2pathname
@@ -118,16 +118,26 @@ def projection(home: Home) -> set[tuple[object, ...]]:
         entry = (
             run.info.run_name,
             run.info.status,
+            run.info.start_time,
+            run.info.end_time,
+            tags["mlflow.user"],
             tags.get("trial_id") or tags["study"],
             tags.get("state"),
             studies.get(tags.get("mlflow.parentRunId", "")),
-            tuple(sorted(run.data.metrics.items())),
+            tuple(sorted({*history(client, run)})),
             tuple(sorted(run.data.params.items())),
             tuple(sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id))),
         )
         assert entry not in shown, "one run a trial"
         shown.add(entry)
     return shown
+
+
+def history(client: MlflowClient, run: Run) -> Iterator[tuple[str, int, float]]:
+    """Every value of a run by metric and step."""
+    for name in run.data.metrics:
+        for metric in client.get_metric_history(run.info.run_id, name):
+            yield name, metric.step, metric.value
 
 
 def delete(*phases: str) -> Callable[[Home], None]:

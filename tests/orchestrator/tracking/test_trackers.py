@@ -20,6 +20,7 @@ from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker, Tracker
+from orchestrator.tracking.mlflow_projection import step_times, trial_metrics, trial_tags
 from orchestrator.tracking.mlflow_runs import MlflowRuns
 from orchestrator.tracking.mlflow_tracker import MlflowTracker
 from tests.orchestrator.conftest import RAW_SPEC, drive
@@ -145,7 +146,7 @@ def test_mlflow_has_a_parent_run_for_each_study_and_the_outcome_of_each_trial(
     children = [run for run in runs if run.info.run_id not in parents]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == set(parents)
     status = Counter((run.data.tags["state"], run.info.status) for run in children)
-    assert set(status) <= {("complete", "FINISHED"), ("pruned", "KILLED"), ("failed", "FAILED")}
+    assert set(status) <= {("complete", "FINISHED"), ("pruned", "FINISHED"), ("failed", "FAILED")}
     assert status["failed", "FAILED"] == 2
     failed = next(run for run in children if run.info.status == "FAILED")
     assert failed.data.tags["error"] == "TrainingDiverged: train/loss became nan"
@@ -353,3 +354,72 @@ def test_a_driver_that_dies_before_it_saves_the_id_of_a_run_leaves_one_run(
     assert second.close() == 0
     runs = mlflow_runs(mlflow_uri, small.name)
     assert sum(run.data.tags.get("trial_id") == trial.trial_id for run in runs) == 1
+
+
+def test_a_study_that_chooses_another_trial_has_the_params_and_curves_of_that_one_alone(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    runs, chosen = [], []
+    for trials in (1, 8):
+        spec = small.model_copy(update={"search": small.search.model_copy(update={"trials": trials})})
+        tracker, _ = TestMlflowTracker().make(spec, tmp_path, mlflow_uri)
+        sweep = Sweep.resume(spec, StudyDatabase(url), tracker)
+        drive(sweep, workers=2)
+        assert tracker.close() == 0
+        study = sweep.studies[0]
+        assert study.best is not None
+        chosen.append(study.best)
+        runs.append(str(study.search_table.mlflow_run))
+
+    assert chosen[0].trial_id != chosen[1].trial_id and runs[0] != runs[1], "MLflow's params never change"
+    every = mlflow_runs(mlflow_uri, small.name)
+    (parent,) = (run for run in every if run.data.tags.get("study") == study.plan.key)
+    assert parent.info.run_id == runs[1]
+    assert {name: parent.data.params[name] for name in chosen[1].params} == {
+        name: str(value) for name, value in chosen[1].params.items()
+    }
+    curve = MlflowClient(tracking_uri=mlflow_uri).get_metric_history(runs[1], "val/accuracy")
+    assert [point.value for point in curve] == [epoch["val/accuracy"] for epoch in chosen[1].epochs]
+    own = {trial.trial_id for trial in study.trials}
+    children = [run for run in every if run.data.tags.get("trial_id") in own]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {runs[1]}
+    assert len(children) == len(own)
+
+
+def test_the_run_of_a_study_begins_with_its_first_trial_and_ends_with_its_last(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    drive(sweep, fail=lambda _: time.sleep(0.02))
+    assert tracker.close() == 0
+    runs = mlflow_runs(mlflow_uri, small.name)
+    for study in sweep.studies:
+        (parent,) = (run for run in runs if run.data.tags.get("study") == study.plan.key)
+        children = [run.info for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        first, last = min(info.start_time for info in children), max(info.end_time for info in children)
+        assert (parent.info.start_time, parent.info.end_time) == (first, last)
+        assert last - first >= 20 * len(children), "milliseconds"
+
+
+def test_what_a_trial_has_once_makes_no_chart_of_one_dot(small: SweepSpec, tmp_path: Path, mlflow_uri: str) -> None:
+    tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+    sweep = Sweep.resume(small, StudyDatabase(f"sqlite:///{tmp_path / 'studies.db'}"), tracker)
+    drive(sweep)
+    (study, *_) = sweep.studies
+    final = study.requested_final_trials[0]
+    seconds = {"epoch/seconds": 1.5, "memory/peak_gb": 2.0, "train/images_per_s": 30.0}
+    first = {"train/loss": 1.0, "learnable/share": 0.01, "train/images": 64.0, "prototypes/seconds": 3.25} | seconds
+    epochs = (first, {"train/loss": 0.5, "test/accuracy": 0.75, "test/accuracy_top5": 1.0} | seconds)
+    trial = dataclasses.replace(final, epochs=epochs, last_metrics=epochs[0] | epochs[1])
+    assert trial_metrics(trial.epochs) == {
+        0: {"test/accuracy": 0.75, "test/accuracy_top5": 1.0},
+        1: {"train/loss": 1.0} | {f"system/{name}": value for name, value in seconds.items()},
+        2: {"train/loss": 0.5} | {f"system/{name}": value for name, value in seconds.items()},
+    }, "MLflow draws a bar at step 0, and shows what the machine did on another page"
+    assert [*trial_metrics(trial.epochs)] == [0, 1, 2], "who finds the last epoch knows that step 0 was logged"
+    assert trial_metrics(trial.epochs, num_logged=2) == {}
+    tags = trial_tags(trial)
+    assert (tags["learnable/share"], tags["train/images"], tags["prototypes/seconds"]) == ("0.01", "64", "3.25")
+    assert step_times(trial.epochs, 10_000) == {1: 8_500, 2: 10_000}, "epochs that are logged together keep their times"

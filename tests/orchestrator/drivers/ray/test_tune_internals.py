@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 from ray._private import worker as ray_worker
 from ray._private.node import Node
-from ray.tune import PlacementGroupFactory
+from ray.tune import Callback, PlacementGroupFactory
 from ray.tune.execution.tune_controller import TuneController, _FakeRayTrialExecutor
 from ray.tune.experiment import Trial
 from ray.tune.experiment.trial import _TemporaryTrialState
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.utils.callback import _create_default_callbacks as create_default_callbacks
 from ray.tune.utils.object_cache import _ObjectCache
 
 from orchestrator.drivers.ray import tune_internals
@@ -48,6 +50,18 @@ def test_idle_workers_are_kept_in_the_number_that_is_wanted() -> None:
     assert cache._max_num_objects[KIND] == 5, "the difference is added, not the number"
     pool.resize(cache, {})
     assert cache._max_num_objects[KIND] == 0
+
+
+@pytest.mark.parametrize("progress", [[], [tune_internals.SilentProgress()]], ids=["of Tune", "of ours"])
+def test_tune_says_nothing_of_trials_because_our_callback_takes_the_place_of_its_own(
+    progress: list[Callback], capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = create_default_callbacks(progress, air_verbosity=None)
+    trial = Trial("x", stub=True)
+    for callback in callbacks:
+        if isinstance(callback, TrialProgressCallback):
+            callback.on_trial_complete(iteration=0, trials=[trial], trial=trial)
+    assert ("completed" in capsys.readouterr().out) == (progress == []), "Tune's own one prints at any verbosity"
 
 
 def test_without_the_cache_a_warning_says_so_once_and_nothing_fails(caplog: pytest.LogCaptureFixture) -> None:
