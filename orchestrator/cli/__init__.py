@@ -68,6 +68,8 @@ def main() -> None:
     open_terminal()
     # Servers that sptune starts inherit it, too.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow's job runner is seven more processes, and nothing here gives it a job.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     try:
         app()
     except (UserError, OutputError) as error:

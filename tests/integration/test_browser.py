@@ -95,10 +95,8 @@ def served(home: Path) -> Iterator[tuple[str, str]]:
     port = free_port()
     log = home.parent / "ui.log"
     with log.open("wb") as file:
-        # Without MLflow's job runner, which is seven more processes.
-        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command = [str(SPTUNE), "ui", "--home", str(home), "--port", str(port)]
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=env)
+        process = subprocess.Popen(command, stdout=file, stderr=file)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
         told = re.search(r"seen: (http\S+)", log.read_text())

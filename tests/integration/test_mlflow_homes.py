@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -135,10 +136,10 @@ class Deaf(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def served(*command: str, port: int) -> Iterator[None]:
-    """A server of MLflow, without its job runner, which is seven more processes."""
-    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def served(*command: str, port: int, **env: str) -> Iterator[psutil.Process]:
+    """A server of MLflow while it answers."""
+    environment = {**os.environ, **env}
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         ready_before = threading.Event()
         for _ in range(1200):
@@ -146,7 +147,7 @@ def served(*command: str, port: int) -> Iterator[None]:
                 break
             assert server.poll() is None, "the server has ended"
             ready_before.wait(0.1)
-        yield
+        yield psutil.Process(server.pid)
     finally:
         server.terminate()
         server.wait(30)
@@ -160,7 +161,9 @@ def test_a_server_whose_answers_are_lost_gets_one_run_a_trial_and_one_version_a_
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", database, "--artifacts-destination", str(tmp_path / "artifacts")]
     handler = type("Handler", (Deaf,), {"target": port, "seen": Counter()})
-    with served(*command, port=port), ThreadingHTTPServer(("127.0.0.1", proxy_port), handler) as proxy:
+    # Without its job runner, which is seven more processes.
+    quick = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with served(*command, port=port, **quick), ThreadingHTTPServer(("127.0.0.1", proxy_port), handler) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         uri = f"http://127.0.0.1:{proxy_port}"
         launch(tmp_path / "home", MLFLOW_TRACKING_URI=uri)
@@ -200,9 +203,11 @@ def test_the_page_answers_to_the_host_name_of_a_proxy_that_was_allowed(finished:
         "--allowed-hosts",
         "https://hub.example.org/user/a",
     ]
-    with served(*command, port=port):
+    with served(*command, port=port) as server:
         hosts = ("hub.example.org", f"localhost:{port}", "other.example.org")
         assert [status(host) for host in hosts] == [200, 200, 403]
         taken = run_sptune("ui", "--port", str(port), home=home)
+        below = [" ".join(process.cmdline()) for process in server.children(recursive=True)]
+    assert below and not [command for command in below if "mlflow.server.jobs" in command], "it runs no jobs"
     assert (taken.returncode, "Traceback" in taken.stderr) == (2, False)
     assert f"port {port} is taken" in taken.stderr

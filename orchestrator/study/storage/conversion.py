@@ -42,6 +42,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """Default values by stored name. An attribute that equals its default is not written."""
 
+CONFIG_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
 
 def optuna_distributions(plan: StudyPlan, phase: Phase) -> dict[str, BaseDistribution]:
     """Return a study's space as Optuna distributions. Final trials differ in their seed only."""
@@ -82,7 +84,9 @@ def trial_attrs(trial: Trial) -> dict[str, Any]:
     # Defaults are not written: most trials have none but these, and each attribute is a row.
     changed = {stored: value for stored, value in progress.items() if value != DEFAULTS[stored]}
 
-    return {TRIAL_ID: trial.trial_id, CONFIG: dataclasses.asdict(trial.config)} | changed
+    # Plain values, which `asdict` would copy one by one: a driver is here at every epoch.
+    config = {name: getattr(trial.config, name) for name in CONFIG_FIELDS}
+    return {TRIAL_ID: trial.trial_id, CONFIG: config} | changed
 
 
 def history_attrs(trial: Trial) -> dict[str, Any]:

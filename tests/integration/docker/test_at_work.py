@@ -158,6 +158,12 @@ def test_the_doctor_finds_the_cluster_well(network: Network) -> None:
     assert "other-worker" in said
 
 
+def test_mlflow_s_server_runs_no_jobs(network: Network) -> None:
+    commands = [" ".join(process.cmdline()) for process in network.container("mlflow").processes()]
+    assert any("mlflow" in command for command in commands)
+    assert not [command for command in commands if "mlflow.server.jobs" in command]
+
+
 def test_whoever_has_not_the_token_is_not_let_in(network: Network) -> None:
     stranger = network.container("ray-head")
     stranger.env["RAY_AUTH_TOKEN"] = "0" * 48
