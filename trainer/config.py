@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
+from trainer.method_rules import method_problems
 from trainer.metric_names import accuracy_of
 from trainer.validation import number_problem, rule_problems, type_problem, unknown_name
 
@@ -153,7 +154,8 @@ class TrainConfig:
         # found, and all are reported at once.
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"task": "", "method": ""}
         values = {name: defaults[name] if name in type_problems else getattr(self, name) for name in field_types()}
-        problems = dict(rule_problems(SimpleNamespace(**values))) | type_problems
+        config = SimpleNamespace(**values)
+        problems = dict(rule_problems(config)) | dict(method_problems(config, defaults)) | type_problems
         if problems:
             raise InvalidConfig(problems)
 
@@ -264,11 +266,11 @@ def field_types() -> dict[str, Any]:
 def unused_fields(method: str) -> frozenset[str]:
     """Return the fields that have no effect on a method. A search over them would waste trials."""
     row = METHODS[method]
-    unused: set[str] = set()
+    unused = {name for other in METHODS.values() for name in other.fields} - {*row.fields}
     if len(row.prompt_inits) <= 1:
         unused |= {"prompt_init", "init_images", "init_task"}
     if row.prompted_layers == "none":
         unused |= {"prompt_length", "nmi"}
-        if not row.backbone_learns:
-            unused.add("weight_decay")
+    if not row.has_weight_decay:
+        unused.add("weight_decay")
     return frozenset(unused)
