@@ -246,6 +246,40 @@ METHODS = {
             backbone_learns=True,
             first_lr=(1e-4, 5e-3),
         ),
+        Method(
+            name="bias",
+            paper_name="Bias",
+            adaptation="trainer.methods.parts_of_the_network:Bias",
+            has_weight_decay=False,
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="partial_1",
+            paper_name="Partial-1",
+            adaptation="trainer.methods.parts_of_the_network:PartialOne",
+            first_lr=(1e-4, 5e-3),
+        ),
+        Method(
+            name="lora",
+            paper_name="LoRA",
+            adaptation="trainer.methods.lora:LoRA",
+            fields=("lora_rank",),
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="ssf",
+            paper_name="SSF",
+            adaptation="trainer.methods.ssf:SSF",
+            has_weight_decay=False,
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="adapter",
+            paper_name="Adapter",
+            adaptation="trainer.methods.adapter:Adapters",
+            fields=("adapter_dim", "adapter_form"),
+            first_lr=(1e-4, 1e-2),
+        ),
     )
 }
 

@@ -17,7 +17,9 @@ from trainer.method_rules import method_problems
 from trainer.metric_names import accuracy_of
 from trainer.validation import number_problem, rule_problems, type_problem, unknown_name
 
-NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "eval_every", "final_norm"})
+NEWER_FIELDS = frozenset(
+    {"val_size", "draw", "train_on", "eval_every", "final_norm", "lora_rank", "adapter_dim", "adapter_form"}
+)
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
 sweeps keep their ids. Add every new field here."""
 
@@ -49,10 +51,11 @@ class TrainConfig:
     method: str
     """spt_deep or spt_shallow: prompts that start from prototypes of the training images, in every layer or in the
     first. vpt_deep or vpt_shallow: prompts that start from random values. linear: no prompts, only the head is trained.
-    full: no prompts, the whole network is trained."""
+    full: no prompts, the whole network is trained. bias: the network's biases are trained. partial_1: its last block.
+    lora, ssf, adapter: small layers in each block are trained."""
 
     prompt_length: int | None = None
-    """Prompt tokens per prompted layer. Required for spt and vpt methods, not allowed for linear and full."""
+    """Prompt tokens per prompted layer. Required for methods with prompts, not allowed for others."""
 
     prompt_init: str | None = None
     """How a prompt starts. spt methods: random, mean_pool, max_pool or kmeans of the patch tokens. vpt methods:
@@ -63,6 +66,15 @@ class TrainConfig:
 
     init_task: str | None = None
     """Make the prototypes of the images of another task (an ablation in the SPT paper)."""
+
+    lora_rank: int = 8
+    """Rank of what lora adds to the query and value projections of each block."""
+
+    adapter_dim: int = 64
+    """Width of the bottleneck in each adapter."""
+
+    adapter_form: Literal["sequential", "parallel"] = "sequential"
+    """Where an adapter stands. sequential: behind the MLP of its block. parallel: beside it, as in AdaptFormer."""
 
     train_size: float | int | str = 1.0
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""
@@ -112,10 +124,10 @@ class TrainConfig:
     """adamw: AdamW with torch's betas (SPT). sgd: SGD with momentum 0.9 (VPT)."""
 
     lr: float = 5e-2
-    """Peak learning rate of prompt and head (full: of all weights)."""
+    """Peak learning rate of the head and of all else that is trained."""
 
     weight_decay: float = 1e-2
-    """Weight decay of the prompt (full: of the network's weights). Without effect for linear."""
+    """Weight decay of what is trained besides the head. Biases, norms, scales and shifts have none."""
 
     head_weight_decay: float = 0.5
     """Weight decay of the head's weight. The head's bias has none."""

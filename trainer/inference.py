@@ -14,7 +14,7 @@ from trainer.catalog import is_augmented
 from trainer.config import TrainConfig
 from trainer.data.images import reason_of
 from trainer.data.transforms import decode
-from trainer.methods.protocol import build_model
+from trainer.methods.protocol import adaptation_of, build_model
 from trainer.model.adapted_vit import AdaptedViT
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
@@ -112,6 +112,7 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
     with torch.no_grad():
         for name, parameter in model.learnable().items():
             parameter.copy_(learnt[name])
+    adaptation_of(config).merge(model.backbone, backbone)
     model.to(device).eval()
     return Classifier(model=model, config=config, class_names=card.class_names, device=device)
 

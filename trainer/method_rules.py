@@ -71,7 +71,14 @@ def _field_problems(config: Any, defaults: Mapping[str, Any]) -> Iterator[Proble
 
     for name, methods in owners.items():
         if config.method not in methods and getattr(config, name) != defaults[name]:
-            yield name, f"{config.method} does not have it, {' and '.join(methods)} do: leave it out."
+            owned = " or ".join(methods)
+            yield name, f"{config.method} has none: leave it out, or set method: {owned}."
+
+    for name in ("lora_rank", "adapter_dim"):
+        size = getattr(config, name)
+        width = BACKBONES[config.backbone].embed_dim if config.backbone in BACKBONES else size
+        if config.method in owners[name] and not 1 <= size <= max(1, width):
+            yield name, f"must be in 1..{width}, the width of {config.backbone}, got {size}."
 
 
 def _token_problem(config: Any) -> str | None:

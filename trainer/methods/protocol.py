@@ -63,8 +63,13 @@ class Adaptation:
         """
         return AdaptedViT(backbone, num_classes=num_classes, generator=generator, head_std=head_std)
 
-    def merge(self, backbone: Backbone) -> None:
-        """Replace inserted modules by weights of the network that compute the same, where the method can."""
+    def merge(self, backbone: Backbone, frozen: Backbone) -> None:
+        """Replace inserted modules by weights of the network that compute the same, if the method can.
+
+        Args:
+            backbone: the model's network, with what was learnt. It is changed.
+            frozen: the network that it was made of, with weights in float32.
+        """
 
 
 def adaptation_of(config: TrainConfig) -> Adaptation:
