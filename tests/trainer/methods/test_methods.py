@@ -159,7 +159,7 @@ def test_blocks_before_the_first_one_that_learns_keep_nothing_for_a_backward_pas
         assert needs[:4] == [False] * 4 and all(needs[4:])
 
 
-VIT_B_COUNTS = {
+VIT_B_COUNTS: dict[str, tuple[dict[str, Any], int]] = {
     # SPT and VPT: 12 x 20 x 768 and 100 x 768.
     "spt_deep": ({"prompt_length": 20, "prompt_init": "random"}, 184_320),
     "vpt_deep": ({"prompt_length": 20}, 184_320),
@@ -197,7 +197,7 @@ def test_the_number_of_learnable_parameters_of_vit_b_is_the_published_one(method
 
 
 BLOCK = "backbone.vit.blocks.1."
-LEARNT_IN_A_BLOCK = {
+LEARNT_IN_A_BLOCK: dict[str, set[str]] = {
     "bias": {"norm1.bias", "attn.qkv.bias", "attn.proj.bias", "norm2.bias", "mlp.fc1.bias", "mlp.fc2.bias"},
     "partial_1": set(),
     "lora": {f"attn.qkv.{part}.{layer}.weight" for part in ("query", "value") for layer in ("down", "up")},

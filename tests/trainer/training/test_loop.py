@@ -195,9 +195,9 @@ def test_a_run_leaves_what_it_started_from_and_what_it_learnt(whole: Whole) -> N
     if config.method not in PROMPTS_AND_ENDS:
         # What else it learns, all of which has moved.
         frozen = load_backbone(config.backbone)
-        start = build_model(config, frozen, num_classes=10, prompt_LPD=torch.zeros(layers, 3, 96)).learnable()
-        assert [name for name, weight in start.items() if learnt[name].equal(weight)] == []
-        shapes |= {name: tuple(weight.shape) for name, weight in start.items()}
+        first = build_model(config, frozen, num_classes=10, prompt_LPD=torch.zeros(layers, 3, 96)).learnable()
+        assert [name for name, weight in first.items() if learnt[name].equal(weight)] == []
+        shapes |= {name: tuple(weight.shape) for name, weight in first.items()}
     assert {name: tuple(tensor.shape) for name, tensor in learnt.items()} == shapes
     card = json.loads((folder / "card.json").read_text())
     assert TrainConfig.from_params(card["config"]) == config
@@ -278,7 +278,7 @@ EFFECTS: dict[str, Any] = {
 MEASURES = {"ema_decay": 0.9, "nmi": True, "eval_every": 2}
 """Fields that only decide which metrics there are."""
 ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
-OF_A_METHOD = {"lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel"}
+OF_A_METHOD: dict[str, Any] = {"lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel"}
 """A value of each field that few methods have, which must change the result of those."""
 
 
