@@ -280,6 +280,23 @@ METHODS = {
             fields=("adapter_dim", "adapter_form"),
             first_lr=(1e-4, 1e-2),
         ),
+        Method(
+            name="gate_vpt",
+            paper_name="GateVPT",
+            adaptation="trainer.methods.gate_vpt:GateVPT",
+            fields=("gate_init",),
+            prompted_layers="first",
+            prompt_inits=("uniform",),
+        ),
+        Method(
+            name="vfpt",
+            paper_name="VFPT",
+            adaptation="trainer.methods.vfpt:VFPT",
+            fields=("fourier_share",),
+            prompted_layers="all",
+            prompt_inits=("uniform",),
+            prompt_dropout=0.1,
+        ),
     )
 }
 

@@ -18,7 +18,8 @@ from trainer.metric_names import accuracy_of
 from trainer.validation import number_problem, rule_problems, type_problem, unknown_name
 
 NEWER_FIELDS = frozenset(
-    {"val_size", "draw", "train_on", "eval_every", "final_norm", "lora_rank", "adapter_dim", "adapter_form"}
+    {"val_size", "draw", "train_on", "eval_every", "final_norm"}
+    | {"lora_rank", "adapter_dim", "adapter_form", "gate_init", "fourier_share"}
 )
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
 sweeps keep their ids. Add every new field here."""
@@ -52,7 +53,8 @@ class TrainConfig:
     """spt_deep or spt_shallow: prompts that start from prototypes of the training images, in every layer or in the
     first. vpt_deep or vpt_shallow: prompts that start from random values. linear: no prompts, only the head is trained.
     full: no prompts, the whole network is trained. bias: the network's biases are trained. partial_1: its last block.
-    lora, ssf, adapter: small layers in each block are trained."""
+    lora, ssf, adapter: small layers in each block are trained. gate_vpt: prompts at the first layer, with gates between
+    layers. vfpt: prompts at every layer, some as their Fourier transform."""
 
     prompt_length: int | None = None
     """Prompt tokens per prompted layer. Required for methods with prompts, not allowed for others."""
@@ -75,6 +77,12 @@ class TrainConfig:
 
     adapter_form: Literal["sequential", "parallel"] = "sequential"
     """Where an adapter stands. sequential: behind the MLP of its block. parallel: beside it, as in AdaptFormer."""
+
+    gate_init: float = 5.0
+    """Initial value of the gates of gate_vpt, before the sigmoid. Its paper searches 1 to 20."""
+
+    fourier_share: float = 0.5
+    """Share of the prompt tokens that vfpt replaces by their Fourier transform, 0 to 1."""
 
     train_size: float | int | str = 1.0
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""

@@ -74,6 +74,11 @@ def _field_problems(config: Any, defaults: Mapping[str, Any]) -> Iterator[Proble
             owned = " or ".join(methods)
             yield name, f"{config.method} has none: leave it out, or set method: {owned}."
 
+    if config.method in owners["fourier_share"] and not 0 <= config.fourier_share <= 1:
+        yield "fourier_share", f"must be in [0, 1], got {config.fourier_share}."
+    if config.method in owners["gate_init"] and not -100 <= config.gate_init <= 100:
+        yield "gate_init", f"must be in -100..100, got {config.gate_init}."
+
     for name in ("lora_rank", "adapter_dim"):
         size = getattr(config, name)
         width = BACKBONES[config.backbone].embed_dim if config.backbone in BACKBONES else size

@@ -29,6 +29,8 @@ PARAMS_OF: dict[str, dict[str, Any]] = {
     "lora": {"task": "demo/digits", "method": "lora", "lora_rank": 4},
     "ssf": {"task": "demo/digits", "method": "ssf"},
     "adapter": {"task": "demo/digits", "method": "adapter", "adapter_dim": 8, "adapter_form": "parallel"},
+    "gate_vpt": {"task": "demo/digits", "method": "gate_vpt", "prompt_length": 10, "gate_init": 1.0},
+    "vfpt": {"task": "demo/digits", "method": "vfpt", "prompt_length": 10, "fourier_share": 0.3},
 }
 SPT = ("spt_deep", "spt_shallow")
 
@@ -78,6 +80,7 @@ def test_every_value_of_a_wrong_type_is_reported_at_once() -> None:
         "weight_decay": "0", "head_weight_decay": {}, "drop_path": False, "ema_decay": "0.999", "precision": "fp16",
         "nmi": 1, "measure_peeking": "yes", "seed": 1.0, "val_size": 1, "draw": 0.0, "train_on": "val",
         "final_norm": "none", "eval_every": "2", "lora_rank": "4", "adapter_dim": 8.0, "adapter_form": "serial",
+        "gate_init": "5", "fourier_share": "half",
     }  # fmt: skip
     assert broken.keys() == field_types().keys()  # a new field needs a value here
     assert problems_of(VALID | broken).keys() == broken.keys()
@@ -317,19 +320,22 @@ def test_a_method_takes_the_prompt_options_that_it_has_and_no_other() -> None:
 
 def test_a_space_is_not_searched_along_what_has_no_effect() -> None:
     start, prompt = {"prompt_init", "init_images", "init_task"}, {"prompt_length", "nmi"}
-    lora, adapter = {"lora_rank"}, {"adapter_dim", "adapter_form"}
+    lora, adapter, gate, fourier = {"lora_rank"}, {"adapter_dim", "adapter_form"}, {"gate_init"}, {"fourier_share"}
+    others = lora | adapter | gate | fourier
     assert {method: set(unused_fields(method)) for method in METHODS} == {
-        "spt_deep": lora | adapter,
-        "spt_shallow": lora | adapter,
-        "vpt_deep": start | lora | adapter,
-        "vpt_shallow": start | lora | adapter,
-        "linear": start | prompt | lora | adapter | {"weight_decay"},
-        "full": start | prompt | lora | adapter,
-        "bias": start | prompt | lora | adapter | {"weight_decay"},
-        "partial_1": start | prompt | lora | adapter,
-        "lora": start | prompt | adapter,
-        "ssf": start | prompt | lora | adapter | {"weight_decay"},
-        "adapter": start | prompt | lora,
+        "spt_deep": others,
+        "spt_shallow": others,
+        "vpt_deep": start | others,
+        "vpt_shallow": start | others,
+        "linear": start | prompt | others | {"weight_decay"},
+        "full": start | prompt | others,
+        "bias": start | prompt | others | {"weight_decay"},
+        "partial_1": start | prompt | others,
+        "lora": start | prompt | others - lora,
+        "ssf": start | prompt | others | {"weight_decay"},
+        "adapter": start | prompt | others - adapter,
+        "gate_vpt": start | others - gate,
+        "vfpt": start | others - fourier,
     }
 
 
@@ -341,7 +347,11 @@ def test_the_init_strategies_of_the_methods_are_those_that_exist() -> None:
 def config_that_has(name: str, config: TrainConfig) -> TrainConfig:
     """Return the config, or one of a method that has a field if it is that of few methods."""
     owners = [method.name for method in METHODS.values() if name in method.fields]
-    return TrainConfig.from_params({"task": config.task, "method": owners[0]}) if owners else config
+    if not owners:
+        return config
+
+    params = PARAMS_OF[owners[0]]
+    return TrainConfig.from_params({key: params[key] for key in params.keys() - METHODS[owners[0]].fields})
 
 
 def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +364,7 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
         "batch_size": 31, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.0, "head_weight_decay": 0.4,
         "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "measure_peeking": True, "seed": 43,
         "val_size": "same", "draw": 1, "train_on": "train", "eval_every": 2, "final_norm": "fresh",
-        "lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel",
+        "lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel", "gate_init": 1.0, "fourier_share": 0.3,
     }  # fmt: skip
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)

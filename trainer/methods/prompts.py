@@ -7,7 +7,8 @@ Shapes: L prompted layers, P prompt_length, D width.
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from trainer.catalog import METHODS
@@ -19,24 +20,11 @@ from trainer.model.prompted_vit import PromptedViT
 class Prompts(Adaptation):
     """Learnable tokens beside those of the image. The network is frozen."""
 
-    model_class: type[PromptedViT] = PromptedViT
-    """What takes the prompts through the network."""
+    @property
+    def prompt_dropout(self) -> float:
+        """Rate of dropout on the prompts."""
+        return METHODS[self.config.method].prompt_dropout
 
-    def model(
-        self,
-        backbone: Backbone,
-        *,
-        num_classes: int,
-        prompt_LPD: Tensor,
-        generator: torch.Generator,
-        head_std: float,
-    ) -> PromptedViT:
+    def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> PromptedViT:
         """Return the network with prompts of the given initial value."""
-        return self.model_class(
-            backbone,
-            num_classes=num_classes,
-            prompt_LPD=prompt_LPD,
-            prompt_dropout=METHODS[self.config.method].prompt_dropout,
-            generator=generator,
-            head_std=head_std,
-        )
+        return PromptedViT(backbone, prompt_LPD=prompt_LPD, prompt_dropout=self.prompt_dropout, **head)

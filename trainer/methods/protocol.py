@@ -6,6 +6,7 @@ Shapes: L prompted layers, P prompt_length, D width.
 from __future__ import annotations
 
 import pkgutil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,22 +47,14 @@ class Adaptation:
             generator: draws initial values.
         """
 
-    def model(
-        self,
-        backbone: Backbone,
-        *,
-        num_classes: int,
-        prompt_LPD: Tensor,
-        generator: torch.Generator,
-        head_std: float,
-    ) -> AdaptedViT:
+    def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> AdaptedViT:
         """Return the network with its head, and with what the method adds outside of the network.
 
         Args:
             prompt_LPD: initial value of the prompts; empty for methods without prompts.
-            generator: draws the head's initial weight.
+            head: what `AdaptedViT` takes for its head.
         """
-        return AdaptedViT(backbone, num_classes=num_classes, generator=generator, head_std=head_std)
+        return AdaptedViT(backbone, **head)
 
     def merge(self, backbone: Backbone, frozen: Backbone) -> None:
         """Replace inserted modules by weights of the network that compute the same, if the method can.

@@ -50,7 +50,7 @@ def test_it_is_valid_for_every_choice_of_methods(tmp_path: Path, count: int) -> 
             assert not set(plan.space) & unused_fields(plan.method)
             lr = plan.space["lr"]
             assert isinstance(lr, FloatRange)
-            prompts_or_head = plan.method.startswith(("spt", "vpt")) or plan.method == "linear"
+            prompts_or_head = METHODS[plan.method].prompt_inits or plan.method == "linear"
             assert lr.high == (0.2 if prompts_or_head else 0.005 if plan.method in ("full", "partial_1") else 0.01)
 
 

@@ -150,6 +150,41 @@ class PlainShallowPrompts(PlainViT):
         return super().through_blocks(torch.cat([x[:, :1], prompt.repeat(len(x), 1, 1), x[:, 1:]], dim=1))
 
 
+class PlainFourierPrompts(PlainDeepPrompts):
+    """Half of the three prompts, rounded to two: the real part of the transforms along sequence and width."""
+
+    def prompts(self) -> Tensor:
+        first, others = self.own["prompt"][:, :2], self.own["prompt"][:, 2:]
+        sequence, width = (dft(size) for size in first.shape[1:])
+        transformed = sequence @ first.to(torch.complex128) @ width
+        return torch.cat([transformed.real, others], dim=1)
+
+
+class PlainGateVPT(PlainViT):
+    """Gated prompts, and attention scores over a temperature."""
+
+    def queries_keys_values(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = super().queries_keys_values(i, x)
+        return query / self.own[f"backbone.vit.blocks.{i}.attn.qkv.temperature"], key, value
+
+    def through_blocks(self, x: Tensor) -> Tensor:
+        prompt = self.own["prompt"].repeat(len(x), 1, 1)
+        start, patches = x[:, :1], x[:, 1:]
+        for i in range(self.depth):
+            x = self.block(i, torch.cat([start, prompt, patches], dim=1))
+            start, made, patches = x[:, :1], x[:, 1 : 1 + prompt.shape[1]], x[:, 1 + prompt.shape[1] :]
+            if i < self.depth - 1:
+                gate = 1 / (1 + torch.exp(-self.own["gate"][i]))
+                prompt = gate * made + (1 - gate) * prompt
+        return x
+
+
+def dft(size: int) -> Tensor:
+    """The matrix of the discrete Fourier transform."""
+    steps = torch.arange(size, dtype=torch.float64)
+    return torch.exp(-2j * math.pi * torch.outer(steps, steps) / size)
+
+
 def gelu(x: Tensor) -> Tensor:
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
@@ -166,5 +201,7 @@ PLAIN: dict[str, type[PlainViT]] = {
     "lora": PlainLoRA,
     "ssf": PlainSSF,
     "adapter": PlainAdapter,
+    "gate_vpt": PlainGateVPT,
+    "vfpt": PlainFourierPrompts,
 }
 """Every method of the catalog."""

@@ -175,6 +175,9 @@ VIT_B_COUNTS: dict[str, tuple[dict[str, Any], int]] = {
     "lora": ({}, 12 * 2 * 2 * 768 * 8),
     # 0.21 M in SSF's table 1: twice as many as biases.
     "ssf": ({}, 2 * (12 * 11 * 768 + 2 * 768)),
+    # Those of VPT, 11 gates and 12 temperatures.
+    "gate_vpt": ({"prompt_length": 100}, 76_800 + 11 + 12),
+    "vfpt": ({"prompt_length": 20}, 184_320),
     # AdaptFormer-64: 1.19 M.
     "adapter": ({}, 12 * (2 * 768 * 64 + 64 + 768)),
 }
@@ -206,6 +209,8 @@ LEARNT_IN_A_BLOCK: dict[str, set[str]] = {
         for operation in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
         for what in ("scale", "shift")
     },
+    "gate_vpt": {"attn.qkv.temperature"},
+    "vfpt": set(),
     "adapter": {f"mlp.{layer}.{what}" for layer in ("down", "up") for what in ("weight", "bias")},
 }
 
@@ -220,6 +225,8 @@ def test_what_learns_has_these_names(method: str, network: Backbone, tiny: Calla
     assert outside - {"head.weight", "head.bias"} == {
         "bias": {"backbone.vit.patch_embed.proj.bias", "backbone.vit.norm.bias"},
         "ssf": {f"backbone.vit.{at}.{what}" for at in ("patch_embed.norm", "norm") for what in ("scale", "shift")},
+        "gate_vpt": {"prompt", "gate"},
+        "vfpt": {"prompt"},
     }.get(method, set())
     if method == "partial_1":
         assert last == {f"backbone.{name}" for name, _ in network.named_parameters() if ".blocks.2." in name}
@@ -227,7 +234,8 @@ def test_what_learns_has_these_names(method: str, network: Backbone, tiny: Calla
 
 def test_fields_of_a_method_are_refused_for_others_and_outside_their_range(tiny: Callable[..., TrainConfig]) -> None:
     for name, value, owner in (("lora_rank", 4, "lora"), ("adapter_dim", 8, "adapter"),
-                               ("adapter_form", "parallel", "adapter")):  # fmt: skip
+                               ("adapter_form", "parallel", "adapter"), ("gate_init", 1.0, "gate_vpt"),
+                               ("fourier_share", 1.0, "vfpt")):  # fmt: skip
         for method in METHODS:
             if name in METHODS[method].fields:
                 assert getattr(tiny(method, **{name: value}), name) == value
@@ -236,6 +244,14 @@ def test_fields_of_a_method_are_refused_for_others_and_outside_their_range(tiny:
             with pytest.raises(InvalidConfig) as caught:
                 tiny(method, **{name: value})
             assert caught.value.problems == {name: f"{method} has none: leave it out, or set method: {owner}."}
+
+    for name, method, value, rule in (
+        ("gate_init", "gate_vpt", 101.0, "must be in -100..100, got 101.0."),
+        ("fourier_share", "vfpt", 1.1, "must be in [0, 1], got 1.1."),
+    ):
+        with pytest.raises(InvalidConfig) as caught:
+            tiny(method, **{name: value})
+        assert caught.value.problems == {name: rule}
 
     for name, method in (("lora_rank", "lora"), ("adapter_dim", "adapter")):
         for size in (0, 97):

@@ -300,7 +300,7 @@ def little_memory(config: TrainConfig) -> Iterator[None]:
     frozen = load_backbone(  # asked for as training does, this is the object that it uses
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=None, device="cpu"
     )
-    hook = frozen.vit.blocks[3].register_forward_pre_hook(refuse)
+    hook = frozen.vit.blocks[3].norm1.register_forward_pre_hook(refuse)  # each method calls it, in its own way
     frozen_features.cache_clear()  # what went through it before is known
     try:
         yield

@@ -278,7 +278,8 @@ EFFECTS: dict[str, Any] = {
 MEASURES = {"ema_decay": 0.9, "nmi": True, "eval_every": 2}
 """Fields that only decide which metrics there are."""
 ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
-OF_A_METHOD: dict[str, Any] = {"lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel"}
+OF_A_METHOD: dict[str, Any] = {"lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel", "gate_init": 1.0,
+    "fourier_share": 1.0}  # fmt: skip
 """A value of each field that few methods have, which must change the result of those."""
 
 

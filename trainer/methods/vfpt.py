@@ -1,0 +1,49 @@
+"""VFPT: Visual Fourier Prompt Tuning (Zeng et al., NeurIPS 2024, arXiv 2411.01327).
+
+Shapes: B batch, P prompt_length, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.methods.prompts import Prompts
+from trainer.model.backbone import Backbone
+from trainer.model.prompted_vit import PromptedViT
+
+
+class VFPT(Prompts):
+    """Prompts at every layer, of which the first m enter as their two-dimensional Fourier transform (section 3.2).
+
+    m is the share `fourier_share` (alpha) of the prompt tokens, rounded; the paper searches it for each task. What the
+    paper leaves open is as in VPT-Deep: the uniform initial value, and dropout, which follows the transform.
+    """
+
+    def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> PromptedViT:
+        """Return the network with prompts of the given initial value."""
+        model = FourierPromptedViT(backbone, prompt_LPD=prompt_LPD, prompt_dropout=self.prompt_dropout, **head)
+        model.num_fourier = round(self.config.fourier_share * prompt_LPD.shape[1])
+        return model
+
+
+class FourierPromptedViT(PromptedViT):
+    """A backbone with learnable prompts, some of which are transformed.
+
+    Attributes:
+        num_fourier: number of transformed prompt tokens of each layer, m.
+    """
+
+    num_fourier: int = 0
+
+    def prompts(self, num_images: int) -> Sequence[Tensor]:
+        """Return the prompts of each layer: equation 4, the Fourier prompts before the others."""
+        fourier_LMD, others_LXD = self.prompt_LPD.tensor_split([self.num_fourier], dim=1)
+        if self.num_fourier:
+            # Equation 3: the real part of the transforms along sequence and width, unscaled as in equation 2.
+            fourier_LMD = torch.fft.fft2(fourier_LMD).real
+
+        return self.copies_of(torch.cat([fourier_LMD, others_LXD], dim=1), num_images)
