@@ -297,6 +297,14 @@ METHODS = {
             prompt_inits=("uniform",),
             prompt_dropout=0.1,
         ),
+        Method(
+            name="bpt_shallow",
+            paper_name="BPT-Shallow",
+            adaptation="trainer.methods.bpt:BPT",
+            fields=("bpt_rank",),
+            prompted_layers="first",
+            prompt_inits=("uniform",),
+        ),
     )
 }
 

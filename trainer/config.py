@@ -19,7 +19,7 @@ from trainer.validation import number_problem, rule_problems, type_problem, unkn
 
 NEWER_FIELDS = frozenset(
     {"val_size", "draw", "train_on", "eval_every", "final_norm"}
-    | {"lora_rank", "adapter_dim", "adapter_form", "gate_init", "fourier_share"}
+    | {"lora_rank", "adapter_dim", "adapter_form", "gate_init", "fourier_share", "bpt_rank"}
 )
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
 sweeps keep their ids. Add every new field here."""
@@ -54,7 +54,8 @@ class TrainConfig:
     first. vpt_deep or vpt_shallow: prompts that start from random values. linear: no prompts, only the head is trained.
     full: no prompts, the whole network is trained. bias: the network's biases are trained. partial_1: its last block.
     lora, ssf, adapter: small layers in each block are trained. gate_vpt: prompts at the first layer, with gates between
-    layers. vfpt: prompts at every layer, some as their Fourier transform."""
+    layers. vfpt: prompts at every layer, some as their Fourier transform. bpt_shallow: prompts at the first
+    layer that are a product of two matrices."""
 
     prompt_length: int | None = None
     """Prompt tokens per prompted layer. Required for methods with prompts, not allowed for others."""
@@ -83,6 +84,9 @@ class TrainConfig:
 
     fourier_share: float = 0.5
     """Share of the prompt tokens that vfpt replaces by their Fourier transform, 0 to 1."""
+
+    bpt_rank: int = 75
+    """Rank of the prompts of bpt_shallow, which are a product of two matrices."""
 
     train_size: float | int | str = 1.0
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""

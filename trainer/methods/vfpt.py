@@ -1,11 +1,10 @@
 """VFPT: Visual Fourier Prompt Tuning (Zeng et al., NeurIPS 2024, arXiv 2411.01327).
 
-Shapes: B batch, P prompt_length, D width.
+Shapes: L prompted layers, M transformed prompt tokens, X others, P prompt_length, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,11 +38,11 @@ class FourierPromptedViT(PromptedViT):
 
     num_fourier: int = 0
 
-    def prompts(self, num_images: int) -> Sequence[Tensor]:
-        """Return the prompts of each layer: equation 4, the Fourier prompts before the others."""
-        fourier_LMD, others_LXD = self.prompt_LPD.tensor_split([self.num_fourier], dim=1)
-        if self.num_fourier:
-            # Equation 3: the real part of the transforms along sequence and width, unscaled as in equation 2.
-            fourier_LMD = torch.fft.fft2(fourier_LMD).real
+    def prompt_tokens(self) -> Tensor:
+        """Return the prompts as they enter each layer: equation 4, the Fourier prompts before the others."""
+        if not self.num_fourier:
+            return self.prompt_LPD
 
-        return self.copies_of(torch.cat([fourier_LMD, others_LXD], dim=1), num_images)
+        fourier_LMD, others_LXD = self.prompt_LPD.tensor_split([self.num_fourier], dim=1)
+        # Equation 3: the real part of the transforms along sequence and width, unscaled as in equation 2.
+        return torch.cat([torch.fft.fft2(fourier_LMD).real, others_LXD], dim=1)

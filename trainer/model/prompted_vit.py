@@ -60,13 +60,13 @@ class PromptedViT(AdaptedViT):
         )
 
     def prompts(self, num_images: int) -> Sequence[Tensor]:
-        """Return the prompts of each layer, as `copies_of` does."""
-        return self.copies_of(self.prompt_LPD, num_images)
-
-    def copies_of(self, prompt_LPD: Tensor, num_images: int) -> Sequence[Tensor]:
         """Return the prompts of each layer: ``[1, P, D]``, or ``[B, P, D]`` under dropout."""
         # With dropout each image has its own copy of the prompts, because each needs its own mask.
         has_dropout = self.training and self.dropout.p > 0
         copies = num_images if has_dropout else 1
 
-        return [self.dropout(prompt_PD.expand(copies, -1, -1)) for prompt_PD in prompt_LPD]
+        return [self.dropout(prompt_PD.expand(copies, -1, -1)) for prompt_PD in self.prompt_tokens()]
+
+    def prompt_tokens(self) -> Tensor:
+        """Return the prompts as they enter each prompted layer, ``[L, P, D]``, without dropout."""
+        return self.prompt_LPD

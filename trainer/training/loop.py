@@ -146,6 +146,7 @@ def train(
         device
     )
     learnable = model.learnable()
+    initial_LPD = model.prompt_tokens().detach().cpu().clone() if isinstance(model, PromptedViT) else None
 
     # If nothing below the head learns or varies, the backbone's features are computed once and replace the images.
     has_fixed_features = learnable.keys() == {"head.weight", "head.bias"}
@@ -192,8 +193,8 @@ def train(
 
     # Leaving the block, for any reason, waits for the file that is being written.
     with run.writer:
-        if folder is not None and config.prompt_length:
-            run.write(run_folder.PROTOTYPES, pack_tensors({"prompt": initial.prompt_LPD.contiguous()}))
+        if folder is not None and initial_LPD is not None:
+            run.write(run_folder.PROTOTYPES, pack_tensors({"prompt": initial_LPD.contiguous()}))
         yield from run.finished_epochs
 
         # Epochs.
@@ -221,11 +222,13 @@ def train(
                 if len(method.prompt_inits) > 1:
                     metrics[PROTOTYPES_SECONDS] = initial.seconds
             if nmi_tokens_LTD is not None:
-                assert isinstance(model, PromptedViT), "only methods with prompts measure them"
-                metrics |= nmi_metrics(model.prompt_LPD.detach(), nmi_tokens_LTD)
+                assert isinstance(model, PromptedViT) and initial_LPD is not None, (
+                    "only methods with prompts measure them"
+                )
+                metrics |= nmi_metrics(model.prompt_tokens().detach(), nmi_tokens_LTD)
                 if epoch == 1:
                     # The initial prompt, because the model's own prompt has already learned.
-                    start = nmi_metrics(initial.prompt_LPD.to(device), nmi_tokens_LTD)
+                    start = nmi_metrics(initial_LPD.to(device), nmi_tokens_LTD)
                     metrics |= {initial_of(name): value for name, value in start.items()}
 
             # Scores. A search run is scored on val every `eval_every` epochs; a final run on test at its last epoch.

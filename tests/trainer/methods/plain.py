@@ -160,6 +160,15 @@ class PlainFourierPrompts(PlainDeepPrompts):
         return torch.cat([transformed.real, others], dim=1)
 
 
+class PlainBilinearPrompts(PlainViT):
+    """Prompts in front of the patches that are A B^T."""
+
+    def through_blocks(self, x: Tensor) -> Tensor:
+        (left,), (right,) = self.own["prompt"], self.own["basis"]
+        prompt = torch.einsum("pr,dr->pd", left, right)
+        return super().through_blocks(torch.cat([x[:, :1], prompt.repeat(len(x), 1, 1), x[:, 1:]], dim=1))
+
+
 class PlainGateVPT(PlainViT):
     """Gated prompts, and attention scores over a temperature."""
 
@@ -203,5 +212,6 @@ PLAIN: dict[str, type[PlainViT]] = {
     "adapter": PlainAdapter,
     "gate_vpt": PlainGateVPT,
     "vfpt": PlainFourierPrompts,
+    "bpt_shallow": PlainBilinearPrompts,
 }
 """Every method of the catalog."""

@@ -60,7 +60,7 @@ def built(config: TrainConfig, network: Backbone) -> AdaptedViT:
 
 def config_of(variant: str, tiny: Callable[..., TrainConfig], **changes: Any) -> TrainConfig:
     method, options, _ = VARIANTS[variant]
-    small = {"lora_rank": 2, "adapter_dim": 3}
+    small = {"lora_rank": 2, "adapter_dim": 3, "bpt_rank": 2}
     return tiny(method, **{name: small[name] for name in METHODS[method].fields if name in small}, **options, **changes)
 
 
@@ -178,6 +178,8 @@ VIT_B_COUNTS: dict[str, tuple[dict[str, Any], int]] = {
     # Those of VPT, 11 gates and 12 temperatures.
     "gate_vpt": ({"prompt_length": 100}, 76_800 + 11 + 12),
     "vfpt": ({"prompt_length": 20}, 184_320),
+    # 6.51 x 10^-2 M in BPT's ablation.
+    "bpt_shallow": ({"prompt_length": 100}, 75 * (100 + 768)),
     # AdaptFormer-64: 1.19 M.
     "adapter": ({}, 12 * (2 * 768 * 64 + 64 + 768)),
 }
@@ -211,6 +213,7 @@ LEARNT_IN_A_BLOCK: dict[str, set[str]] = {
     },
     "gate_vpt": {"attn.qkv.temperature"},
     "vfpt": set(),
+    "bpt_shallow": set(),
     "adapter": {f"mlp.{layer}.{what}" for layer in ("down", "up") for what in ("weight", "bias")},
 }
 
@@ -227,6 +230,7 @@ def test_what_learns_has_these_names(method: str, network: Backbone, tiny: Calla
         "ssf": {f"backbone.vit.{at}.{what}" for at in ("patch_embed.norm", "norm") for what in ("scale", "shift")},
         "gate_vpt": {"prompt", "gate"},
         "vfpt": {"prompt"},
+        "bpt_shallow": {"prompt", "basis"},
     }.get(method, set())
     if method == "partial_1":
         assert last == {f"backbone.{name}" for name, _ in network.named_parameters() if ".blocks.2." in name}
@@ -235,7 +239,7 @@ def test_what_learns_has_these_names(method: str, network: Backbone, tiny: Calla
 def test_fields_of_a_method_are_refused_for_others_and_outside_their_range(tiny: Callable[..., TrainConfig]) -> None:
     for name, value, owner in (("lora_rank", 4, "lora"), ("adapter_dim", 8, "adapter"),
                                ("adapter_form", "parallel", "adapter"), ("gate_init", 1.0, "gate_vpt"),
-                               ("fourier_share", 1.0, "vfpt")):  # fmt: skip
+                               ("fourier_share", 1.0, "vfpt"), ("bpt_rank", 4, "bpt_shallow")):  # fmt: skip
         for method in METHODS:
             if name in METHODS[method].fields:
                 assert getattr(tiny(method, **{name: value}), name) == value
@@ -253,7 +257,7 @@ def test_fields_of_a_method_are_refused_for_others_and_outside_their_range(tiny:
             tiny(method, **{name: value})
         assert caught.value.problems == {name: rule}
 
-    for name, method in (("lora_rank", "lora"), ("adapter_dim", "adapter")):
+    for name, method in (("lora_rank", "lora"), ("adapter_dim", "adapter"), ("bpt_rank", "bpt_shallow")):
         for size in (0, 97):
             with pytest.raises(InvalidConfig) as caught:
                 tiny(method, **{name: size})
