@@ -295,7 +295,6 @@ METHODS = {
             fields=("fourier_share",),
             prompted_layers="all",
             prompt_inits=("uniform",),
-            prompt_dropout=0.1,
         ),
         Method(
             name="bpt_shallow",

@@ -18,8 +18,8 @@ from trainer.model.prompted_vit import PromptedViT
 class VFPT(Prompts):
     """Prompts at every layer, of which the first m enter as their two-dimensional Fourier transform (section 3.2).
 
-    m is the share `fourier_share` (alpha) of the prompt tokens, rounded; the paper searches it for each task. What the
-    paper leaves open is as in VPT-Deep: the uniform initial value, and dropout, which follows the transform.
+    m is the share `fourier_share` (alpha) of the prompt tokens, rounded; the paper searches it for each task. The paper
+    leaves two things open: the initial value, which is VPT's here, and dropout on prompts, of which there is none.
     """
 
     def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> PromptedViT:

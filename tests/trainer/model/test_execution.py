@@ -300,7 +300,8 @@ def little_memory(config: TrainConfig) -> Iterator[None]:
     frozen = load_backbone(  # asked for as training does, this is the object that it uses
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=None, device="cpu"
     )
-    hook = frozen.vit.blocks[3].norm1.register_forward_pre_hook(refuse)  # each method calls it, in its own way
+    # Each method calls this norm, whatever it does to the block.
+    hook = frozen.get_submodule("vit.blocks.3.norm1").register_forward_pre_hook(refuse)
     frozen_features.cache_clear()  # what went through it before is known
     try:
         yield
