@@ -61,8 +61,8 @@ class TrainConfig:
     """Prompt tokens per prompted layer. Required for methods with prompts, not allowed for others."""
 
     prompt_init: str | None = None
-    """How a prompt starts. spt methods: random, mean_pool, max_pool or kmeans of the patch tokens. vpt methods:
-    uniform."""
+    """How a prompt starts. spt methods: random, mean_pool, max_pool or kmeans of the patch tokens. Other methods with
+    prompts: uniform."""
 
     init_images: float | int = 1.0
     """Images that prototypes are made of: a share (0.1, 1.0) or a number (1, 200) of the training images."""
@@ -118,7 +118,7 @@ class TrainConfig:
 
     final_norm: Literal["pretrained", "fresh"] = "pretrained"
     """Last norm before the head. pretrained: the backbone's. fresh: a new one with weight 1 and bias 0, as in VPT's
-    code for MAE. Only full trains it."""
+    code for MAE. full trains it; bias and ssf train what they have in it."""
 
     image_size: int | None = None
     """Side of the square in pixels, if not the backbone's usual one. Position embeddings are resampled to it."""

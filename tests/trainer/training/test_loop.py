@@ -611,7 +611,10 @@ def test_decoded_images_go_to_the_given_cache_and_nowhere_else(
     assert len(arrays) == 2, "train with val, which the other task shares, and test"
 
 
-@pytest.mark.parametrize(("method", "prompt_init"), [("spt_deep", "random"), ("vpt_shallow", "uniform")])
+@pytest.mark.parametrize(
+    ("method", "prompt_init"),
+    [("spt_deep", "random"), ("vpt_shallow", "uniform"), ("vfpt", "uniform"), ("bpt_shallow", "uniform")],
+)
 def test_mutual_information_is_measured_before_the_first_step_too(
     method: str, prompt_init: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
@@ -619,7 +622,7 @@ def test_mutual_information_is_measured_before_the_first_step_too(
     # Nothing moves at this rate, so the first epoch ends where it began.
     still = next(train(tiny(method, **measured, lr=1e-30, optimizer="sgd"), data_root=store)).metrics
     layers = {name.removeprefix("nmi/") for name in still if name.startswith("nmi/")}
-    assert len(layers) == (5 if method == "spt_deep" else 1)
+    assert len(layers) == {"all": 5, "first": 1}[METHODS[method].prompted_layers]
     assert all(still[f"initial/nmi/{layer}"] == still[f"nmi/{layer}"] for layer in layers)
 
     # And at one at which much moves, it is still the value of the beginning, at whatever step the run is interrupted.
