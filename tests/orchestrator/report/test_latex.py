@@ -21,7 +21,7 @@ from tests.orchestrator.report.reports import lines_of, table_blocks
 PREAMBLE = r"\documentclass{article}\usepackage{array,booktabs,threeparttable}\begin{document}"
 PAPER_NAMES = {
     "spt_deep": "SPT-Deep", "spt_shallow": "SPT-Shallow", "vpt_deep": "VPT-Deep", "vpt_shallow": "VPT-Shallow",
-    "linear": "Linear", "full": "Full",
+    "linear": "Linear", "full": "Full", "gate_vpt": "GateVPT",
 }  # fmt: skip
 KNOWN = frozenset(
     re.findall(r"\w+", """
