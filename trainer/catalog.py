@@ -87,11 +87,20 @@ class Method:
     name: str
     paper_name: str
     """The name that papers print."""
-    prompted_layers: Literal["all", "first", "none"]
+    adaptation: str
+    """Its class, an `Adaptation` of trainer/methods/protocol.py: a module, a colon and a name."""
+    fields: tuple[str, ...] = ()
+    """Fields of TrainConfig that this method has, and methods that do not name them have not."""
+    prompted_layers: Literal["all", "first", "none"] = "none"
     prompt_inits: tuple[str, ...] = ()
     """Strategies for the prompt's initial value. If there is only one, there is nothing to choose."""
     prompt_dropout: float = 0.0
     backbone_learns: bool = False
+    """Whether the whole network is trained, which takes four times its memory."""
+    has_weight_decay: bool = True
+    """Whether it trains a parameter that decays, besides the head: one that is no vector."""
+    first_lr: tuple[float, float] | None = None
+    """Range of lr for a first search, if another than that of prompts and heads."""
 
 
 PROTOTYPE_INITS = ("random", "mean_pool", "max_pool", "kmeans")
@@ -190,17 +199,111 @@ BACKBONES = {
     )
 }
 
+_PROMPTS = "trainer.methods.prompts:Prompts"
+
 METHODS = {
     method.name: method
     for method in (
-        Method(name="spt_deep", paper_name="SPT-Deep", prompted_layers="all", prompt_inits=PROTOTYPE_INITS),
-        Method(name="spt_shallow", paper_name="SPT-Shallow", prompted_layers="first", prompt_inits=PROTOTYPE_INITS),
         Method(
-            name="vpt_deep", paper_name="VPT-Deep", prompted_layers="all", prompt_inits=("uniform",), prompt_dropout=0.1
+            name="spt_deep",
+            paper_name="SPT-Deep",
+            adaptation=_PROMPTS,
+            prompted_layers="all",
+            prompt_inits=PROTOTYPE_INITS,
         ),
-        Method(name="vpt_shallow", paper_name="VPT-Shallow", prompted_layers="first", prompt_inits=("uniform",)),
-        Method(name="linear", paper_name="Linear", prompted_layers="none"),
-        Method(name="full", paper_name="Full", prompted_layers="none", backbone_learns=True),
+        Method(
+            name="spt_shallow",
+            paper_name="SPT-Shallow",
+            adaptation=_PROMPTS,
+            prompted_layers="first",
+            prompt_inits=PROTOTYPE_INITS,
+        ),
+        Method(
+            name="vpt_deep",
+            paper_name="VPT-Deep",
+            adaptation=_PROMPTS,
+            prompted_layers="all",
+            prompt_inits=("uniform",),
+            prompt_dropout=0.1,
+        ),
+        Method(
+            name="vpt_shallow",
+            paper_name="VPT-Shallow",
+            adaptation=_PROMPTS,
+            prompted_layers="first",
+            prompt_inits=("uniform",),
+        ),
+        Method(
+            name="linear",
+            paper_name="Linear",
+            adaptation="trainer.methods.protocol:Adaptation",
+            has_weight_decay=False,
+        ),
+        Method(
+            name="full",
+            paper_name="Full",
+            adaptation="trainer.methods.parts_of_the_network:Full",
+            backbone_learns=True,
+            first_lr=(1e-4, 5e-3),
+        ),
+        Method(
+            name="bias",
+            paper_name="Bias",
+            adaptation="trainer.methods.parts_of_the_network:Bias",
+            has_weight_decay=False,
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="partial_1",
+            paper_name="Partial-1",
+            adaptation="trainer.methods.parts_of_the_network:PartialOne",
+            first_lr=(1e-4, 5e-3),
+        ),
+        Method(
+            name="lora",
+            paper_name="LoRA",
+            adaptation="trainer.methods.lora:LoRA",
+            fields=("lora_rank",),
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="ssf",
+            paper_name="SSF",
+            adaptation="trainer.methods.ssf:SSF",
+            has_weight_decay=False,
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="adapter",
+            paper_name="Adapter",
+            adaptation="trainer.methods.adapter:Adapters",
+            fields=("adapter_dim", "adapter_form"),
+            first_lr=(1e-4, 1e-2),
+        ),
+        Method(
+            name="gate_vpt",
+            paper_name="GateVPT",
+            adaptation="trainer.methods.gate_vpt:GateVPT",
+            fields=("gate_init",),
+            prompted_layers="first",
+            prompt_inits=("uniform",),
+        ),
+        Method(
+            name="vfpt",
+            paper_name="VFPT",
+            adaptation="trainer.methods.vfpt:VFPT",
+            fields=("fourier_share",),
+            prompted_layers="all",
+            prompt_inits=("uniform",),
+        ),
+        Method(
+            name="bpt_shallow",
+            paper_name="BPT-Shallow",
+            adaptation="trainer.methods.bpt:BPT",
+            fields=("bpt_rank",),
+            prompted_layers="first",
+            prompt_inits=("uniform",),
+        ),
     )
 }
 

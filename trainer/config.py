@@ -13,10 +13,14 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
+from trainer.method_rules import method_problems
 from trainer.metric_names import accuracy_of
 from trainer.validation import number_problem, rule_problems, type_problem, unknown_name
 
-NEWER_FIELDS = frozenset({"val_size", "draw", "train_on", "eval_every", "final_norm"})
+NEWER_FIELDS = frozenset(
+    {"val_size", "draw", "train_on", "eval_every", "final_norm"}
+    | {"lora_rank", "adapter_dim", "adapter_form", "gate_init", "fourier_share", "bpt_rank"}
+)
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
 sweeps keep their ids. Add every new field here."""
 
@@ -48,20 +52,41 @@ class TrainConfig:
     method: str
     """spt_deep or spt_shallow: prompts that start from prototypes of the training images, in every layer or in the
     first. vpt_deep or vpt_shallow: prompts that start from random values. linear: no prompts, only the head is trained.
-    full: no prompts, the whole network is trained."""
+    full: no prompts, the whole network is trained. bias: the network's biases are trained. partial_1: its last block.
+    lora, ssf, adapter: small layers in each block are trained. gate_vpt: prompts at the first layer, with gates between
+    layers. vfpt: prompts at every layer, some as their Fourier transform. bpt_shallow: prompts at the first
+    layer that are a product of two matrices."""
 
     prompt_length: int | None = None
-    """Prompt tokens per prompted layer. Required for spt and vpt methods, not allowed for linear and full."""
+    """Prompt tokens per prompted layer. Required for methods with prompts, not allowed for others."""
 
     prompt_init: str | None = None
-    """How a prompt starts. spt methods: random, mean_pool, max_pool or kmeans of the patch tokens. vpt methods:
-    uniform."""
+    """How a prompt starts. spt methods: random, mean_pool, max_pool or kmeans of the patch tokens. Other methods with
+    prompts: uniform."""
 
     init_images: float | int = 1.0
     """Images that prototypes are made of: a share (0.1, 1.0) or a number (1, 200) of the training images."""
 
     init_task: str | None = None
     """Make the prototypes of the images of another task (an ablation in the SPT paper)."""
+
+    lora_rank: int = 8
+    """Rank of what lora adds to the query and value projections of each block."""
+
+    adapter_dim: int = 64
+    """Width of the bottleneck in each adapter."""
+
+    adapter_form: Literal["sequential", "parallel"] = "sequential"
+    """Where an adapter stands. sequential: behind the MLP of its block. parallel: beside it, as in AdaptFormer."""
+
+    gate_init: float = 5.0
+    """Initial value of the gates of gate_vpt, before the sigmoid. Its paper searches 1 to 20."""
+
+    fourier_share: float = 0.5
+    """Share of the prompt tokens that vfpt replaces by their Fourier transform, 0 to 1."""
+
+    bpt_rank: int = 75
+    """Rank of the prompts of bpt_shallow, which are a product of two matrices."""
 
     train_size: float | int | str = 1.0
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""
@@ -93,7 +118,7 @@ class TrainConfig:
 
     final_norm: Literal["pretrained", "fresh"] = "pretrained"
     """Last norm before the head. pretrained: the backbone's. fresh: a new one with weight 1 and bias 0, as in VPT's
-    code for MAE. Only full trains it."""
+    code for MAE. full trains it; bias and ssf train what they have in it."""
 
     image_size: int | None = None
     """Side of the square in pixels, if not the backbone's usual one. Position embeddings are resampled to it."""
@@ -111,10 +136,10 @@ class TrainConfig:
     """adamw: AdamW with torch's betas (SPT). sgd: SGD with momentum 0.9 (VPT)."""
 
     lr: float = 5e-2
-    """Peak learning rate of prompt and head (full: of all weights)."""
+    """Peak learning rate of the head and of all else that is trained."""
 
     weight_decay: float = 1e-2
-    """Weight decay of the prompt (full: of the network's weights). Without effect for linear."""
+    """Weight decay of what is trained besides the head. Biases, norms, scales and shifts have none."""
 
     head_weight_decay: float = 0.5
     """Weight decay of the head's weight. The head's bias has none."""
@@ -153,7 +178,8 @@ class TrainConfig:
         # found, and all are reported at once.
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"task": "", "method": ""}
         values = {name: defaults[name] if name in type_problems else getattr(self, name) for name in field_types()}
-        problems = dict(rule_problems(SimpleNamespace(**values))) | type_problems
+        config = SimpleNamespace(**values)
+        problems = dict(rule_problems(config)) | dict(method_problems(config, defaults)) | type_problems
         if problems:
             raise InvalidConfig(problems)
 
@@ -264,11 +290,11 @@ def field_types() -> dict[str, Any]:
 def unused_fields(method: str) -> frozenset[str]:
     """Return the fields that have no effect on a method. A search over them would waste trials."""
     row = METHODS[method]
-    unused: set[str] = set()
+    unused = {name for other in METHODS.values() for name in other.fields} - {*row.fields}
     if len(row.prompt_inits) <= 1:
         unused |= {"prompt_init", "init_images", "init_task"}
     if row.prompted_layers == "none":
         unused |= {"prompt_length", "nmi"}
-        if not row.backbone_learns:
-            unused.add("weight_decay")
+    if not row.has_weight_decay:
+        unused.add("weight_decay")
     return frozenset(unused)

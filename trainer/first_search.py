@@ -21,8 +21,8 @@ class FirstSearch:
     """Fields with one value."""
     space: dict[str, dict[str, Any]]
     """Fields that are searched, each with its dimension."""
-    full: dict[str, dict[str, Any]]
-    """Dimensions that are others for methods that train the whole network, beside other methods."""
+    per: dict[tuple[str, ...], dict[str, dict[str, Any]]]
+    """Dimensions that are others for some of the methods, by the names of these methods."""
 
 
 COMMENTS = {
@@ -31,7 +31,7 @@ COMMENTS = {
     "batch_size": "images per step",
     "precision": "fast on a GPU; fp32 is the papers'",
     "lr": "peak learning rate",
-    "weight_decay": "of the prompt, or of the network for full",
+    "weight_decay": "of the prompt, or of what else is trained besides the head",
     "head_weight_decay": "of the head",
     "prompt_length": "prompt tokens per prompted layer",
     "prompt_init": "how a prompt of spt starts",
@@ -71,11 +71,16 @@ def first_search(
     }
     space = {name: entry for name, entry in space.items() if any(name not in unused_fields(m) for m in methods)}
 
-    full = {"lr": _log_range(1e-4, 5e-3)}
-    learns = [METHODS[name].backbone_learns for name in methods]
-    if all(learns):
-        space |= full
-    return FirstSearch(fixed=fixed, space=space, full=full if any(learns) and not all(learns) else {})
+    # Weights take smaller steps than prompts. The methods that come first have the range of the space.
+    by_range: dict[tuple[float, float] | None, list[str]] = {}
+    for name in methods:
+        by_range.setdefault(METHODS[name].first_lr, []).append(name)
+    if None not in by_range:
+        space["lr"] = _log_range(*next(filter(None, by_range)))
+    own = {
+        tuple(names): {"lr": _log_range(*lr)} for lr, names in by_range.items() if lr and _log_range(*lr) != space["lr"]
+    }
+    return FirstSearch(fixed=fixed, space=space, per=own)
 
 
 def _log_range(low: float, high: float) -> dict[str, Any]:

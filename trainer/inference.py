@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from trainer import run_folder
-from trainer.catalog import METHODS, is_augmented
+from trainer.catalog import is_augmented
 from trainer.config import TrainConfig
 from trainer.data.images import reason_of
 from trainer.data.transforms import decode
+from trainer.methods.protocol import adaptation_of, build_model
+from trainer.model.adapted_vit import AdaptedViT
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import evaluate_in_batches, with_precision
-from trainer.model.precision import training_variant
-from trainer.model.prompted_vit import PromptedViT
 from trainer.run_folder import RunCard
 from trainer.storage.run_results import read_result, read_run_card
 from trainer.storage.tensors import unpack_tensors
@@ -34,9 +34,9 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A trained prompt and head on their backbone, with the image transform that they were scored with."""
+    """A trained model, with the image transform that they were scored with."""
 
-    model: PromptedViT
+    model: AdaptedViT
     config: TrainConfig
     class_names: list[str]
     device: str
@@ -109,7 +109,6 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
     """
     card, learnt = _read_run(folder)
     config = card.config
-    method = METHODS[config.method]
 
     backbone = load_backbone(
         config.backbone, image_size=config.pixels, normalize=config.normalize, weights=weights, device=device
@@ -123,18 +122,17 @@ def load_classifier(folder: str | Path, *, weights: str | None = None, device: s
     if config.final_norm == "fresh":
         backbone = with_fresh_norm(backbone)
 
-    # Without dropout and drop path, which only training has. Every learnable value is overwritten below.
-    model = PromptedViT(
-        training_variant(backbone, config.precision, learns=method.backbone_learns, drop_path=0.0),
+    # Every learnable value is overwritten below.
+    model = build_model(
+        config,
+        backbone,
         num_classes=len(card.class_names),
-        prompt_LPD=learnt.get("prompt", torch.zeros(0, 0, backbone.embed_dim)),
-        prompt_dropout=0.0,
-        generator=torch.Generator(),
-        backbone_learns=method.backbone_learns,
+        prompt_LPD=torch.zeros_like(learnt.get("prompt", torch.zeros(0, 0, backbone.embed_dim))),
     )
     with torch.no_grad():
         for name, parameter in model.learnable().items():
             parameter.copy_(learnt[name])
+    adaptation_of(config).merge(model.backbone, backbone)
     model.to(device).eval()
     return Classifier(model=model, config=config, class_names=card.class_names, device=device)
 

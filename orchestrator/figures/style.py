@@ -37,7 +37,11 @@ GREY = "#8c8c8c"
 PALETTE = ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#000000", "#009E73", "#CC79A7")
 """Colours of Okabe and Ito (Color universal design, 2008) without the yellow, which is invisible on white paper."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)))
+LINES: tuple[Any, ...] = (
+    "-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)),
+    (0, (10, 1)), (0, (4, 4)), (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)), (0, (10, 1, 2, 1)), (0, (3, 3, 1, 3)),
+    (0, (12, 4)), (0, (5, 1, 5, 3)), (0, (8, 1, 1, 1, 1, 1, 1, 1)),
+)  # fmt: skip
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++")
 
 
@@ -52,11 +56,15 @@ class MethodStyle:
 
 
 def style_at(index: int) -> MethodStyle:
-    """Return the style of the first, second, ... of some things. Colours repeat after seven, styles after 49."""
-    color = PALETTE[index % len(PALETTE)]
-    # From the eighth on, a colour comes with the next marker, line and hatch.
+    """Return the style of the first, second, ... of a few things. Sixteen differ in line, and more in the rest."""
+    # The second round of colours has other markers and hatches than the first.
     shifted = index + index // len(PALETTE)
-    return MethodStyle(color, *(table[shifted % len(table)] for table in (MARKERS, LINES, HATCHES)))
+    return MethodStyle(
+        color=PALETTE[index % len(PALETTE)],
+        marker=MARKERS[shifted % len(MARKERS)],
+        line=LINES[index % len(LINES)],
+        hatch=HATCHES[shifted % len(HATCHES)],
+    )
 
 
 def style_of(method: str) -> MethodStyle:

@@ -80,6 +80,8 @@ LINE_CHARACTERS = 80
 GAP_CHARACTERS = 2
 """Room between two columns of a table."""
 METHOD_COLUMNS = ("method", "methods", "studies")
+WORDS = ("linear", "full", "bias", "adapter")
+"""Methods whose names are words of a sentence, too."""
 METHOD = re.compile(rf"(?<![\w/.-])({'|'.join(METHODS)})(?![\w/.-])")
 
 
@@ -247,7 +249,7 @@ def _paper_names(text: str) -> str:
 
 def _sentence(text: str) -> str:
     """Return a sentence of ours with the names of methods as papers print them. Words such as `full` stay words."""
-    names = METHOD.sub(lambda match: METHODS[match[1]].paper_name if "_" in match[1] else match[1], text)
+    names = METHOD.sub(lambda match: match[1] if match[1] in WORDS else METHODS[match[1]].paper_name, text)
     return _escape(names)
 
 

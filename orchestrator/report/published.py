@@ -48,7 +48,7 @@ class PublishedRow:
     backbones: tuple[str, ...]
     """Full timm names of the checkpoints that the row is printed beside."""
     method: str
-    """A method of the catalog, or the name of a method that is not implemented here (E2VPT, GateVPT)."""
+    """A method of the catalog, or the name of a method that is not implemented here (E2VPT)."""
     source: str
     """Paper and table of the numbers."""
     tasks: dict[str, float]

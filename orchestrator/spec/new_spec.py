@@ -77,7 +77,7 @@ class NewSpec:
             "# What each study searches. It leaves out what has no effect on its method.",
             "space:",
             *_fields(start.space),
-            *_differences(self, start),
+            *_differences(start),
             "",
             "# Each study trains so many trials on train and scores them on val. The pruner stops weak ones early.",
             "search:",
@@ -128,12 +128,13 @@ def _flow(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _differences(new: NewSpec, start: FirstSearch) -> Iterator[str]:
-    if start.full:
-        methods = [name for name in new.methods if METHODS[name].backbone_learns]
-        yield "\n# What differs where the whole network is trained."
-        yield f"per:\n  - method: {_flow(methods)}"
-        yield f"    space: {_flow(start.full)}"
+def _differences(start: FirstSearch) -> Iterator[str]:
+    if start.per:
+        yield "\n# What differs for methods that train weights of the network, or add some."
+        yield "per:"
+    for methods, space in start.per.items():
+        yield f"  - method: {_flow([*methods])}"
+        yield f"    space: {_flow(space)}"
 
 
 def _search(new: NewSpec, start: FirstSearch, slots: int) -> dict[str, Any]:

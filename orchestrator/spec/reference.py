@@ -165,8 +165,12 @@ def _config_row(field: dataclasses.Field[Any]) -> list[str]:
     default = "required" if field.default is dataclasses.MISSING else _default(field.default)
 
     meaning = field_docs(TrainConfig).get(name, "")
-    if ignoring := [method for method in METHODS if name in unused_fields(method)]:
-        meaning += f" No effect on {', '.join(f'`{method}`' for method in ignoring)}."
+    ignoring = [method for method in METHODS if name in unused_fields(method)]
+    using = [method for method in METHODS if method not in ignoring]
+    if ignoring:
+        # The shorter list of the two.
+        start, methods = ("Only for", using) if len(using) < len(ignoring) else ("No effect on", ignoring)
+        meaning += f" {start} {', '.join(f'`{method}`' for method in methods)}."
 
     example = FIELD_EXAMPLES.get(name, _shipped_examples().get(name, field.default))
     return [f"`{name}`", describe_type(field_types()[name]), default, meaning, _code({name: example})]

@@ -29,8 +29,9 @@ from torch import Tensor
 from tests.benchmarks.machine import default_device, describe, wait_for, write_json
 from tests.benchmarks.sides import BY_SIZE
 from trainer.catalog import BACKBONES, BUNDLED
+from trainer.model.adapted_vit import prompted_features
 from trainer.model.backbone import Backbone, build_vit
-from trainer.model.prompted_vit import PromptedViT, prompted_features
+from trainer.model.prompted_vit import PromptedViT
 
 CONSOLE = Console(width=110)
 

@@ -54,6 +54,9 @@ def tiny() -> Callable[..., TrainConfig]:
         params |= {"epochs": 3, "warmup_epochs": 1}
         if METHODS[method].prompted_layers != "none":
             params |= {"prompt_length": 3, "prompt_init": METHODS[method].prompt_inits[-1]}
+        if METHODS[method].first_lr and not METHODS[method].backbone_learns:
+            # The default is that of prompts. Weights in the network would be lost at it.
+            params["lr"] = 3e-2
         return TrainConfig.from_params(params | changes)
 
     return config

@@ -24,6 +24,14 @@ PARAMS_OF: dict[str, dict[str, Any]] = {
     "vpt_shallow": {"task": "demo/digits", "method": "vpt_shallow", "prompt_length": 196},
     "linear": {"task": "demo/digits", "method": "linear"},
     "full": {"task": "demo/digits", "method": "full"},
+    "bias": {"task": "demo/digits", "method": "bias"},
+    "partial_1": {"task": "demo/digits", "method": "partial_1"},
+    "lora": {"task": "demo/digits", "method": "lora", "lora_rank": 4},
+    "ssf": {"task": "demo/digits", "method": "ssf"},
+    "adapter": {"task": "demo/digits", "method": "adapter", "adapter_dim": 8, "adapter_form": "parallel"},
+    "gate_vpt": {"task": "demo/digits", "method": "gate_vpt", "prompt_length": 10, "gate_init": 1.0},
+    "bpt_shallow": {"task": "demo/digits", "method": "bpt_shallow", "prompt_length": 10, "bpt_rank": 4},
+    "vfpt": {"task": "demo/digits", "method": "vfpt", "prompt_length": 10, "fourier_share": 0.3},
 }
 SPT = ("spt_deep", "spt_shallow")
 
@@ -72,7 +80,8 @@ def test_every_value_of_a_wrong_type_is_reported_at_once() -> None:
         "image_size": 32.0, "epochs": 2.5, "warmup_epochs": None, "batch_size": True, "optimizer": "adam", "lr": "1e-4",
         "weight_decay": "0", "head_weight_decay": {}, "drop_path": False, "ema_decay": "0.999", "precision": "fp16",
         "nmi": 1, "measure_peeking": "yes", "seed": 1.0, "val_size": 1, "draw": 0.0, "train_on": "val",
-        "final_norm": "none", "eval_every": "2",
+        "final_norm": "none", "eval_every": "2", "lora_rank": "4", "adapter_dim": 8.0, "adapter_form": "serial",
+        "gate_init": "5", "fourier_share": "half", "bpt_rank": 7.5,
     }  # fmt: skip
     assert broken.keys() == field_types().keys()  # a new field needs a value here
     assert problems_of(VALID | broken).keys() == broken.keys()
@@ -312,19 +321,39 @@ def test_a_method_takes_the_prompt_options_that_it_has_and_no_other() -> None:
 
 def test_a_space_is_not_searched_along_what_has_no_effect() -> None:
     start, prompt = {"prompt_init", "init_images", "init_task"}, {"prompt_length", "nmi"}
+    lora, adapter, gate, fourier = {"lora_rank"}, {"adapter_dim", "adapter_form"}, {"gate_init"}, {"fourier_share"}
+    others = lora | adapter | gate | fourier | {"bpt_rank"}
     assert {method: set(unused_fields(method)) for method in METHODS} == {
-        "spt_deep": set(),
-        "spt_shallow": set(),
-        "vpt_deep": start,
-        "vpt_shallow": start,
-        "linear": start | prompt | {"weight_decay"},
-        "full": start | prompt,
+        "spt_deep": others,
+        "spt_shallow": others,
+        "vpt_deep": start | others,
+        "vpt_shallow": start | others,
+        "linear": start | prompt | others | {"weight_decay"},
+        "full": start | prompt | others,
+        "bias": start | prompt | others | {"weight_decay"},
+        "partial_1": start | prompt | others,
+        "lora": start | prompt | others - lora,
+        "ssf": start | prompt | others | {"weight_decay"},
+        "adapter": start | prompt | others - adapter,
+        "gate_vpt": start | others - gate,
+        "vfpt": start | others - fourier,
+        "bpt_shallow": start | others - {"bpt_rank"},
     }
 
 
 def test_the_init_strategies_of_the_methods_are_those_that_exist() -> None:
     assert set(PROTOTYPE_INITS) == PROMPT_INITS.keys()
     assert {init for row in METHODS.values() for init in row.prompt_inits} == PROMPT_INITS.keys() | {"uniform"}
+
+
+def config_that_has(name: str, config: TrainConfig) -> TrainConfig:
+    """Return the config, or one of a method that has a field if it is that of few methods."""
+    owners = [method.name for method in METHODS.values() if name in method.fields]
+    if not owners:
+        return config
+
+    params = PARAMS_OF[owners[0]]
+    return TrainConfig.from_params({key: params[key] for key in params.keys() - METHODS[owners[0]].fields})
 
 
 def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,12 +366,14 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
         "batch_size": 31, "optimizer": "sgd", "lr": 0.04, "weight_decay": 0.0, "head_weight_decay": 0.4,
         "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "measure_peeking": True, "seed": 43,
         "val_size": "same", "draw": 1, "train_on": "train", "eval_every": 2, "final_norm": "fresh",
+        "lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel", "gate_init": 1.0, "fourier_share": 0.3,
+        "bpt_rank": 5,
     }  # fmt: skip
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)
     needs: dict[str, dict[str, Any]] = {name: {"eval_split": "test"} for name in ("measure_peeking", "train_on")}
     needs |= {name: {"train_size": 0.5} for name in ("val_size", "draw")}
-    changed = [dataclasses.replace(config, **needs.get(n, {}), **{n: v}) for n, v in other.items()]
+    changed = [dataclasses.replace(config_that_has(n, config), **needs.get(n, {}), **{n: v}) for n, v in other.items()]
     prints = {config.fingerprint()} | {each.fingerprint() for each in changed}
     assert len(prints) == 1 + len(other)
     assert all(re.fullmatch("[0-9a-f]{12}", fingerprint) for fingerprint in prints)
@@ -359,14 +390,14 @@ def test_a_newer_field_at_its_default_leaves_the_ids_of_old_trials_as_they_are()
 
 
 def test_every_purpose_epoch_and_seed_has_a_stream_of_random_numbers_of_its_own() -> None:
-    purposes = ("head", "prompt", "prototypes", "prototype crops", "nmi", "order", "crops", "dropout")
+    purposes = ("head", "prompt", "adaptation", "prototypes", "prototype crops", "nmi", "order", "crops", "dropout")
     seeds = [
         TrainConfig.from_params(VALID | {"seed": seed}).stream_seed(purpose, epoch)
         for seed in (0, 1, 2, 10, 42, 2**32 - 1)
         for purpose in purposes
         for epoch in (0, 1, 2, 10, 11, 100)
     ]
-    assert len(set(seeds)) == len(seeds) == 6 * 8 * 6
+    assert len(set(seeds)) == len(seeds) == 6 * 9 * 6
     assert all(0 <= seed < 2**63 for seed in seeds), "torch takes no others"
     config = TrainConfig.from_params(VALID)
     assert config.stream_seed("head") == config.stream_seed("head", 0)

@@ -17,10 +17,10 @@ from tests.trainer.fake_gpu import GPU, AnyValues, Kernels, fake_gpu
 from trainer.catalog import BACKBONES, BUNDLED, METHODS, BackboneRow
 from trainer.config import TrainConfig
 from trainer.data.split import Split
+from trainer.methods.protocol import build_model
+from trainer.model.adapted_vit import AdaptedViT
 from trainer.model.backbone import Backbone, build_vit
 from trainer.model.execution import with_precision
-from trainer.model.precision import training_variant
-from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.strategies import build_prototypes
 from trainer.prompt_init.token_stream import TokenStream
 from trainer.training.batches import EpochBatches
@@ -37,26 +37,18 @@ def without_values(row: BackboneRow) -> Backbone:
     return Backbone(vit, readout=row.readout, sha256="")
 
 
-def prompted(network: Backbone, config: TrainConfig) -> PromptedViT:
+def prompted(network: Backbone, config: TrainConfig) -> AdaptedViT:
     """Return the model of a config around a network, without values."""
-    method = METHODS[config.method]
-    num_layers = {"all": network.num_layers, "first": 1, "none": 0}[method.prompted_layers]
-    variant = training_variant(network, config.precision, learns=method.backbone_learns, drop_path=config.drop_path)
+    num_layers = {"all": network.num_layers, "first": 1, "none": 0}[METHODS[config.method].prompted_layers]
     with torch.device("meta"):
-        return PromptedViT(
-            variant,
-            num_classes=100,
-            prompt_LPD=torch.empty(num_layers, config.prompt_length or 0, network.embed_dim),
-            prompt_dropout=method.prompt_dropout,
-            generator=torch.Generator("cpu"),
-            backbone_learns=method.backbone_learns,
-        )
+        prompt_LPD = torch.empty(num_layers, config.prompt_length or 0, network.embed_dim)
+        return build_model(config, network, num_classes=100, prompt_LPD=prompt_LPD)
 
 
 class Run:
     """A training run on the fake GPU, in the parts that the training loop is made of. Make and use it in `fake_gpu`."""
 
-    def __init__(self, model: PromptedViT, config: TrainConfig) -> None:
+    def __init__(self, model: AdaptedViT, config: TrainConfig) -> None:
         self.config = config
         self.model = model.to_empty(device=GPU)
         self.network = with_precision(self.model, config.precision, GPU)
@@ -171,7 +163,7 @@ VIT_B_CONFIG = TrainConfig.from_params(
 )
 
 
-def kernels_of_a_step(model: PromptedViT) -> tuple[int, int]:
+def kernels_of_a_step(model: AdaptedViT) -> tuple[int, int]:
     """Return the number of kernels of a training step, and how many of them cast a frozen weight or a part of one."""
     with fake_gpu():
         run = Run(model, VIT_B_CONFIG)

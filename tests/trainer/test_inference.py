@@ -56,23 +56,25 @@ def images_of(store: str, split: str = "val") -> list[bytes]:
     return images
 
 
-def assert_predicts_what_was_scored(folder: Path, images: list[bytes]) -> None:
+def assert_predicts_what_was_scored(folder: Path, images: list[bytes], *, spread: float = 0.01) -> None:
     scored = pq.read_table(folder / "predictions.parquet").to_pydict()
     found = list(trainer.load(folder).classify(images))
     assert [best.class_name for best, *_ in found] == [str(label) for label in scored["prediction"]]
     confidences = [best.confidence for best, *_ in found]
     np.testing.assert_allclose(confidences, scored["confidence"], rtol=0, atol=1e-5)
-    assert max(confidences) - min(confidences) > 0.01, "images differ"
+    assert max(confidences) - min(confidences) > spread, "images differ"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_methods_model_predicts_what_it_was_scored_with(
     method: str, finish: Callable[..., Path], store: str
 ) -> None:
+    # In their two steps, biases and shifts move all images alike. The confidences are still compared to 1e-5.
+    spread = 0.01 if METHODS[method].has_weight_decay or method == "linear" else 0.001
     folder = finish(method, drop_path=0.3, ema_decay=0.9)
-    assert_predicts_what_was_scored(folder, images_of(store))
+    assert_predicts_what_was_scored(folder, images_of(store), spread=spread)
     final = finish(method, eval_split="test", final_norm="fresh")
-    assert_predicts_what_was_scored(final, images_of(store, "test"))
+    assert_predicts_what_was_scored(final, images_of(store, "test"), spread=spread)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import timm
 import torch
@@ -101,20 +101,26 @@ class Backbone(nn.Module):
 
         return self
 
-    def variant(self, *, learns: bool, drop_path: float) -> Backbone:
+    def variant(self, *, learns: bool | Collection[str], drop_path: float) -> Backbone:
         """Return a copy of this network for one training run, with stochastic depth.
 
         Args:
-            learns: whether the copy's weights are trained; it then has its own, otherwise it shares this network's.
+            learns: whether the copy's weights are trained, or the names of those that are. The copy has trained weights
+                of its own, and shares this network's others.
             drop_path: rate of stochastic depth at the last layer; it rises linearly from 0 at the first
                 (Huang et al., ECCV 2016).
         """
-        # `deepcopy` returns the objects of its memo as they are: frozen weights stay in memory once.
-        memo = {} if learns else {id(parameter): parameter for parameter in self.parameters()}
-        variant = copy.deepcopy(self, memo)
-        variant.vit.requires_grad_(learns)
+        named = dict(self.named_parameters())
+        if isinstance(learns, bool):
+            learns = named.keys() if learns else ()
 
-        rates = torch.linspace(0, drop_path, self.num_layers).tolist()
+        # `deepcopy` returns the objects of its memo as they are: frozen weights stay in memory once.
+        memo = {id(parameter): parameter for name, parameter in named.items() if name not in learns}
+        variant = copy.deepcopy(self, memo)
+        for name in learns:
+            variant.get_parameter(name).requires_grad_(True)
+
+        rates = torch.linspace(0, drop_path, self.num_layers, device="cpu").tolist()
         for block, rate in zip(variant.layers(), rates, strict=True):
             block.drop_path1 = DropPath(rate) if rate else nn.Identity()
             block.drop_path2 = DropPath(rate) if rate else nn.Identity()
@@ -191,9 +197,7 @@ def run_block(
         return plain_BTD
 
     attention = block.attn
-    assert isinstance(attention, Attention) and attention.gate is None and attention.qkv.bias is not None, (
-        "the attention of the catalog's ViTs"
-    )
+    assert isinstance(attention, Attention) and attention.gate is None, "the attention of the catalog's ViTs"
 
     # The rows of the joint projection are queries, keys and values, `width` each.
     width = attention.attn_dim
@@ -201,8 +205,7 @@ def run_block(
     key_value_rows = slice(width, None)
 
     def project(normed_BTD: Tensor, rows: slice) -> Tensor:
-        projected_BTD: Tensor = F.linear(normed_BTD, attention.qkv.weight[rows], attention.qkv.bias[rows])
-        return projected_BTD
+        return project_rows(attention.qkv, normed_BTD, rows)
 
     def split_heads(flat_BTD: Tensor) -> Tensor:
         heads_BTHd: Tensor = flat_BTD.unflatten(2, (attention.num_heads, attention.head_dim))
@@ -236,6 +239,21 @@ def run_block(
     output_BTD = output_BTD + block.drop_path1(block.ls1(mixed_BTD))
     result_BTD: Tensor = output_BTD + block.drop_path2(block.ls2(block.mlp(block.norm2(output_BTD))))
     return result_BTD
+
+
+def project_rows(projection: nn.Module, inputs_BTD: Tensor, rows: slice) -> Tensor:
+    """Return some of the outputs of a linear layer, without computing the others.
+
+    Args:
+        projection: a linear layer with bias, or a module of a method that takes its place. Such a module is called with
+            the inputs and the rows.
+    """
+    if isinstance(projection, nn.Linear):
+        assert projection.bias is not None, "the projections of the catalog's ViTs have one"
+        return F.linear(inputs_BTD, projection.weight[rows], projection.bias[rows])
+
+    outputs_BTD: Tensor = projection(inputs_BTD, rows)
+    return outputs_BTD
 
 
 def build_vit(row: BackboneRow, image_size: int | None = None) -> VisionTransformer:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Collection
 
 from torch import nn
 
@@ -32,10 +33,13 @@ def with_bf16_products(backbone: Backbone) -> Backbone:
     return copied
 
 
-def training_variant(backbone: Backbone, precision: str, *, learns: bool, drop_path: float) -> Backbone:
+def training_variant(
+    backbone: Backbone, precision: str, *, learns: bool | Collection[str], drop_path: float
+) -> Backbone:
     """Return a copy of the network for one training run, as `Backbone.variant` does, with weights for a precision.
 
-    A network that learns keeps float32 weights: in bfloat16, small steps would be rounded away.
+    A network that learns, or a part of which learns, keeps float32 weights: in bfloat16, small steps would be rounded
+    away.
     """
     if precision == "bf16" and not learns:
         backbone = with_bf16_products(backbone)

@@ -164,8 +164,12 @@ PROMPT_INITS: dict[str, Callable[[TokenStream, int, torch.Generator], Tensor]] =
 
 
 def uniform_prompt(backbone: Backbone, *, num_layers: int, prompt_length: int, generator: torch.Generator) -> Tensor:
-    """Return VPT's initial value ``[L, P, D]``: uniform in ± sqrt(6 / (3 p² + D)), p the patch size (section 3.2)."""
-    bound = math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.embed_dim))
-
+    """Return VPT's initial value ``[L, P, D]``, uniform within ± `uniform_bound`."""
+    bound = uniform_bound(backbone)
     prompt_LPD = torch.empty(num_layers, prompt_length, backbone.embed_dim)
     return prompt_LPD.uniform_(-bound, bound, generator=generator)
+
+
+def uniform_bound(backbone: Backbone) -> float:
+    """Return the bound of VPT's initial values: sqrt(6 / (3 p² + D)), p the patch size (section 3.2)."""
+    return math.sqrt(6 / (3 * backbone.patch_size**2 + backbone.embed_dim))

@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from trainer import phase
+from trainer.catalog import METHODS
 from trainer.config import TrainConfig
+from trainer.model.adapted_vit import AdaptedViT
 from trainer.model.backbone import run_block
 from trainer.model.compiled_blocks import run_compiled_block
 from trainer.model.device_errors import is_device_lost
 from trainer.model.gpu_kernels import device_kind
-from trainer.model.prompted_vit import PromptedViT
 from trainer.training.checkpoint import get_random_state, set_random_state
 from trainer.training.engine_choices import EAGER, EngineChoice, EngineChoices
 from trainer.training.step import TrainingStep
@@ -54,7 +55,7 @@ class Engines:
     def __init__(
         self,
         step: TrainingStep,
-        model: PromptedViT | None,
+        model: AdaptedViT | None,
         take_batch: Callable[[], tuple[Tensor, Tensor]],
         precision: str,
         device: str,
@@ -233,6 +234,7 @@ def choose_engine(
         "device": device_kind(engines.device),
         "torch": torch.__version__,
     }
+    facts |= {name: getattr(config, name) for name in METHODS[config.method].fields}
     if resumed is None:
         choice = choices.get(facts, lambda: engines.measure(num_steps, config.lr))
     else:

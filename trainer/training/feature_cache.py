@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.split import Split
+from trainer.model.adapted_vit import prompted_features
 from trainer.model.backbone import Backbone
 from trainer.model.execution import eval_batch_size, evaluate_in_batches, with_precision
-from trainer.model.prompted_vit import prompted_features
 
 InputsOf = Callable[[Split, Tensor], Tensor]
 """Returns the inputs of rows of a split: images ``[B, 3, S, S]`` or features ``[B, D]``, on the device."""

@@ -16,6 +16,7 @@ from trainer.catalog import METHODS, is_augmented
 from trainer.config import TrainConfig
 from trainer.data.split import Split, count_labels, load_split, prepare_test_split
 from trainer.data.tasks import open_task
+from trainer.methods.protocol import build_model
 from trainer.metric_names import (
     LABELS,
     LEARNABLE_PARAMETERS,
@@ -29,10 +30,10 @@ from trainer.metric_names import (
     TRAIN_LR,
     initial_of,
 )
+from trainer.model.adapted_vit import AdaptedViT
 from trainer.model.backbone import load_backbone, with_fresh_norm
 from trainer.model.execution import eval_batch_size, with_precision
 from trainer.model.gpu_kernels import check_repeatable, describe_arithmetic, device_kind
-from trainer.model.precision import training_variant
 from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.initial_prompt import initial_prompt
 from trainer.run_folder import RunCard
@@ -140,22 +141,16 @@ def train(
     if config.nmi:
         nmi_tokens_LTD = sample_nmi_tokens(config, frozen, train_split, len(initial.prompt_LPD))
 
-    # Prompted model.
-    model = PromptedViT(
-        training_variant(frozen, config.precision, learns=method.backbone_learns, drop_path=config.drop_path),
-        num_classes=len(task_card.class_names),
-        prompt_LPD=initial.prompt_LPD,
-        prompt_dropout=method.prompt_dropout,
-        head_std=config.backbone_row.head_std,
-        generator=torch.Generator().manual_seed(config.stream_seed("head")),
-        backbone_learns=method.backbone_learns,
-    ).to(device)
+    # Adapted model.
+    model = build_model(config, frozen, num_classes=len(task_card.class_names), prompt_LPD=initial.prompt_LPD).to(
+        device
+    )
     learnable = model.learnable()
+    initial_LPD = model.prompt_tokens().detach().cpu().clone() if isinstance(model, PromptedViT) else None
 
     # If nothing below the head learns or varies, the backbone's features are computed once and replace the images.
-    trains_head_only = not (
-        config.prompt_length or method.backbone_learns or is_augmented(config.task) or config.drop_path
-    )
+    has_fixed_features = learnable.keys() == {"head.weight", "head.bias"}
+    trains_head_only = has_fixed_features and not (is_augmented(config.task) or config.drop_path)
     inputs_of: InputsOf = feature_source(frozen, config.precision) if trains_head_only else Split.take
     network = with_precision(model.head if trains_head_only else model, config.precision, device)
     eval_batch = eval_batch_size(device, 1 + frozen.num_patches + (config.prompt_length or 0))
@@ -199,8 +194,8 @@ def train(
 
     # Leaving the block, for any reason, waits for the file that is being written.
     with run.writer:
-        if folder is not None and config.prompt_length:
-            run.write(run_folder.PROTOTYPES, pack_tensors({"prompt": initial.prompt_LPD.contiguous()}))
+        if folder is not None and initial_LPD is not None:
+            run.write(run_folder.PROTOTYPES, pack_tensors({"prompt": initial_LPD.contiguous()}))
         yield from run.finished_epochs
 
         # Epochs.
@@ -228,10 +223,13 @@ def train(
                 if len(method.prompt_inits) > 1:
                     metrics[PROTOTYPES_SECONDS] = initial.seconds
             if nmi_tokens_LTD is not None:
-                metrics |= nmi_metrics(model.prompt_LPD.detach(), nmi_tokens_LTD)
+                assert isinstance(model, PromptedViT) and initial_LPD is not None, (
+                    "only methods with prompts measure them"
+                )
+                metrics |= nmi_metrics(model.prompt_tokens().detach(), nmi_tokens_LTD)
                 if epoch == 1:
                     # The initial prompt, because the model's own prompt has already learned.
-                    start = nmi_metrics(initial.prompt_LPD.to(device), nmi_tokens_LTD)
+                    start = nmi_metrics(initial_LPD.to(device), nmi_tokens_LTD)
                     metrics |= {initial_of(name): value for name, value in start.items()}
 
             # Scores. A search run is scored on val every `eval_every` epochs; a final run on test at its last epoch.
@@ -316,7 +314,7 @@ def _training_metrics(
     return metrics
 
 
-def _model_size(model: PromptedViT) -> dict[str, float]:
+def _model_size(model: AdaptedViT) -> dict[str, float]:
     """Return the number of learnable parameters, and their share of all."""
     num_learnable = sum(parameter.numel() for parameter in model.learnable().values())
     num_all = sum(parameter.numel() for parameter in model.parameters())

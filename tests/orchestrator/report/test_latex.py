@@ -22,7 +22,8 @@ from trainer.catalog import METHODS, TASKS
 PREAMBLE = r"\documentclass{article}\usepackage{array,booktabs,threeparttable}\begin{document}"
 PAPER_NAMES = {
     "spt_deep": "SPT-Deep", "spt_shallow": "SPT-Shallow", "vpt_deep": "VPT-Deep", "vpt_shallow": "VPT-Shallow",
-    "linear": "Linear", "full": "Full",
+    "linear": "Linear", "full": "Full", "bias": "Bias", "adapter": "Adapter", "partial_1": "Partial-1", "lora": "LoRA",
+    "ssf": "SSF", "gate_vpt": "GateVPT", "vfpt": "VFPT", "bpt_shallow": "BPT-Shallow",
 }  # fmt: skip
 KNOWN = frozenset(
     re.findall(r"\w+", """
@@ -120,7 +121,8 @@ def test_every_line_of_a_report_can_be_read(blocks: list[Block]) -> None:
     for line in lines_of(blocks):
         words = re.sub(r"^\[\w+\] ", "", line)
         if not words.startswith(("failed: ", "missing: ")):
-            words = re.sub(r"(?<![\w/.-])([sv]pt_\w+)", lambda name: PAPER_NAMES[name[1]], words)
+            names = "|".join(PAPER_NAMES.keys() - {"linear", "full", "bias", "adapter"})
+            words = re.sub(rf"(?<![\w/.-])({names})(?![\w/.-])", lambda name: PAPER_NAMES[name[1]], words)
         assert re.sub(r"\s+", "", words).replace("−", "-") in shown
 
 

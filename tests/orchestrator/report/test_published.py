@@ -16,18 +16,15 @@ from orchestrator.report.published import UNKNOWN, PublishedRow, published_rows
 from trainer.catalog import BACKBONES, METHODS, TASKS
 from trainer.config import TrainConfig, field_types
 
-ELSEWHERE = {
-    "Partial-1", "MLP-3", "Sidetune", "Bias", "Adapter", "LoRA", "SSF", "GateVPT", "E2VPT", "VFPT", "VAPT", "VIPAMIN",
-    "DA-VPT", "DA-VPT+", "BPT-Shallow", "BPT-Deep",
-}  # fmt: skip
+ELSEWHERE = {"MLP-3", "Sidetune", "E2VPT", "VAPT", "VIPAMIN", "DA-VPT", "DA-VPT+", "BPT-Deep"}
 """Methods of other papers, which are not implemented here."""
 EVERYWHERE = {
-    "full", "linear", "vpt_shallow", "vpt_deep", "E2VPT", "Partial-1", "Bias", "Adapter", "VFPT", "VAPT", "DA-VPT",
-    "DA-VPT+", "LoRA",
+    "full", "linear", "vpt_shallow", "vpt_deep", "E2VPT", "partial_1", "bias", "adapter", "vfpt", "VAPT", "DA-VPT",
+    "DA-VPT+", "lora",
 }  # fmt: skip
 """Methods with numbers of every pre-training."""
-SELF_SUPERVISED = {*EVERYWHERE, "spt_shallow", "spt_deep", "GateVPT", "VIPAMIN"}
-SUPERVISED = {*EVERYWHERE, "MLP-3", "Sidetune", "SSF", "BPT-Deep"}
+SELF_SUPERVISED = {*EVERYWHERE, "spt_shallow", "spt_deep", "gate_vpt", "VIPAMIN"}
+SUPERVISED = {*EVERYWHERE, "MLP-3", "Sidetune", "ssf", "BPT-Deep"}
 ROUNDING = 0.06
 """Tasks are printed with one decimal or two: their mean and the printed one differ by less than this."""
 
@@ -132,8 +129,8 @@ def test_the_two_averages_of_vtab_differ() -> None:
 @pytest.mark.parametrize(
     ("backbone", "average"),
     [
-        ("vit_base_patch16_224.orig_in21k", {"Partial-1": 56.52, "MLP-3": 53.21, "Sidetune": 45.65, "Bias": 62.05,
-                                             "VFPT": 73.20, "LoRA": 72.3, "SSF": 73.1, "VAPT": 65.57 + 7.34}),
+        ("vit_base_patch16_224.orig_in21k", {"partial_1": 56.52, "MLP-3": 53.21, "Sidetune": 45.65, "bias": 62.05,
+                                             "vfpt": 73.20, "lora": 72.3, "ssf": 73.1, "VAPT": 65.57 + 7.34}),
         ("vit_base_patch16_224.mae", {"VIPAMIN": 64.09}),
         ("vit_base_patch16_224.moco_v3", {"VIPAMIN": 69.86}),
     ],
@@ -150,9 +147,9 @@ def test_the_groups_of_a_row_have_the_mean_over_19_tasks_that_its_paper_prints(
 @pytest.mark.parametrize(
     ("backbone", "average"),
     [
-        ("vit_base_patch16_224.orig_in21k", {"DA-VPT": 74.69, "DA-VPT+": 76.14, "LoRA": 74.6, "SSF": 75.7}),
-        ("vit_base_patch16_224.mae", {"DA-VPT": 65.19, "DA-VPT+": 69.61, "LoRA": 64.3}),
-        ("vit_base_patch16_224.moco_v3", {"DA-VPT": 70.90, "DA-VPT+": 73.53, "LoRA": 44.3}),
+        ("vit_base_patch16_224.orig_in21k", {"DA-VPT": 74.69, "DA-VPT+": 76.14, "lora": 74.6, "ssf": 75.7}),
+        ("vit_base_patch16_224.mae", {"DA-VPT": 65.19, "DA-VPT+": 69.61, "lora": 64.3}),
+        ("vit_base_patch16_224.moco_v3", {"DA-VPT": 70.90, "DA-VPT+": 73.53, "lora": 44.3}),
     ],
 )
 def test_the_groups_of_a_row_have_the_mean_over_groups_that_its_paper_prints(
@@ -177,18 +174,18 @@ def test_printed_numbers_of_parameters_follow_from_the_shapes_of_vit_b_16() -> N
     scales_and_shifts = 2 * (blocks * sum(outputs) + 2 * width)
 
     mae = "vit_base_patch16_224.mae"
-    for method, count in (("Partial-1", one_block + vtab), ("Bias", biases + vtab)):
+    for method, count in (("partial_1", one_block + vtab), ("bias", biases + vtab)):
         share = (row_of(mae, method).tuned or "").removesuffix("% tuned")
         assert float(share) == pytest.approx(100 * count / total, abs=0.01), method
 
     supervised = "vit_base_patch16_224.orig_in21k"
     low_rank = blocks * 2 * (width * 8 + 8 * width)
-    assert (row_of(supervised, "LoRA").tuned or "").startswith(f"{low_rank / 1e6:.2f} M (VTAB)")
+    assert (row_of(supervised, "lora").tuned or "").startswith(f"{low_rank / 1e6:.2f} M (VTAB)")
     ssf = tuple(f"{(scales_and_shifts + head) / 1e6:.2f}" for head in (vtab, fgvc))
-    assert row_of(supervised, "SSF").tuned == "{} M (VTAB), {} M (FGVC)".format(*ssf)
+    assert row_of(supervised, "ssf").tuned == "{} M (VTAB), {} M (FGVC)".format(*ssf)
 
     # Two factors each: 100 prompts of rank 75, and 50 of rank 50 in the last 4 blocks, with a left factor in all 12.
-    assert row_of(mae, "BPT-Shallow").tuned == f"{(100 * 75 + 75 * width) / 1e4:.2f} x 10^-2 M"
+    assert row_of(mae, "bpt_shallow").tuned == f"{(100 * 75 + 75 * width) / 1e4:.2f} x 10^-2 M"
     deep = f"{(blocks * 50 * 50 + 4 * 50 * width) / 1e4:.2f} x 10^-2 M"
     assert row_of(mae, "BPT-Deep").tuned == row_of(supervised, "BPT-Deep").tuned == deep
 
@@ -202,7 +199,7 @@ def test_an_unknown_group_is_absent() -> None:
 @pytest.mark.parametrize(
     ("backbone", "methods"),
     [
-        ("vit_base_patch16_224.mae", {*SELF_SUPERVISED, "BPT-Shallow", "BPT-Deep"}),
+        ("vit_base_patch16_224.mae", {*SELF_SUPERVISED, "bpt_shallow", "BPT-Deep"}),
         ("vit_base_patch16_224.moco_v3", SELF_SUPERVISED),
         ("vit_base_patch16_224.augreg_in21k", SUPERVISED),
         ("vit_base_patch16_224.orig_in21k", SUPERVISED),

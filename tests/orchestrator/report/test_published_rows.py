@@ -135,15 +135,15 @@ def test_published_rows_are_compared_with_published_full_fine_tuning(natural: li
     """VFPT's paper prints the tasks, and of Bias only how many of them it wins. Of the others nobody counted."""
     wins = wins_of(natural)
     full, fourier = (
-        next(row for row in published_rows(MAE) if row.method == method).tasks for method in ("full", "VFPT")
+        next(row for row in published_rows(MAE) if row.method == method).tasks for method in ("full", "vfpt")
     )
-    assert wins["VFPT"] == f"{sum(fourier[task] > full[task] for task in NATURAL)} of 7" == "6 of 7"
-    assert wins["Bias"] == "1 of 7" and wins["Partial-1"] == "5 of 7"
-    assert wins.keys() == {"linear", "vpt_shallow", "vpt_deep", "GateVPT", "Partial-1", "Bias", "Adapter", "VFPT"}
+    assert wins["vfpt"] == f"{sum(fourier[task] > full[task] for task in NATURAL)} of 7" == "6 of 7"
+    assert wins["bias"] == "1 of 7" and wins["partial_1"] == "5 of 7"
+    assert wins.keys() == {"linear", "vpt_shallow", "vpt_deep", "gate_vpt", "partial_1", "bias", "adapter", "vfpt"}
 
 
 def test_a_printed_number_of_wins_needs_the_whole_group(record_url: str) -> None:
     wins = wins_of(run(small(tasks=[*NATURAL[1:], "fgvc/nabirds"], search={"trials": 1}), record_url))
-    assert wins["VFPT"] == "5 of 6", "its tasks are known"
-    assert "Bias" not in wins, "on which of the seven tasks it wins is not"
+    assert wins["vfpt"] == "5 of 6", "its tasks are known"
+    assert "bias" not in wins, "on which of the seven tasks it wins is not"
     assert wins["vpt_deep"] == "0 of 1" and wins["BPT-Deep"] == "1 of 1"

@@ -45,12 +45,13 @@ def written(
 def test_it_is_valid_for_every_choice_of_methods(tmp_path: Path, count: int) -> None:
     for methods in itertools.combinations(METHODS, count):
         spec = written(tmp_path, methods=methods)
-        # Each study has what its method uses, and a space of its own where it trains the whole network.
+        # Each study has what its method uses, and a space of its own where it trains weights in the network.
         for plan in plan_sweep(spec).studies:
             assert not set(plan.space) & unused_fields(plan.method)
             lr = plan.space["lr"]
             assert isinstance(lr, FloatRange)
-            assert lr.high == (0.005 if plan.method == "full" else 0.2)
+            prompts_or_head = METHODS[plan.method].prompt_inits or plan.method == "linear"
+            assert lr.high == (0.2 if prompts_or_head else 0.005 if plan.method in ("full", "partial_1") else 0.01)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -16,8 +16,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.catalog import BACKBONES, METHODS, BackboneRow
+from trainer.model.adapted_vit import prompted_features
 from trainer.model.backbone import MEAN_AND_STD, Backbone, build_vit, run_block, with_fresh_norm
-from trainer.model.prompted_vit import PromptedViT, prompted_features
+from trainer.model.prompted_vit import PromptedViT
 from trainer.prompt_init.strategies import uniform_prompt
 
 LABELS_B = torch.tensor([0, 3, 6])

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig
+from trainer.methods.protocol import build_model
 from trainer.model.backbone import load_backbone
 from trainer.model.execution import with_precision
-from trainer.model.precision import training_variant
-from trainer.model.prompted_vit import PromptedViT
 from trainer.training.engine import Engines
 from trainer.training.step import TrainingStep
 
@@ -25,14 +24,8 @@ class StepRun:
         generator = torch.Generator().manual_seed(1)
         self.config = config
         self.device = device
-        self.model = PromptedViT(
-            training_variant(frozen, config.precision, learns=method.backbone_learns, drop_path=config.drop_path),
-            num_classes=7,
-            prompt_LPD=torch.randn(num_layers, config.prompt_length or 0, frozen.embed_dim, generator=generator),
-            prompt_dropout=method.prompt_dropout,
-            generator=generator,
-            backbone_learns=method.backbone_learns,
-        ).to(device)
+        prompt_LPD = torch.randn(num_layers, config.prompt_length or 0, frozen.embed_dim, generator=generator)
+        self.model = build_model(config, frozen, num_classes=7, prompt_LPD=prompt_LPD).to(device)
         self.model.train()
         network = with_precision(self.model, config.precision, device)
         self.step = TrainingStep(config, network, self.model.learnable())

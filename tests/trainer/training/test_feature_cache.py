@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.split import Split
+from trainer.model.adapted_vit import prompted_features
 from trainer.model.backbone import Backbone
 from trainer.model.execution import evaluate_in_batches
-from trainer.model.prompted_vit import prompted_features
 from trainer.training.feature_cache import FEATURES_KEPT, FrozenFeatures
 
 

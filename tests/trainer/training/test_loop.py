@@ -27,6 +27,7 @@ from trainer.config import InvalidConfig, TrainConfig, field_types, unused_field
 from trainer.data.split import load_split
 from trainer.data.task_store import Example, write_task
 from trainer.data.tasks import open_task
+from trainer.methods.protocol import build_model
 from trainer.model.backbone import Backbone, load_backbone
 from trainer.model.execution import backward
 from trainer.model.weights import find_weights
@@ -51,6 +52,9 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "other views": ("spt_deep", {"transform": "vpt", "normalize": "imagenet", "image_size": 24, "init_images": 7}),
 }
 """Runs of every method, and of every option that adds something to what is kept between epochs."""
+
+PROMPTS_AND_ENDS = ("spt_deep", "spt_shallow", "vpt_deep", "vpt_shallow", "linear", "full")
+"""Methods whose learnable parameters are prompts, or none, or all."""
 
 KEYS_OF_VERSION_1 = ("config", "backbone", "learnable", "average", "optimizer", "part", "epochs", "under_way")
 KEYS_WITHIN_AN_EPOCH = {"done", "loss", "seconds", "crops", "dropout"}
@@ -141,7 +145,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(
 
 
 def test_a_run_reports_its_epochs(whole: Whole) -> None:
-    config, epochs, _ = whole
+    config, epochs, folder = whole
     method = METHODS[config.method]
     each = {"train/loss", "train/lr", "train/images_per_s"}
     each |= {"val/accuracy", "val/accuracy_top5", "val/accuracy_mean_class"}
@@ -157,13 +161,17 @@ def test_a_run_reports_its_epochs(whole: Whole) -> None:
         assert all(0 <= value <= 1 for value in shares.values()), shares
         assert epoch.metrics["val/accuracy"] <= epoch.metrics["val/accuracy_top5"]
         assert epoch.metrics["train/images_per_s"] > 0
-    # Learnt numbers: 970 of the head for 10 classes, 3 prompts of 96 a layer, and the network's own if it learns.
-    network = sum(
-        parameter.numel() for parameter in load_backbone(config.backbone, image_size=config.pixels).parameters()
-    )
-    count = 970 + layers * 3 * 96 + (network if config.method == "full" else 0)
+    # Learnt numbers: 970 of the head for 10 classes, 3 prompts of 96 a layer, and the network's own if it learns. Other
+    # methods have theirs in tests/trainer/methods.
+    network = dict(load_backbone(config.backbone, image_size=config.pixels).named_parameters())
+    learnt = load_file(folder / "prompt.safetensors")
+    count = 970 + layers * 3 * 96 + sum(weight.numel() for weight in network.values() if config.method == "full")
+    if config.method not in PROMPTS_AND_ENDS:
+        count = sum(weight.numel() for weight in learnt.values())
+    added = sum(weight.numel() for name, weight in learnt.items() if name.removeprefix("backbone.") not in network)
     assert epochs[0].metrics["learnable/parameters"] == count
-    assert epochs[0].metrics["learnable/share"] == count / (970 + layers * 3 * 96 + network)
+    total = added + sum(weight.numel() for weight in network.values())
+    assert epochs[0].metrics["learnable/share"] == count / total
 
 
 def test_a_run_leaves_what_it_started_from_and_what_it_learnt(whole: Whole) -> None:
@@ -177,13 +185,21 @@ def test_a_run_leaves_what_it_started_from_and_what_it_learnt(whole: Whole) -> N
         shapes["prompt"] = (layers, 3, 96)
         start = load_file(folder / "prototypes.safetensors")
         assert start.keys() == {"prompt"}
-        # Every prompt token of every layer has moved away from where it started.
-        assert bool(((learnt["prompt"] - start["prompt"]).abs().amax(dim=2) > 1e-4).all())
+        assert start["prompt"].shape == (layers, 3, 96)
+        if config.method in PROMPTS_AND_ENDS:
+            # Every prompt token of every layer has moved away from where it started.
+            assert bool(((learnt["prompt"] - start["prompt"]).abs().amax(dim=2) > 1e-4).all())
     if config.method == "full":
         network = load_backbone(config.backbone, image_size=config.pixels)
         shapes |= {f"backbone.{name}": tuple(weight.shape) for name, weight in network.named_parameters()}
         moved = {name for name, weight in network.named_parameters() if not learnt[f"backbone.{name}"].equal(weight)}
         assert moved == {name for name, _ in network.named_parameters()}
+    if config.method not in PROMPTS_AND_ENDS:
+        # What else it learns, all of which has moved.
+        frozen = load_backbone(config.backbone)
+        first = build_model(config, frozen, num_classes=10, prompt_LPD=torch.zeros(layers, 3, 96)).learnable()
+        assert [name for name, weight in first.items() if learnt[name].equal(weight)] == []
+        shapes |= {name: tuple(weight.shape) for name, weight in first.items()}
     assert {name: tuple(tensor.shape) for name, tensor in learnt.items()} == shapes
     card = json.loads((folder / "card.json").read_text())
     assert TrainConfig.from_params(card["config"]) == config
@@ -264,13 +280,17 @@ EFFECTS: dict[str, Any] = {
 MEASURES = {"ema_decay": 0.9, "nmi": True, "eval_every": 2}
 """Fields that only decide which metrics there are."""
 ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
+OF_A_METHOD: dict[str, Any] = {"lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel", "gate_init": 1.0,
+    "fourier_share": 1.0, "bpt_rank": 4}  # fmt: skip
+"""A value of each field that few methods have, which must change the result of those."""
 
 
 @pytest.mark.slow
 def test_every_option_has_an_effect_or_only_measures(
     store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
-    assert EFFECTS.keys() | MEASURES.keys() | ELSEWHERE == field_types().keys()  # a new field needs a value here
+    # A new field needs a value here.
+    assert EFFECTS.keys() | MEASURES.keys() | OF_A_METHOD.keys() | ELSEWHERE == field_types().keys()
     two = {"epochs": 2, "warmup_epochs": 0}
     base = result_of(tiny("spt_shallow", **two), store, tmp_path / "base")
     assert base == result_of(tiny("spt_shallow", **two), store, tmp_path / "again")
@@ -284,10 +304,23 @@ def test_every_option_has_an_effect_or_only_measures(
     assert base == result_of(tiny("spt_shallow", **two, **MEASURES), store, tmp_path / "measured")
 
 
+@pytest.mark.parametrize("name", OF_A_METHOD)
+def test_a_field_of_few_methods_changes_the_result_of_each_of_them(
+    name: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
+) -> None:
+    methods = [method for method, row in METHODS.items() if name in row.fields]
+    assert methods
+    for method in methods:
+        config = tiny(method, epochs=2, warmup_epochs=0)
+        base = result_of(config, store, tmp_path / f"{method} base")
+        changed = dataclasses.replace(config, **{name: OF_A_METHOD[name]})
+        assert result_of(changed, store, tmp_path / method)[1] != base[1]
+
+
 def test_options_that_have_no_effect_on_a_method_are_refused_or_change_nothing(
     store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
-    values = EFFECTS | MEASURES | {"prompt_init": "random"}
+    values = EFFECTS | MEASURES | OF_A_METHOD | {"prompt_init": "random"}
     for method in METHODS:
         base = None
         for name in sorted(unused_fields(method)):
@@ -578,7 +611,10 @@ def test_decoded_images_go_to_the_given_cache_and_nowhere_else(
     assert len(arrays) == 2, "train with val, which the other task shares, and test"
 
 
-@pytest.mark.parametrize(("method", "prompt_init"), [("spt_deep", "random"), ("vpt_shallow", "uniform")])
+@pytest.mark.parametrize(
+    ("method", "prompt_init"),
+    [("spt_deep", "random"), ("vpt_shallow", "uniform"), ("vfpt", "uniform"), ("bpt_shallow", "uniform")],
+)
 def test_mutual_information_is_measured_before_the_first_step_too(
     method: str, prompt_init: str, store: str, tmp_path: Path, tiny: Callable[..., TrainConfig]
 ) -> None:
@@ -586,7 +622,7 @@ def test_mutual_information_is_measured_before_the_first_step_too(
     # Nothing moves at this rate, so the first epoch ends where it began.
     still = next(train(tiny(method, **measured, lr=1e-30, optimizer="sgd"), data_root=store)).metrics
     layers = {name.removeprefix("nmi/") for name in still if name.startswith("nmi/")}
-    assert len(layers) == (5 if method == "spt_deep" else 1)
+    assert len(layers) == {"all": 5, "first": 1}[METHODS[method].prompted_layers]
     assert all(still[f"initial/nmi/{layer}"] == still[f"nmi/{layer}"] for layer in layers)
 
     # And at one at which much moves, it is still the value of the beginning, at whatever step the run is interrupted.

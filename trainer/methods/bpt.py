@@ -1,0 +1,58 @@
+"""BPT: Attention to the Burstiness in Visual Prompt Tuning (Wang et al., ICCV 2025, arXiv 2506.22908).
+
+Shapes: L prompted layers, P prompt_length, R bpt_rank, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.methods.prompts import Prompts
+from trainer.methods.protocol import seeded
+from trainer.model.backbone import Backbone
+from trainer.model.prompted_vit import PromptedViT
+from trainer.prompt_init.strategies import uniform_bound
+
+
+class BPT(Prompts):
+    """BPT-bilinear, the paper's compact form: prompts are the product A B^T of two matrices that learn.
+
+    A is ``[P, R]`` and B is ``[D, R]``. Both start at random; the paper reports that this form needs no whitening
+    matrix to start from (its table has the number of this form as that of BPT-Shallow). The distribution is a choice of
+    this package: normal, so that the product has the variance of VPT's initial prompts. There is no dropout.
+    """
+
+    def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> PromptedViT:
+        """Return the network with prompts that are a product. Of their initial value, only the number is taken."""
+        num_layers, length, _ = prompt_LPD.shape
+        width = backbone.embed_dim
+        rank = self.config.bpt_rank
+        generator = seeded(self.config, "adaptation")
+
+        left_LPR = torch.empty(num_layers, length, rank)
+        right_LDR = torch.empty(num_layers, width, rank)
+        nn.init.normal_(left_LPR, generator=generator)
+        # The variance of a uniform value is a third of its bound's square. A product sums R terms.
+        nn.init.normal_(right_LDR, std=uniform_bound(backbone) / math.sqrt(3 * rank), generator=generator)
+
+        model = BilinearPromptedViT(backbone, prompt_LPD=left_LPR, prompt_dropout=self.prompt_dropout, **head)
+        model.basis_LDR = nn.Parameter(right_LDR)
+        return model
+
+
+class BilinearPromptedViT(PromptedViT):
+    """A backbone with prompts that are a product. The parameter `prompt` is A, `basis` is B.
+
+    Attributes:
+        basis_LDR: the matrix B of each prompted layer.
+    """
+
+    basis_LDR: nn.Parameter
+
+    def prompt_tokens(self) -> Tensor:
+        """Return the prompts as they enter each prompted layer."""
+        return self.prompt_LPD @ self.basis_LDR.transpose(1, 2)
