@@ -57,9 +57,13 @@ def batched_kmeans(
     sample_LRD = _take(points_LND, draws.rows_LR)
     starts_LSKD = _lloyd(sample_LRD, _plus_plus(sample_LRD, draws), max_iterations)
 
-    # The best start of each set continues with all points.
+    # The best start of each set continues with all points. Starts that found the same clusters in another order are as
+    # good as each other but for rounding, so the first of them is taken: then rounding does not decide the order.
     _, distance_LSR = _means(sample_LRD, _squares(sample_LRD), starts_LSKD)
-    best_L1 = distance_LSR.double().sum(dim=2).argmin(dim=1, keepdim=True)
+    inertia_LS = distance_LSR.double().sum(dim=2)
+    rounding = torch.finfo(points_LND.dtype).eps ** 0.5
+    is_best_LS = inertia_LS <= (1 + rounding) * inertia_LS.amin(dim=1, keepdim=True)
+    best_L1 = is_best_LS.int().argmax(dim=1, keepdim=True)
     best_L1KD = torch.take_along_dim(starts_LSKD, best_L1[:, :, None, None], dim=1)
     return _lloyd(points_LND, best_L1KD, max_iterations)[:, 0]
 
