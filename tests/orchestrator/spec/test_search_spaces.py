@@ -34,7 +34,7 @@ VPT_LRS = [50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05]
 STUDIES = ["data_efficiency", "ablation_prompt_init", "ablation_prompt_length", "ablation_backbone_size"]
 STUDIES += ["ablation_init_task", "nmi"]
 ROOT = Path(__file__).parents[3]
-DEMOS = ["demo", "demo_data_efficiency", "demo_ablation_prompt_init"]
+DEMOS = ["demo", "demo_methods", "demo_data_efficiency", "demo_ablation_prompt_init"]
 GROUPS = {"vtab": ("natural", "specialized", "structured"), "fgvc": ("fgvc",)}
 
 
