@@ -731,10 +731,11 @@ def test_weights_are_downloaded_once(tmp_path: Path) -> None:
     assert ask("find", HF_HUB_CACHE=cache) == f"cache|{path}|Hugging Face cache"
 
 
-def assert_not_downloaded(message: str) -> None:
+def assert_not_downloaded(message: str, cache: Path) -> None:
     start = "vit_base_patch16_224.mae could not be downloaded from timm's hub: "
     assert message.startswith(start) and "\n" not in message
-    assert message.endswith(f" Download it where there is a network and name the file, or {WAY_OUT}")
+    way_out = f"{WAY_OUT.rstrip('.')}; or copy that machine's Hugging Face cache to {cache}."
+    assert message.endswith(f" Download it where there is a network and name the file, or {way_out}")
     reason = message.removeprefix(start).partition(" Download it")[0]
     assert len(reason) > 10 and reason.endswith(".")
 
@@ -742,13 +743,13 @@ def assert_not_downloaded(message: str) -> None:
 def test_a_hub_without_the_weights_is_reported_with_the_way_out(tmp_path: Path) -> None:
     with hub(None) as endpoint:
         message = ask("fetch", HF_HUB_CACHE=tmp_path, HF_ENDPOINT=endpoint)
-    assert_not_downloaded(message)
+    assert_not_downloaded(message, tmp_path)
     assert "404" in message
 
 
 @pytest.mark.slow  # the hub's library tries six times, for 23 s
 def test_no_network_is_reported_with_the_way_out(tmp_path: Path) -> None:
-    assert_not_downloaded(ask("fetch", HF_HUB_CACHE=tmp_path, HF_ENDPOINT="http://127.0.0.1:9"))
+    assert_not_downloaded(ask("fetch", HF_HUB_CACHE=tmp_path, HF_ENDPOINT="http://127.0.0.1:9"), tmp_path)
 
 
 def test_a_published_file_name_belongs_to_one_row() -> None:
