@@ -242,9 +242,11 @@ def rm(
     if not num_trials and not is_whole:
         raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
 
-    what = counted(num_trials, "trial") + (f" of {counted(len(studies), 'study')}, and these" if is_whole else "")
+    what = f"{counted(num_trials, 'trial')} of {printable(name)}"
+    if is_whole:
+        what = f"{counted(len(studies), 'study')} of {printable(name)} with {counted(num_trials, 'trial')}"
     if not yes:
-        typer.confirm(f"Delete {what} of {printable(name)}? This cannot be undone.", abort=True)
+        typer.confirm(f"Delete {what}? This cannot be undone.", abort=True)
 
     lease = database.lease(name)
     # A driver at work would write the deleted trials again.
@@ -266,4 +268,4 @@ def rm(
             delete_folder(place.trials_folder(name).rpartition("/")[0])
     finally:
         lease.release()
-    console.print(f"deleted {what} of {name}.")
+    console.print(f"deleted {what}.")

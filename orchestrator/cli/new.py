@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 from orchestrator.cli.completion import complete_backbone, complete_method, complete_tasks_or_group
 from orchestrator.cli.options import HomeOption, console, whole_number
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.requirements import find_missing
+from orchestrator.environment.requirements import check_requirements
 from orchestrator.errors import UserError
 from orchestrator.spec.explanations import sentences
 from orchestrator.spec.loader import SUFFIXES, parse_spec
@@ -144,10 +144,12 @@ def new(
         _refuse_existing(file)
         raise
 
-    studies = counted(len(plan_sweep(spec).studies), "study")
+    plans = plan_sweep(spec).studies
+    studies = counted(len(plans), "study")
     final = counted(len(spec.final.seeds), "final trial")
     console.print(f"wrote {file}: {studies} of {spec.search.trials} search and {final}.")
-    for sentence in find_missing(spec, place, weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())):
+    weights = weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())
+    for sentence in check_requirements(spec, plans, place, weights, address=None).problems:
         console.print(f"missing: {sentence}")
     if spec.name in list_folders(f"{place.root}/sweeps"):
         console.print(

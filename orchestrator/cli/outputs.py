@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console
-from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.cli.trial_filter import first_final_trials, parse_trial_filter
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
-from orchestrator.study.trial import TrialState
 from trainer.plain_text import counted
 
 if TYPE_CHECKING:
@@ -98,14 +97,7 @@ def register(
 
     place, database, spec = find_sweep(home, sweep)
     matches = parse_trial_filter(where, [])
-    selected = []
-    for study in load_studies(spec, database, epochs=False):
-        final = [t for t in study.requested_final_trials if t.state is TrialState.COMPLETE and matches(t)]
-        if final:
-            seeds = study.spec.final.seeds
-            # By the order of the spec, never by test accuracy.
-            selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
-
+    selected = first_final_trials(load_studies(spec, database, epochs=False), matches)
     if not selected:
         raise UserError(
             f"no complete final trial of {spec.name} matches; `sptune status {shlex.quote(sweep)}` shows what there is."

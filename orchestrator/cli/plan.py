@@ -229,7 +229,7 @@ def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slot
 
         # Trials share a device: what counts is the sum of those that run beside each other.
         share = memory_share(resources, rate, num_slots)
-        facts = f"{rate.peak_gb:.1f} GB a trial, {share:.0%} of the device with those beside it: "
+        facts = f"{rate.peak_gb:.1f} GB a trial, {share:.0%} of the memory for all trials at once: "
         verdict = shown("fits")
         if share > 1:
             verdict = shown("does not fit", "red") + shown("; give each trial more in `resources`")

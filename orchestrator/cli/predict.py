@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.completion import complete_sweep
 from orchestrator.cli.options import (
     HomeOption,
     JsonOption,
     WeightsOption,
+    WhereOption,
     console,
     error_console,
     print_json,
     whole_number,
 )
+from orchestrator.cli.trial_filter import first_final_trials, parse_trial_filter
 from orchestrator.environment.home import home_at
+from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from trainer.plain_text import counted, csv_text, printable
-from trainer.storage.files import write_bytes
+from trainer.storage.files import list_folders, write_bytes
 from trainer.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -33,23 +38,36 @@ if TYPE_CHECKING:
 COLUMNS = ("image", "rank", "class_name", "confidence")
 """Columns of `--out`: a row for each image and class, the most likely class with rank 1."""
 FORMATS = (".csv", ".parquet")
+AXES = ("task", "backbone", "method", "train_size", "draw")
+"""Fields in which the studies of a sweep can differ."""
 
 
 def predict(
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's id or its first letters, or its folder.")],
+    trial: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP|TRIAL",
+            autocompletion=complete_sweep,
+            help="A sweep, whose first final trial is taken; or a trial: its id, its first letters, or its folder.",
+        ),
+    ],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, and folders of image files at any depth.")
     ],
+    where: WhereOption = None,
     home: HomeOption = None,
     weights: WeightsOption = None,
     top: Annotated[int, typer.Option(parser=whole_number(1, 10_000), help="Classes to show for each image.")] = 3,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a table, .csv or .parquet, instead of printing: image, rank, class."),
+        typer.Option(metavar="FILE", help="Write a table, .csv or .parquet, instead of printing."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images with the prompt and head of a finished trial. Exit status 1 if an image cannot be read."""
+    """Classify images with what a finished trial has learnt. Exit status 1 if an image cannot be read.
+
+    Of a sweep with several studies, `--where` selects one: `--where method=spt_deep`.
+    """
     import trainer
 
     # All mistakes are found before the classifier is loaded, which takes seconds.
@@ -59,9 +77,10 @@ def predict(
         if as_json:
             raise UserError("--json prints the classes and --out writes them: give one of the two.")
 
+    folder = _trial_folder(trial, where, home)
     unreadable: list[str] = []
     try:
-        classifier = trainer.load(home_at(home).trial_folder(trial), weights=weights)
+        classifier = trainer.load(folder, weights=weights)
         classes = classifier.classify(files, top, on_unreadable=lambda error: unreadable.append(str(error)))
         classified = zip(files, classes, strict=True)
         if as_json:
@@ -86,6 +105,33 @@ def predict(
         error_console.print(f"error: {sentence}")
     if unreadable:
         raise typer.Exit(1)
+
+
+def _trial_folder(name: str, where: str | None, home: str | None) -> str:
+    """Return the folder of a trial, or of the first final trial of a sweep's study.
+
+    Raises:
+        UserError: if there is none, or the sweep has several studies with one.
+    """
+    place = home_at(home)
+    if where is None and name not in list_folders(f"{place.root}/sweeps"):
+        return place.trial_folder(name)
+
+    from orchestrator.study.study import load_studies
+
+    place, database, spec = find_sweep(home, name)
+    selected = first_final_trials(load_studies(spec, database, epochs=False), parse_trial_filter(where, []))
+    database.close()
+    if not selected:
+        raise UserError(
+            f"no complete final trial of {spec.name} matches; `sptune status {shlex.quote(name)}` shows what there is."
+        )
+    if len(selected) > 1:
+        keys = ", ".join(study.plan.key for study, _ in selected[:4])
+        varying = [name for name in AXES if len({str(getattr(trial.config, name)) for _, trial in selected}) > 1]
+        example = f"--where '{' '.join(f'{name}={getattr(selected[0][1].config, name)}' for name in varying)}'"
+        raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {keys}. Select one, such as {example}.")
+    return f"{place.trials_folder(spec.name)}/{selected[0][1].trial_id}"
 
 
 def _image_json(image: Path, predictions: Sequence[Prediction]) -> dict[str, Any]:

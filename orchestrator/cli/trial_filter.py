@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
-from orchestrator.study.trial import Trial
+from orchestrator.study.trial import Trial, TrialState
 from trainer.config import field_types
 from trainer.validation import unknown_name
+
+if TYPE_CHECKING:
+    from orchestrator.study.study import Study
 
 NAMES = ("study", "phase", "number", "state", "cause", "error", "attempt", *field_types())
 """Names that a condition may have."""
@@ -48,6 +52,20 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
         return has_id and all(fnmatch.fnmatchcase(values[name], pattern) for name, _, pattern in conditions)
 
     return matches
+
+
+def first_final_trials(studies: Iterable[Study], matches: Callable[[Trial], bool]) -> list[tuple[Study, Trial]]:
+    """Return the final trial of each study that has a complete one that matches: of the first seed of the spec.
+
+    The seed with the best test accuracy is not taken: that would be choosing on test.
+    """
+    selected = []
+    for study in studies:
+        final = [t for t in study.requested_final_trials if t.state is TrialState.COMPLETE and matches(t)]
+        if final:
+            seeds = study.spec.final.seeds
+            selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
+    return selected
 
 
 def _values_of(trial: Trial) -> dict[str, str]:

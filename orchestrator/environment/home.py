@@ -115,7 +115,10 @@ class Home:
             if name.startswith(trial) and read_bytes(f"{self.trials_folder(sweep)}/{name}/{CARD}") is not None
         }
         if not matches:
-            raise UserError(f"{self.root} holds no finished trial {trial!r}; give its id, or the folder it is in.")
+            raise UserError(
+                f"{self.root} holds no sweep and no finished trial {trial!r}; give the name of a sweep, a trial's id, "
+                "or the folder it is in."
+            )
         if len(matches) > 1:
             examples = ", ".join(sorted(matches)[:4])
             raise UserError(

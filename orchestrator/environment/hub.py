@@ -8,7 +8,7 @@ import threading
 from urllib.parse import urlsplit
 
 from orchestrator.environment.process import proxy_variable
-from trainer.catalog import BackboneRow
+from trainer.catalog import BUNDLED, BackboneRow
 from trainer.model.weights import way_without_network
 
 TIMEOUT_S = 5.0
@@ -35,7 +35,10 @@ def unreachable(row: BackboneRow, reason: str) -> str:
     Args:
         reason: what `hub_problem` returned.
     """
-    return f"{row.name} is not on this machine, and timm's hub cannot be reached ({reason}). {way_without_network(row)}"
+    return (
+        f"{row.name} is not on this machine, and timm's hub cannot be reached ({reason}). {way_without_network(row)} "
+        f"To try sptune without it, use {BUNDLED}, which ships with it."
+    )
 
 
 def _connection_problem() -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,12 +18,13 @@ from orchestrator.spec.overrides import merge_params, overrides_of
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import StudyMatrix, SweepSpec, task_names
 from orchestrator.spec.space import Choice
-from trainer.catalog import BACKBONES, TASKS, Task
+from trainer.catalog import BACKBONES, OWN, TASKS, Task, is_own
 from trainer.config import InvalidConfig
 from trainer.data.task_store import Card, read_card
 from trainer.machine import usable_cores, visible_gpus
 from trainer.model.weights import WeightsError, find_weights
 from trainer.plain_text import counted
+from trainer.storage.files import list_folders
 from trainer.storage.local_cache import cache_problem
 from trainer.validation import size_problems
 
@@ -130,9 +132,20 @@ def _read_cards(names: Iterable[str], home: Home) -> tuple[dict[str, Card], list
     absent = [task for task, card in cards.items() if card is None]
     problems = []
     if absent:
-        way_out = f"not in the task store {home.data_root}; `sptune data list` says where to get what is missing."
+        way_out = f"not in the task store {home.data_root}; {_way_to_import(absent, home)}"
         problems.append(f"tasks: {', '.join(absent)}: {way_out}")
     return {task: card for task, card in cards.items() if card is not None}, problems
+
+
+def _way_to_import(absent: Sequence[str], home: Home) -> str:
+    """Return how to get tasks that are missing: those of the catalog, and the user's own."""
+    if not all(map(is_own, absent)):
+        return "`sptune data list` says where to get what is missing."
+
+    stored = [f"{OWN}{name}" for name in list_folders(f"{home.data_root}/{OWN.rstrip('/')}")]
+    near = [name for task in absent for name in difflib.get_close_matches(task, stored, 1)]
+    meant = f" Did you mean {' and '.join(near)}?" if near else ""
+    return f"`sptune data import FOLDER --task {absent[0]}` imports it.{meant}"
 
 
 def _size_sentences(spec: SweepSpec, plans: Sequence[StudyPlan], cards: dict[str, Card]) -> Iterator[str]:

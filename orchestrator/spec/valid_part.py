@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.spec.schema import Search, StudyMatrix
+from trainer.catalog import METHODS
+from trainer.config import unused_fields
 
 Location = tuple[int | str, ...]
 """Keys and indices that lead to a value of a spec."""
@@ -31,10 +33,23 @@ def invalid_fields(raw: dict[str, Any], invalid: Sequence[Location]) -> set[str]
         fields.add(f"per.{index}")
         fields |= {str(location[1]) for location in locations if location[:1] == ("space",) and location[1:]}
         if not is_kept(locations) and isinstance(entry, dict):
-            parts = [entry.get(part) for part in ("fixed", "space")]
-            fields |= {str(name) for part in parts if isinstance(part, dict) for name in part}
+            fields |= _names(entry)
+
+    if any(location[0] == "methods" for location in invalid):
+        # A misspelt method may be the one that they are for.
+        methods = raw.get("methods")
+        known = (
+            [name for name in methods if isinstance(name, str) and name in METHODS] if isinstance(methods, list) else []
+        )
+        fields |= {name for name in _names(raw) if known and all(name in unused_fields(method) for method in known)}
 
     return fields
+
+
+def _names(part: dict[str, Any]) -> set[str]:
+    """Return the names that stand in `fixed` and `space` of a spec, or of an entry of `per`."""
+    tables = [part.get(key) for key in ("fixed", "space")]
+    return {str(name) for table in tables if isinstance(table, dict) for name in table}
 
 
 def valid_part(raw: dict[str, Any], invalid: Sequence[Location]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(
     code, output, _ = command("plan", spec, "--calibrate", "--home", tmp_path)
     assert code == 0
     assert re.search(r"at most \d+:\d\d of work, \d+:\d\d on \d+ workers\n", output)
-    assert output.count("of the device with those beside it: fits") == 2
+    assert output.count("of the memory for all trials at once: fits") == 2
     assert "0 are finished" in " ".join(output.split()), "the line may be wrapped"
     assert not (tmp_path / "sweeps").exists()
 

@@ -92,6 +92,15 @@ def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path
     trial = next((home / "sweeps/pets/trials").iterdir()).name
     code, out, _ = sptune("predict", trial, pets / "dog" / "3.png", "--home", home)
     assert code == 0 and "/dog/3.png: dog " in out
+    # A sweep stands for the final trial of its study. Of several, one is selected.
+    predict = ("predict", "pets", pets / "dog" / "3.png", "--home", home)
+    code, out, err = sptune(*predict)
+    assert (code, out) == (2, "") and err.startswith("error: pets has 2 studies: ")
+    assert "Select one, such as --where 'train_size=" in err
+    code, out, _ = sptune(*predict, "--where", "train_size=1.0")
+    assert code == 0 and "/dog/3.png: dog " in out
+    code, out, err = sptune(*predict, "--where", "method=full")
+    assert (code, out) == (2, "") and err.startswith("error: no complete final trial of pets matches; ")
 
 
 class Answering(io.StringIO):

@@ -317,7 +317,7 @@ def test_plan_says_what_is_done_and_what_the_rest_costs(
         "at most 0:52 of work, 0:26 on 2 workers; not counted, because nothing like it was run: 1 of 2 studies" in said
     )
     assert (
-        "memory of spt_deep vit_nano_patch4_32.mae: 2.0 GB a trial, 50% of the device with those beside it: fits"
+        "memory of spt_deep vit_nano_patch4_32.mae: 2.0 GB a trial, 50% of the memory for all trials at once: fits"
         in said
     )
     assert re.search(r"linear .* 3 +1 +0 +\?", said)
@@ -353,7 +353,7 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
 
 def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
     code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "deleted 4 trials of 1 study, and these of small.\n")
+    assert (code, said) == (0, "deleted 1 study of small with 4 trials.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
     assert linear.trials == []
@@ -364,7 +364,7 @@ def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sp
 
 def test_rm_forgets_a_whole_sweep(finished: Sweep, home: Home, sptune: Sptune) -> None:
     code, said, _ = sptune("rm", "small", "--yes", "--home", Path(home.root))
-    assert (code, said) == (0, "deleted 8 trials of 2 studies, and these of small.\n")
+    assert (code, said) == (0, "deleted 2 studies of small with 8 trials.\n")
     assert shown_runs(home) == []
     assert not (Path(home.root) / "sweeps" / "small").exists()
     assert sptune("status", "small", "--home", Path(home.root))[2].endswith(

@@ -43,6 +43,9 @@ MOCO_PROBLEM = (
 )
 
 
+GIVE = "give the name of a sweep, a trial's id, or the folder it is in.\n"
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with the trials of two sweeps, five of them finished, one of them in both, and one under way."""
@@ -145,7 +148,7 @@ def test_a_beginning_of_several_trials_is_refused_with_them(home: Path, images: 
 def test_a_trial_that_is_not_there_is_refused(home: Path, images: list[Path], sptune: Sptune, trial: str) -> None:
     code, out, err = sptune("predict", trial, *images, "--home", home)
     assert (code, out) == (2, "")
-    assert err == f"error: {home} holds no finished trial {trial!r}; give its id, or the folder it is in.\n"
+    assert err == f"error: {home} holds no sweep and no finished trial {trial!r}; " + GIVE
 
 
 def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path], sptune: Sptune) -> None:
@@ -155,7 +158,7 @@ def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path],
     for name in (trial, str(folder), folder.as_uri()):
         code, out, err = sptune("predict", name, *images, "--home", home)
         assert (code, out) == (2, "")
-        assert err == f"error: {home} holds no finished trial {name!r}; give its id, or the folder it is in.\n"
+        assert err == f"error: {home} holds no sweep and no finished trial {name!r}; " + GIVE
 
 
 def test_images_that_are_missing_are_all_named_before_anything_is_loaded(
@@ -291,7 +294,7 @@ def test_a_mistake_in_a_terminal_leaves_no_trace(tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("sptune"))
     command = [program, "predict", "zzz", str(image), "--home", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    told = f"error: {tmp_path} holds no finished trial 'zzz'; give its id, or the folder it is in.\n"
+    told = f"error: {tmp_path} holds no sweep and no finished trial 'zzz'; " + GIVE
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 

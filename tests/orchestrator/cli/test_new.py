@@ -16,8 +16,10 @@ from trainer import machine
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # The test must not depend on the GPUs of this machine.
+    # The test must not depend on the GPUs and the network of this machine.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 class Terminal(io.StringIO):
@@ -44,7 +46,9 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
     assert lines[0] == "wrote my photos.yaml: 6 studies of 7 search and 3 final trials."
     # What the sweep will need is told at once: the task is not imported yet.
     assert lines[1].startswith("missing: tasks: own/photos: not in the task store")
-    assert lines[2:] == [
+    assert lines[2].startswith("missing: backbones: vit_base_patch16_224.mae is not on this machine, and timm's hub ")
+    assert lines[2].endswith("To try sptune without it, use vit_nano_patch4_32.mae, which ships with it.")
+    assert lines[3:] == [
         "Next, check it and run it:",
         "  sptune data import FOLDER --task own/photos",
         "  sptune plan 'my photos.yaml'",

@@ -42,6 +42,11 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
         {"tasks": ["own/five", "vtab/dtd", "own/none"]},
         "tasks: vtab/dtd, own/none: not in the task store {data}; `sptune data list` says where to get what is missing",
     ),
+    "a misspelt task of one's own": (
+        {"tasks": ["own/fife"]},
+        "tasks: own/fife: not in the task store {data}; `sptune data import FOLDER --task own/fife` imports it. Did "
+        "you mean own/five?",
+    ),
     "a task of prototypes": (
         {"methods": ["spt_deep"],
          "fixed": TINY["fixed"] | {"prompt_length": 2, "prompt_init": "random", "init_task": "vtab/svhn"}},

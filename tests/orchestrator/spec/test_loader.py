@@ -131,6 +131,13 @@ def test_a_condition_that_cannot_come_true_is_refused(
     assert problems(raw_spec) == [f"space.init_images.when: {problem}"]
 
 
+def test_what_a_misspelt_method_may_need_is_no_second_problem(raw_spec: dict[str, Any]) -> None:
+    raw_spec["methods"] = ["spt_dep", "vpt_deep"]
+    assert problems(raw_spec) == ["methods.0: 'spt_dep' is not a method; did you mean 'spt_deep'?"]
+    raw_spec["methods"] = ["vpt_deep"]
+    assert problems(raw_spec) == ["space.prompt_init: without effect on vpt_deep; leave it out."]
+
+
 @pytest.mark.parametrize(
     "when", [{"prompt_init": "mean_pool"}, {"prompt_length": [1, 64]}, {"lr": 0.01}, {"epochs": 9}]
 )
