@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import __version__
 from orchestrator.cli.options import console, pause_until_next_look
-from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
+from orchestrator.environment.lookup import few_images, find_sweep, load_combinable_sweeps
 from orchestrator.spec.loader import SUFFIXES, find_spec, load_spec
 from orchestrator.spec.yaml_file import read_yaml
 from trainer.storage.files import read_bytes, write_bytes
@@ -52,7 +52,8 @@ def render(
         progress=summary_line(summaries, num_running(summaries)),
         refresh_s=WATCH_S if refreshed else None,
     )
-    return render_page(studies, read_file, state, cache, spec_texts=_spec_texts(sweeps, studies))
+    texts = _spec_texts(sweeps, studies)
+    return render_page(studies, read_file, state, cache, spec_texts=texts, few_images=few_images(studies, place))
 
 
 def _spec_texts(sweeps: Sequence[str], studies: Sequence[Study]) -> dict[str, str]:

@@ -153,7 +153,7 @@ def _print_outcome(outcome: SweepOutcome) -> None:
 
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.")
-    print_report(outcome.studies)
+    print_report(outcome.studies, outcome.home)
     console.print()
     console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}")
 

@@ -13,7 +13,8 @@ import typer
 
 from orchestrator.cli.options import HomeOption, JsonOption, SweepArgument, SweepsArgument, console, print_json
 from orchestrator.cli.outputs import not_written, output_path
-from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps
+from orchestrator.environment.home import Home, home_at
+from orchestrator.environment.lookup import few_images, find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.study.trial import TrialState
 from trainer.plain_text import printable
@@ -178,11 +179,12 @@ def report(
 
     match form:
         case Form.terminal:
-            print_report(studies, with_cost=with_cost)
+            print_report(studies, home_at(home, studies[0].spec.cluster), with_cost=with_cost)
         case Form.csv:
             _write_text(to_csv(build_results_table(studies)), out)
         case _:
-            _write_text(FORMATS[form.value](build_sections(studies, with_cost=with_cost)), out)
+            few = few_images(studies, home_at(home, studies[0].spec.cluster))
+            _write_text(FORMATS[form.value](build_sections(studies, with_cost=with_cost, few_images=few)), out)
 
 
 def _report_page(sweeps: list[str], home: str | None, out: Path | None, *, is_watched: bool) -> None:
@@ -217,9 +219,10 @@ def _write_text(text: str, out: Path | None) -> None:
         raise not_written(error) from None
 
 
-def print_report(studies: Sequence[Study], *, with_cost: bool = False) -> None:
-    """Print the report to the terminal."""
+def print_report(studies: Sequence[Study], place: Home, *, with_cost: bool = False) -> None:
+    """Print the report to the terminal. The home has the cards of the user's own tasks."""
     from orchestrator.report.render import print_blocks
     from orchestrator.report.sections import build_sections
 
-    print_blocks(build_sections(studies, with_cost=with_cost), console)
+    blocks = build_sections(studies, with_cost=with_cost, few_images=few_images(studies, place))
+    print_blocks(blocks, console)

@@ -13,6 +13,7 @@ from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
 from orchestrator.spec.loader import SUFFIXES, find_spec, load_cluster, load_name, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
+from trainer.catalog import is_own
 from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
@@ -164,3 +165,19 @@ def load_combinable_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: b
             f"{shared[0]} is in several of these sweeps, and a table has one cell for it: report the sweeps one by one."
         )
     return studies
+
+
+def few_images(studies: Sequence[Study], home: Home) -> list[str]:
+    """Return a warning for each split of a user's own task that is too small for its purpose, as its import warned."""
+    from trainer.data.task_store import read_card
+
+    sentences = []
+    for task in dict.fromkeys(study.plan.task for study in studies):
+        try:
+            card = read_card(home.data_root, task) if is_own(task) else None
+        except OSError:
+            # A store that does not answer hides no result.
+            card = None
+        if card is not None:
+            sentences += [f"{task}: {warning}." for warning in card.warnings]
+    return sentences

@@ -24,11 +24,12 @@ from trainer.metric_names import PEEKING_GAIN
 from trainer.plain_text import counted
 
 
-def build_sections(studies: Sequence[Study], *, with_cost: bool = False) -> list[Block]:
+def build_sections(studies: Sequence[Study], *, with_cost: bool = False, few_images: Sequence[str] = ()) -> list[Block]:
     """Return the report on the studies of one or more sweeps. Empty sections are left out.
 
     Args:
         with_cost: whether to add the table of what each method costs.
+        few_images: warnings of splits that are too small for the differences that the table shows.
     """
     table = build_results_table(studies)
     chosen = chosen_block(studies)
@@ -36,6 +37,7 @@ def build_sections(studies: Sequence[Study], *, with_cost: bool = False) -> list
         results_block(table, studies),
         _notes(table),
         TextBlock(lines=(*_how_to_read(table, studies), *bold_text(table, studies)), is_note=True),
+        TextBlock(lines=tuple(few_images), is_warning=True),
         TextBlock(lines=(*count_trials(studies),)),
         TextBlock(lines=(*_missing(studies),), is_warning=True),
         TextBlock(lines=(*table.beats_full(), *_published_wins(table), *_sources(table))),

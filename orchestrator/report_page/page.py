@@ -62,6 +62,7 @@ def render_page(
     *,
     spec_texts: Mapping[str, str] | None = None,
     has_figures: bool = True,
+    few_images: Sequence[str] = (),
 ) -> str:
     """Return the report on the studies of one or more sweeps as a page that loads nothing.
 
@@ -73,6 +74,7 @@ def render_page(
         spec_texts: specs as their authors wrote them, by the name of the sweep. Of others, the page has the content.
         has_figures: whether the page has matplotlib's figures. Where they lie beside it, as in MLflow, drawing them
             again would take half a second a study.
+        few_images: warnings of small splits; see `build_sections`.
     """
     cache = cache or SectionCache()
     specs = list({study.spec.name: study.spec for study in studies}.values())
@@ -90,7 +92,7 @@ def render_page(
         f"<style>{_asset('style.css')}</style>",
     ]
 
-    sections = build_sections(studies, with_cost=True)
+    sections = build_sections(studies, with_cost=True, few_images=few_images)
     provenance = reproducibility_lines(studies)
     numbers = to_html([block for block in sections if block != provenance])
     figures = "\n".join(_figures(studies)) if has_figures else ""

@@ -89,6 +89,11 @@ def test_images_of_ones_own_go_from_import_to_a_table(sptune: Sptune, pets: Path
     assert code == 0, out
     assert "8 per class" in out and "4 complete, 0 pruned, 0 failed, 0 missing" in out
     assert out.count("100.0") >= 2, "dark and bright are easily told apart"
+    # A table of six images must not look like one of six thousand.
+    few = "own/pets: test has 6 images: accuracies on it are uncertain by up to 40 points (95 %)."
+    assert few in out.replace("\n", " ")
+    for form in ("markdown", "html"):
+        assert few in sptune("report", "pets", "--home", home, "--format", form)[1]
     trial = next((home / "sweeps/pets/trials").iterdir()).name
     code, out, _ = sptune("predict", trial, pets / "dog" / "3.png", "--home", home)
     assert code == 0 and "/dog/3.png: dog " in out
