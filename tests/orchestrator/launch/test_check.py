@@ -97,5 +97,6 @@ def test_without_a_network_one_sentence_says_what_to_do(tmp_path: Path) -> None:
     assert problem == (
         f"backbones: {NAME} is not on this machine, and timm's hub cannot be reached (Connection refused). Download it "
         f"where there is a network and name the file, or a folder that holds {NAME}.safetensors, with --weights or "
-        f"SPTUNE_WEIGHTS; or copy that machine's Hugging Face cache to {tmp_path / 'cache/hub'}."
+        f"SPTUNE_WEIGHTS; or copy that machine's Hugging Face cache to {tmp_path / 'cache/hub'}. To try sptune without "
+        "it, use vit_nano_patch4_32.mae, which ships with it."
     )
