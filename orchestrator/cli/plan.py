@@ -72,7 +72,9 @@ def plan(
 
     unfinished = [study for study in plans if study.key not in progress.finished_studies]
     required = check_requirements(sweep, unfinished, place, weights, address=address or cluster.address)
-    required.problems += place.problems()
+    if unfinished:
+        # Who only reads a finished sweep needs no home to write to.
+        required.problems += place.problems()
     if calibrate and not required.problems:
         _calibrate(sweep, plans, place, weights)
         # Again, because the estimate uses the measurements.

@@ -98,6 +98,8 @@ class MlflowRuns:
         self._experiment = MlflowExperiment(uri, sweep, artifacts, sweep_id=sweep_id, params=params, prepare=prepare)
         self._trials = trials
         self._data_root = data_root
+        # Time of the last epoch that a run has, in milliseconds.
+        self._last_ms: dict[str, int] = {}
 
     @property
     def changes(self) -> Counter[str]:
@@ -162,7 +164,9 @@ class MlflowRuns:
 
     def num_logged_epochs(self, run_id: str) -> int:
         """Return how many epochs a run has."""
-        return max((metric.step for metric in self._client.get_metric_history(run_id, TRAIN_LOSS)), default=0)
+        history = self._client.get_metric_history(run_id, TRAIN_LOSS)
+        self._last_ms[run_id] = max((metric.timestamp for metric in history), default=0)
+        return max((metric.step for metric in history), default=0)
 
     def log_epochs(self, run_id: str, trial: Trial, num_logged: int) -> None:
         """Log the metrics of a trial's epochs after the first `num_logged`, and the tags of an unfinished trial.
@@ -287,7 +291,9 @@ class MlflowRuns:
         from mlflow.entities import Metric, RunTag
 
         now_ms = int(time.time() * 1000)
-        times = step_times(epochs, now_ms)
+        # An epoch that was logged late must not come after the next one, which is dated back.
+        last_ms = self._last_ms.get(run_id, 0)
+        times = {step: max(time_ms, last_ms) for step, time_ms in step_times(epochs, now_ms).items()}
         batch: list[Metric] = []
         for step, values in by_step.items():
             metrics = [Metric(name, value, times.get(step, now_ms), step) for name, value in values.items()]
@@ -299,6 +305,7 @@ class MlflowRuns:
 
         if batch:
             self._client.log_batch(run_id, batch)
+            self._last_ms[run_id] = max([last_ms, *(times.get(step, last_ms) for step in by_step)])
         if tags:
             self._client.log_batch(run_id, tags=[RunTag(name, text) for name, text in tags.items()])
 

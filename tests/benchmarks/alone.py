@@ -29,7 +29,7 @@ STAGES = {
         "open_task": "images",
         "load_split": "images",
         "initial_prompt": "prototypes",
-        "PromptedViT": "model",
+        "build_model": "model",
         "TrainingStep": "model",
     },
     "feature_cache": {"frozen_features": "forward"},

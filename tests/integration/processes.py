@@ -115,6 +115,12 @@ def workers_of(pid: int) -> list[psutil.Process]:
     return [process for process in below if "TrialWorker" in _title(process)]
 
 
+def is_at_work(process: psutil.Process) -> bool:
+    """Return whether a process is one of Ray's for trials, and has prepared its first one."""
+    title = _title(process)
+    return "TrialWorker" in title and "__init__" not in title
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())

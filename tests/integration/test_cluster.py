@@ -18,6 +18,7 @@ from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.study.trial import Epoch
 from tests.integration.processes import (
     assert_mlflow_has,
+    is_at_work,
     launch_here,
     outcome,
     outcome_in_database,
@@ -84,8 +85,10 @@ def test_a_sweep_on_real_servers_and_two_nodes_survives_the_death_of_one(
             said = read_until(driver, 2)
             nodes.kill(doomed)
             assert not doomed.processes()
-            # The sweep would be over before the new node has a trial.
-            waiting = [process for process in staying.processes() if "TrialWorker" in " ".join(process.cmdline())]
+            # The sweep would be over before the new node has a trial. A worker may be about to start.
+            while not (waiting := [process for process in staying.processes() if is_at_work(process)]):
+                assert driver.poll() is None
+                time.sleep(0.05)
             for worker in waiting:
                 worker.suspend()
             again = nodes.add(1, hidden=None, **servers)

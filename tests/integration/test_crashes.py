@@ -25,6 +25,7 @@ from orchestrator.drivers.trial_runner import run_trial
 from orchestrator.study.trial import Failure, FailureCause, TrialState
 from tests.integration.processes import (
     assert_mlflow_has,
+    is_at_work,
     launch_here,
     outcome,
     printed_table,
@@ -148,7 +149,8 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
         read_until(driver, 8)
 
         # A worker falls silent before the server is back: its start may take as long as all that is left of the sweep.
-        while not (workers := workers_of(driver.pid)):
+        # One that has started: Ray gives no handle of a worker before, by which it could be killed.
+        while not (workers := [each for each in workers_of(driver.pid) if is_at_work(each)]):
             assert driver.poll() is None
             time.sleep(0.1)
         workers[0].suspend()
