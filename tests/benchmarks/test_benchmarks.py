@@ -95,5 +95,6 @@ def test_a_warm_trial_needs_only_the_trainer(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
 
     result = json.loads(process.stdout)
-    assert result["metrics"]["val/accuracy"] > 0 and result["peak MB"] >= result["resident MB"] > 0
+    # Linux counts pages for each thread and adds them up now and then, so its peak may lack some.
+    assert result["metrics"]["val/accuracy"] > 0 and result["peak MB"] > 0.98 * result["resident MB"] > 0
     assert list(tmp_path.glob("trials/*/learning_curve.png")), "a worker draws the plots of its trials"

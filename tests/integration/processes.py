@@ -116,9 +116,8 @@ def workers_of(pid: int) -> list[psutil.Process]:
 
 
 def is_at_work(process: psutil.Process) -> bool:
-    """Return whether a process is one of Ray's for trials, and has prepared its first one."""
-    title = _title(process)
-    return "TrialWorker" in title and "__init__" not in title
+    """Return whether a process is one of Ray's for trials, and trains: it neither starts nor waits for a trial."""
+    return "TrialWorker.train" in _title(process)
 
 
 def _title(process: psutil.Process) -> str:

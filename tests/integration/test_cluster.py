@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -29,7 +30,7 @@ from tests.integration.processes import (
 from tests.orchestrator.conftest import Sptune
 from tests.services.mlflow_server import MlflowServer
 from tests.services.postgres import Postgres
-from tests.services.ray_nodes import RayNodes
+from tests.services.ray_nodes import RayNode, RayNodes
 from tests.services.s3 import S3Server
 from trainer.config import TrainConfig
 
@@ -62,6 +63,11 @@ def servers(postgres: Postgres, s3: S3Server, mlflow: MlflowServer) -> dict[str,
     }
 
 
+def trials_at_work(node: RayNode) -> list[psutil.Process]:
+    """Return the processes of a node that train."""
+    return [process for process in node.processes() if is_at_work(process)]
+
+
 def test_a_sweep_on_real_servers_and_two_nodes_survives_the_death_of_one(
     servers: dict[str, str], mlflow: MlflowServer, postgres: Postgres, s3: S3Server, store: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -83,14 +89,14 @@ def test_a_sweep_on_real_servers_and_two_nodes_survives_the_death_of_one(
         assert "no errors." in examined.stdout
         with start_sptune("launch", spec, home=home, **env) as driver:
             said = read_until(driver, 2)
-            nodes.kill(doomed)
-            assert not doomed.processes()
-            # The sweep would be over before the new node has a trial. A worker may be about to start.
-            while not (waiting := [process for process in staying.processes() if is_at_work(process)]):
+            # Each node has a trial. The one that stays is held, or the sweep would be over before the new node has one.
+            while not (trials_at_work(doomed) and (waiting := trials_at_work(staying))):
                 assert driver.poll() is None
-                time.sleep(0.05)
+                time.sleep(0.02)
             for worker in waiting:
                 worker.suspend()
+            nodes.kill(doomed)
+            assert not doomed.processes()
             again = nodes.add(1, hidden=None, **servers)
             while not [*again.cache.glob("*.u8")]:
                 assert driver.poll() is None
