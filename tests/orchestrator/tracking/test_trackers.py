@@ -17,7 +17,7 @@ from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
-from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
+from orchestrator.study.trial import Epoch, Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker, Tracker
 from orchestrator.tracking.mlflow_projection import step_times, trial_metrics, trial_tags
@@ -194,6 +194,25 @@ def test_values_before_the_first_step_are_logged_at_step_0(small: SweepSpec, tmp
     assert [(metric.step, metric.value) for metric in history] == [(0, 0.1), (1, 0.2), (2, 0.4), (3, 0.5)]
     assert run.data.metrics["nmi/layer_00"] == 0.5, "MLflow's tables show the last value"
     assert not any(name.startswith("initial/") for name in run.data.metrics)
+
+
+def test_epochs_of_a_resumed_trial_come_after_those_that_mlflow_has(
+    small: SweepSpec, tmp_path: Path, mlflow_uri: str
+) -> None:
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    # Each epoch took 1,000 s: dated back, the second of the later ones would come before the first of all.
+    metrics = {"train/loss": 1.0, "val/accuracy": 0.5, "epoch/seconds": 1000.0}
+    for num_epochs in (1, 3):
+        tracker, _ = TestMlflowTracker().make(small, tmp_path, mlflow_uri)
+        sweep = Sweep.resume(small, StudyDatabase(url), tracker)
+        trial = sweep.next_trial()
+        assert trial is not None
+        sweep.on_epochs(trial.trial_id, [Epoch(epoch=n, metrics=metrics) for n in range(1, num_epochs + 1)])
+        assert tracker.close() == 0
+    assert trial is not None
+    (run,) = (run for run in mlflow_runs(mlflow_uri, small.name) if run.data.tags.get("trial_id") == trial.trial_id)
+    history = MlflowClient(tracking_uri=mlflow_uri).get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in history] == [1, 2, 3], "MLflow orders them by time"
 
 
 @pytest.mark.parametrize(
