@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console
-from orchestrator.cli.trial_filter import first_final_trials, parse_trial_filter
+from orchestrator.cli.trial_filter import first_final_trials
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
 from trainer.plain_text import counted
@@ -96,12 +96,7 @@ def register(
     from orchestrator.tracking.mlflow_registry import register as register_model
 
     place, database, spec = find_sweep(home, sweep)
-    matches = parse_trial_filter(where, [])
-    selected = first_final_trials(load_studies(spec, database, epochs=False), matches)
-    if not selected:
-        raise UserError(
-            f"no complete final trial of {spec.name} matches; `sptune status {shlex.quote(sweep)}` shows what there is."
-        )
+    selected = first_final_trials(spec.name, load_studies(spec, database, epochs=False), where)
     if name is not None and len(selected) > 1:
         keys = ", ".join(study.plan.key for study, _ in selected[:4])
         raise UserError(f"--name is for one study, and {len(selected)} match: {keys}. Select one with --where.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ from orchestrator.cli.options import (
     print_json,
     whole_number,
 )
-from orchestrator.cli.trial_filter import first_final_trials, parse_trial_filter
+from orchestrator.cli.trial_filter import first_final_trials
 from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 COLUMNS = ("image", "rank", "class_name", "confidence")
 """Columns of `--out`: a row for each image and class, the most likely class with rank 1."""
 FORMATS = (".csv", ".parquet")
-AXES = ("task", "backbone", "method", "train_size", "draw")
-"""Fields in which the studies of a sweep can differ."""
 
 
 def predict(
@@ -120,16 +117,13 @@ def _trial_folder(name: str, where: str | None, home: str | None) -> str:
     from orchestrator.study.study import load_studies
 
     place, database, spec = find_sweep(home, name)
-    selected = first_final_trials(load_studies(spec, database, epochs=False), parse_trial_filter(where, []))
+    selected = first_final_trials(spec.name, load_studies(spec, database, epochs=False), where)
     database.close()
-    if not selected:
-        raise UserError(
-            f"no complete final trial of {spec.name} matches; `sptune status {shlex.quote(name)}` shows what there is."
-        )
     if len(selected) > 1:
         keys = ", ".join(study.plan.key for study, _ in selected[:4])
-        varying = [name for name in AXES if len({str(getattr(trial.config, name)) for _, trial in selected}) > 1]
-        example = f"--where '{' '.join(f'{name}={getattr(selected[0][1].config, name)}' for name in varying)}'"
+        axes = [study.plan.axes for study, _ in selected]
+        varying = [name for name in axes[0] if len({str(each[name]) for each in axes}) > 1]
+        example = f"--where '{' '.join(f'{name}={axes[0][name]}' for name in varying)}'"
         raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {keys}. Select one, such as {example}.")
     return f"{place.trials_folder(spec.name)}/{selected[0][1].trial_id}"
 

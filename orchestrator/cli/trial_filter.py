@@ -54,17 +54,30 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
     return matches
 
 
-def first_final_trials(studies: Iterable[Study], matches: Callable[[Trial], bool]) -> list[tuple[Study, Trial]]:
+def first_final_trials(sweep: str, studies: Iterable[Study], where: str | None) -> list[tuple[Study, Trial]]:
     """Return the final trial of each study that has a complete one that matches: of the first seed of the spec.
 
     The seed with the best test accuracy is not taken: that would be choosing on test.
+
+    Args:
+        sweep: name of the sweep.
+        where: conditions; see `parse_trial_filter`.
+
+    Raises:
+        UserError: if no study has one.
     """
+    matches = parse_trial_filter(where, [])
     selected = []
     for study in studies:
         final = [t for t in study.requested_final_trials if t.state is TrialState.COMPLETE and matches(t)]
         if final:
             seeds = study.spec.final.seeds
             selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
+
+    if not selected:
+        raise UserError(
+            f"no complete final trial of {sweep} matches; `sptune status {shlex.quote(sweep)}` shows what there is."
+        )
     return selected
 
 
