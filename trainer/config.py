@@ -20,6 +20,7 @@ from trainer.validation import number_problem, rule_problems, type_problem, unkn
 NEWER_FIELDS = frozenset(
     {"val_size", "draw", "train_on", "eval_every", "final_norm"}
     | {"lora_rank", "adapter_dim", "adapter_form", "gate_init", "fourier_share", "bpt_rank"}
+    | {"key_value_length"}
 )
 """Fields that version 0.1.0 did not have. A fingerprint leaves them out at their defaults, so that the trials of old
 sweeps keep their ids. Add every new field here."""
@@ -54,15 +55,16 @@ class TrainConfig:
     first. vpt_deep or vpt_shallow: prompts that start from random values. linear: no prompts, only the head is trained.
     full: no prompts, the whole network is trained. bias: the network's biases are trained. partial_1: its last block.
     lora, ssf, adapter: small layers in each block are trained. gate_vpt: prompts at the first layer, with gates between
-    layers. vfpt: prompts at every layer, some as their Fourier transform. bpt_shallow: prompts at the first
-    layer that are a product of two matrices."""
+    layers. vfpt: prompts at every layer, some as their Fourier transform. bpt_deep or bpt_shallow: prompts
+    that are a product of two matrices. e2vpt_unpruned: prompts, and keys and values beside them, in every layer.
+    gate_vpt_prototypes or e2vpt_unpruned_prototypes: the same methods with prompts that start as those of spt do."""
 
     prompt_length: int | None = None
     """Prompt tokens per prompted layer. Required for methods with prompts, not allowed for others."""
 
     prompt_init: str | None = None
-    """How a prompt starts. spt methods: random, mean_pool, max_pool or kmeans of the patch tokens. Other methods with
-    prompts: uniform."""
+    """How a prompt starts. spt methods, and those with prototypes in their name: random, mean_pool, max_pool or kmeans
+    of the patch tokens. Other methods with prompts: uniform."""
 
     init_images: float | int = 1.0
     """Images that prototypes are made of: a share (0.1, 1.0) or a number (1, 200) of the training images."""
@@ -86,7 +88,10 @@ class TrainConfig:
     """Share of the prompt tokens that vfpt replaces by their Fourier transform, 0 to 1."""
 
     bpt_rank: int = 75
-    """Rank of the prompts of bpt_shallow, which are a product of two matrices."""
+    """Rank of the prompts of bpt_deep and bpt_shallow, which are a product of two matrices."""
+
+    key_value_length: int = 5
+    """Number of the keys and values that e2vpt_unpruned learns in each block."""
 
     train_size: float | int | str = 1.0
     """Training images to use: a share (0.1, 1.0), a number (200), or a number of each class (5 per class)."""

@@ -80,6 +80,10 @@ def _field_problems(config: Any, defaults: Mapping[str, Any]) -> Iterator[Proble
     if config.method in owners["gate_init"] and not -100 <= config.gate_init <= 100:
         yield "gate_init", f"must be in -100..100, got {config.gate_init}."
 
+    name = "key_value_length"
+    if config.method in owners[name] and not 1 <= config.key_value_length <= MOST_PROMPT_TOKENS:
+        yield name, f"must be in 1..{MOST_PROMPT_TOKENS}, got {config.key_value_length}."
+
     for name in ("lora_rank", "adapter_dim", "bpt_rank"):
         size = getattr(config, name)
         width = BACKBONES[config.backbone].embed_dim if config.backbone in BACKBONES else size

@@ -41,6 +41,7 @@ LINES: tuple[Any, ...] = (
     "-", (0, (5, 1.5)), "-.", (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2)),
     (0, (10, 1)), (0, (4, 4)), (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)), (0, (10, 1, 2, 1)), (0, (3, 3, 1, 3)),
     (0, (12, 4)), (0, (5, 1, 5, 3)), (0, (8, 1, 1, 1, 1, 1, 1, 1)),
+    (0, (2, 1, 6, 1)), (0, (1, 5)),
 )  # fmt: skip
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "++++")
 
@@ -56,7 +57,7 @@ class MethodStyle:
 
 
 def style_at(index: int) -> MethodStyle:
-    """Return the style of the first, second, ... of a few things. Sixteen differ in line, and more in the rest."""
+    """Return the style of the first, second, ... of a few things. Eighteen differ in line, and more in the rest."""
     # The second round of colours has other markers and hatches than the first.
     shifted = index + index // len(PALETTE)
     return MethodStyle(

@@ -30,7 +30,11 @@ PARAMS_OF: dict[str, dict[str, Any]] = {
     "ssf": {"task": "demo/digits", "method": "ssf"},
     "adapter": {"task": "demo/digits", "method": "adapter", "adapter_dim": 8, "adapter_form": "parallel"},
     "gate_vpt": {"task": "demo/digits", "method": "gate_vpt", "prompt_length": 10, "gate_init": 1.0},
+    "gate_vpt_prototypes": VALID | {"method": "gate_vpt_prototypes"},
+    "bpt_deep": {"task": "demo/digits", "method": "bpt_deep", "prompt_length": 10, "bpt_rank": 4},
     "bpt_shallow": {"task": "demo/digits", "method": "bpt_shallow", "prompt_length": 10, "bpt_rank": 4},
+    "e2vpt_unpruned": {"task": "demo/digits", "method": "e2vpt_unpruned", "prompt_length": 10, "key_value_length": 2},
+    "e2vpt_unpruned_prototypes": VALID | {"method": "e2vpt_unpruned_prototypes"},
     "vfpt": {"task": "demo/digits", "method": "vfpt", "prompt_length": 10, "fourier_share": 0.3},
 }
 SPT = ("spt_deep", "spt_shallow")
@@ -82,6 +86,7 @@ def test_every_value_of_a_wrong_type_is_reported_at_once() -> None:
         "nmi": 1, "measure_peeking": "yes", "seed": 1.0, "val_size": 1, "draw": 0.0, "train_on": "val",
         "final_norm": "none", "eval_every": "2", "lora_rank": "4", "adapter_dim": 8.0, "adapter_form": "serial",
         "gate_init": "5", "fourier_share": "half", "bpt_rank": 7.5,
+        "key_value_length": "5",
     }  # fmt: skip
     assert broken.keys() == field_types().keys()  # a new field needs a value here
     assert problems_of(VALID | broken).keys() == broken.keys()
@@ -322,7 +327,8 @@ def test_a_method_takes_the_prompt_options_that_it_has_and_no_other() -> None:
 def test_a_space_is_not_searched_along_what_has_no_effect() -> None:
     start, prompt = {"prompt_init", "init_images", "init_task"}, {"prompt_length", "nmi"}
     lora, adapter, gate, fourier = {"lora_rank"}, {"adapter_dim", "adapter_form"}, {"gate_init"}, {"fourier_share"}
-    others = lora | adapter | gate | fourier | {"bpt_rank"}
+    bilinear, key_value = {"bpt_rank"}, {"key_value_length"}
+    others = lora | adapter | gate | fourier | bilinear | key_value
     assert {method: set(unused_fields(method)) for method in METHODS} == {
         "spt_deep": others,
         "spt_shallow": others,
@@ -336,8 +342,12 @@ def test_a_space_is_not_searched_along_what_has_no_effect() -> None:
         "ssf": start | prompt | others | {"weight_decay"},
         "adapter": start | prompt | others - adapter,
         "gate_vpt": start | others - gate,
+        "gate_vpt_prototypes": others - gate,
         "vfpt": start | others - fourier,
-        "bpt_shallow": start | others - {"bpt_rank"},
+        "bpt_deep": start | others - bilinear,
+        "bpt_shallow": start | others - bilinear,
+        "e2vpt_unpruned": start | others - key_value,
+        "e2vpt_unpruned_prototypes": others - key_value,
     }
 
 
@@ -367,7 +377,7 @@ def test_a_fingerprint_depends_on_every_field_and_on_nothing_else(monkeypatch: p
         "drop_path": 0.1, "ema_decay": 0.9, "precision": "bf16", "nmi": True, "measure_peeking": True, "seed": 43,
         "val_size": "same", "draw": 1, "train_on": "train", "eval_every": 2, "final_norm": "fresh",
         "lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel", "gate_init": 1.0, "fourier_share": 0.3,
-        "bpt_rank": 5,
+        "bpt_rank": 5, "key_value_length": 6,
     }  # fmt: skip
     assert other.keys() == field_types().keys()  # a new field needs a line here
     config = TrainConfig.from_params(VALID)

@@ -15,15 +15,17 @@ from trainer.methods.prompts import Prompts
 from trainer.methods.protocol import seeded
 from trainer.model.backbone import Backbone
 from trainer.model.prompted_vit import PromptedViT
-from trainer.prompt_init.strategies import uniform_bound
 
 
 class BPT(Prompts):
     """BPT-bilinear, the paper's compact form: prompts are the product A B^T of two matrices that learn.
 
-    A is ``[P, R]`` and B is ``[D, R]``. Both start at random; the paper reports that this form needs no whitening
-    matrix to start from (its table has the number of this form as that of BPT-Shallow). The distribution is a choice of
-    this package: normal, so that the product has the variance of VPT's initial prompts. There is no dropout.
+    A is ``[P, R]`` and B is ``[D, R]``; each prompted layer has its own. As in the authors' published code, A starts
+    normally with standard deviation 0.02, B by Glorot's uniform rule, and there is no dropout.
+
+    The forms that start B from a whitening matrix are left out. The matrix is the inverse square root of a covariance
+    of N patch tokens in D dimensions. With N < D that does not exist, and what the published code gets for it depends
+    on rounding. The paper's tables have the form without it.
     """
 
     def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> PromptedViT:
@@ -35,9 +37,9 @@ class BPT(Prompts):
 
         left_LPR = torch.empty(num_layers, length, rank)
         right_LDR = torch.empty(num_layers, width, rank)
-        nn.init.normal_(left_LPR, generator=generator)
-        # The variance of a uniform value is a third of its bound's square. A product sums R terms.
-        nn.init.normal_(right_LDR, std=uniform_bound(backbone) / math.sqrt(3 * rank), generator=generator)
+        nn.init.normal_(left_LPR, std=0.02, generator=generator)
+        bound = math.sqrt(6 / (rank + width))
+        nn.init.uniform_(right_LDR, -bound, bound, generator=generator)
 
         model = BilinearPromptedViT(backbone, prompt_LPD=left_LPR, prompt_dropout=self.prompt_dropout, **head)
         model.basis_LDR = nn.Parameter(right_LDR)

@@ -23,7 +23,7 @@ class GateVPT(Prompts):
     paper searches for each task (appendix A: 5 in most). Temperatures are section 4.2: the attention scores of a layer
     are divided by a learnable scalar tau before the softmax. The paper names no initial value of tau; here it is 1,
     the pretrained attention. Prompts start uniformly and have no dropout, as in VPT-Shallow, which is this method with
-    all gates at 1.
+    all gates at 1. Prompts that start from prototypes are a combination of this package, with a name of their own.
     """
 
     def model(self, backbone: Backbone, *, prompt_LPD: Tensor, **head: Any) -> PromptedViT:

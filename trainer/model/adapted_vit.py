@@ -1,12 +1,14 @@
 """`AdaptedViT`: a backbone, what a method adds to it, and a linear head.
 
-Shapes: B batch, A prompts in a batch, P prompt_length, X context tokens, T tokens, D width, K classes.
+Shapes: B batch, A prompts in a batch, P prompt_length, X context tokens, T tokens, Q keys that no token has, D width,
+K classes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +88,12 @@ class AdaptedViT(nn.Module):
 
 
 def prompted_features(
-    backbone: Backbone, images_BCHW: Tensor, prompts: Sequence[Tensor], *, run_block: RunBlock = run_block
+    backbone: Backbone,
+    images_BCHW: Tensor,
+    prompts: Sequence[Tensor],
+    *,
+    run_block: RunBlock = run_block,
+    keys_and_values: Sequence[Tensor] = (),
 ) -> Tensor:
     """Return the features ``[B, D]`` of uint8 images, with prompts at the first layers.
 
@@ -95,6 +102,7 @@ def prompted_features(
             them (A = 1), or each serves B / A consecutive images. The prompts of a single layer pass through all
             layers; those of several layers are replaced behind their block by the next layer's.
         run_block: computes a block.
+        keys_and_values: one tensor ``[1, Q, D]`` per layer of keys, which are the values too, that no token has.
     """
     cls_B1D, patches_BND, _ = backbone.embed(images_BCHW)
     tokens_BTD = torch.cat([cls_B1D, patches_BND], dim=1)
@@ -104,15 +112,14 @@ def prompted_features(
 
     for i, block in enumerate(backbone.layers()):
         is_last = i == backbone.num_layers - 1
-        num_outputs = 1 if is_last and not reads_all_tokens else None
+        options: dict[str, Any] = {"num_outputs": 1 if is_last and not reads_all_tokens else None}
 
-        if i >= len(prompts):
-            tokens_BTD = run_block(block, tokens_BTD, num_outputs=num_outputs)
-        else:
+        if i < len(prompts):
             # A prompt's output is needed by the head, or by a next block that has no prompts of its own.
-            output_context = reads_all_tokens if is_last else is_shallow
-            tokens_BTD = run_block(
-                block, tokens_BTD, context_AXD=prompts[i], num_outputs=num_outputs, output_context=output_context
-            )
+            options |= {"context_AXD": prompts[i], "output_context": reads_all_tokens if is_last else is_shallow}
+        if i < len(keys_and_values):
+            options["key_value_1QD"] = keys_and_values[i]
+
+        tokens_BTD = run_block(block, tokens_BTD, **options)
 
     return backbone.read_out(tokens_BTD)

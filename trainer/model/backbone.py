@@ -1,6 +1,7 @@
 """The frozen ViT and the tokens that enter each of its layers.
 
-Shapes: B batch, C 3, H W image height and width, L layers, T tokens, N patch tokens, X context tokens, D width.
+Shapes: B batch, C 3, H W image height and width, L layers, T tokens, N patch tokens, X context tokens,
+Q keys that no token has, D width.
 """
 
 from __future__ import annotations
@@ -179,6 +180,7 @@ def run_block(
     context_AXD: Tensor | None = None,
     num_outputs: int | None = None,
     output_context: bool = False,
+    key_value_1QD: Tensor | None = None,
 ) -> Tensor:
     """Return a block's output for the first `num_outputs` tokens (default: all), which also attend to a context.
 
@@ -191,8 +193,9 @@ def run_block(
             consecutive images and is projected once.
         num_outputs: number of tokens, from the first, whose output is computed.
         output_context: whether the context's outputs are computed too; they follow those of the tokens.
+        key_value_1QD: keys, which are the values too, that every token attends to beside those of the tokens.
     """
-    if context_AXD is None and num_outputs is None:
+    if context_AXD is None and num_outputs is None and key_value_1QD is None:
         plain_BTD: Tensor = block(tokens_BTD)
         return plain_BTD
 
@@ -228,6 +231,9 @@ def run_block(
         if output_context:
             query_BTD = append_context(query_BTD, project(normed_AXD, query_rows))
             output_BTD = append_context(output_BTD, context_AXD)
+
+    if key_value_1QD is not None:
+        key_value_BTD = append_context(key_value_BTD, key_value_1QD.repeat(1, 1, 2))
 
     key_BTD, value_BTD = key_value_BTD.chunk(2, dim=2)
     query_BHTd = attention.q_norm(split_heads(query_BTD))

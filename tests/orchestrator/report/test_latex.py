@@ -23,7 +23,9 @@ PREAMBLE = r"\documentclass{article}\usepackage{array,booktabs,threeparttable}\b
 PAPER_NAMES = {
     "spt_deep": "SPT-Deep", "spt_shallow": "SPT-Shallow", "vpt_deep": "VPT-Deep", "vpt_shallow": "VPT-Shallow",
     "linear": "Linear", "full": "Full", "bias": "Bias", "adapter": "Adapter", "partial_1": "Partial-1", "lora": "LoRA",
-    "ssf": "SSF", "gate_vpt": "GateVPT", "vfpt": "VFPT", "bpt_shallow": "BPT-Shallow",
+    "ssf": "SSF", "gate_vpt": "GateVPT", "vfpt": "VFPT", "bpt_shallow": "BPT-Shallow", "bpt_deep": "BPT-Deep",
+    "gate_vpt_prototypes": "GateVPT from prototypes", "e2vpt_unpruned": "Unpruned E2VPT",
+    "e2vpt_unpruned_prototypes": "Unpruned E2VPT from prototypes",
 }  # fmt: skip
 KNOWN = frozenset(
     re.findall(r"\w+", """

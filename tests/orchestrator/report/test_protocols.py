@@ -90,7 +90,7 @@ def test_every_format_shows_the_protocol_of_each_published_row_and_its_marks(nam
     table, text = build_results_table(mae), FORMATS[name](build_sections(mae))
     rows = [row for row in published(table).values() if row.scores]
     assert {row.names[0] for row in rows} == {
-        "spt_deep", "vpt_deep", "full", "vpt_shallow", "gate_vpt", "spt_shallow", "bpt_shallow", "BPT-Deep", "DA-VPT",
+        "spt_deep", "vpt_deep", "full", "vpt_shallow", "gate_vpt", "spt_shallow", "bpt_shallow", "bpt_deep", "DA-VPT",
         "DA-VPT+", "vfpt",
     }  # fmt: skip
 

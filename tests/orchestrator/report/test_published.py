@@ -16,7 +16,7 @@ from orchestrator.report.published import UNKNOWN, PublishedRow, published_rows
 from trainer.catalog import BACKBONES, METHODS, TASKS
 from trainer.config import TrainConfig, field_types
 
-ELSEWHERE = {"MLP-3", "Sidetune", "E2VPT", "VAPT", "VIPAMIN", "DA-VPT", "DA-VPT+", "BPT-Deep"}
+ELSEWHERE = {"MLP-3", "Sidetune", "E2VPT", "VAPT", "VIPAMIN", "DA-VPT", "DA-VPT+"}
 """Methods of other papers, which are not implemented here."""
 EVERYWHERE = {
     "full", "linear", "vpt_shallow", "vpt_deep", "E2VPT", "partial_1", "bias", "adapter", "vfpt", "VAPT", "DA-VPT",
@@ -24,7 +24,7 @@ EVERYWHERE = {
 }  # fmt: skip
 """Methods with numbers of every pre-training."""
 SELF_SUPERVISED = {*EVERYWHERE, "spt_shallow", "spt_deep", "gate_vpt", "VIPAMIN"}
-SUPERVISED = {*EVERYWHERE, "MLP-3", "Sidetune", "ssf", "BPT-Deep"}
+SUPERVISED = {*EVERYWHERE, "MLP-3", "Sidetune", "ssf", "bpt_deep"}
 ROUNDING = 0.06
 """Tasks are printed with one decimal or two: their mean and the printed one differ by less than this."""
 
@@ -187,7 +187,7 @@ def test_printed_numbers_of_parameters_follow_from_the_shapes_of_vit_b_16() -> N
     # Two factors each: 100 prompts of rank 75, and 50 of rank 50 in the last 4 blocks, with a left factor in all 12.
     assert row_of(mae, "bpt_shallow").tuned == f"{(100 * 75 + 75 * width) / 1e4:.2f} x 10^-2 M"
     deep = f"{(blocks * 50 * 50 + 4 * 50 * width) / 1e4:.2f} x 10^-2 M"
-    assert row_of(mae, "BPT-Deep").tuned == row_of(supervised, "BPT-Deep").tuned == deep
+    assert row_of(mae, "bpt_deep").tuned == row_of(supervised, "bpt_deep").tuned == deep
 
 
 def test_an_unknown_group_is_absent() -> None:
@@ -199,7 +199,7 @@ def test_an_unknown_group_is_absent() -> None:
 @pytest.mark.parametrize(
     ("backbone", "methods"),
     [
-        ("vit_base_patch16_224.mae", {*SELF_SUPERVISED, "bpt_shallow", "BPT-Deep"}),
+        ("vit_base_patch16_224.mae", {*SELF_SUPERVISED, "bpt_shallow", "bpt_deep"}),
         ("vit_base_patch16_224.moco_v3", SELF_SUPERVISED),
         ("vit_base_patch16_224.augreg_in21k", SUPERVISED),
         ("vit_base_patch16_224.orig_in21k", SUPERVISED),

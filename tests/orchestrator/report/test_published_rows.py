@@ -146,4 +146,4 @@ def test_a_printed_number_of_wins_needs_the_whole_group(record_url: str) -> None
     wins = wins_of(run(small(tasks=[*NATURAL[1:], "fgvc/nabirds"], search={"trials": 1}), record_url))
     assert wins["vfpt"] == "5 of 6", "its tasks are known"
     assert "bias" not in wins, "on which of the seven tasks it wins is not"
-    assert wins["vpt_deep"] == "0 of 1" and wins["BPT-Deep"] == "1 of 1"
+    assert wins["vpt_deep"] == "0 of 1" and wins["bpt_deep"] == "1 of 1"

@@ -160,6 +160,22 @@ class PlainFourierPrompts(PlainDeepPrompts):
         return torch.cat([transformed.real, others], dim=1)
 
 
+class PlainKeyValuePrompts(PlainDeepPrompts):
+    """Prompts, and rows that stand among the keys and among the values of each block."""
+
+    def queries_keys_values(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = super().queries_keys_values(i, x)
+        rows = self.own["key_value"][i].repeat(len(x), 1, 1)
+        return query, torch.cat([rows, key], dim=1), torch.cat([rows, value], dim=1)
+
+
+class PlainDeepBilinearPrompts(PlainDeepPrompts):
+    """Prompts that are A B^T, replaced before every block."""
+
+    def prompts(self) -> Tensor:
+        return torch.einsum("lpr,ldr->lpd", self.own["prompt"], self.own["basis"])
+
+
 class PlainBilinearPrompts(PlainViT):
     """Prompts in front of the patches that are A B^T."""
 
@@ -211,7 +227,11 @@ PLAIN: dict[str, type[PlainViT]] = {
     "ssf": PlainSSF,
     "adapter": PlainAdapter,
     "gate_vpt": PlainGateVPT,
+    "gate_vpt_prototypes": PlainGateVPT,
     "vfpt": PlainFourierPrompts,
+    "bpt_deep": PlainDeepBilinearPrompts,
     "bpt_shallow": PlainBilinearPrompts,
+    "e2vpt_unpruned": PlainKeyValuePrompts,
+    "e2vpt_unpruned_prototypes": PlainKeyValuePrompts,
 }
 """Every method of the catalog."""

@@ -177,7 +177,12 @@ VIT_B_COUNTS: dict[str, tuple[dict[str, Any], int]] = {
     "ssf": ({}, 2 * (12 * 11 * 768 + 2 * 768)),
     # Those of VPT, 11 gates and 12 temperatures.
     "gate_vpt": ({"prompt_length": 100}, 76_800 + 11 + 12),
+    "gate_vpt_prototypes": ({"prompt_length": 100, "prompt_init": "random"}, 76_800 + 11 + 12),
     "vfpt": ({"prompt_length": 20}, 184_320),
+    # 12 x (20 + 5) x 768: what the prompts and the keys add, before pruning.
+    "e2vpt_unpruned": ({"prompt_length": 20}, 230_400),
+    "e2vpt_unpruned_prototypes": ({"prompt_length": 20, "prompt_init": "random"}, 230_400),
+    "bpt_deep": ({"prompt_length": 50, "bpt_rank": 50}, 12 * 50 * (50 + 768)),
     # 6.51 x 10^-2 M in BPT's ablation.
     "bpt_shallow": ({"prompt_length": 100}, 75 * (100 + 768)),
     # AdaptFormer-64: 1.19 M.
@@ -212,8 +217,12 @@ LEARNT_IN_A_BLOCK: dict[str, set[str]] = {
         for what in ("scale", "shift")
     },
     "gate_vpt": {"attn.qkv.temperature"},
+    "gate_vpt_prototypes": {"attn.qkv.temperature"},
     "vfpt": set(),
+    "bpt_deep": set(),
     "bpt_shallow": set(),
+    "e2vpt_unpruned": set(),
+    "e2vpt_unpruned_prototypes": set(),
     "adapter": {f"mlp.{layer}.{what}" for layer in ("down", "up") for what in ("weight", "bias")},
 }
 
@@ -229,8 +238,12 @@ def test_what_learns_has_these_names(method: str, network: Backbone, tiny: Calla
         "bias": {"backbone.vit.patch_embed.proj.bias", "backbone.vit.norm.bias"},
         "ssf": {f"backbone.vit.{at}.{what}" for at in ("patch_embed.norm", "norm") for what in ("scale", "shift")},
         "gate_vpt": {"prompt", "gate"},
+        "gate_vpt_prototypes": {"prompt", "gate"},
         "vfpt": {"prompt"},
+        "bpt_deep": {"prompt", "basis"},
         "bpt_shallow": {"prompt", "basis"},
+        "e2vpt_unpruned": {"prompt", "key_value"},
+        "e2vpt_unpruned_prototypes": {"prompt", "key_value"},
     }.get(method, set())
     if method == "partial_1":
         assert last == {f"backbone.{name}" for name, _ in network.named_parameters() if ".blocks.2." in name}
@@ -238,8 +251,10 @@ def test_what_learns_has_these_names(method: str, network: Backbone, tiny: Calla
 
 def test_fields_of_a_method_are_refused_for_others_and_outside_their_range(tiny: Callable[..., TrainConfig]) -> None:
     for name, value, owner in (("lora_rank", 4, "lora"), ("adapter_dim", 8, "adapter"),
-                               ("adapter_form", "parallel", "adapter"), ("gate_init", 1.0, "gate_vpt"),
-                               ("fourier_share", 1.0, "vfpt"), ("bpt_rank", 4, "bpt_shallow")):  # fmt: skip
+                               ("adapter_form", "parallel", "adapter"),
+                               ("gate_init", 1.0, "gate_vpt or gate_vpt_prototypes"),
+                               ("fourier_share", 1.0, "vfpt"), ("bpt_rank", 4, "bpt_deep or bpt_shallow"),
+                               ("key_value_length", 2, "e2vpt_unpruned or e2vpt_unpruned_prototypes")):  # fmt: skip
         for method in METHODS:
             if name in METHODS[method].fields:
                 assert getattr(tiny(method, **{name: value}), name) == value
@@ -252,6 +267,7 @@ def test_fields_of_a_method_are_refused_for_others_and_outside_their_range(tiny:
     for name, method, value, rule in (
         ("gate_init", "gate_vpt", 101.0, "must be in -100..100, got 101.0."),
         ("fourier_share", "vfpt", 1.1, "must be in [0, 1], got 1.1."),
+        ("key_value_length", "e2vpt_unpruned", 0, "must be in 1..100000, got 0."),
     ):
         with pytest.raises(InvalidConfig) as caught:
             tiny(method, **{name: value})

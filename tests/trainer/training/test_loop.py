@@ -281,7 +281,7 @@ MEASURES = {"ema_decay": 0.9, "nmi": True, "eval_every": 2}
 """Fields that only decide which metrics there are."""
 ELSEWHERE = {"task", "backbone", "method", "eval_split", "measure_peeking", "val_size", "train_on"}
 OF_A_METHOD: dict[str, Any] = {"lora_rank": 4, "adapter_dim": 8, "adapter_form": "parallel", "gate_init": 1.0,
-    "fourier_share": 1.0, "bpt_rank": 4}  # fmt: skip
+    "fourier_share": 1.0, "bpt_rank": 4, "key_value_length": 2}  # fmt: skip
 """A value of each field that few methods have, which must change the result of those."""
 
 
