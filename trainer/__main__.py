@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # Only here: a spec names its init strategy, because the choice is part of what it studies.
         method = METHODS.get(str(fields["method"]))
-        if method and len(method.prompt_inits) > 1:
+        if method and method.has_prototypes:
             fields.setdefault("prompt_init", "mean_pool")
 
         config = TrainConfig.from_params(fields)

@@ -102,6 +102,11 @@ class Method:
     first_lr: tuple[float, float] | None = None
     """Range of lr for a first search, if another than that of prompts and heads."""
 
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether its prompts start from prototypes of the task's patch tokens, by one of several strategies."""
+        return len(self.prompt_inits) > 1
+
 
 PROTOTYPE_INITS = ("random", "mean_pool", "max_pool", "kmeans")
 

@@ -296,7 +296,7 @@ def unused_fields(method: str) -> frozenset[str]:
     """Return the fields that have no effect on a method. A search over them would waste trials."""
     row = METHODS[method]
     unused = {name for other in METHODS.values() for name in other.fields} - {*row.fields}
-    if len(row.prompt_inits) <= 1:
+    if not row.has_prototypes:
         unused |= {"prompt_init", "init_images", "init_task"}
     if row.prompted_layers == "none":
         unused |= {"prompt_length", "nmi"}

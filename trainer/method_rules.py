@@ -57,7 +57,7 @@ def _prompt_problems(config: Any) -> Iterator[Problem]:
         yield "prompt_init", f"{method.name} starts from {' | '.join(method.prompt_inits)}, {got}."
 
     if config.init_task is not None:
-        if len(method.prompt_inits) == 1:
+        if not method.has_prototypes:
             yield "init_task", f"{method.name} starts without prototypes: leave it out."
         elif config.init_task not in TASKS and not is_own(config.init_task):
             yield "init_task", unknown_name(config.init_task, TASKS, "a task")

@@ -105,7 +105,7 @@ def main() -> None:
                 }
                 if METHODS[method].prompt_inits:
                     fixed |= {"prompt_length": options.prompt_length}
-                if len(METHODS[method].prompt_inits) > 1:
+                if METHODS[method].has_prototypes:
                     fixed |= {"prompt_init": "mean_pool"}
                 results = {lr: last_metrics(root, **fixed, lr=lr) for lr in GRID.get(method, (5e-3, 5e-2))}
                 lr = max(results, key=lambda lr: (results[lr][0]["val/accuracy"], -lr))

@@ -65,7 +65,7 @@ def draw_run_plots(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="charts") as thread:
         charts = thread.submit(_write_charts, config, epochs, folder)
         try:
-            if len(METHODS[config.method].prompt_inits) > 1:
+            if METHODS[config.method].has_prototypes:
                 stored = read_checked(f"{folder}/{run_folder.PROTOTYPES}", bytes)
                 prototypes = _existing(stored, folder, run_folder.PROTOTYPES)
                 sheet = cached_prototype_sheet(

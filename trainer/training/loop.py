@@ -220,7 +220,7 @@ def train(
                 metrics[LABELS] = count_labels(
                     data_root, config.task, config.train_split, config.train_size, config.val_size, config.draw
                 )
-                if len(method.prompt_inits) > 1:
+                if method.has_prototypes:
                     metrics[PROTOTYPES_SECONDS] = initial.seconds
             if nmi_tokens_LTD is not None:
                 assert isinstance(model, PromptedViT) and initial_LPD is not None, (

@@ -284,7 +284,7 @@ def test_a_failing_network_leaves_autocast_disabled() -> None:
 
 
 WITHOUT_PROTOTYPES_AND_DROPOUT = [
-    name for name, row in METHODS.items() if len(row.prompt_inits) < 2 and not row.prompt_dropout
+    name for name, row in METHODS.items() if not row.has_prototypes and not row.prompt_dropout
 ]
 """Methods whose only warnings are of steps and evaluation, and whose steps draw no random numbers for an image."""
 

@@ -154,7 +154,7 @@ def test_a_run_reports_its_epochs(whole: Whole) -> None:
     each |= {f"nmi/layer_{layer:02d}" for layer in range(layers)} if config.nmi else set()
     once = {"learnable/parameters", "learnable/share", "train/images", "train/labels"}
     once |= {f"initial/nmi/layer_{layer:02d}" for layer in range(layers)} if config.nmi else set()
-    once |= {"prototypes/seconds"} if config.method in ("spt_deep", "spt_shallow") else set()
+    once |= {"prototypes/seconds"} if METHODS[config.method].has_prototypes else set()
     assert [set(epoch.metrics) for epoch in epochs] == [each | once, each, each]
     for epoch in epochs:
         shares = {name: value for name, value in epoch.metrics.items() if "nmi/" in name or name.startswith("val/")}
@@ -651,7 +651,7 @@ def test_a_fresh_norm_changes_the_features_and_neither_the_prototypes_nor_what_i
     pretrained, fresh = runs["pretrained"][0].metrics, runs["fresh"][0].metrics
     assert fresh["train/loss"] != pretrained["train/loss"]
     assert fresh["learnable/parameters"] == pretrained["learnable/parameters"]
-    assert len([*cache.iterdir()] if cache.exists() else []) == (method in ("spt_deep", "spt_shallow")), "one set"
+    assert len([*cache.iterdir()] if cache.exists() else []) == METHODS[method].has_prototypes, "one set"
 
     learnt = load_file(tmp_path / "fresh/prompt.safetensors")
     assert learnt.keys() == load_file(tmp_path / "pretrained/prompt.safetensors").keys()
