@@ -26,8 +26,8 @@ PRODUCT = sorted(path for package in PACKAGES for path in ROOT.glob(f"{package}/
 # `__init__` is the package's own.
 FLOORS = {
     "trainer": """
-        plain_text redaction terminal catalog names metric_names machine phase validation method_rules config
-        first_search run_folder storage model data prompt_init methods training plots inference pretrain
+        plain_text redaction terminal progress_bar catalog names metric_names machine phase validation method_rules
+        config first_search run_folder storage model data prompt_init methods training plots inference pretrain
         __init__ __main__
     """,
     "orchestrator": """

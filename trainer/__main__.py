@@ -26,8 +26,9 @@ from trainer.config import InvalidConfig, TrainConfig, field_types
 from trainer.metric_names import TRAIN_LOSS
 from trainer.phase import listening
 from trainer.plain_text import counted, printable
+from trainer.progress_bar import progress_bar
 from trainer.storage.addresses import absolute_address
-from trainer.terminal import open_terminal, progress_bar
+from trainer.terminal import open_terminal
 from trainer.training.engine import ENGINES
 from trainer.training.loop import EpochMetrics, TrainingDiverged, train
 

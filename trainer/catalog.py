@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 
@@ -80,7 +80,7 @@ class BackboneRow:
         return ((image_size or self.image_size) // self.patch_size) ** 2
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Method:
     """A way to adapt the network to a task."""
 
@@ -89,6 +89,7 @@ class Method:
     """The name that papers print."""
     adaptation: str
     """Its class, an `Adaptation` of trainer/methods/protocol.py: a module, a colon and a name."""
+    _: KW_ONLY
     fields: tuple[str, ...] = ()
     """Fields of TrainConfig that this method has, and methods that do not name them have not."""
     prompted_layers: Literal["all", "first", "none"] = "none"
@@ -209,134 +210,79 @@ _PROMPTS = "trainer.methods.prompts:Prompts"
 METHODS = {
     method.name: method
     for method in (
+        Method("spt_deep", "SPT-Deep", _PROMPTS, prompted_layers="all", prompt_inits=PROTOTYPE_INITS),
+        Method("spt_shallow", "SPT-Shallow", _PROMPTS, prompted_layers="first", prompt_inits=PROTOTYPE_INITS),
+        Method("vpt_deep", "VPT-Deep", _PROMPTS, prompted_layers="all", prompt_inits=("uniform",), prompt_dropout=0.1),
+        Method("vpt_shallow", "VPT-Shallow", _PROMPTS, prompted_layers="first", prompt_inits=("uniform",)),
+        Method("linear", "Linear", "trainer.methods.protocol:Adaptation", has_weight_decay=False),
         Method(
-            name="spt_deep",
-            paper_name="SPT-Deep",
-            adaptation=_PROMPTS,
-            prompted_layers="all",
-            prompt_inits=PROTOTYPE_INITS,
+            "full", "Full", "trainer.methods.parts_of_the_network:Full", backbone_learns=True, first_lr=(1e-4, 5e-3)
         ),
         Method(
-            name="spt_shallow",
-            paper_name="SPT-Shallow",
-            adaptation=_PROMPTS,
-            prompted_layers="first",
-            prompt_inits=PROTOTYPE_INITS,
+            "bias", "Bias", "trainer.methods.parts_of_the_network:Bias", has_weight_decay=False, first_lr=(1e-4, 1e-2)
         ),
+        Method("partial_1", "Partial-1", "trainer.methods.parts_of_the_network:PartialOne", first_lr=(1e-4, 5e-3)),
+        Method("lora", "LoRA", "trainer.methods.lora:LoRA", fields=("lora_rank",), first_lr=(1e-4, 1e-2)),
+        Method("ssf", "SSF", "trainer.methods.ssf:SSF", has_weight_decay=False, first_lr=(1e-4, 1e-2)),
         Method(
-            name="vpt_deep",
-            paper_name="VPT-Deep",
-            adaptation=_PROMPTS,
-            prompted_layers="all",
-            prompt_inits=("uniform",),
-            prompt_dropout=0.1,
-        ),
-        Method(
-            name="vpt_shallow",
-            paper_name="VPT-Shallow",
-            adaptation=_PROMPTS,
-            prompted_layers="first",
-            prompt_inits=("uniform",),
-        ),
-        Method(
-            name="linear",
-            paper_name="Linear",
-            adaptation="trainer.methods.protocol:Adaptation",
-            has_weight_decay=False,
-        ),
-        Method(
-            name="full",
-            paper_name="Full",
-            adaptation="trainer.methods.parts_of_the_network:Full",
-            backbone_learns=True,
-            first_lr=(1e-4, 5e-3),
-        ),
-        Method(
-            name="bias",
-            paper_name="Bias",
-            adaptation="trainer.methods.parts_of_the_network:Bias",
-            has_weight_decay=False,
-            first_lr=(1e-4, 1e-2),
-        ),
-        Method(
-            name="partial_1",
-            paper_name="Partial-1",
-            adaptation="trainer.methods.parts_of_the_network:PartialOne",
-            first_lr=(1e-4, 5e-3),
-        ),
-        Method(
-            name="lora",
-            paper_name="LoRA",
-            adaptation="trainer.methods.lora:LoRA",
-            fields=("lora_rank",),
-            first_lr=(1e-4, 1e-2),
-        ),
-        Method(
-            name="ssf",
-            paper_name="SSF",
-            adaptation="trainer.methods.ssf:SSF",
-            has_weight_decay=False,
-            first_lr=(1e-4, 1e-2),
-        ),
-        Method(
-            name="adapter",
-            paper_name="Adapter",
-            adaptation="trainer.methods.adapter:Adapters",
+            "adapter",
+            "Adapter",
+            "trainer.methods.adapter:Adapters",
             fields=("adapter_dim", "adapter_form"),
             first_lr=(1e-4, 1e-2),
         ),
         Method(
-            name="gate_vpt",
-            paper_name="GateVPT",
-            adaptation="trainer.methods.gate_vpt:GateVPT",
+            "gate_vpt",
+            "GateVPT",
+            "trainer.methods.gate_vpt:GateVPT",
             fields=("gate_init",),
             prompted_layers="first",
             prompt_inits=("uniform",),
         ),
         Method(
-            name="gate_vpt_prototypes",
-            paper_name="GateVPT from prototypes",
-            adaptation="trainer.methods.gate_vpt:GateVPT",
+            "gate_vpt_prototypes",
+            "GateVPT from prototypes",
+            "trainer.methods.gate_vpt:GateVPT",
             fields=("gate_init",),
             prompted_layers="first",
             prompt_inits=PROTOTYPE_INITS,
         ),
         Method(
-            name="vfpt",
-            paper_name="VFPT",
-            adaptation="trainer.methods.vfpt:VFPT",
+            "vfpt",
+            "VFPT",
+            "trainer.methods.vfpt:VFPT",
             fields=("fourier_share",),
             prompted_layers="all",
             prompt_inits=("uniform",),
         ),
         Method(
-            name="bpt_deep",
-            paper_name="BPT-Deep",
-            adaptation="trainer.methods.bpt:BPT",
+            "bpt_deep",
+            "BPT-Deep",
+            "trainer.methods.bpt:BPT",
             fields=("bpt_rank",),
             prompted_layers="all",
             prompt_inits=("uniform",),
         ),
         Method(
-            name="bpt_shallow",
-            paper_name="BPT-Shallow",
-            adaptation="trainer.methods.bpt:BPT",
+            "bpt_shallow",
+            "BPT-Shallow",
+            "trainer.methods.bpt:BPT",
             fields=("bpt_rank",),
             prompted_layers="first",
             prompt_inits=("uniform",),
         ),
         Method(
-            name="e2vpt_unpruned",
-            paper_name="Unpruned E2VPT",
-            adaptation="trainer.methods.e2vpt:KeyValuePrompts",
+            "e2vpt_unpruned",
+            "Unpruned E2VPT",
+            "trainer.methods.e2vpt:KeyValuePrompts",
             fields=("key_value_length",),
             prompted_layers="all",
             prompt_inits=("uniform",),
         ),
         Method(
-            name="e2vpt_unpruned_prototypes",
-            paper_name="Unpruned E2VPT from prototypes",
-            adaptation="trainer.methods.e2vpt:KeyValuePrompts",
+            "e2vpt_unpruned_prototypes",
+            "Unpruned E2VPT from prototypes",
+            "trainer.methods.e2vpt:KeyValuePrompts",
             fields=("key_value_length",),
             prompted_layers="all",
             prompt_inits=PROTOTYPE_INITS,

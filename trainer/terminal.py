@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.status import Status
 from rich.text import Text
 
@@ -132,16 +131,3 @@ class TextConsole(Console):
     def status(self, status: Any, **options: Any) -> Status:
         """Return a spinner with a sentence."""
         return super().status(shown(status) if isinstance(status, str) else status, **options)
-
-
-class _Description(ProgressColumn):
-    """What a bar counts. Rich's own column reads markup."""
-
-    def render(self, task: Task) -> Text:
-        return shown(task.description)
-
-
-def progress_bar() -> Progress:
-    """Return bars with a description, a count and the time that is left, on standard error."""
-    columns = (_Description(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=TextConsole(stderr=True))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from orchestrator.cli.completion import complete_task
@@ -23,10 +22,12 @@ from trainer.plain_text import counted, printable
 from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
 from trainer.storage.files import list_folders
-from trainer.terminal import progress_bar, shown
+from trainer.terminal import shown
 from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from trainer.data.verify import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Import, list, verify, show and delete tasks.")
@@ -78,6 +79,7 @@ def import_(
     """Import the tasks of a folder or archive into the task store. The kind of source is detected."""
     from trainer.data.importers.archive import ImportRefused
     from trainer.data.importers.registry import find_candidates, import_task, unknown_folders
+    from trainer.progress_bar import progress_bar
 
     root = _root(data)
     path = path.expanduser()
@@ -252,6 +254,7 @@ def verify(
     """Read tasks from end to end: counts, labels, keys, images, fingerprint. Exit status 1 if something is wrong."""
     from trainer.data.task_store import TaskMissing
     from trainer.data.verify import verify as verify_task
+    from trainer.progress_bar import progress_bar
 
     root = _root(data)
     tasks = [task] if task else [name for name in _tasks(root) if read_card(root, name)]

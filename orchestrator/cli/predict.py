@@ -27,7 +27,6 @@ from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from trainer.plain_text import counted, csv_text, printable
 from trainer.storage.files import list_folders, write_bytes
-from trainer.terminal import progress_bar
 
 if TYPE_CHECKING:
     from trainer.inference import Prediction
@@ -176,6 +175,8 @@ def _check_out(out: Path) -> None:
 
 def _with_progress(classified: Iterable[Classified], total: int) -> Iterator[Classified]:
     """Yield the images, and show on a terminal how many are classified."""
+    from trainer.progress_bar import progress_bar
+
     with progress_bar() as progress:
         progress.disable = not progress.console.is_terminal
         bar = progress.add_task("classifying", total=total)

@@ -76,4 +76,4 @@ class SpecPart(BaseModel):
     No value is converted: `yes` is no number, and `"4"` is text.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)

@@ -13,7 +13,8 @@ import pytest
 from rich.table import Table
 
 from trainer.plain_text import printable
-from trainer.terminal import SafeStream, TextConsole, open_terminal, progress_bar, shown, write_document
+from trainer.progress_bar import progress_bar
+from trainer.terminal import SafeStream, TextConsole, open_terminal, shown, write_document
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -85,7 +86,8 @@ def test_words_of_other_scripts_and_emoji_are_text() -> None:
 SHOW = """
 import sys
 from rich.table import Table
-from trainer.terminal import TextConsole, open_terminal, progress_bar, write_document
+from trainer.progress_bar import progress_bar
+from trainer.terminal import TextConsole, open_terminal, write_document
 open_terminal()
 name = "caf\\u00e9 \\u5b57 \\u2014 \\udce9 [me]"
 print(name)
