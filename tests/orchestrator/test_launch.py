@@ -26,6 +26,8 @@ from orchestrator.spec.loader import parse_spec
 from orchestrator.study.trial import TrialState
 from tests.notebook import code_cells, run_cell
 from tests.orchestrator.conftest import Sptune
+from tests.trainer.methods.toy import ROW
+from trainer.catalog import METHODS
 
 NOTEBOOK = json.loads((Path(search_spaces.__path__[0]) / "notebook.ipynb").read_text(encoding="utf-8"))
 SPEC: dict[str, Any] = {
@@ -258,3 +260,18 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_the_command_prints_the_version(sptune: Sptune) -> None:
     assert sptune("--version") == (0, f"sptune {orchestrator.__version__}\n", "")
+
+
+def test_a_method_from_outside_of_the_package_is_swept_like_any_other(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "toy", ROW)
+    space = {"lr": {"type": "float", "low": 1e-3, "high": 1e-2, "log": True}}
+    home = str(tmp_path / "home")
+    assert launch(SPEC | {"methods": ["linear", "toy"], "space": space}, home=home, driver="inline").is_done
+
+    sweep = open_sweep("quick", home)
+    assert set(sweep.trials()["method"]) == {"linear", "toy"}
+    assert "toy" in sweep.report()._repr_html_()
+    best = sweep.best(method="toy")
+    assert "backbone.vit.blocks.4.mlp.shift" in sweep.load(best).model.learnable()

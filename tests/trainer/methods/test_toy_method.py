@@ -1,7 +1,4 @@
-"""A method from outside of the package, added as trainer/README.md describes: one class and one row.
-
-Shapes: B batch, T tokens, D width.
-"""
+"""A method from outside of the package trains, is saved, resumes and is loaded as those of the catalog."""
 
 from __future__ import annotations
 
@@ -9,47 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
 import trainer
-from trainer.catalog import METHODS, Method
+from tests.trainer.methods.toy import ROW
+from trainer.catalog import METHODS
 from trainer.config import InvalidConfig, TrainConfig, unused_fields
-from trainer.methods.protocol import Adaptation
-from trainer.model.backbone import Backbone
 from trainer.training.loop import train
-
-
-class ShiftedMlp(nn.Module):
-    """An MLP with a learnable shift of its output."""
-
-    def __init__(self, mlp: nn.Module, width: int) -> None:
-        super().__init__()
-        self.mlp = mlp
-        self.shift_D = nn.Parameter(torch.zeros(width))
-
-    def forward(self, inputs_BTD: Tensor) -> Tensor:
-        shifted_BTD: Tensor = self.mlp(inputs_BTD) + self.shift_D
-        return shifted_BTD
-
-
-class Toy(Adaptation):
-    """Trains the last norm, and shifts the output of each MLP."""
-
-    def learns(self, name: str, backbone: Backbone) -> bool:
-        return name.startswith("vit.norm.")
-
-    def insert(self, backbone: Backbone, generator: torch.Generator) -> None:
-        for block in backbone.layers():
-            block.mlp = ShiftedMlp(block.mlp, backbone.embed_dim)
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     """For one test, the catalog has the toy method."""
-    row = Method(name="toy", paper_name="Toy", adaptation=f"{__name__}:Toy", has_weight_decay=False)
-    monkeypatch.setitem(METHODS, "toy", row)
+    monkeypatch.setitem(METHODS, "toy", ROW)
     return "toy"
 
 
