@@ -278,7 +278,7 @@ def test_an_unknown_spec_is_answered_with_the_three_nearest(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos.yaml").write_text("")
     for name, nearest in (
-        ("vtab", ("vtab_mae", "vtab_moco_v3", "vtab_supervised")),
+        ("vtab", ("vtab_mae", "vtab_methods", "vtab_moco_v3")),
         # Files beside it count, too.
         ("photo.yaml", ("photos.yaml",)),
         ("x" * 5000, ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from pathlib import Path
@@ -15,8 +16,9 @@ from orchestrator.report.published import published_rows
 from orchestrator.spec.loader import find_spec, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
-from orchestrator.spec.space import Choice, IntRange
+from orchestrator.spec.space import Choice, FloatRange, IntRange
 from trainer.catalog import METHODS
+from trainer.config import unused_fields
 
 PAGES = sorted(Path(search_spaces.__path__[0]).glob("*.yaml"))
 REPRODUCTIONS = [
@@ -31,6 +33,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 """What the papers' code does, by the first word of a method."""
 VPT_LRS = [50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05]
 """VPT's grid for a batch of 256. Its grid of linear heads on MAE has three more."""
+COMPARISONS = ["vtab_methods", "fgvc_methods"]
 STUDIES = ["data_efficiency", "ablation_prompt_init", "ablation_prompt_length", "ablation_backbone_size"]
 STUDIES += ["ablation_init_task", "nmi"]
 ROOT = Path(__file__).parents[3]
@@ -66,7 +69,7 @@ def page(request: pytest.FixtureRequest) -> tuple[Path, SweepSpec]:
 
 
 def test_the_book_has_these_pages_each_found_by_its_name_and_no_name_twice() -> None:
-    assert {path.stem for path in PAGES} == {*REPRODUCTIONS, *STUDIES, *DEMOS}
+    assert {path.stem for path in PAGES} == {*REPRODUCTIONS, *COMPARISONS, *STUDIES, *DEMOS}
     assert all(find_spec(path.stem) == path for path in PAGES)
     assert len({load_spec(path).name for path in PAGES}) == len(PAGES)
 
@@ -114,7 +117,7 @@ def test_a_grid_has_as_many_points_as_trials(page: tuple[Path, SweepSpec]) -> No
 def test_search_never_reads_test_and_a_final_trial_learns_from_what_its_page_says(page: tuple[Path, SweepSpec]) -> None:
     path, spec = page
     # VPT's code trains on train alone for FGVC, and so do those built on it.
-    train_split = "train" if path.stem in REPRODUCTIONS and path.stem.startswith("fgvc") else "trainval"
+    train_split = "train" if path.stem.startswith("fgvc_") else "trainval"
     for study in plan_sweep(spec).studies:
         search = study.search_config(first_params(study), 0)
         final = study.final_config(first_params(study), 0, train_on=spec.final.train_on)
@@ -179,7 +182,30 @@ def test_vpts_grids_are_whole_and_scaled_with_the_batch(stem: str) -> None:
             assert decay.values == [0.01, 0.001, 0.0001, 0.0]
 
 
-@pytest.mark.parametrize("stem", REPRODUCTIONS)
+@pytest.mark.parametrize("stem", COMPARISONS)
+def test_a_comparison_gives_all_methods_the_same_recipe_and_effort(stem: str) -> None:
+    spec = load_spec(find_spec(stem))
+    assert spec.final.seeds == load_spec(find_spec("vtab_mae")).final.seeds
+    assert {*spec.methods} == {*METHODS}
+    studies = plan_sweep(spec).studies
+    assert len({study.search.model_dump_json() for study in studies}) == 1
+
+    own = {name for method in METHODS.values() for name in method.fields} | {"prompt_length", "prompt_init"}
+    searched = {"lr", "weight_decay", "head_weight_decay"}
+    recipes = set()
+    for study in studies:
+        config = dataclasses.asdict(study.search_config(first_params(study), 0))
+        recipes.add(str({name: config[name] for name in config.keys() - own - searched - {"task", "method"}}))
+        # All three are searched, except where a method has no such field.
+        assert searched - set(study.space) <= unused_fields(study.method)
+
+        lr = study.space["lr"]
+        assert isinstance(lr, FloatRange) and lr.log
+        assert (lr.low, lr.high) == (METHODS[study.method].first_lr or (5e-3, 2e-1))
+    assert len(recipes) == 1
+
+
+@pytest.mark.parametrize("stem", REPRODUCTIONS + COMPARISONS)
 def test_a_reproduction_expects_the_published_numbers_and_no_others(stem: str) -> None:
     spec = load_spec(find_spec(stem))
     (backbone,), (benchmark,) = spec.backbones, spec.tasks
