@@ -11,30 +11,33 @@ import pyarrow.parquet as pq
 import pytest
 
 from orchestrator.tracking.mlflow_registry import MODEL_FOLDER, save_model
+from trainer.catalog import METHODS
 from trainer.config import TrainConfig
 from trainer.training.loop import train
 
 
-@pytest.fixture(scope="module", params=["pretrained", "fresh"])
+@pytest.fixture(
+    scope="module",
+    params=[*((method, "pretrained") for method in METHODS), ("linear", "fresh")],
+    ids=" ".join,
+)
 def run_folder(request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with its model."""
+    """A finished run of a method, with its model."""
     folder = tmp_path_factory.mktemp("run")
-    params: dict[str, Any] = {
-        "task": "demo/digits",
-        "method": "linear",
-        "train_size": 0.1,
-        "epochs": 1,
-        "warmup_epochs": 0,
-    }
-    params["final_norm"] = request.param
-    config = TrainConfig.from_params({**params, "backbone": "vit_nano_patch4_32.mae", "eval_split": "test"})
+    method, final_norm = request.param
+    params: dict[str, Any] = {"task": "demo/digits", "backbone": "vit_nano_patch4_32.mae", "method": method}
+    params |= {"train_size": 0.05, "batch_size": 16, "epochs": 1, "warmup_epochs": 0, "lr": 1e-2}
+    params |= {"eval_split": "test", "final_norm": final_norm}
+    if METHODS[method].prompted_layers != "none":
+        params |= {"prompt_length": 3, "prompt_init": METHODS[method].prompt_inits[0]}
+    config = TrainConfig.from_params(params)
     assert [epoch.epoch for epoch in train(config, data_root=str(store), folder=str(folder))] == [1]
     save_model(folder)
     return folder
 
 
 @pytest.mark.parametrize("loader", ["orchestrator.tracking.mlflow_pyfunc", "orchestrator.served"])
-def test_a_model_predicts_what_its_trial_predicted_whichever_version_saved_it(
+def test_every_methods_model_predicts_what_its_trial_predicted_whichever_version_saved_it(
     run_folder: Path, store: Path, loader: str
 ) -> None:
     recipe = run_folder / MODEL_FOLDER / "MLmodel"
