@@ -6,15 +6,19 @@ Shapes: B batch, D width, K classes.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+import trainer
 from tests.trainer.methods.plain import PLAIN, PlainAdaptFormer, PlainViT
 from trainer.catalog import BACKBONES, METHODS
 from trainer.config import InvalidConfig, TrainConfig
@@ -204,6 +208,26 @@ def test_the_number_of_learnable_parameters_of_vit_b_is_the_published_one(method
     learnable = {name: parameter.numel() for name, parameter in model.learnable().items()}
     assert sum(learnable.values()) == count + 200 * 769
     assert learnable["head.weight"] == 200 * 768 and learnable["head.bias"] == 200
+
+
+def test_the_readmes_table_has_these_counts_and_papers_agree_to_their_last_digit() -> None:
+    table = Path(trainer.__path__[0], "README.md").read_text().partition("### Learnable parameters on ViT-B")[2]
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.+?)` )?\| ([\d,]+) \| (.+) \|$", table.partition("\n## ")[0], re.MULTILINE)
+    assert [method for method, *_ in rows] == [*METHODS]
+
+    for method, options, count, paper in rows:
+        given, expected = VIT_B_COUNTS[method]
+        assert int(count.replace(",", "")) == expected, method
+
+        # The table names each field of the method that changes the count, defaults too.
+        config = TrainConfig.from_params({"task": "vtab/dtd", "method": method} | given)
+        named = yaml.safe_load(f"{{{options}}}")
+        sizes = {"prompt_length", *METHODS[method].fields} - {"adapter_form", "gate_init", "fourier_share"}
+        assert named == {name: getattr(config, name) for name in sizes if getattr(config, name) is not None}, method
+
+        for number in re.findall(r"^(\d+\.\d+) M \(", paper):
+            digits = len(number.partition(".")[2])
+            assert f"{expected / 1e6:.{digits}f}" == number, method
 
 
 BLOCK = "backbone.vit.blocks.1."
