@@ -66,8 +66,21 @@ class Adaptation:
 
 
 def adaptation_of(config: TrainConfig) -> Adaptation:
-    """Return the adaptation of a config's method."""
-    adaptation = pkgutil.resolve_name(METHODS[config.method].adaptation)(config)
+    """Return the adaptation of a config's method.
+
+    Raises:
+        ValueError: if the class cannot be imported.
+    """
+    name = METHODS[config.method].adaptation
+    try:
+        adaptation_class = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"method {config.method}: its class {name} cannot be imported ({error}). Correct its row in "
+            "trainer/catalog.py, or install its package on every machine that runs trials."
+        ) from error
+
+    adaptation = adaptation_class(config)
     assert isinstance(adaptation, Adaptation), f"the catalog names an Adaptation for {config.method}"
     return adaptation
 

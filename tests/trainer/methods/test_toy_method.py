@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,3 +49,23 @@ def test_its_config_refuses_what_the_method_does_not_have(toy: str, tiny: Callab
     with pytest.raises(InvalidConfig) as caught:
         tiny(toy, lora_rank=4, prompt_length=3)
     assert caught.value.problems.keys() == {"lora_rank", "prompt_length"}
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [("toy_package:Toy", "No module named 'toy_package'"), ("tests.trainer.methods.toy:Tay", "no attribute 'Tay'")],
+)
+def test_a_class_that_is_missing_on_a_machine_is_named_with_the_way_out(
+    missing: str,
+    reason: str,
+    store: str,
+    tmp_path: Path,
+    tiny: Callable[..., TrainConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(METHODS, "toy", dataclasses.replace(ROW, adaptation=missing))
+    with pytest.raises(ValueError, match=re.escape(reason)) as caught:
+        next(train(tiny("toy"), data_root=store, folder=str(tmp_path)))
+    told = str(caught.value)
+    assert told.startswith(f"method toy: its class {missing} cannot be imported (")
+    assert told.endswith("row in trainer/catalog.py, or install its package on every machine that runs trials.")
