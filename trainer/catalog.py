@@ -278,6 +278,7 @@ METHODS = {
             fields=("key_value_length",),
             prompted_layers="all",
             prompt_inits=("uniform",),
+            prompt_dropout=0.1,
         ),
         Method(
             "e2vpt_unpruned_prototypes",
@@ -286,6 +287,7 @@ METHODS = {
             fields=("key_value_length",),
             prompted_layers="all",
             prompt_inits=PROTOTYPE_INITS,
+            prompt_dropout=0.1,
         ),
     )
 }

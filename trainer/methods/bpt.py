@@ -21,7 +21,9 @@ class BPT(Prompts):
     """BPT-bilinear, the paper's compact form: prompts are the product A B^T of two matrices that learn.
 
     A is ``[P, R]`` and B is ``[D, R]``; each prompted layer has its own. As in the authors' published code, A starts
-    normally with standard deviation 0.02, B by Glorot's uniform rule, and there is no dropout.
+    normally with standard deviation 0.02, B by Glorot's uniform rule, and there is no dropout. The number of parameters
+    that the paper prints for its deep form, 0.1836 M on ViT-B, fits four matrices B, and the published code for MoCo v3
+    has one in each block, as this package.
 
     The forms that start B from a whitening matrix are left out. The matrix is the inverse square root of a covariance
     of N patch tokens in D dimensions. With N < D that does not exist, and what the published code gets for it depends

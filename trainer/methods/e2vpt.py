@@ -23,7 +23,7 @@ class KeyValuePrompts(Prompts):
 
     Keys and values join those of the tokens behind their projections. As in the authors' published code, they are one
     matrix, each block has its own, and it starts by He's uniform rule over the inputs of a head. Prompts start as in
-    VPT-Deep and have no dropout.
+    VPT-Deep, and have the dropout of their published commands, 0.1. Keys and values have none.
 
     The paper's pruning of prompts (section 3.3) is left out: it trains a network, drops the prompts with the smallest
     scores, and trains anew. So this is not the method of the paper's tables, and its name says so.
