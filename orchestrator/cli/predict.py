@@ -21,7 +21,7 @@ from orchestrator.cli.options import (
     print_json,
     whole_number,
 )
-from orchestrator.cli.trial_filter import first_final_trials
+from orchestrator.cli.trial_filter import distinguishing_condition, first_final_trials
 from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
@@ -120,9 +120,7 @@ def _trial_folder(name: str, where: str | None, home: str | None) -> str:
     database.close()
     if len(selected) > 1:
         keys = ", ".join(study.plan.key for study, _ in selected[:4])
-        axes = [study.plan.axes for study, _ in selected]
-        varying = [name for name in axes[0] if len({str(each[name]) for each in axes}) > 1]
-        example = f"--where '{' '.join(f'{name}={axes[0][name]}' for name in varying)}'"
+        example = f"--where '{distinguishing_condition([study for study, _ in selected])}'"
         raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {keys}. Select one, such as {example}.")
     return f"{place.trials_folder(spec.name)}/{selected[0][1].trial_id}"
 

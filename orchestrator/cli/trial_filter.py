@@ -81,6 +81,13 @@ def first_final_trials(sweep: str, studies: Iterable[Study], where: str | None) 
     return selected
 
 
+def distinguishing_condition(studies: Sequence[Study]) -> str:
+    """Return the condition that selects the first of these studies and no other, such as `method=spt_deep`."""
+    axes = [study.plan.axes for study in studies]
+    varying = [name for name in axes[0] if len({str(each[name]) for each in axes}) > 1]
+    return " ".join(f"{name}={axes[0][name]}" for name in varying)
+
+
 def _values_of(trial: Trial) -> dict[str, str]:
     # Fields of the config come first: `seed` and the like keep their plain names.
     config = dataclasses.asdict(trial.config)

@@ -160,7 +160,7 @@ class Lease:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._storage.set_trial_state_values(driver.trial_id, TrialState.FAIL)
 
-        self._raise_if_held(name)
+        self.raise_if_held(name)
 
         holder = describe_this_process() | {SINCE: datetime.now().astimezone().isoformat(timespec="seconds")}
         self._trial_id = self._storage.create_new_trial(
@@ -170,7 +170,7 @@ class Lease:
 
         # Another driver may have started since the check above. Only now both are visible to each other.
         try:
-            self._raise_if_held(name)
+            self.raise_if_held(name)
         except LeaseError:
             self._storage.set_trial_state_values(self._trial_id, TrialState.FAIL)
             raise
@@ -179,6 +179,21 @@ class Lease:
         self._last_heartbeat = _now()
         self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
         self._thread.start()
+
+    def raise_if_held(self, name: str) -> None:
+        """Raise LeaseError if another driver has the lease. The error says which one, and since when."""
+        first = min(self._running_drivers(), key=trial_id, default=None)
+        if first is None or trial_id(first) == self._trial_id:
+            return
+
+        holder = next((driver for driver in self.drivers() if driver.trial_id == trial_id(first)), None)
+        # It may have ended in between.
+        who = holder.describe() if holder is not None else "another driver"
+        quoted = shlex.quote(name)
+        raise LeaseError(
+            f"{name} is driven by {who}. `sptune status {quoted}` shows it, `sptune stop {quoted}` stops it. "
+            f"A dead driver is noticed within {GRACE_PERIOD_S} s."
+        )
 
     def ensure_held(self) -> None:
         """Raise LeaseError if another driver has taken over the sweep. Call before every write."""
@@ -281,20 +296,6 @@ class Lease:
             _, latest = self._heartbeats(list(heartbeats))
             heard = {number for number, heartbeat in heartbeats.items() if latest.get(number) != heartbeat}
         return heard
-
-    def _raise_if_held(self, name: str) -> None:
-        first = min(self._running_drivers(), key=trial_id, default=None)
-        if first is None or trial_id(first) == self._trial_id:
-            return
-
-        holder = next((driver for driver in self.drivers() if driver.trial_id == trial_id(first)), None)
-        # It may have ended in between.
-        who = holder.describe() if holder is not None else "another driver"
-        quoted = shlex.quote(name)
-        raise LeaseError(
-            f"{name} is driven by {who}. `sptune status {quoted}` shows it, `sptune stop {quoted}` stops it. "
-            f"A dead driver is noticed within {GRACE_PERIOD_S} s."
-        )
 
 
 def _is_fresh(age_s: float | None) -> bool:

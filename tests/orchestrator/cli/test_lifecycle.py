@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -19,14 +20,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from orchestrator.cli.lifecycle import _rerun
+from orchestrator.cli.lifecycle import _print_outcome, _rerun
 from orchestrator.environment.home import Home, home_at
+from orchestrator.launch.outcome import SweepOutcome
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.cost_model import CostModel
+from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from orchestrator.tracking.mlflow_runs import MlflowRuns
@@ -132,7 +135,9 @@ def test_status_is_the_same_for_people_and_for_scripts(finished: Sweep, home: Ho
     assert deep["test_accuracies"] == [study.final_table.trials[0].score]
 
 
-def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, home: Home, sptune: Sptune) -> None:
+def test_status_names_the_driver_and_why_the_last_one_stopped(
+    spec: SweepSpec, home: Home, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = record_of(home)
     record.save_sweep("small", spec.model_dump(mode="json"))
     record.save_halt_reason("small", "paused: failures in a row")
@@ -147,6 +152,9 @@ def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, h
     for command in (("rm", "small", "--yes"), ("resume", "small", "--inline")):
         code, _, complaint = sptune(*command, "--home", Path(home.root))
         assert (code, "is driven by process" in complaint) == (2, True), f"{command[0]} waits for no one"
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, said, complaint = sptune("rm", "small", "--home", Path(home.root))
+    assert (code, said) == (2, "") and "is driven by process" in complaint, "it does not ask what it would refuse"
     lease.release()
 
 
@@ -159,6 +167,68 @@ def test_a_sweep_that_is_not_there_is_told_with_the_nearest(
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
     code, _, complaint = sptune(command, "smal", "--home", Path(home.root))
     assert (code, "did you mean 'small'?" in complaint) == (2, True)
+
+
+def outcome_of(sweep: Sweep, home: Home, halt: Halt | None) -> SweepOutcome:
+    return SweepOutcome(
+        name=sweep.spec.name,
+        home=home,
+        studies=sweep.studies,
+        halt=halt,
+        was_finished=False,
+        is_interrupted=False,
+        stopped_by=None,
+        num_rerun=0,
+        num_unlogged=0,
+        notes=(),
+    )
+
+
+def test_a_sweep_that_was_stopped_before_its_first_test_accuracy_says_what_is_kept_and_shows_no_report(
+    spec: SweepSpec, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep.resume(spec, record_of(home), MemoryTracker())
+    drive(sweep, events=3)
+    sweep.stop("stopped by SIGINT")
+    sweep.close()
+    _print_outcome(outcome_of(sweep, home, sweep.halt))
+    assert capsys.readouterr().out.splitlines() == [
+        "stopped by SIGINT. Run `sptune resume small` to continue.",
+        "Kept: 1 of 8 trials finished, and 1 unfinished with their last epochs. There is no test accuracy yet.",
+    ]
+
+
+def test_a_stopped_sweep_with_a_test_accuracy_shows_its_report(
+    finished: Sweep, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print_outcome(outcome_of(finished, home, Halt("stopped by SIGINT", interrupt_running=True)))
+    said = capsys.readouterr().out
+    assert "test accuracy, %" in said
+    assert said.endswith("\nstopped by SIGINT. Run `sptune resume small` to continue.\n")
+
+
+def test_the_end_of_a_launch_names_commands_that_work(
+    finished: Sweep, home: Home, tmp_path: Path, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said, _ = sptune("resume", "small", "--inline", "--home", Path(home.root))
+    assert code == 0
+    steps = dict(line.split(": ", 1) for line in said.splitlines()[-3:])
+    assert steps == {
+        "Every trial in MLflow": "sptune ui --home home",
+        "A page to send": "sptune report small --format html --home home",
+        "Classes of your images": "sptune predict small --where 'method=spt_deep' --home home IMAGE...",
+    }
+
+    _, *report = shlex.split(steps["A page to send"])
+    code, said, _ = sptune(*report)
+    assert code == 0 and said.startswith("<!doctype html>")
+    # The trial was made without training, so the command finds it and no weights.
+    _, *predict, _ = shlex.split(steps["Classes of your images"])
+    Path("one.png").write_bytes(b"")
+    code, _, complaint = sptune(*predict, "one.png")
+    trial = next(study for study in finished.studies if study.plan.method == "spt_deep").final_table.trials[0]
+    assert (code, trial.trial_id in complaint) == (2, True), complaint
 
 
 def test_there_is_nothing_to_stop_without_a_driver(finished: Sweep, home: Home, sptune: Sptune) -> None:
