@@ -33,6 +33,7 @@ from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.launch.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
+from orchestrator.spec.labels import study_text
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.deletion import delete_outputs
 from trainer.plain_text import counted, printable
@@ -265,10 +266,14 @@ def rm(
         raise UserError("--study deletes whole studies; use it without --trial and --where.")
 
     every_study = load_studies(spec, database)
-    studies = [candidate for candidate in every_study if study is None or fnmatchcase(candidate.plan.key, study)]
+    studies = [
+        candidate
+        for candidate in every_study
+        if study is None or fnmatchcase(candidate.plan.key, study) or fnmatchcase(study_text(candidate.plan), study)
+    ]
     if not studies:
-        keys = ", ".join(candidate.plan.key for candidate in every_study)
-        raise UserError(f"no study of {name} matches {study!r}; there are: {keys}.")
+        names = ", ".join(study_text(candidate.plan) for candidate in every_study)
+        raise UserError(f"no study of {name} matches {study!r}; there are: {names}.")
 
     # Without --trial and --where every trial matches.
     matches = parse_trial_filter(where, trial or [])

@@ -25,6 +25,7 @@ from orchestrator.cli.trial_filter import distinguishing_condition, first_final_
 from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from trainer.plain_text import counted, csv_text, printable
 from trainer.storage.files import list_folders, write_bytes
 
@@ -119,9 +120,9 @@ def _trial_folder(name: str, where: str | None, home: str | None) -> str:
     selected = first_final_trials(spec.name, load_studies(spec, database, epochs=False), where)
     database.close()
     if len(selected) > 1:
-        keys = ", ".join(study.plan.key for study, _ in selected[:4])
+        names = ", ".join(study_text(study.plan) for study, _ in selected[:4])
         example = f"--where '{distinguishing_condition([study for study, _ in selected])}'"
-        raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {keys}. Select one, such as {example}.")
+        raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {names}. Select one, such as {example}.")
     return f"{place.trials_folder(spec.name)}/{selected[0][1].trial_id}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from orchestrator.study.trial import Trial, TrialState
 from trainer.config import field_types
 from trainer.validation import unknown_name
@@ -49,7 +50,12 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
         values = _values_of(trial)
         # Users copy the first letters of an id from a table.
         has_id = not ids or any(trial.trial_id.startswith(prefix) for prefix in ids)
-        return has_id and all(fnmatch.fnmatchcase(values[name], pattern) for name, _, pattern in conditions)
+        return has_id and all(
+            fnmatch.fnmatchcase(values[name], pattern)
+            # As messages name it.
+            or (name == "study" and fnmatch.fnmatchcase(study_text(trial.config), pattern))
+            for name, _, pattern in conditions
+        )
 
     return matches
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.drivers.driver import ignore_change
 from orchestrator.drivers.report_batch import seconds_to_wait, split_report
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
@@ -186,7 +187,7 @@ class RecordedCurves:
         candidates = [candidate for candidate in trained if len(candidate.epochs) == num_epochs]
         if not candidates:
             raise ValueError(
-                f"the earlier sweep has no {trial.phase} trial of {trial.study} that ran to its end of "
+                f"the earlier sweep has no {trial.phase} trial of {study_text(trial.config)} that ran to its end of "
                 f"{counted(num_epochs, 'epoch')}; replay a spec with the same studies and epochs, or "
                 "without a sweep to take curves from."
             )

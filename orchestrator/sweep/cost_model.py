@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.plan import StudyPlan, suggest_params
 from orchestrator.spec.resources import TrialResources
 from orchestrator.spec.schema import SweepSpec
@@ -124,7 +125,7 @@ class CostModel:
         """
         last = events[-1]
         if isinstance(last, Failure):
-            raise UserError(f"the short trial of {plan.key} failed: {last.error.splitlines()[0]}")
+            raise UserError(f"the short trial of {study_text(plan)} failed: {last.error.splitlines()[0]}")
 
         rate = self.rate(plan, gpus)
         if rate is None or rate.trials <= 1:

@@ -41,6 +41,9 @@ from trainer.storage.integrity import pack_json
 from trainer.storage.tensors import pack_tensors
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
+"""Keys of the studies, as the study database has them."""
+DEEP_TEXT, LINEAR_TEXT = (f"{key.removesuffix(' 1')} train_size 1.0" for key in (DEEP, LINEAR))
+"""Their names for people."""
 
 
 def small_spec(raw: dict[str, Any]) -> SweepSpec:
@@ -244,7 +247,7 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
         "1 × error: OSError: [Errno 5] no disk",
         "    Traceback (most recent call last):",
         "      in [here]",
-        f"  {failed.trial_id}  {DEEP}, search 1",
+        f"  {failed.trial_id}  {DEEP_TEXT}, search 1",
         f"  log:   {home.trials_folder('small')}/{failed.trial_id}/log.txt",
         "  retry: sptune resume small --where 'error=OSError* cause=error'",
     ):
@@ -254,7 +257,7 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
     assert sptune("failures", "small", "--home", Path(home.root))[1] == "no trial of small has failed.\n"
     deep.search_table.save_stop_reason("ValueError: no such image")
     said = sptune("failures", "small", "--home", Path(home.root))[1]
-    assert f"stopped {DEEP}: ValueError: no such image" in said
+    assert f"stopped {DEEP_TEXT}: ValueError: no such image" in said
 
 
 @pytest.mark.parametrize(
@@ -421,8 +424,9 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
     assert len(shown_runs(home)) == len(runs)
 
 
-def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.root))
+@pytest.mark.parametrize("pattern", ["*linear*", LINEAR, LINEAR_TEXT])
+def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune, pattern: str) -> None:
+    code, said, _ = sptune("rm", "small", "--study", pattern, "--yes", "--home", Path(home.root))
     assert (code, said) == (0, "deleted 1 study of small with 4 trials.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
@@ -461,7 +465,7 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
     code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.root))
     assert (code, "Delete 2 trials of small? This cannot be undone. [y/N]" in said) == (1, True)
     for choice, problem in [
-        (("--study", "vtab*"), f"no study of small matches 'vtab*'; there are: {DEEP}, {LINEAR}."),
+        (("--study", "vtab*"), f"no study of small matches 'vtab*'; there are: {DEEP_TEXT}, {LINEAR_TEXT}."),
         (("--study", "*", "--trial", "a"), "--study deletes whole studies; use it without --trial and --where."),
         (("--trial", "ffff"), "no trial of small matches; `sptune status small` shows what there is."),
         (("--where", "stat=x"), "did you mean 'state'?"),

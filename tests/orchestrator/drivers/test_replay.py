@@ -152,7 +152,7 @@ def test_a_replay_of_the_same_spec_on_recorded_curves_equals_the_sweep(earlier: 
         ({"tasks": ["demo/shapes_loc"]}, "the earlier sweep has no search trial of demo/shapes_loc spt_deep"),
         (
             {"fixed": {"epochs": 12}},
-            "of demo/digits spt_deep vit_nano_patch4_32.mae 1 that ran to its end of 12 epochs",
+            "of demo/digits spt_deep vit_nano_patch4_32.mae train_size 1.0 that ran to its end of 12 epochs",
         ),
         ({"fixed": {"epochs": 5, "warmup_epochs": 1}}, "that ran to its end of 5 epochs"),
     ],
