@@ -27,12 +27,13 @@ from orchestrator.cli.options import (
     console,
     surviving_lost_output,
 )
-from orchestrator.cli.trial_filter import parse_trial_filter
+from orchestrator.cli.trial_filter import distinguishing_condition, parse_trial_filter
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.launch.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
+from orchestrator.spec.labels import study_text
 from orchestrator.study.trial import Trial, TrialState
 from orchestrator.tracking.deletion import delete_outputs
 from trainer.plain_text import counted, printable
@@ -145,22 +146,57 @@ def _finish(outcome: SweepOutcome) -> None:
 def _print_outcome(outcome: SweepOutcome) -> None:
     from orchestrator.cli.results import print_report
 
+    resume_command = f"sptune resume {shlex.quote(outcome.name)}"
     if outcome.is_interrupted:
-        way_out = f"Run `sptune resume {shlex.quote(outcome.name)}` to continue from the last finished epochs."
-        console.print(f"stopped. {way_out}")
+        console.print(f"stopped. Run `{resume_command}` to continue from the last finished epochs.")
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
+        return
+
+    way_out = f"Run `{resume_command}` to continue."
+    if (
+        outcome.halt is not None
+        and outcome.halt.interrupt_running
+        and not any(study.has_result for study in outcome.studies)
+    ):
+        # A report without a test accuracy would be a table of dashes.
+        console.print(f"{outcome.halt.reason}. {way_out}")
+        console.print(f"{_kept(outcome)} There is no test accuracy yet.")
         return
 
     if outcome.was_finished:
         console.print(f"{outcome.name} is finished; nothing to run.")
     print_report(outcome.studies, outcome.home)
     console.print()
-    console.print(f"Every trial in MLflow: {_mlflow_address(outcome.home)}")
+    _print_next_steps(outcome)
 
     if outcome.halt is not None:
-        sentence = f"{outcome.halt.reason}. Run `sptune resume {shlex.quote(outcome.name)}` to continue."
         console.print()
-        console.print(sentence)
+        console.print(f"{outcome.halt.reason}. {way_out}")
+
+
+def _kept(outcome: SweepOutcome) -> str:
+    """Return what an interrupted sweep has, in words."""
+    summaries = [study.summary() for study in outcome.studies]
+    num_finished = sum(summary.num_finished for summary in summaries)
+    num_planned = sum(summary.num_planned for summary in summaries)
+    trials = [trial for study in outcome.studies for trial in study.trials]
+    num_begun = sum(trial.state is TrialState.WAITING and len(trial.epochs) > 0 for trial in trials)
+    begun = f", and {num_begun} unfinished with their last epochs" if num_begun else ""
+    return f"Kept: {num_finished} of {counted(num_planned, 'trial')} finished{begun}."
+
+
+def _print_next_steps(outcome: SweepOutcome) -> None:
+    """Print the commands that people look for after a launch."""
+    home = _home_option(outcome.home)
+    name = shlex.quote(outcome.name)
+    address = f"sptune ui{home}" if outcome.home.mlflow_file is not None else redact(outcome.home.mlflow_uri)
+    console.print(f"Every trial in MLflow: {address}", soft_wrap=True)
+    console.print(f"A page to send: sptune report {name} --format html{home}", soft_wrap=True)
+
+    with_result = [study for study in outcome.studies if study.has_result]
+    if with_result:
+        where = f" --where '{distinguishing_condition(with_result)}'" if len(with_result) > 1 else ""
+        console.print(f"Classes of your images: sptune predict {name}{where}{home} IMAGE...", soft_wrap=True)
 
 
 def _exit_status(outcome: SweepOutcome) -> int:
@@ -173,14 +209,14 @@ def _exit_status(outcome: SweepOutcome) -> int:
     return NO_RESULT if outcome.studies_without_result else 0
 
 
-def _mlflow_address(home: Home) -> str:
-    """Return the command or the address that opens MLflow."""
-    if home.mlflow_file is None:
-        return redact(home.mlflow_uri)
+def _home_option(home: Home) -> str:
+    """Return the option that names a home, with a space before it."""
+    if "://" in home.root:
+        return f" --home {shlex.quote(redact(home.root))}"
     # A relative path is shorter to type, and people mostly stay in the folder where they launched.
     folder = Path(home.root)
     shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f"sptune ui --home {shlex.quote(shortest)}"
+    return f" --home {shlex.quote(shortest)}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
@@ -230,10 +266,14 @@ def rm(
         raise UserError("--study deletes whole studies; use it without --trial and --where.")
 
     every_study = load_studies(spec, database)
-    studies = [candidate for candidate in every_study if study is None or fnmatchcase(candidate.plan.key, study)]
+    studies = [
+        candidate
+        for candidate in every_study
+        if study is None or fnmatchcase(candidate.plan.key, study) or fnmatchcase(study_text(candidate.plan), study)
+    ]
     if not studies:
-        keys = ", ".join(candidate.plan.key for candidate in every_study)
-        raise UserError(f"no study of {name} matches {study!r}; there are: {keys}.")
+        names = ", ".join(study_text(candidate.plan) for candidate in every_study)
+        raise UserError(f"no study of {name} matches {study!r}; there are: {names}.")
 
     # Without --trial and --where every trial matches.
     matches = parse_trial_filter(where, trial or [])
@@ -245,10 +285,12 @@ def rm(
     what = f"{counted(num_trials, 'trial')} of {printable(name)}"
     if is_whole:
         what = f"{counted(len(studies), 'study')} of {printable(name)} with {counted(num_trials, 'trial')}"
+    lease = database.lease(name)
+    # Nobody is asked a question whose answer would be refused.
+    lease.raise_if_driven(name)
     if not yes:
         typer.confirm(f"Delete {what}? This cannot be undone.", abort=True)
 
-    lease = database.lease(name)
     # A driver at work would write the deleted trials again.
     lease.acquire(name)
     try:

@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from orchestrator.cli.completion import complete_backbone, complete_method, complete_tasks_or_group
 from orchestrator.cli.options import HomeOption, console, whole_number
+from orchestrator.cli.plan import small_images_note
 from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.environment.requirements import check_requirements
 from orchestrator.errors import UserError
@@ -151,6 +152,9 @@ def new(
     weights = weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())
     for sentence in check_requirements(spec, plans, place, weights, address=None).problems:
         console.print(f"missing: {sentence}")
+    note = small_images_note(plans)
+    if note:
+        console.print(note)
     if spec.name in list_folders(f"{place.root}/sweeps"):
         console.print(
             f"note: {place.root} holds a sweep {spec.name}, which a launch of this spec would continue or refuse. For "

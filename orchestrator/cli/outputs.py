@@ -13,6 +13,7 @@ from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, 
 from orchestrator.cli.trial_filter import first_final_trials
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from trainer.plain_text import counted
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ def register(
     place, database, spec = find_sweep(home, sweep)
     selected = first_final_trials(spec.name, load_studies(spec, database, epochs=False), where)
     if name is not None and len(selected) > 1:
-        keys = ", ".join(study.plan.key for study, _ in selected[:4])
-        raise UserError(f"--name is for one study, and {len(selected)} match: {keys}. Select one with --where.")
+        names = ", ".join(study_text(study.plan) for study, _ in selected[:4])
+        raise UserError(f"--name is for one study, and {len(selected)} match: {names}. Select one with --where.")
 
     for study, trial in selected:
         # The registry needs the run's artifacts, which are logged when the trial has ended.
@@ -109,7 +110,7 @@ def register(
 
         model = name or _model_name(study)
         version = register_model(place, run_id, model)
-        console.print(f"models:/{model}/{version}  {study.plan.key}, seed {trial.config.seed}")
+        console.print(f"models:/{model}/{version}  {study_text(study.plan)}, seed {trial.config.seed}")
 
 
 def output_path(out: Path | None, default: str) -> Path:

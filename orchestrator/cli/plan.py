@@ -32,6 +32,7 @@ from orchestrator.spec.labels import SETTING, format_duration, study_label, vary
 from orchestrator.spec.loader import find_spec, load_cluster, load_spec
 from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
+from trainer.catalog import BACKBONES, BUNDLED
 from trainer.machine import usable_cores
 from trainer.plain_text import counted
 from trainer.terminal import shown
@@ -106,6 +107,9 @@ def _print_plan(
         f"{_resources_per_trial(sweep)}; {counted(num_finished, 'is finished', 'are finished')}"
     )
 
+    note = small_images_note(plans)
+    if note:
+        print_prose(note)
     _print_precision(sweep, plans)
     _print_sharing(sweep)
 
@@ -142,6 +146,21 @@ def _plan_table(sweep: SweepSpec, plans: list[StudyPlan], progress: PlanProgress
         )
         rows.append(Row(names=study_label(study, columns), numbers=tuple(map(shown, numbers))))
     return FittingTable(title=common, names=tuple(columns), numbers=("trials", "final", "done", "work"), rows=rows)
+
+
+def small_images_note(plans: list[StudyPlan]) -> str | None:
+    """Return what the bundled network does to photographs, if tasks that may have some are planned with it."""
+    from orchestrator.sweep.cost_model import most_expensive_config
+
+    side = BACKBONES[BUNDLED].image_size
+    studies = (study for study in plans if study.backbone == BUNDLED and not study.task.startswith("demo/"))
+    # A spec may ask for larger images than the network's own.
+    if not any(most_expensive_config(study, study.search.seed).pixels == side for study in studies):
+        return None
+    return (
+        f"note: {BUNDLED}, which ships with sptune, sees {side}x{side} pixels of an image. For photographs use a "
+        "larger network, such as vit_base_patch16_224.mae: `backbones` in the spec, `--backbone` of `sptune new`."
+    )
 
 
 def _print_precision(sweep: SweepSpec, plans: list[StudyPlan]) -> None:
@@ -245,10 +264,15 @@ def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: st
 
     home.create()
     cost_model = CostModel.load(home.cost_model_file)
-    for study in _first_of_each_kind(plans):
+    kinds = _first_of_each_kind(plans)
+    for index, study in enumerate(kinds, start=1):
         resources = sweep.resources.for_backbone(study.backbone)
         config = most_expensive_config(study, study.search.seed)
-        with tempfile.TemporaryDirectory() as folder, error_console.status(f"timing {study.method} on {study.task}"):
+        step = f"timing {study.method} on {study.task}, {index} of {len(kinds)}"
+        # Where nothing can spin, a line says that the command is at work. Standard output is for the plan.
+        if not error_console.is_terminal:
+            error_console.print(step)
+        with tempfile.TemporaryDirectory() as folder, error_console.status(step):
             context = trial_context(sweep, home, weights, folder)
             context = dataclasses.replace(context, cpus=resources.cpus, gpus=resources.initial_gpus)
             events = [*run_trial(config, context)]

@@ -21,10 +21,11 @@ from orchestrator.cli.options import (
     print_json,
     whole_number,
 )
-from orchestrator.cli.trial_filter import first_final_trials
+from orchestrator.cli.trial_filter import distinguishing_condition, first_final_trials
 from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from trainer.plain_text import counted, csv_text, printable
 from trainer.storage.files import list_folders, write_bytes
 
@@ -119,11 +120,9 @@ def _trial_folder(name: str, where: str | None, home: str | None) -> str:
     selected = first_final_trials(spec.name, load_studies(spec, database, epochs=False), where)
     database.close()
     if len(selected) > 1:
-        keys = ", ".join(study.plan.key for study, _ in selected[:4])
-        axes = [study.plan.axes for study, _ in selected]
-        varying = [name for name in axes[0] if len({str(each[name]) for each in axes}) > 1]
-        example = f"--where '{' '.join(f'{name}={axes[0][name]}' for name in varying)}'"
-        raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {keys}. Select one, such as {example}.")
+        names = ", ".join(study_text(study.plan) for study, _ in selected[:4])
+        example = f"--where '{distinguishing_condition([study for study, _ in selected])}'"
+        raise UserError(f"{spec.name} has {counted(len(selected), 'study')}: {names}. Select one, such as {example}.")
     return f"{place.trials_folder(spec.name)}/{selected[0][1].trial_id}"
 
 

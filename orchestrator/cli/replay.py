@@ -12,6 +12,7 @@ from orchestrator.cli.completion import complete_sweep
 from orchestrator.cli.options import HomeOption, JsonOption, SpecArgument, console, print_json, print_prose
 from orchestrator.cli.plan import WorkersOption, default_workers
 from orchestrator.cli.status import study_json
+from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.spec.labels import format_duration
@@ -36,22 +37,44 @@ def replay(
 ) -> None:
     """Simulate a spec: its sampler, pruner and budget on known learning curves and a virtual clock.
 
-    Nothing is trained and nothing is kept: all numbers are synthetic.
+    Nothing is trained and nothing is kept: all numbers are synthetic. Invented curves take the seconds that an epoch
+    took in this home, where `plan` knows them.
     """
     from orchestrator.cli.progress import progress_table
-    from orchestrator.drivers.replay import Clock, Curves, RecordedCurves, ReplayDriver, SyntheticCurves
+    from orchestrator.drivers.replay import (
+        SECONDS_PER_EPOCH,
+        Clock,
+        Curves,
+        RecordedCurves,
+        ReplayDriver,
+        SyntheticCurves,
+    )
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.storage.sqlite_url import sqlite_url
     from orchestrator.study.study import load_studies
+    from orchestrator.sweep.cost_model import CostModel
     from orchestrator.sweep.sweep import Sweep
     from orchestrator.sweep.tracker import MemoryTracker
 
     sweep_spec = load_spec(find_spec(spec))
-    curves: Curves = SyntheticCurves(plan_sweep(sweep_spec).studies)
+    plans = plan_sweep(sweep_spec).studies
+    place = home_at(home, sweep_spec.cluster)
+    cost_model = CostModel.load(place.cost_model_file)
+    measured = {plan.key: cost_model.epoch_seconds(sweep_spec, plan, place.data_root) for plan in plans}
+    num_measured = sum(map(bool, measured.values()))
+
+    curves: Curves = SyntheticCurves(plans, measured=measured)
     origin = "invented learning curves on a virtual clock; nothing was trained"
+    speed = f"an epoch takes {SECONDS_PER_EPOCH:g} s, which is invented too; `sptune plan --calibrate` measures it"
+    if num_measured:
+        speed = f"an epoch takes as long as measured in {place.root}"
+    if 0 < num_measured < len(plans):
+        unknown = counted(len(plans) - num_measured, "study")
+        speed += f", and {SECONDS_PER_EPOCH:g} s in {unknown} of which nothing like it was run"
     if like is not None:
         _, database, recorded = find_sweep(home, like)
         curves = RecordedCurves(load_studies(recorded, database))
+        speed = f"an epoch takes as long as in {recorded.name}"
         origin = f"learning curves of {recorded.name} on a virtual clock; nothing was trained"
 
     clock = Clock()
@@ -78,6 +101,7 @@ def replay(
                 "sweep": sweep_spec.name,
                 "synthetic": True,
                 "curves": origin,
+                "speed": speed,
                 "finished": sweep.num_finished,
                 "seconds": clock.now,
                 "workers": num_slots,
@@ -94,5 +118,7 @@ def replay(
     print_prose(
         f"synthetic: {counted(sweep.num_finished, 'trial')} in {format_duration(clock.now)} on "
         f"{counted(num_slots, 'worker')}, busy {busy_share:.0%}; {num_trained:,} of {counted(num_epochs, 'epoch')} "
-        "were trained, the others were pruned or known" + (f"; {sweep.halt.reason}" if sweep.halt else "")
+        "were trained, the others were pruned or known"
+        + (f"; {sweep.halt.reason}" if sweep.halt else "")
+        + f"; {speed}"
     )

@@ -16,6 +16,7 @@ from orchestrator.cli.outputs import not_written, output_path
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import few_images, find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from orchestrator.study.trial import TrialState
 from trainer.plain_text import printable
 from trainer.redaction import redact
@@ -85,7 +86,7 @@ def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption 
             console.print(f"    {line}")
 
         for trial in group.trials[:MAX_TRIALS_SHOWN]:
-            console.print(f"  {trial.trial_id}  {trial.study}, {trial.phase} {trial.number}")
+            console.print(f"  {trial.trial_id}  {study_text(trial.config)}, {trial.phase} {trial.number}")
         if len(group.trials) > MAX_TRIALS_SHOWN:
             console.print(f"  and {len(group.trials) - MAX_TRIALS_SHOWN} more")
 
@@ -93,8 +94,10 @@ def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption 
         console.print(f"  retry: {_retry(group, sweep)}")
         console.print()
 
-    for key, reason in stopped.items():
-        console.print(shown("stopped", "red") + shown(f" {key}: {reason}"), soft_wrap=True)
+    for study in studies:
+        if study.plan.key in stopped:
+            sentence = f" {study_text(study.plan)}: {stopped[study.plan.key]}"
+            console.print(shown("stopped", "red") + shown(sentence), soft_wrap=True)
     if halt:
         console.print(halt, soft_wrap=True)
     if not failed:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from orchestrator.study.trial import Trial, TrialState
 from trainer.config import field_types
 from trainer.validation import unknown_name
@@ -49,7 +50,12 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
         values = _values_of(trial)
         # Users copy the first letters of an id from a table.
         has_id = not ids or any(trial.trial_id.startswith(prefix) for prefix in ids)
-        return has_id and all(fnmatch.fnmatchcase(values[name], pattern) for name, _, pattern in conditions)
+        return has_id and all(
+            fnmatch.fnmatchcase(values[name], pattern)
+            # As messages name it.
+            or (name == "study" and fnmatch.fnmatchcase(study_text(trial.config), pattern))
+            for name, _, pattern in conditions
+        )
 
     return matches
 
@@ -79,6 +85,13 @@ def first_final_trials(sweep: str, studies: Iterable[Study], where: str | None) 
             f"no complete final trial of {sweep} matches; `sptune status {shlex.quote(sweep)}` shows what there is."
         )
     return selected
+
+
+def distinguishing_condition(studies: Sequence[Study]) -> str:
+    """Return the condition that selects the first of these studies and no other, such as `method=spt_deep`."""
+    axes = [study.plan.axes for study in studies]
+    varying = [name for name in axes[0] if len({str(each[name]) for each in axes}) > 1]
+    return " ".join(f"{name}={axes[0][name]}" for name in varying)
 
 
 def _values_of(trial: Trial) -> dict[str, str]:

@@ -11,11 +11,12 @@ import hashlib
 import heapq
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.drivers.driver import ignore_change
 from orchestrator.drivers.report_batch import seconds_to_wait, split_report
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
@@ -27,6 +28,8 @@ from trainer.plain_text import counted
 Curve = Iterator[tuple[Epoch | Failure, float]]
 """The events of a trial, each with the seconds since the event before it."""
 Curves = Callable[[Trial], Curve]
+SECONDS_PER_EPOCH = 10.0
+"""Length of an epoch where none was measured."""
 
 
 class Clock:
@@ -110,29 +113,37 @@ class SyntheticCurves:
     Args:
         plans: the studies, which define the search spaces.
         seconds_per_epoch: on the virtual clock.
+        measured: seconds of an epoch where they are known, by key of the study and then by phase.
         spread: distance between the optima of a group's tasks, as a fraction of the width of the space.
     """
 
     def __init__(
-        self, plans: Sequence[StudyPlan], seconds_per_epoch: float = 10.0, spread: float = 0.1, seed: int = 0
+        self,
+        plans: Sequence[StudyPlan],
+        seconds_per_epoch: float = SECONDS_PER_EPOCH,
+        spread: float = 0.1,
+        seed: int = 0,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self._plans = {plan.key: plan for plan in plans}
         self._seconds_per_epoch = seconds_per_epoch
         self._spread = spread
         self._seed = seed
+        self._measured = measured or {}
 
     def __call__(self, trial: Trial) -> Curve:
         """Yield the learning curve of a trial."""
         limit = self.limit(trial)
         noise = _random_numbers(self._seed, trial.trial_id)
         num_epochs = trial.config.epochs
+        seconds = self._measured.get(trial.study, {}).get(trial.phase, self._seconds_per_epoch)
 
         for epoch in range(1, num_epochs + 1):
             accuracy = limit * (1 - math.exp(-4 * epoch / num_epochs)) + 0.01 * (next(noise) - 0.5)
-            metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: self._seconds_per_epoch}
+            metrics = {TRAIN_LOSS: 2.0 * (1 - accuracy), EPOCH_SECONDS: seconds}
             if trial.config.is_scored(epoch):
                 metrics[trial.config.eval_metric] = min(1.0, max(0.0, accuracy))
-            yield Epoch(epoch=epoch, metrics=metrics), self._seconds_per_epoch
+            yield Epoch(epoch=epoch, metrics=metrics), seconds
 
     def limit(self, trial: Trial) -> float:
         """Return the accuracy that a trial would reach after infinitely many epochs."""
@@ -176,7 +187,7 @@ class RecordedCurves:
         candidates = [candidate for candidate in trained if len(candidate.epochs) == num_epochs]
         if not candidates:
             raise ValueError(
-                f"the earlier sweep has no {trial.phase} trial of {trial.study} that ran to its end of "
+                f"the earlier sweep has no {trial.phase} trial of {study_text(trial.config)} that ran to its end of "
                 f"{counted(num_epochs, 'epoch')}; replay a spec with the same studies and epochs, or "
                 "without a sweep to take curves from."
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.environment.connections import open_database, read_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.loader import SUFFIXES, find_spec, load_cluster, load_name, parse_recorded_spec, parse_spec
 from orchestrator.spec.schema import SweepSpec
 from trainer.catalog import is_own
@@ -158,8 +159,8 @@ def load_combinable_sweeps(home: str | None, sweeps: Sequence[str], *, epochs: b
         UserError: if there is no such sweep, or if two of them have the same study.
     """
     studies = load_sweeps(home, sweeps, epochs=epochs)
-    counts = Counter(study.plan.key for study in studies)
-    shared = [key for key, count in counts.items() if count > 1]
+    counts = Counter(study_text(study.plan) for study in studies)
+    shared = [name for name, count in counts.items() if count > 1]
     if shared:
         raise UserError(
             f"{shared[0]} is in several of these sweeps, and a table has one cell for it: report the sweeps one by one."

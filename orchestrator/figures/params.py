@@ -40,13 +40,15 @@ if TYPE_CHECKING:
     from orchestrator.study.trial import Trial
 
 PRUNED = "pruned (last value)"
-LEGEND_ORDER = ("complete", "chosen", PRUNED, "unfinished", "failed", "median", "hull")
+EDGE = "upper edge"
+"""Of the complete trials: how high accuracy rises at each value. It is their upper convex hull."""
+LEGEND_ORDER = ("complete", "chosen", PRUNED, "unfinished", "failed", "median", EDGE)
 
 
 def against_params(study: Study) -> Figure | None:
     """Draw val accuracy of all search trials against each searched parameter.
 
-    A choice has the median of its trials; a range has the upper hull over its trials.
+    A choice has the median of its trials; a range has the upper edge of its trials, a dashed line.
     """
     trials = [trial for trial in study.search_table.trials if trial.duplicate_of is None]
     space = {
@@ -174,7 +176,7 @@ def _summary(ax: Axes, name: str, dimension: Dimension, trials: Sequence[Trial])
     if len(hull) > 1:
         xs = [math.exp(x) if dimension.log else x for x, _ in hull]
         ys = [y for _, y in hull]
-        (legend["hull"],) = ax.plot(xs, ys, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5)
+        (legend[EDGE],) = ax.plot(xs, ys, color=GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1.5)
     return legend
 
 

@@ -148,9 +148,15 @@ def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -
     Args:
         units: what the cases of the t-tests are: seeds, draws or both.
     """
+    # Several backbones or train sizes may lack the same number of tasks.
+    lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}
+    advice = "Cite this one."
+    if lacking:
+        has_enough = any(pair.tasks >= pair.tasks_needed for pair in comparisons)
+        advice = "Cite this one where it is given." if has_enough else "There are too few tasks for it here."
     yield (
         "p over tasks: whether the difference would hold on other tasks like these (Wilcoxon's signed-rank test). Each "
-        "task has a search of its own, so the test covers the luck of the searches. Cite this one."
+        f"task has a search of its own, so the test covers the luck of the searches. {advice}"
     )
     if "seeds" in units:
         yield (
@@ -165,8 +171,12 @@ def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -
             "(paired t-test). Each draw has a search of its own, so the test covers the luck of the searches."
         )
 
-    # Several backbones or train sizes may lack the same number of tasks.
-    lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}
+    paired_over = " or ".join(sorted(units, reverse=True))
+    yield (
+        f"Bold above and p over {paired_over} may disagree: bold tests each task alone, with its scores as independent "
+        "samples (Welch's t-test); p pairs them, and averages over the tasks."
+    )
+
     for num_pairs, num_tasks in sorted(lacking):
         pairs = counted(num_pairs, "pair")
         tasks = counted(num_tasks, "task")

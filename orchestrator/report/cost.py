@@ -142,8 +142,10 @@ def cost_block(studies: Sequence[Study]) -> TableBlock:
     varying, same = varying_fields([study.plan for study in studies], NAMES[1:])
     kept = [0, *(index for index, name in enumerate(NAMES) if name in varying)]
     on_gpus = any(cost.gpu_hours is not None for cost in costs)
-    hours = "GPU-hours per task" if on_gpus else "worker hours per task"
-    header = ("learnable", "learnable %", "saved, MB", "images/s", "peak, GB", hours, "mean accuracy")
+    # Short names, so that the table fits a page; the title says what they are.
+    header = ("learnable", "% of all", "MB", "images/s", "GB", "hours", "test %")
+    hours = "hours of GPUs" if on_gpus else "hours of workers"
+    legend = f"learnable parameters; MB of a saved trial; peak GB; {hours} per task; mean test accuracy"
 
     rows = []
     for cost in costs:
@@ -161,7 +163,7 @@ def cost_block(studies: Sequence[Study]) -> TableBlock:
     num_common = " or ".join(map(str, sorted({cost.num_tasks for cost in costs})))
     tasks = f"over {num_common} of {counted(len({study.plan.task for study in studies}), 'task')}"
     return TableBlock(
-        title=f"cost of the methods, {tasks}\n{same}",
+        title="\n".join(filter(None, (f"cost of the methods, {tasks}", same, legend))),
         header=(*(NAMES[index] for index in kept), *header),
         rows=rows,
         names=len(kept),

@@ -16,7 +16,7 @@ from orchestrator.report.reproducibility import reproducibility_lines
 from orchestrator.report.results_table import ALL_IMAGES, NAMES, ResultsRow, ResultsTable, Score, build_results_table
 from orchestrator.report.searched import searched_block
 from orchestrator.report.significance import bold_text, find_bold
-from orchestrator.spec.labels import study_label, varying_fields
+from orchestrator.spec.labels import study_label, study_text, varying_fields
 from orchestrator.study.study import Study
 from orchestrator.study.summary import count_states
 from orchestrator.study.trial import Trial, TrialState
@@ -171,21 +171,21 @@ def _missing(studies: Sequence[Study]) -> Iterator[str]:
     """Yield the reason for each result that is not in the table, study by study."""
     for study in studies:
         summary = study.summary()
-        key = study.plan.key
+        name = study_text(study.plan)
 
         if summary.stop_reason:
-            yield f"stopped: {key}: {summary.stop_reason}"
+            yield f"stopped: {name}: {summary.stop_reason}"
 
         num_failed = len(summary.failed_trials)
         if num_failed:
             trials = counted(num_failed, "trial")
-            yield f"failed: {key}: {trials}, last error: {summary.failed_trials[-1].error_summary}"
+            yield f"failed: {name}: {trials}, last error: {summary.failed_trials[-1].error_summary}"
 
         # A study that was stopped has no final trials; saying so again would hide the reason.
         scored_seeds = {trial.config.seed for trial in _scored_finals(study)}
         absent = [seed for seed in study.spec.final.seeds if seed not in scored_seeds]
         if absent and not summary.stop_reason:
-            yield f"missing: {key}: no final score for seeds {', '.join(map(str, absent))}"
+            yield f"missing: {name}: no final score for seeds {', '.join(map(str, absent))}"
 
 
 def _scored_finals(study: Study) -> list[Trial]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.spec.plan import StudyPlan, format_train_size
+from trainer.config import TrainConfig
 
 SETTING = ("backbone", "train_size", "draw")
 """Fields that tell studies of one task and method apart."""
@@ -28,6 +29,16 @@ def varying_fields(plans: Sequence[StudyPlan], names: tuple[str, ...]) -> tuple[
 def study_label(plan: StudyPlan, names: Sequence[str]) -> tuple[str, ...]:
     """Return the table cells that name a study."""
     return tuple(str(getattr(plan, name)) for name in names)
+
+
+def study_text(study: StudyPlan | TrainConfig) -> str:
+    """Return the name of a study for people: its key, with the train size named.
+
+    Args:
+        study: the study, or the config of one of its trials.
+    """
+    draw = f" draw {study.draw}" if study.draw else ""
+    return f"{study.task} {study.method} {study.backbone} train_size {study.train_size}{draw}"
 
 
 def setting_text(plan: StudyPlan) -> str:

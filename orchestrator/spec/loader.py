@@ -147,6 +147,7 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
     """
     # A dict instead of a list, because one mistake may be found twice.
     problems: dict[str, None] = {}
+    wrong: list[Location] = []
     invalid: set[str] = set()
     valid: dict[str, Any] = {}
     matrix: StudyMatrix | None
@@ -168,11 +169,11 @@ def parse_spec(raw: dict[str, Any], source: str, find_missing: MissingCheck = la
     field_problems = [*config_problems(matrix)] if matrix else []
     problems |= dict.fromkeys(problem for field, problem in field_problems if field not in invalid)
 
-    # Then the search, if the space and the number of epochs are right.
-    search = parse_search(raw)
-    has_valid_epochs = "epochs" not in {field for field, _ in field_problems}
-    if matrix and search and not invalid and has_valid_epochs:
-        problems |= dict.fromkeys(search_problems(matrix, search))
+    # Then the search, as far as it does not depend on what is wrong. What a wrong entry of `per` changes is not known.
+    search = parse_search(raw, wrong)
+    if matrix and search and not any(name.startswith("per.") for name in invalid):
+        has_epochs = "epochs" not in invalid | {field for field, _ in field_problems}
+        problems |= dict.fromkeys(search_problems(matrix, search, has_epochs=has_epochs, has_space=not invalid))
 
     if problems:
         problems |= dict.fromkeys(find_missing(matrix or StudyMatrix.model_construct(**valid)))

@@ -26,12 +26,15 @@ class StudyKind:
 
 
 def study_kinds(spec: StudyMatrix) -> list[StudyKind]:
-    """Return the studies of a spec by what they share. Sizes and draws are left out, because no entry selects them."""
-    tasks_by_kind: dict[tuple[str, str, tuple[int, ...]], dict[str, None]] = {}
-    tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name))
+    """Return the studies of a spec by what they share. Sizes and draws are left out, because no entry selects them.
 
-    for backbone in dict.fromkeys(spec.backbones):
-        for method in dict.fromkeys(spec.methods):
+    Where no name of a list is valid, its name is an empty text: the rest of the spec can still be checked.
+    """
+    tasks_by_kind: dict[tuple[str, str, tuple[int, ...]], dict[str, None]] = {}
+    tasks = dict.fromkeys(task for name in spec.tasks for task in task_names(name)) or {"": None}
+
+    for backbone in dict.fromkeys(spec.backbones or [""]):
+        for method in dict.fromkeys(spec.methods or [""]):
             for task in tasks:
                 indices = tuple(index for index, _ in overrides_of(spec, task, backbone, method))
                 tasks_by_kind.setdefault((backbone, method, indices), {})[task] = None

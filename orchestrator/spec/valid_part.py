@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from orchestrator.spec.schema import Search, StudyMatrix
-from trainer.catalog import METHODS
+from trainer.catalog import BUNDLED, METHODS
 from trainer.config import unused_fields
 
 Location = tuple[int | str, ...]
 """Keys and indices that lead to a value of a spec."""
+PLACEHOLDERS = {"tasks": ["demo/digits"], "backbones": [BUNDLED], "methods": ["linear"]}
+"""Names that pass pydantic's check where a list has no valid one."""
 
 
 def invalid_fields(raw: dict[str, Any], invalid: Sequence[Location]) -> set[str]:
@@ -65,6 +68,8 @@ def valid_part(raw: dict[str, Any], invalid: Sequence[Location]) -> dict[str, An
         valid[key] = []
         if isinstance(names, list):
             valid[key] = [name for index, name in enumerate(names) if (key, index) not in invalid]
+    # Every number is then checked with all images.
+    valid["train_sizes"] = valid["train_sizes"] or [1.0]
 
     valid["space"] = _without_invalid(raw.get("space") or {}, [rest for first, *rest in invalid if first == "space"])
     valid["per"] = [
@@ -75,19 +80,39 @@ def valid_part(raw: dict[str, Any], invalid: Sequence[Location]) -> dict[str, An
 
 
 def parse_matrix(values: dict[str, Any]) -> StudyMatrix | None:
-    """Return a study matrix, or None if it is still wrong."""
+    """Return a study matrix, or None if it is still wrong. A list without a valid name is empty in it."""
+    empty: dict[str, Any] = {key: [] for key in PLACEHOLDERS if not values[key]}
     try:
-        return StudyMatrix.model_validate(values)
+        matrix = StudyMatrix.model_validate(values | {key: PLACEHOLDERS[key] for key in empty})
     except ValidationError:
         return None
+    return matrix.model_copy(update=empty)
 
 
-def parse_search(raw: dict[str, Any]) -> Search | None:
-    """Return the `search` of a spec, or None if it is wrong."""
-    try:
-        return Search.model_validate(raw.get("search"))
-    except ValidationError:
+def parse_search(raw: dict[str, Any], invalid: Sequence[Location]) -> Search | None:
+    """Return the `search` of a spec without what is wrong in it, or None if nothing is left of it.
+
+    Args:
+        invalid: where the spec is wrong.
+    """
+    search = raw.get("search")
+    if not isinstance(search, dict):
         return None
+
+    locations = [location[1:] for location in invalid if location[0] == "search"]
+    wrong = {location[0] for location in locations if location}
+    # One trial is never too many.
+    valid = {"trials": 1} | {name: value for name, value in search.items() if name not in wrong}
+
+    pruner = search.get("pruner")
+    if isinstance(pruner, dict):
+        wrong_keys = {location[1] for location in locations if location[0] == "pruner" and location[1:]}
+        rest = {name: value for name, value in pruner.items() if name not in wrong_keys}
+        with contextlib.suppress(ValidationError):
+            return Search.model_validate(valid | {"pruner": rest})
+    with contextlib.suppress(ValidationError):
+        return Search.model_validate(valid)
+    return None
 
 
 def _entries(raw: dict[str, Any]) -> list[Any]:

@@ -45,7 +45,9 @@ def config_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
     """Yield the field and a sentence for everything that `TrainConfig` refuses at a corner of a study's space."""
     yield from _matrix_problems(spec)
     yield from _name_problems(spec, "", spec.methods)
-    yield from override_problems(spec)
+    # An entry selects nothing where no name of a list is valid.
+    if spec.tasks and spec.backbones and spec.methods:
+        yield from override_problems(spec)
     for index, entry in enumerate(spec.per):
         methods = [name for name in spec.methods if entry.method is None or name in entry.method]
         yield from _name_problems(entry, f"per.{index}.", methods)
@@ -172,6 +174,9 @@ def _corner_problems(spec: StudyMatrix) -> Iterator[tuple[str, str]]:
                 TrainConfig.from_params(base | corner | {"task": task, "train_size": size, "val_size": val_size})
             except InvalidConfig as error:
                 for field, problem in error.problems.items():
+                    # Reported with the names themselves.
+                    if field in ("task", "backbone", "method"):
+                        continue
                     key = "train_sizes" if field == "train_size" else params.keys.get(field, f"fixed.{field}")
                     yield field, f"{key}: {problem}"
 
@@ -248,8 +253,13 @@ def _extremes(dimension: Dimension) -> list[Any]:
     return dimension.values if isinstance(dimension, Choice) else [dimension.low, dimension.high]
 
 
-def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
-    """Yield a sentence for everything that a sampler or a pruner cannot do with the space of its studies."""
+def search_problems(spec: StudyMatrix, search: Search, *, has_epochs: bool, has_space: bool) -> Iterator[str]:
+    """Yield a sentence for everything that a sampler or a pruner cannot do with the space of its studies.
+
+    Args:
+        has_epochs: whether the number of epochs is valid.
+        has_space: whether the spaces are complete, so that their points can be counted.
+    """
     # By the key that gives the number of trials: a method with fewer points than another repeats some.
     num_points_by_key: dict[str, tuple[int, int]] = {}
 
@@ -259,7 +269,7 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
         merged = merge_search(search, overrides)
 
         min_epochs = getattr(merged.pruner, "min_epochs", 0)
-        epochs = longest_trial(params.fixed, params.space)
+        epochs = longest_trial(params.fixed, params.space) if has_epochs else math.inf
         if min_epochs >= epochs:
             rule = f"must be below epochs={epochs}, or no trial is ever stopped"
             yield f"{search_key('pruner', overrides)}.min_epochs: {rule}; got {min_epochs}."
@@ -286,7 +296,7 @@ def search_problems(spec: StudyMatrix, search: Search) -> Iterator[str]:
             yield f"{params.keys[name]}: sampler grid tries every value, and at most {MAX_GRID_VALUES:,} of them."
 
         # The number of points of an infinite grid says nothing.
-        if not float_ranges and not long_ranges:
+        if has_space and not float_ranges and not long_ranges:
             key = search_key("trials", overrides)
             num_points = max(_num_points(params.fixed, params.space), num_points_by_key.get(key, (0, 0))[1])
             num_points_by_key[key] = merged.trials, num_points

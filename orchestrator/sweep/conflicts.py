@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from orchestrator.errors import ConflictError
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.overrides import merge_params, overrides_of, search_key
 from orchestrator.spec.plan import StudyPlan
 from orchestrator.spec.schema import SweepSpec
@@ -30,7 +31,7 @@ def check_spec_matches_trials(spec: SweepSpec, studies: Iterable[Study]) -> None
     lines = []
     for difference, plans in plans_by_difference.items():
         more = f" and {len(plans) - 1} more" if len(plans) > 1 else ""
-        lines.append(f"  {difference} (in {plans[0].key}{more})")
+        lines.append(f"  {difference} (in {study_text(plans[0])}{more})")
     raise ConflictError(
         f"sweep {spec.name} already has trials that were run under other settings:\n" + "\n".join(lines) + "\n"
         "Undo the edit, or give the spec another name. You can add trials, tasks, methods, seeds and sizes, and widen "

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import UserError
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.plan import StudyPlan, suggest_params
 from orchestrator.spec.resources import TrialResources
+from orchestrator.spec.schema import SweepSpec
 from orchestrator.spec.space import Choice, Dimension, FloatRange, IntRange
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Epoch, Failure, Trial
@@ -88,7 +90,7 @@ class CostModel:
         for study in studies:
             gpus = study.spec.resources.for_backbone(study.plan.backbone).initial_gpus
             trials = trials_by_key.setdefault(_key(study.plan, gpus), [])
-            for table, splits in ((study.search_table, ("train",)), (study.final_table, _final_splits(study))):
+            for table, splits in ((study.search_table, ("train",)), (study.final_table, _final_splits(study.spec))):
                 # The task's card is read for its counts. It may lie in a bucket, so not for an empty table.
                 images = num_images(study.plan, splits, data_root) if table.trials else 0.0
                 trials += [(trial, images) for trial in table.trials if trial.duplicate_of is None]
@@ -123,7 +125,7 @@ class CostModel:
         """
         last = events[-1]
         if isinstance(last, Failure):
-            raise UserError(f"the short trial of {plan.key} failed: {last.error.splitlines()[0]}")
+            raise UserError(f"the short trial of {study_text(plan)} failed: {last.error.splitlines()[0]}")
 
         rate = self.rate(plan, gpus)
         if rate is None or rate.trials <= 1:
@@ -136,6 +138,15 @@ class CostModel:
             )
             self._write()
 
+    def epoch_seconds(self, spec: SweepSpec, plan: StudyPlan, data_root: str) -> dict[str, float]:
+        """Return the seconds of an epoch of a study's trials by phase: search and final; empty if none was measured."""
+        rate = self.rate(plan, spec.resources.for_backbone(plan.backbone).initial_gpus)
+        if rate is None:
+            return {}
+
+        splits = {"search": ("train",), "final": _final_splits(spec)}
+        return {phase: rate.seconds_per_image * num_images(plan, of, data_root) for phase, of in splits.items()}
+
     def estimate(self, study: Study, data_root: str) -> Estimate:
         """Return the remaining work of a study: all epochs of new trials, the missing epochs of unfinished ones."""
         plan = study.plan
@@ -146,7 +157,7 @@ class CostModel:
         num_unfinished = 0
         for trials, num_requested, splits in (
             (study.requested_search_trials, plan.search.trials, ("train",)),
-            (study.requested_final_trials, len(spec.final.seeds), _final_splits(study)),
+            (study.requested_final_trials, len(spec.final.seeds), _final_splits(spec)),
         ):
             # A trial that is finished early (pruned, failed) has no epochs left.
             num_new = num_requested - len(trials)
@@ -166,9 +177,9 @@ def _parse_rates(data: bytes) -> dict[str, Rate]:
     return {key: Rate(**rate) for key, rate in parse_json(data).items()}
 
 
-def _final_splits(study: Study) -> tuple[str, ...]:
-    """Return the splits that the final trials of a study learn from."""
-    return ("train",) if study.spec.final.train_on == "train" else ("train", "val")
+def _final_splits(spec: SweepSpec) -> tuple[str, ...]:
+    """Return the splits that the final trials of a spec learn from."""
+    return ("train",) if spec.final.train_on == "train" else ("train", "val")
 
 
 def num_images(plan: StudyPlan, splits: Sequence[str], data_root: str) -> float:

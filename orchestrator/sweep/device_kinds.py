@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from orchestrator.spec.labels import study_text
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Failure, Trial, wrong_device
 from trainer.plain_text import counted
@@ -30,7 +31,9 @@ class DeviceKinds:
         kinds.update(dict.fromkeys(trial.devices))
 
         if 0 < num_before < len(kinds):
-            self._notes.append(f"{mixing_text([trial.study], list(kinds))} resources.mix_devices: false refuses that.")
+            self._notes.append(
+                f"{mixing_text([study_text(trial.config)], list(kinds))} resources.mix_devices: false refuses that."
+            )
 
     def take_notes(self) -> list[str]:
         """Return the notes since the last call."""
@@ -64,7 +67,7 @@ def mixed_devices(studies: Iterable[Study]) -> list[str]:
     for study in studies:
         kinds = kinds_of(study)
         if len(kinds) > 1:
-            studies_by_kinds.setdefault(tuple(kinds), []).append(study.plan.key)
+            studies_by_kinds.setdefault(tuple(kinds), []).append(study_text(study.plan))
     return [mixing_text(names, kinds) for kinds, names in studies_by_kinds.items()]
 
 

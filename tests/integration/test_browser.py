@@ -1,6 +1,6 @@
-"""What researchers see: MLflow's pages in a real browser, and a final trial served by MLflow.
+"""What researchers see: MLflow's pages and a report in a real browser, and a final trial served by MLflow.
 
-With SPTUNE_PICTURES=folder, the screenshots of the README are written there.
+With SPTUNE_PICTURES=folder, the screenshots of the documents are written there.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def runs(home: Path) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def page(served: tuple[str, str]) -> Iterator[Any]:
+def page() -> Iterator[Any]:
     """A page of Debian's Chromium."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium (Debian: apt-get install chromium)")
@@ -293,6 +293,24 @@ def _see_picture(page: Any, run: str, name: str) -> None:
     page.wait_for_function(
         "[...document.images].some(i => i.complete && i.naturalWidth > 300 && i.getClientRects().length > 0)"
     )
+
+
+def test_the_report_of_a_trained_sweep_is_a_page_with_its_tables_charts_and_pictures(page: Any, home: Path) -> None:
+    file = home.parent / "seen-report.html"
+    sptune_here("report", "seen", "--format", "html", "--out", file, home=home)
+    report = page.context.browser.new_page(viewport={"width": 1200, "height": 1000}, color_scheme="light")
+    report.goto(file.as_uri())
+    for title in ("test accuracy, %", "cost of the methods", "between methods", "chosen on val"):
+        report.locator("caption", has_text=title).wait_for()
+    keep(report, "report_page")
+
+    # Prototypes are pictures that training has made.
+    study = report.locator(".study", has_text="spt_deep")
+    assert study.locator("img").count() > 0 and study.locator(".curves").count() > 0
+    assert report.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    study.evaluate("study => study.scrollIntoView()")
+    keep(report, "report_page_study")
+    report.close()
 
 
 @pytest.fixture(scope="module")

@@ -215,8 +215,10 @@ def test_of_two_launches_one_runs_and_stop_from_a_third_terminal_ends_it(command
 def test_a_short_trial_of_each_method_tells_what_the_sweep_will_cost(
     spec: Path, tmp_path: Path, command: Sptune
 ) -> None:
-    code, output, _ = command("plan", spec, "--calibrate", "--home", tmp_path)
+    code, output, steps = command("plan", spec, "--calibrate", "--home", tmp_path)
     assert code == 0
+    # A terminal has a spinner instead.
+    assert steps == "timing spt_deep on demo/digits, 1 of 2\ntiming linear on demo/digits, 2 of 2\n"
     assert re.search(r"at most \d+:\d\d of work, \d+:\d\d on \d+ workers\n", output)
     assert output.count("of the memory for all trials at once: fits") == 2
     assert "0 are finished" in " ".join(output.split()), "the line may be wrapped"

@@ -16,7 +16,7 @@ from orchestrator.spec.loader import parse_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial
 from tests.orchestrator.conftest import drive, new_sweep
-from tests.orchestrator.report.reports import small
+from tests.orchestrator.report.reports import run, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -152,6 +152,30 @@ def test_the_page_is_dark_on_a_dark_screen_white_on_paper_and_no_wider_than_a_ph
     page.set_viewport_size({"width": 400, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     page.set_viewport_size({"width": 1200, "height": 900})
+
+
+def test_the_table_of_costs_is_no_wider_than_a_window_of_1200_pixels(page: Any, tmp_path: Path) -> None:
+    def metrics(trial: Trial) -> dict[str, float]:
+        return {
+            "learnable/parameters": 85_000_000.0,
+            "learnable/share": 1.0,
+            "train/images_per_s": 12_400.0,
+            "memory/peak_gb": 72.0,
+            "epoch/seconds": 36_000.0,
+        }
+
+    methods = ["spt_deep", "e2vpt_unpruned_prototypes", "full"]
+    studies = run(small(methods=methods), f"sqlite:///{tmp_path / 'studies.db'}", metrics=metrics)
+    file = tmp_path / "costs.html"
+    file.write_text(render_page(studies, lambda *_: None, PageState(written="now")), encoding="utf-8")
+
+    other = page.context.browser.new_page(viewport={"width": 1200, "height": 900})
+    other.goto(file.as_uri())
+    table = other.locator(".scroll", has_text="cost of the methods")
+    assert "85,000,000" in table.inner_text()
+    widths = table.evaluate("box => [box.scrollWidth, box.clientWidth]")
+    assert widths[0] <= widths[1], "nothing is to be scrolled"
+    other.close()
 
 
 def test_the_page_requests_nothing_and_may_request_nothing(page: Any, file: Path) -> None:

@@ -180,6 +180,12 @@ class Lease:
         self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
         self._thread.start()
 
+    def raise_if_driven(self, name: str) -> None:
+        """Raise LeaseError if a driver that is alive has the lease. A dead one hinders nobody."""
+        alive = next((driver for driver in self.drivers() if driver.is_alive), None)
+        if alive is not None:
+            raise _held_error(name, alive.describe())
+
     def ensure_held(self) -> None:
         """Raise LeaseError if another driver has taken over the sweep. Call before every write."""
         # The thread may have seen it already.
@@ -289,12 +295,15 @@ class Lease:
 
         holder = next((driver for driver in self.drivers() if driver.trial_id == trial_id(first)), None)
         # It may have ended in between.
-        who = holder.describe() if holder is not None else "another driver"
-        quoted = shlex.quote(name)
-        raise LeaseError(
-            f"{name} is driven by {who}. `sptune status {quoted}` shows it, `sptune stop {quoted}` stops it. "
-            f"A dead driver is noticed within {GRACE_PERIOD_S} s."
-        )
+        raise _held_error(name, holder.describe() if holder is not None else "another driver")
+
+
+def _held_error(name: str, who: str) -> LeaseError:
+    quoted = shlex.quote(name)
+    return LeaseError(
+        f"{name} is driven by {who}. `sptune status {quoted}` shows it, `sptune stop {quoted}` stops it. "
+        f"A dead driver is noticed within {GRACE_PERIOD_S} s."
+    )
 
 
 def _is_fresh(age_s: float | None) -> bool:

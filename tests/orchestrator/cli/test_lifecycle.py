@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -19,14 +20,16 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from orchestrator.cli.lifecycle import _rerun
+from orchestrator.cli.lifecycle import _print_outcome, _rerun
 from orchestrator.environment.home import Home, home_at
+from orchestrator.launch.outcome import SweepOutcome
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.study import Study, load_studies
 from orchestrator.study.trial import Failure, FailureCause, Trial, TrialState
 from orchestrator.sweep.cost_model import CostModel
+from orchestrator.sweep.halt import Halt
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from orchestrator.tracking.mlflow_runs import MlflowRuns
@@ -38,6 +41,9 @@ from trainer.storage.integrity import pack_json
 from trainer.storage.tensors import pack_tensors
 
 DEEP, LINEAR = "demo/digits spt_deep vit_nano_patch4_32.mae 1", "demo/digits linear vit_nano_patch4_32.mae 1"
+"""Keys of the studies, as the study database has them."""
+DEEP_TEXT, LINEAR_TEXT = (f"{key.removesuffix(' 1')} train_size 1.0" for key in (DEEP, LINEAR))
+"""Their names for people."""
 
 
 def small_spec(raw: dict[str, Any]) -> SweepSpec:
@@ -132,7 +138,9 @@ def test_status_is_the_same_for_people_and_for_scripts(finished: Sweep, home: Ho
     assert deep["test_accuracies"] == [study.final_table.trials[0].score]
 
 
-def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, home: Home, sptune: Sptune) -> None:
+def test_status_names_the_driver_and_why_the_last_one_stopped(
+    spec: SweepSpec, home: Home, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
+) -> None:
     record = record_of(home)
     record.save_sweep("small", spec.model_dump(mode="json"))
     record.save_halt_reason("small", "paused: failures in a row")
@@ -147,6 +155,9 @@ def test_status_names_the_driver_and_why_the_last_one_stopped(spec: SweepSpec, h
     for command in (("rm", "small", "--yes"), ("resume", "small", "--inline")):
         code, _, complaint = sptune(*command, "--home", Path(home.root))
         assert (code, "is driven by process" in complaint) == (2, True), f"{command[0]} waits for no one"
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, said, complaint = sptune("rm", "small", "--home", Path(home.root))
+    assert (code, said) == (2, "") and "is driven by process" in complaint, "it does not ask what it would refuse"
     lease.release()
 
 
@@ -159,6 +170,68 @@ def test_a_sweep_that_is_not_there_is_told_with_the_nearest(
     record_of(home).save_sweep("small", spec.model_dump(mode="json"))
     code, _, complaint = sptune(command, "smal", "--home", Path(home.root))
     assert (code, "did you mean 'small'?" in complaint) == (2, True)
+
+
+def outcome_of(sweep: Sweep, home: Home, halt: Halt | None) -> SweepOutcome:
+    return SweepOutcome(
+        name=sweep.spec.name,
+        home=home,
+        studies=sweep.studies,
+        halt=halt,
+        was_finished=False,
+        is_interrupted=False,
+        stopped_by=None,
+        num_rerun=0,
+        num_unlogged=0,
+        notes=(),
+    )
+
+
+def test_a_sweep_that_was_stopped_before_its_first_test_accuracy_says_what_is_kept_and_shows_no_report(
+    spec: SweepSpec, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep.resume(spec, record_of(home), MemoryTracker())
+    drive(sweep, events=3)
+    sweep.stop("stopped by SIGINT")
+    sweep.close()
+    _print_outcome(outcome_of(sweep, home, sweep.halt))
+    assert capsys.readouterr().out.splitlines() == [
+        "stopped by SIGINT. Run `sptune resume small` to continue.",
+        "Kept: 1 of 8 trials finished, and 1 unfinished with their last epochs. There is no test accuracy yet.",
+    ]
+
+
+def test_a_stopped_sweep_with_a_test_accuracy_shows_its_report(
+    finished: Sweep, home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _print_outcome(outcome_of(finished, home, Halt("stopped by SIGINT", interrupt_running=True)))
+    said = capsys.readouterr().out
+    assert "test accuracy, %" in said
+    assert said.endswith("\nstopped by SIGINT. Run `sptune resume small` to continue.\n")
+
+
+def test_the_end_of_a_launch_names_commands_that_work(
+    finished: Sweep, home: Home, tmp_path: Path, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said, _ = sptune("resume", "small", "--inline", "--home", Path(home.root))
+    assert code == 0
+    steps = dict(line.split(": ", 1) for line in said.splitlines()[-3:])
+    assert steps == {
+        "Every trial in MLflow": "sptune ui --home home",
+        "A page to send": "sptune report small --format html --home home",
+        "Classes of your images": "sptune predict small --where 'method=spt_deep' --home home IMAGE...",
+    }
+
+    _, *report = shlex.split(steps["A page to send"])
+    code, said, _ = sptune(*report)
+    assert code == 0 and said.startswith("<!doctype html>")
+    # The trial was made without training, so the command finds it and no weights.
+    _, *predict, _ = shlex.split(steps["Classes of your images"])
+    Path("one.png").write_bytes(b"")
+    code, _, complaint = sptune(*predict, "one.png")
+    trial = next(study for study in finished.studies if study.plan.method == "spt_deep").final_table.trials[0]
+    assert (code, trial.trial_id in complaint) == (2, True), complaint
 
 
 def test_there_is_nothing_to_stop_without_a_driver(finished: Sweep, home: Home, sptune: Sptune) -> None:
@@ -174,7 +247,7 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
         "1 × error: OSError: [Errno 5] no disk",
         "    Traceback (most recent call last):",
         "      in [here]",
-        f"  {failed.trial_id}  {DEEP}, search 1",
+        f"  {failed.trial_id}  {DEEP_TEXT}, search 1",
         f"  log:   {home.trials_folder('small')}/{failed.trial_id}/log.txt",
         "  retry: sptune resume small --where 'error=OSError* cause=error'",
     ):
@@ -184,7 +257,7 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
     assert sptune("failures", "small", "--home", Path(home.root))[1] == "no trial of small has failed.\n"
     deep.search_table.save_stop_reason("ValueError: no such image")
     said = sptune("failures", "small", "--home", Path(home.root))[1]
-    assert f"stopped {DEEP}: ValueError: no such image" in said
+    assert f"stopped {DEEP_TEXT}: ValueError: no such image" in said
 
 
 @pytest.mark.parametrize(
@@ -351,8 +424,9 @@ def test_rm_forgets_a_trial_in_the_record_in_mlflow_and_on_disk(finished: Sweep,
     assert len(shown_runs(home)) == len(runs)
 
 
-def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune) -> None:
-    code, said, _ = sptune("rm", "small", "--study", "*linear*", "--yes", "--home", Path(home.root))
+@pytest.mark.parametrize("pattern", ["*linear*", LINEAR, LINEAR_TEXT])
+def test_rm_forgets_a_study_and_no_other(finished: Sweep, home: Home, sptune: Sptune, pattern: str) -> None:
+    code, said, _ = sptune("rm", "small", "--study", pattern, "--yes", "--home", Path(home.root))
     assert (code, said) == (0, "deleted 1 study of small with 4 trials.\n")
     deep, linear = studies_of(finished.spec, home)
     assert deep.trials == finished.studies[0].trials
@@ -391,7 +465,7 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
     code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.root))
     assert (code, "Delete 2 trials of small? This cannot be undone. [y/N]" in said) == (1, True)
     for choice, problem in [
-        (("--study", "vtab*"), f"no study of small matches 'vtab*'; there are: {DEEP}, {LINEAR}."),
+        (("--study", "vtab*"), f"no study of small matches 'vtab*'; there are: {DEEP_TEXT}, {LINEAR_TEXT}."),
         (("--study", "*", "--trial", "a"), "--study deletes whole studies; use it without --trial and --where."),
         (("--trial", "ffff"), "no trial of small matches; `sptune status small` shows what there is."),
         (("--where", "stat=x"), "did you mean 'state'?"),

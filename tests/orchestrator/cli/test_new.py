@@ -77,6 +77,13 @@ def test_it_says_that_the_home_has_a_sweep_of_that_name(sptune: Sptune, tmp_path
     assert note in said.replace(str(tmp_path) + "/", "").replace("\n", " ")
 
 
+def test_it_says_that_the_bundled_network_sees_few_pixels_of_a_photograph(sptune: Sptune) -> None:
+    bundled = sptune("new", "small", "--tasks", "own/photos", "--backbone", "vit_nano_patch4_32.mae")[1]
+    assert "sees 32x32 pixels of an image. For photographs use a larger network" in bundled
+    assert "32x32" not in sptune("new", "large", "--tasks", "own/photos")[1]
+    assert "32x32" not in sptune("new", "digits", "--tasks", "demo/digits")[1]
+
+
 def test_it_replaces_no_file(sptune: Sptune) -> None:
     Path("photos.yaml").write_text("mine")
     Path("link.yaml").symlink_to("nowhere")

@@ -228,3 +228,18 @@ def test_studies_that_have_nothing_to_run_lack_nothing(store: Path, tmp_path: Pa
         resume("tiny", home=home, driver="inline", weights=str(weights), rerun=Rerun(lambda _: True))
     status, out, _ = sptune("plan", write_spec(tmp_path, **spec | more), "--home", home, "--weights", weights)
     assert status == 1 and indented(out) == [f"  {problem}"]
+
+
+def test_plan_says_that_the_bundled_network_sees_few_pixels_of_a_photograph(
+    data: Path, tmp_path: Path, sptune: Sptune
+) -> None:
+    note = f"note: {BUNDLED}, which ships with sptune, sees 32x32 pixels of an image. For photographs use a larger "
+    way_out = "network, such as vit_base_patch16_224.mae: `backbones` in the spec, `--backbone` of `sptune new`."
+    for changes, is_small in (
+        ({}, True),
+        ({"fixed": TINY["fixed"] | {"image_size": 64}}, False),
+        ({"tasks": ["demo/digits"]}, False),
+        ({"backbones": ["vit_base_patch16_224.mae"]}, False),
+    ):
+        out = sptune("plan", write_spec(tmp_path, **changes), "--home", tmp_path / "home")[1]
+        assert (note + way_out in out) == ("32x32" in out) == is_small

@@ -49,6 +49,9 @@ def trials(tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
         ("error=?*", [1, 2, 3, 4]),
         ("number=7", [7, 7]),
         ("study='demo/digits linear*' phase=final", [0, 1]),
+        # As messages name it, and as the study database does.
+        ("study='demo/digits linear * train_size 1.0' phase=final", [0, 1]),
+        ("study='demo/digits linear vit_nano_patch4_32.mae 1' phase=final", [0, 1]),
         ("phase=final seed=44 task=demo/*", [1, 1]),
         ("prompt_length= phase=final", [0, 1]),  # the linear method has none
         ("state=Failed", []),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,18 @@ import pytest
 import yaml
 
 from orchestrator.drivers.replay import Clock, RecordedCurves, ReplayDriver, SyntheticCurves
+from orchestrator.environment.home import home_at
 from orchestrator.spec.loader import parse_spec
 from orchestrator.spec.plan import plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.storage.database import StudyDatabase
 from orchestrator.study.trial import Epoch, Trial, TrialState
+from orchestrator.sweep.cost_model import Rate
 from orchestrator.sweep.sweep import Sweep
 from orchestrator.sweep.tracker import MemoryTracker
 from tests.orchestrator.conftest import Sptune, outcome
+from trainer.storage.files import write_bytes
+from trainer.storage.integrity import pack_json
 
 
 def opened(spec: SweepSpec, url: str) -> tuple[Sweep, Clock]:
@@ -146,7 +152,7 @@ def test_a_replay_of_the_same_spec_on_recorded_curves_equals_the_sweep(earlier: 
         ({"tasks": ["demo/shapes_loc"]}, "the earlier sweep has no search trial of demo/shapes_loc spt_deep"),
         (
             {"fixed": {"epochs": 12}},
-            "of demo/digits spt_deep vit_nano_patch4_32.mae 1 that ran to its end of 12 epochs",
+            "of demo/digits spt_deep vit_nano_patch4_32.mae train_size 1.0 that ran to its end of 12 epochs",
         ),
         ({"fixed": {"epochs": 5, "warmup_epochs": 1}}, "that ran to its end of 5 epochs"),
     ],
@@ -209,3 +215,39 @@ def test_the_command_uses_the_curves_of_a_sweep_of_the_home(
     code, _, complaint = sptune(*like, "small")
     assert code == 2
     assert complaint.startswith("error: --like small: the earlier sweep has no search trial of demo/shapes_loc")
+
+
+def test_invented_curves_take_the_seconds_that_were_measured_in_the_home(
+    raw_spec: dict[str, Any], tmp_path: Path, sptune: Sptune
+) -> None:
+    raw_spec |= {"tasks": ["demo/digits"], "search": {"trials": 8}}
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(raw_spec))
+    home = home_at(str(tmp_path / "home"))
+    replay = ("replay", file, "--home", home.root, "--workers", "1", "--json")
+
+    def replayed() -> dict[str, Any]:
+        code, said, _ = sptune(*replay)
+        assert code == 0
+        return dict(json.loads(said))
+
+    shown = replayed()
+    assert (shown["seconds"], shown["synthetic"]) == (20 * 9 * 10.0, True)
+    assert shown["speed"].startswith("an epoch takes 10 s, which is invented too")
+
+    # 800 images of train, and 200 of val in the final trials.
+    rate = Rate(seconds_per_image=0.01, trials=1, peak_gb=1.0, device_gb=8.0)
+    write_bytes(home.cost_model_file, pack_json({"linear vit_nano_patch4_32.mae cpu": dataclasses.asdict(rate)}))
+    shown = replayed()
+    of_linear = 9 * (8 * 8.0 + 2 * 10.0)
+    assert shown["seconds"] == pytest.approx(of_linear + 10 * 9 * 10.0)
+    assert shown["speed"] == (
+        f"an epoch takes as long as measured in {home.root}, and 10 s in 1 study of which nothing like it was run"
+    )
+    assert "invented learning curves" in shown["curves"], "the curves stay synthetic"
+
+    raw_spec["methods"] = ["linear"]
+    del raw_spec["space"]["prompt_length"], raw_spec["space"]["prompt_init"]
+    file.write_text(yaml.safe_dump(raw_spec))
+    assert replayed()["speed"] == f"an epoch takes as long as measured in {home.root}"
+    assert f"; an epoch takes as long as measured in {home.root}\n" in sptune(*replay[:-1])[1]

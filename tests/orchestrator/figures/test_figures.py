@@ -197,6 +197,7 @@ def test_each_searched_parameter_has_a_panel_on_its_own_scale(pruned_study: Stud
     assert [ax.get_xscale() for ax in figure.axes] == ["log", "linear", "linear"]
     assert [tick.get_text() for tick in figure.axes[1].get_xticklabels()] == ["1", "5", "64"]
     assert words(figure)[:2] == ["complete", "chosen"]
+    assert words(figure)[-2:] == ["median", "upper edge"], "plain words for the two lines"
     best = pruned_study.best
     assert best is not None
     assert best.score is not None

@@ -35,10 +35,10 @@ def test_a_failed_final_trial_is_counted_in_its_cell_and_named_below(record_url:
     assert table["full", "vtab/svhn"].text == f"{left:.1f} [1 missing]"
     assert table["full", OVER_TASKS].text.endswith("[1 missing]"), "a mean over it says so too"
     assert "missing" not in table["full", "fgvc mean"].text + table["spt_deep", OVER_TASKS].text
-    key = f"vtab/svhn full {MAE} 1"
+    name = f"vtab/svhn full {MAE} train_size 1.0"
     assert lines_of(blocks, is_warning=True) == [
-        f"failed: {key}: 1 trial, last error: OSError: no disk",
-        f"missing: {key}: no final score for seeds 44",
+        f"failed: {name}: 1 trial, last error: OSError: no disk",
+        f"missing: {name}: no final score for seeds 44",
     ]
     assert "Trials: 23 complete, 0 pruned, 1 failed, 0 missing." in lines_of(blocks)
 
@@ -54,9 +54,9 @@ def test_a_study_without_a_score_has_no_cell_no_mean_and_no_difference(record_ur
         assert table["spt_deep", column].text == table["spt_deep difference", column].text == "—"
         assert not table["full", column].bold, "alone, it is compared with nothing"
     assert table["spt_deep", "vtab/svhn"].text != "—" != table["spt_deep", "fgvc mean"].text
-    key = f"vtab/dtd spt_deep {MAE} 1"
-    assert f"failed: {key}: 2 trials, last error: TrainingDiverged: nan" in lines_of(blocks, is_warning=True)
-    assert f"missing: {key}: no final score for seeds 42, 44" in lines_of(blocks, is_warning=True)
+    name = f"vtab/dtd spt_deep {MAE} train_size 1.0"
+    assert f"failed: {name}: 2 trials, last error: TrainingDiverged: nan" in lines_of(blocks, is_warning=True)
+    assert f"missing: {name}: no final score for seeds 42, 44" in lines_of(blocks, is_warning=True)
     assert "Trials: 20 complete, 0 pruned, 2 failed, 2 missing." in lines_of(blocks)
     chosen = [row[:2] for row in table_block(blocks, "chosen on val").rows]
     assert cells("vtab/dtd", "spt_deep") not in chosen and len(chosen) == 5
@@ -68,10 +68,11 @@ def test_a_stopped_study_has_its_reason_and_its_missing_trials_are_counted(recor
         return Failure(cause=FailureCause.INVALID, error="ValueError: 3 classes, not 47\n\ntrace") if broken else None
 
     studies = run(small(), record_url, fail=fail)
-    alarms, key = lines_of(build_sections(studies), is_warning=True), f"vtab/dtd full {MAE} 1"
+    alarms = lines_of(build_sections(studies), is_warning=True)
+    name = f"vtab/dtd full {MAE} train_size 1.0"
     assert alarms == [
-        f"stopped: {key}: ValueError: 3 classes, not 47",
-        f"failed: {key}: 1 trial, last error: ValueError: 3 classes, not 47",
+        f"stopped: {name}: ValueError: 3 classes, not 47",
+        f"failed: {name}: 1 trial, last error: ValueError: 3 classes, not 47",
     ], "and not that final scores are missing, which follows"
     assert "Trials: 20 complete, 0 pruned, 1 failed, 3 missing." in lines_of(build_sections(studies))
     assert results(studies)["full", "vtab/dtd"].text == "—"

@@ -70,7 +70,7 @@ def test_the_command_writes_the_report_in_each_format(form: str, home: Path, spt
 def test_a_study_in_two_sweeps_is_refused(home: Path, sptune: Sptune) -> None:
     status, out, error = sptune("report", "first", "third", "--home", home)
     assert (status, out) == (2, "")
-    assert f"vtab/dtd full {MAE} 1 is in several of these sweeps" in error
+    assert f"vtab/dtd full {MAE} train_size 1.0 is in several of these sweeps" in error
     assert "Traceback" not in error
 
 

@@ -48,9 +48,18 @@ def test_the_report_says_which_p_to_cite_what_the_other_leaves_out_and_how_many_
     table, lines = table_block(blocks, "between methods"), lines_of(blocks)
     assert table.header[-2:] == ("p over tasks", "p over seeds, same search")
     assert {row[-2].text for row in table.rows} == {"needs 7 tasks"}, "three pairs"
-    assert any(line.startswith("p over tasks: ") and line.endswith("Cite this one.") for line in lines)
+    (of_tasks,) = (line for line in lines if line.startswith("p over tasks: "))
+    assert of_tasks.endswith("There are too few tasks for it here."), "it is not to be cited, since it is not there"
     assert any(line.startswith("p over seeds, same search: ") and "luck of one search on val" in line for line in lines)
     assert any(line.startswith("p over tasks of 3 pairs of methods needs 7 tasks: with 3 tasks") for line in lines)
+
+
+def test_the_p_over_tasks_is_to_be_cited_where_there_are_enough_tasks(natural: list[Study]) -> None:
+    lines = lines_of(build_sections(natural))
+    (of_tasks,) = (line for line in lines if line.startswith("p over tasks"))
+    assert of_tasks.endswith("Cite this one.")
+    (bold,) = (line for line in lines if line.startswith("Bold above and p over seeds may disagree: "))
+    assert lines.index(bold) > lines.index(of_tasks), "at the table of p values"
 
 
 def test_one_method_has_no_comparison(record_url: str) -> None:

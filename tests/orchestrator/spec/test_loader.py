@@ -360,3 +360,57 @@ def test_every_task_of_a_group_is_checked_with_every_size(raw_spec: dict[str, An
         f"train_sizes: 12 images are fewer than the 16 classes of demo/shapes_{which}; each needs one at least."
         for which in ("loc", "ori")
     ]
+
+
+EPOCHS = "fixed.epochs: must be at least 1, got 0."
+LATE = "search.pruner.min_epochs: must be below epochs=9, or no trial is ever stopped; got 20."
+RARE = "search.eval_every: must divide the pruner's min_epochs=3"
+TRIALS = "search.trials: must be at least 1, got 0."
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"search.pruner.min_epochs": 20, "space.lr.low": 2}, ["space.lr: low must be below high", LATE]),
+        ({"search.pruner.min_epochs": 20, "search.trials": 0}, [TRIALS, LATE]),
+        ({"search.pruner.min_epochs": 20, "search.pruner.colour": 1}, ["search.pruner.colour", LATE]),
+        ({"search.pruner.min_epochs": 3, "search.eval_every": 2, "fixed.epochs": 0},
+         [EPOCHS, "fixed.warmup_epochs", RARE]),
+        ({"search.sampler": "grid", "search.trials": 0}, [TRIALS, "space.lr: sampler grid tries every value"]),
+        # One task, backbone or method, and it is misspelt: the others are still read.
+        ({"tasks": ["demo/digit"], "search.pruner.min_epochs": 20}, ["tasks.0: 'demo/digit'", LATE]),
+        ({"tasks": ["demo/digit"], "space.prompt_length.values": [0]}, ["tasks.0", "space.prompt_length: must be at"]),
+        ({"backbones": ["vit"], "fixed.drop_path": 2}, ["backbones.0", "fixed.drop_path: must be at least 0"]),
+        ({"methods": ["spt"], "fixed.epochs": 0}, ["methods.0: 'spt'", EPOCHS, "fixed.warmup_epochs"]),
+        ({"tasks": [], "fixed.colour": 1}, ["tasks: must be a list", "fixed.colour: 'colour' is not a TrainConfig"]),
+    ],
+)  # fmt: skip
+def test_problems_of_the_search_and_of_params_are_told_together(
+    raw_spec: dict[str, Any], changes: dict[str, Any], expected: list[str]
+) -> None:
+    for place, value in changes.items():
+        *parents, key = place.split(".")
+        part = raw_spec
+        for parent in parents:
+            part = part[parent]
+        part[key] = value
+    found = problems(raw_spec)
+    assert len(found) == len(expected)
+    for start in expected:
+        assert any(problem.startswith(start) for problem in found), (start, found)
+
+
+def test_what_depends_on_something_wrong_is_not_guessed(raw_spec: dict[str, Any]) -> None:
+    # The length of a trial, the points of a grid, and what a wrong entry of `per` would have changed.
+    raw_spec["fixed"]["epochs"] = "many"
+    raw_spec["search"]["pruner"]["min_epochs"] = 200
+    assert [problem.partition(":")[0] for problem in problems(raw_spec)] == ["fixed.epochs"]
+
+    raw_spec["fixed"]["epochs"] = 9
+    raw_spec["space"]["lr"] = {"type": "choice"}
+    raw_spec["search"] = {"trials": 100, "sampler": "grid"}
+    assert problems(raw_spec) == ["space.lr.values: is missing."]
+
+    raw_spec["space"]["lr"] = {"type": "float", "low": 0.1, "high": 1.0}
+    raw_spec["per"] = [{"method": ["spt_deep", "linear"], "search": {"sampler": "tpe", "trials": 0}}]
+    assert problems(raw_spec) == ["per.0.search.trials: must be at least 1, got 0."]

@@ -114,7 +114,9 @@ def test_an_entry_that_contradicts_trials_is_refused_and_names_only_the_studies_
             new_sweep(parse_spec(raw_spec | {"per": [entry]}, "a test"), record_url)
         # The key is looked for where it is: in the entry, and not in the spec's own `fixed` or `search`.
         key = f"per.0.{conflict.partition(' was ')[0]}"
-        assert f"  {conflict}, from {key} (in demo/digits linear vit_nano_patch4_32.mae 1)\n" in str(refused.value)
+        assert f"  {conflict}, from {key} (in demo/digits linear vit_nano_patch4_32.mae train_size 1.0)\n" in str(
+            refused.value
+        )
         assert "shapes" not in str(refused.value) and "spt_deep" not in str(refused.value)
 
     # Nothing was changed: the old spec still holds.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.report.reproducibility import reproducibility_lines
+from orchestrator.spec.labels import study_text
 from orchestrator.spec.loader import parse_spec
 from orchestrator.study.trial import Trial, TrialState, wrong_device
 from orchestrator.sweep.device_kinds import mixed_devices
@@ -48,9 +49,9 @@ def test_a_study_that_mixes_kinds_says_so_at_once_and_in_its_report(raw_study: d
         for event in epochs_of(trial):
             sweep.on_epoch(trial.trial_id, *event, facts)
 
-    key = sweep.studies[0].plan.key
+    name = study_text(sweep.studies[0].plan)
     sentence = (
-        f"{key}: trials ran on 2 kinds of devices (NVIDIA A100-SXM4-40GB, NVIDIA H200), whose results differ in their "
+        f"{name}: trials ran on 2 kinds of devices (NVIDIA A100-SXM4-40GB, NVIDIA H200), whose results differ in their "
         "last bits."
     )
     # Once, not at each epoch.

@@ -76,14 +76,14 @@ def test_every_sampler_goes_on_in_a_wider_space(raw_study: dict[str, Any], recor
     ("place", "value", "difference"),
     [
         ("space.lr", {**LR, "high": 0.05}, "space.lr was {type: float, low: 0.001, high: 0.1, log: true}, "
-         "is {type: float, low: 0.001, high: 0.05, log: true} (in demo/digits spt_deep vit_nano_patch4_32.mae 1 "
-         "and 3 more)"),
+         "is {type: float, low: 0.001, high: 0.05, log: true} (in demo/digits spt_deep vit_nano_patch4_32.mae "
+         "train_size 1.0 and 3 more)"),
         ("space.lr", {**LR, "low": 1e-5, "high": 0.05}, "space.lr was"),
         ("space.lr", {"type": "float", "low": 0.001, "high": 0.1}, "space.lr was"),
         ("space.lr", {"type": "choice", "values": [0.001, 0.1]}, "space.lr was"),
         ("space.prompt_length", {**LENGTH, "values": [1, 5, 6]},
          "space.prompt_length was {type: choice, values: [1, 5, 64]}, is {type: choice, values: [1, 5, 6]} "
-         "(in demo/digits spt_deep vit_nano_patch4_32.mae 1 and 1 more)"),
+         "(in demo/digits spt_deep vit_nano_patch4_32.mae train_size 1.0 and 1 more)"),
         ("space.lr", {**LR, "high": 1.0, "when": {"prompt_init": ["random", "mean_pool"]}}, "space.lr was"),
         ("space.drop_path", {"type": "float", "low": 0.0, "high": 0.5}, "space.drop_path was not set, is {type: float"),
         ("search.sampler", "random", "search.sampler was tpe, is random"),

@@ -112,7 +112,7 @@ def test_a_sweep_of_0_1_0_with_parts_goes_on_with_all_of_val_and_refuses_the_new
     with pytest.raises(ConflictError) as refused:
         new_sweep(parse_spec(raw_study, "the file"), record_url)
     cure = "to go on with these trials, write `val_size: full` in the spec"
-    study = "demo/digits spt_deep vit_nano_patch4_32.mae 0.5"
+    study = "demo/digits spt_deep vit_nano_patch4_32.mae train_size 0.5"
     assert f"val_size was full, is same; {cure} (in {study}" in str(refused.value)
 
     # Version 0.1.0 recorded no val_size.

@@ -157,9 +157,12 @@ def test_the_lease_of_a_process_that_is_gone_is_free_at_once(record_url: str, re
         ours = record.lease("small")
         with pytest.raises(LeaseError, match=f"driven by process {driver.pid}"):
             ours.acquire("small")
+        with pytest.raises(LeaseError, match=f"driven by process {driver.pid}"):
+            ours.raise_if_driven("small")
         driver.send_signal(signal.SIGKILL)
         while ours.holders():
             time.sleep(0.01)
+        ours.raise_if_driven("small")
         # It may be a zombie still, whose parent has not looked: dead all the same.
         ours.acquire("small")
         assert [holder["pid"] for holder in ours.holders()] == [os.getpid()]
