@@ -54,6 +54,8 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.growth --out bench/growth.json
 	$(BIN)/python -m tests.benchmarks.lanes --out bench/lanes.json
 	$(BIN)/python -m tests.benchmarks.accuracy --out bench/accuracy.json
+	$(BIN)/python -m tests.benchmarks.step vit_nano_patch4_32.mae --batch-size 32 --steps 30 --out bench/step.json
+	$(BIN)/python -m tests.benchmarks.command_line --out bench/command_line.json
 
 # The same on a GPU: engines of the training step, prototypes, trials. Ends with a sentence where there is none.
 bench-gpu: install

@@ -34,13 +34,14 @@ MOST = {"--help": 0.2, "status": 0.5, "report": 0.8, "predict": 2.0}
 """The ratio that each command should not exceed."""
 
 
-def finished_sweep(folder: Path) -> None:
-    """Launch the demo with trials of two epochs in the home of a folder."""
+def finished_sweep(folder: Path, tasks: list[str]) -> None:
+    """Launch the demo on some of its tasks, with short trials, in the home of a folder."""
     spec = yaml.safe_load(find_spec("demo").read_text())
     spec["fixed"] |= {"epochs": 2, "batch_size": 32}
     spec["search"] |= {"pruner": {"type": "none"}}
+    spec |= {"tasks": tasks, "train_sizes": [0.05]}
     (folder / "demo.yaml").write_text(yaml.safe_dump(spec))
-    subprocess.run([SPTUNE, "launch", "demo.yaml"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([SPTUNE, "launch", "demo.yaml", "--inline"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
 
 def image_file(folder: Path) -> Path:
@@ -105,6 +106,7 @@ def main() -> None:
     """Measure, print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--tasks", nargs="+", default=["demo/digits", "demo/shapes_loc"], help="tasks of the sweep")
     parser.add_argument("--device", default=default_device(), help="named in the description of the machine")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -113,7 +115,7 @@ def main() -> None:
     os.environ.pop("SPTUNE_HOME", None)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        finished_sweep(folder)
+        finished_sweep(folder, options.tasks)
         rows = measure(folder, options.rounds)
 
     print_table(rows)

@@ -44,19 +44,34 @@ Batches = DataLoader[tuple[Tensor, int]]
 
 
 def plain_logits(
-    vit: VisionTransformer, head: nn.Module, prompt_LPD: Tensor, readout: str, pixels_BCHW: Tensor
+    vit: VisionTransformer,
+    head: nn.Module,
+    prompt_LPD: Tensor,
+    readout: str,
+    pixels_BCHW: Tensor,
+    prompt_dropout: float = 0.0,
 ) -> Tensor:
     """Run the papers' forward pass with timm's own modules only: from normalised pixels to logits ``[B, K]``."""
-    patches_BTD = vit.patch_embed(pixels_BCHW)
-    cls_11D, positions_1TD = cls_and_positions(vit)
-    tokens_BTD = torch.cat([cls_11D.expand(len(patches_BTD), -1, -1), patches_BTD], dim=1) + positions_1TD
+    tokens_BTD = plain_tokens(vit, pixels_BCHW)
     layers, length, _ = prompt_LPD.shape
     for i, block in enumerate(vit.blocks):
         if i < layers:
             rest_BTD = tokens_BTD[:, 1 + (length if i else 0) :]
-            prompt_BPD = prompt_LPD[i].expand(len(tokens_BTD), -1, -1)
+            prompt_BPD = F.dropout(prompt_LPD[i].expand(len(tokens_BTD), -1, -1), prompt_dropout)
             tokens_BTD = torch.cat([tokens_BTD[:, :1], prompt_BPD, rest_BTD], dim=1)
         tokens_BTD = block(tokens_BTD)
+    return read_plainly(vit, head, readout, tokens_BTD)
+
+
+def plain_tokens(vit: VisionTransformer, pixels_BCHW: Tensor) -> Tensor:
+    """Return CLS and patches with their positions, ``[B, T, D]``."""
+    patches_BTD = vit.patch_embed(pixels_BCHW)
+    cls_11D, positions_1TD = cls_and_positions(vit)
+    return torch.cat([cls_11D.expand(len(patches_BTD), -1, -1), patches_BTD], dim=1) + positions_1TD
+
+
+def read_plainly(vit: VisionTransformer, head: nn.Module, readout: str, tokens_BTD: Tensor) -> Tensor:
+    """Return the logits ``[B, K]`` of the tokens that leave the last block, CLS first."""
     read_BD = tokens_BTD[:, 1:].mean(dim=1) if readout == "mean" else tokens_BTD[:, 0]
     logits_BK: Tensor = head(vit.norm(read_BD))
     return logits_BK

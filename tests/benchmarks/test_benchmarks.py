@@ -14,6 +14,8 @@ import pytest
 
 from tests.benchmarks.machine import precisions
 from tests.benchmarks.scale import fill_queue
+from tests.benchmarks.step import CASES, Sides, config_of, random_network
+from trainer.catalog import METHODS
 from trainer.config import TrainConfig
 from trainer.data.tasks import open_task
 
@@ -38,6 +40,26 @@ def test_each_side_of_a_cell_is_measured(tmp_path: Path) -> None:
     results = run_benchmark("throughput", "--backbones", NANO, *cell, folder=tmp_path)
     assert [row["side"] for row in results["cells"]] == ["published", *(f"ours {each}" for each in precisions("cpu"))]
     assert all(row["train_images_per_s"] > 0 and row["eval_images_per_s"] > 0 for row in results["cells"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_plain_step_of_each_method_has_our_loss_and_gradients(case: str) -> None:
+    config = config_of(case, backbone=NANO, prompt_length=3, batch_size=2)
+    Sides(config, random_network(NANO, "cpu"), "cpu").check()
+
+
+def test_a_step_of_every_method_is_measured(tmp_path: Path) -> None:
+    sizes = ["--prompt-length", "3", "--batch-size", "2", "--steps", "1", "--threads", "1"]
+    rows = run_benchmark("step", NANO, *sizes, folder=tmp_path)["methods"]
+    assert METHODS.keys() <= {row["method"] for row in rows}
+    assert all(row["processor_ratio"] > 0 and row["clock_ratio"] > 0 for row in rows)
+
+
+@pytest.mark.timeout(600)  # a sweep, and 16 processes one after another
+def test_commands_are_compared_with_the_import_of_torch(tmp_path: Path) -> None:
+    rows = run_benchmark("command_line", "--rounds", "1", "--tasks", "demo/digits", folder=tmp_path)["commands"]
+    assert [row["command"] for row in rows] == ["--help", "status", "report", "predict"]
+    assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in rows)
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])

@@ -52,8 +52,10 @@ class TemperedProjection(nn.Module):
         if rows.start:
             return outputs_BTD
 
-        # Queries come first.
+        # Queries come first. Slices of them alone, and what joins them again, would be copies.
         width = inputs_BTD.shape[-1]
+        if rows.stop == width:
+            return outputs_BTD / self.temperature_1
         return torch.cat([outputs_BTD[..., :width] / self.temperature_1, outputs_BTD[..., width:]], dim=-1)
 
 

@@ -65,10 +65,11 @@ class ScaledAndShifted(nn.Module):
 
     def forward(self, inputs_BTD: Tensor, rows: slice = slice(None)) -> Tensor:
         """Return the outputs, or some rows of those of a projection."""
-        if isinstance(self.operation, nn.Linear) and rows != slice(None):
-            outputs_BTD = project_rows(self.operation, inputs_BTD, rows)
-        else:
-            outputs_BTD = self.operation(inputs_BTD)
+        # A slice of all rows would add a step to the backward pass.
+        if rows == slice(None):
+            return torch.addcmul(self.shift_D, self.operation(inputs_BTD), self.scale_D)
+
+        outputs_BTD = project_rows(self.operation, inputs_BTD, rows)
         return torch.addcmul(self.shift_D[rows], outputs_BTD, self.scale_D[rows])
 
 
