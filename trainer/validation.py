@@ -50,7 +50,7 @@ def number_problem(value: object) -> str | None:
         if plain:
             cure = f" (write {plain[1]}{plain[2]} without quotes)"
         elif power:
-            cure = f" (write {power[1]}{power[2] or '.0'}e{int(power[3]):+d}: YAML reads 1e-4 as text)"
+            cure = f" (write {power[1]}{power[2] or '.0'}e{int(power[3]):+d}: YAML reads {value} as text)"
         return f"must be a number, got the text {short_repr(value)}{cure}."
 
     # A bool is an int for Python, but not for a reader.
@@ -206,9 +206,7 @@ def size_problems(config: Any, task: Task | None) -> Iterator[Problem]:
     elif task:
         most = _most_images(task, config)
         if config.batch_size > most:
-            rule = (
-                f"{config.batch_size:,} exceeds the {counted(most, 'image')} that {task.name} has at most at train_size"
-            )
+            rule = f"{config.batch_size:,} exceeds the {counted(most, 'image')} that {task.name} has at train_size"
             yield "batch_size", f"{rule}={config.train_size}. Use a smaller one."
 
 

@@ -65,7 +65,10 @@ def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
 
 @app.command("import")
 def import_(
-    path: Annotated[Path, typer.Argument(help="A folder or an archive, laid out as its makers, `vtab-1k` or TFDS do.")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="A folder with one folder of images per class, or a data set as its makers publish it."),
+    ],
     task: Annotated[
         str | None,
         typer.Option(help=f"The task to import, or a name for your own: {OWN}NAME.", autocompletion=complete_task),

@@ -17,7 +17,7 @@ from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import few_images, find_sweep, load_combinable_sweeps
 from orchestrator.errors import UserError
 from orchestrator.spec.labels import study_text
-from orchestrator.study.trial import TrialState
+from orchestrator.study.trial import FailureCause, TrialState
 from trainer.plain_text import printable
 from trainer.redaction import redact
 from trainer.run_folder import LOG
@@ -91,7 +91,12 @@ def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption 
             console.print(f"  and {len(group.trials) - MAX_TRIALS_SHOWN} more")
 
         console.print(f"  log:   {_log(group, trials_folder)}")
-        console.print(f"  retry: {_retry(group, sweep)}")
+        first = (
+            "edit the spec and launch it again, or mend the data and run "
+            if group.cause is FailureCause.INVALID
+            else ""
+        )
+        console.print(f"  retry: {first}{_retry(group, sweep)}")
         console.print()
 
     for study in studies:

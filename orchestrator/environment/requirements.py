@@ -19,14 +19,14 @@ from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import StudyMatrix, SweepSpec, task_names
 from orchestrator.spec.space import Choice
 from trainer.catalog import BACKBONES, OWN, TASKS, Task, is_own
-from trainer.config import InvalidConfig
-from trainer.data.task_store import Card, read_card
+from trainer.config import InvalidConfig, TrainConfig
+from trainer.data.task_store import Card, read_card, read_column
 from trainer.machine import usable_cores, visible_gpus
 from trainer.model.weights import WeightsError, find_weights
 from trainer.plain_text import counted
 from trainer.storage.files import list_folders
 from trainer.storage.local_cache import cache_problem
-from trainer.validation import size_problems
+from trainer.validation import Problem, is_full, size_problems
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ def check_requirements(
         is_inline: whether trials run without Ray, which refuses trials with more CPUs than the machine has.
     """
     cards, problems = _read_cards(dict.fromkeys(name for plan in plans for name in tasks_of(plan)), home)
-    problems += dict.fromkeys(_size_sentences(spec, plans, cards))
+    problems += dict.fromkeys(_size_sentences(spec, plans, cards, home.data_root))
 
     backbones = [*dict.fromkeys(plan.backbone for plan in plans)]
     found = _find_weights(backbones, weights)
@@ -148,7 +148,9 @@ def _way_to_import(absent: Sequence[str], home: Home) -> str:
     return f"`sptune data import FOLDER --task {absent[0]}` imports it.{meant}"
 
 
-def _size_sentences(spec: SweepSpec, plans: Sequence[StudyPlan], cards: dict[str, Card]) -> Iterator[str]:
+def _size_sentences(
+    spec: SweepSpec, plans: Sequence[StudyPlan], cards: dict[str, Card], data_root: str
+) -> Iterator[str]:
     """Yield why a study has too few images: for its part of them, or for its largest batch."""
     from orchestrator.sweep.cost_model import most_expensive_config
 
@@ -161,12 +163,34 @@ def _size_sentences(spec: SweepSpec, plans: Sequence[StudyPlan], cards: dict[str
             # The sizes of the catalog's tasks are among the rules of a config.
             problems = error.problems.items()
         else:
-            problems = size_problems(config, _sizes_of(cards[plan.task])) if plan.task in cards else ()
+            problems = _size_problems(config, cards[plan.task], data_root) if plan.task in cards else ()
 
         keys = merge_params(spec, overrides_of(spec, plan.task, plan.backbone, plan.method)).keys
         for name, problem in problems:
             key = "train_sizes" if name == "train_size" else keys.get(name, f"fixed.{name}")
             yield f"{key}: {problem}"
+
+
+def _size_problems(config: TrainConfig, card: Card, data_root: str) -> Iterator[Problem]:
+    """Yield each number that asks for more training images than a stored task has."""
+    problems = [*size_problems(config, _sizes_of(card))]
+    yield from problems
+    if problems or is_full(config.train_size):
+        return
+
+    # Imported here: it needs numpy, and every command imports this module.
+    from trainer.data.subsets import split_rows
+
+    # A part is rounded class by class, so only the labels tell how many images it has.
+    try:
+        labels = {"train": read_column(data_root, card.task, "train", "label", card).to_numpy()}
+    except OSError:
+        # The trial says what is wrong with the file.
+        return
+    num_images = len(split_rows(labels, "train", config.train_size, draw=config.draw))
+    if config.batch_size > num_images:
+        has = f"exceeds the {counted(num_images, 'image')} that {card.task} has at train_size={config.train_size}"
+        yield "batch_size", f"{config.batch_size:,} {has}. Use a smaller one."
 
 
 def _sizes_of(card: Card) -> Task:

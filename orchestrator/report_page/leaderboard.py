@@ -28,16 +28,16 @@ def leaderboard(study: Study) -> TableBlock:
         texts = [
             str(trial.number),
             trial.state.value,
+            NOTHING if accuracy is None else f"{100 * accuracy:.1f}",
             *(_param(trial, name) for name in names),
             str(len(trial.epochs)),
-            NOTHING if accuracy is None else f"{100 * accuracy:.1f}",
             _note(trial, is_chosen=trial == study.best, is_tied=trial.number in tied),
         ]
         rows.append(tuple(Cell(text, bold=trial == study.best) for text in texts))
 
     return TableBlock(
         title="search trials, by val accuracy at the last epoch",
-        header=("trial", "state", *names, "epochs", "val %", "note"),
+        header=("trial", "state", "val %", *names, "epochs", "note"),
         rows=rows,
         names=2,
         last_is_text=True,

@@ -120,8 +120,8 @@ def test_what_is_missing_is_named() -> None:
     ("field", "value", "problem"),
     [
         ("lr", "1e-4", "must be a number, got the text '1e-4' (write 1.0e-4: YAML reads 1e-4 as text)."),
-        ("weight_decay", "5e-3", "must be a number, got the text '5e-3' (write 5.0e-3: YAML reads 1e-4 as text)."),
-        ("lr", "2E30", "must be a number, got the text '2E30' (write 2.0e+30: YAML reads 1e-4 as text)."),
+        ("weight_decay", "5e-3", "must be a number, got the text '5e-3' (write 5.0e-3: YAML reads 5e-3 as text)."),
+        ("lr", "2E30", "must be a number, got the text '2E30' (write 2.0e+30: YAML reads 2E30 as text)."),
         ("lr", "nan", "must be a number, got the text 'nan'."),
         ("epochs", "10", "must be a number, got the text '10' (write 10 without quotes)."),
         ("lr", "fast", "must be a number, got the text 'fast'."),
@@ -149,7 +149,7 @@ def test_what_is_missing_is_named() -> None:
         ("init_images", None, "must be a number, got None."),
         ("init_images", "0.1", "must be a number, got the text '0.1' (write 0.1 without quotes)."),
         ("init_task", ["demo/digits"], "must be a name, got ['demo/digits']."),
-        ("ema_decay", "9e-1", "must be a number, got the text '9e-1' (write 9.0e-1: YAML reads 1e-4 as text)."),
+        ("ema_decay", "9e-1", "must be a number, got the text '9e-1' (write 9.0e-1: YAML reads 9e-1 as text)."),
         ("ema_decay", False, "must be a number, got False."),
         ("drop_path", None, "must be a number, got None."),
     ],
@@ -268,13 +268,13 @@ def test_a_wrong_type_hides_no_broken_rule() -> None:
 
 def test_a_batch_that_no_share_of_the_task_can_fill_is_refused() -> None:
     assert problems_of(VALID | {"task": "demo/digits", "batch_size": 801})["batch_size"] == (
-        "801 exceeds the 800 images that demo/digits has at most at train_size=1.0. Use a smaller one."
+        "801 exceeds the 800 images that demo/digits has at train_size=1.0. Use a smaller one."
     )
     assert TrainConfig.from_params(VALID | {"task": "demo/digits", "batch_size": 1000, "eval_split": "test"})
     # However small the share, each class gives an image or two.
     assert TrainConfig.from_params(VALID | {"train_size": 1e-9, "batch_size": 10})
     assert problems_of(VALID | {"train_size": 1e-9, "batch_size": 32}) == {
-        "batch_size": "32 exceeds the 21 images that demo/digits has at most at train_size=1e-09. Use a smaller one."
+        "batch_size": "32 exceeds the 21 images that demo/digits has at train_size=1e-09. Use a smaller one."
     }
 
 

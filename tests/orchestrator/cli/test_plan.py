@@ -73,18 +73,23 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "images for a batch": (
         {"fixed": TINY["fixed"] | {"batch_size": 41}},
-        "fixed.batch_size: 41 exceeds the 40 images that own/five has at most at train_size=1.0. Use a smaller one.",
+        "fixed.batch_size: 41 exceeds the 40 images that own/five has at train_size=1.0. Use a smaller one.",
     ),
     "images for the largest batch of a search": (
         {"space": TINY["space"] | {"batch_size": {"type": "choice", "values": [64, 2]}},
          "fixed": {"epochs": 1, "warmup_epochs": 0}},
-        "space.batch_size: 64 exceeds the 40 images that own/five has at most at train_size=1.0. Use a smaller one.",
+        "space.batch_size: 64 exceeds the 40 images that own/five has at train_size=1.0. Use a smaller one.",
     ),
     # The first task alone has enough.
     "images of another task": (
         {"tasks": ["own/many", "demo/digits"], "space": TINY["space"] | {
             "batch_size": {"type": "choice", "values": [2, 801]}}, "fixed": {"epochs": 1, "warmup_epochs": 0}},
-        "space.batch_size: 801 exceeds the 800 images that demo/digits has at most at train_size=1.0.",
+        "space.batch_size: 801 exceeds the 800 images that demo/digits has at train_size=1.0.",
+    ),
+    # Of eight images of a class, the share takes one.
+    "images of a share": (
+        {"train_sizes": [0.15], "fixed": TINY["fixed"] | {"batch_size": 6}},
+        "fixed.batch_size: 6 exceeds the 5 images that own/five has at train_size=0.15. Use a smaller one.",
     ),
     "images for a number": (
         {"train_sizes": [41]},

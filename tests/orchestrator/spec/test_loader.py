@@ -55,7 +55,7 @@ def problems(raw: dict[str, Any]) -> list[str]:
          "space.seed: the sweep sets it itself; use search.seed and final.seeds."),
         ("fixed.lr", 0.1, "space.lr: is fixed too; keep one of the two."),
         ("fixed.weight_decay", "1e-2",
-         "fixed.weight_decay: must be a number, got the text '1e-2' (write 1.0e-2: YAML reads 1e-4 as text)."),
+         "fixed.weight_decay: must be a number, got the text '1e-2' (write 1.0e-2: YAML reads 1e-2 as text)."),
         ("fixed.warmup_epochs", 9, "fixed.warmup_epochs: must be at least 0 and below epochs=9, got 9."),
         ("space.prompt_length.values", [1, 65],
          "space.prompt_length: 65 exceeds the 64 patch tokens of vit_nano_patch4_32.mae; mean_pool and max_pool need "
