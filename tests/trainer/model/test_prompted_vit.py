@@ -23,6 +23,9 @@ from trainer.prompt_init.strategies import uniform_prompt
 
 LABELS_B = torch.tensor([0, 3, 6])
 
+WITH_DROPOUT = ("vpt_deep", "e2vpt_unpruned", "e2vpt_unpruned_prototypes")
+"""Methods whose papers drop values of the prompts."""
+
 
 @pytest.fixture(params=["mean", "cls"])
 def exact(backbone: Backbone, request: pytest.FixtureRequest) -> Backbone:
@@ -338,7 +341,9 @@ def test_a_block_run_with_a_context_equals_the_block_over_both_without_the_unrea
 def test_dropout_acts_on_the_prompts_of_every_layer_and_image_in_training_only(
     exact: Backbone, num_layers: int
 ) -> None:
-    assert {name: row.prompt_dropout for name, row in METHODS.items() if row.prompt_dropout} == {"vpt_deep": 0.1}
+    assert {name: row.prompt_dropout for name, row in METHODS.items() if row.prompt_dropout} == dict.fromkeys(
+        WITH_DROPOUT, 0.1
+    )
     model = prompted(exact, num_layers, 50, dropout=0.1)
     torch.manual_seed(0)
     with watched(model.dropout) as seen:
