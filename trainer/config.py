@@ -55,8 +55,8 @@ class TrainConfig:
     first. vpt_deep or vpt_shallow: prompts that start from random values. linear: no prompts, only the head is trained.
     full: no prompts, the whole network is trained. bias: the network's biases are trained. partial_1: its last block.
     lora, ssf, adapter: small layers in each block are trained. gate_vpt: prompts at the first layer, with gates between
-    layers. vfpt: prompts at every layer, some as their Fourier transform. bpt_deep or bpt_shallow: prompts
-    that are a product of two matrices. e2vpt_unpruned: prompts, and keys and values beside them, in every layer.
+    layers. vfpt: prompts at every layer, some as their Fourier transform. bpt_deep or bpt_shallow: prompts that are a
+    product of two matrices. e2vpt_unpruned: prompts, and keys and values beside them, in every layer.
     gate_vpt_prototypes or e2vpt_unpruned_prototypes: the same methods with prompts that start as those of spt do."""
 
     prompt_length: int | None = None

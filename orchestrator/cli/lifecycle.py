@@ -195,10 +195,10 @@ def _print_next_steps(outcome: SweepOutcome) -> None:
 
     with_result = [study for study in outcome.studies if study.has_result]
     if with_result:
-        # The best on val among those of the first task: accuracies of different tasks cannot be compared.
-        task = with_result[0].plan.task
-        with_result.sort(key=lambda study: (study.plan.task != task, -(study.best.score or 0.0 if study.best else 0.0)))
-        where = f" --where '{distinguishing_condition(with_result)}'" if len(with_result) > 1 else ""
+        # Accuracies of different tasks cannot be compared.
+        of_one_task = [study for study in with_result if study.plan.task == with_result[0].plan.task]
+        best = max(of_one_task, key=lambda study: (study.best and study.best.score) or 0.0)
+        where = f" --where '{distinguishing_condition([best, *with_result])}'" if len(with_result) > 1 else ""
         console.print(f"Classes of your images: sptune predict {name}{where}{home} IMAGE...", soft_wrap=True)
 
 
