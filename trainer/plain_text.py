@@ -55,3 +55,8 @@ def _plural(noun: str) -> str:
     if noun.endswith("y") and noun[-2:-1] not in tuple("aeiou"):
         return f"{noun[:-1]}ies"
     return f"{noun}es" if noun.endswith(("s", "x", "sh", "tch")) else f"{noun}s"
+
+
+def format_train_size(train_size: float | int | str) -> str:
+    """Return a train size as part of a name: 0.1 for a share, 200 for a number of images, or `5 per class`."""
+    return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from orchestrator.environment.home import DEFAULT_HOME
-from orchestrator.spec.loader import SUFFIXES, shipped_specs
+from orchestrator.spec.shipped import SUFFIXES, shipped_specs
 from trainer.catalog import BACKBONES, METHODS, OWN, TASKS
 
 

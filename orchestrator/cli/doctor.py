@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -20,12 +20,11 @@ from orchestrator.cli.options import (
     error_console,
     print_json,
 )
-from orchestrator.doctor.checks import Finding, check_nodes, check_services
-from orchestrator.doctor.machine import check_machine
 from orchestrator.environment.home import home_at, weights_at
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec
-from orchestrator.spec.resources import Cluster
 from trainer.plain_text import counted
+
+if TYPE_CHECKING:
+    from orchestrator.doctor.checks import Finding
 
 STYLES = {"ok": "", "warning": "yellow", "error": "red"}
 
@@ -50,11 +49,15 @@ def doctor(
     the versions, home, GPUs, data, weights and cache of each node. Starts nothing. Exit status 1 if there is an error.
     A launch on a cluster does the checks of the servers and the nodes before it starts.
     """
+    from orchestrator.doctor.checks import check_nodes, check_services
+    from orchestrator.doctor.machine import check_machine
+    from orchestrator.spec.loader import find_spec, load_cluster, load_spec
+
     path = find_spec(spec) if spec else None
     cluster = load_cluster(path) if path else None
     place = home_at(home, cluster)
     sweep = load_spec(path) if path else None
-    weights = weights_at(weights, cluster or Cluster())
+    weights = weights_at(weights, cluster)
     if cluster is not None:
         address = address or cluster.address
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from orchestrator import __version__
 from orchestrator.cli.options import console, pause_until_next_look
 from orchestrator.environment.lookup import few_images, find_sweep, load_combinable_sweeps
-from orchestrator.spec.loader import SUFFIXES, find_spec, load_spec
+from orchestrator.spec.loader import find_spec, load_spec
+from orchestrator.spec.shipped import SUFFIXES
 from orchestrator.spec.yaml_file import read_yaml
 from trainer.storage.files import read_bytes, write_bytes
 

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator import launch as api
 from orchestrator.cli.options import (
     AddressOption,
     HomeOption,
@@ -31,14 +30,16 @@ from orchestrator.cli.trial_filter import distinguishing_condition, parse_trial_
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
-from orchestrator.launch.outcome import DriverName, Rerun, SweepOutcome
 from orchestrator.redaction import redact
 from orchestrator.spec.labels import study_text
 from orchestrator.study.trial import Trial, TrialState
-from orchestrator.tracking.deletion import delete_outputs
 from trainer.plain_text import counted, printable
 from trainer.storage.files import delete_folder
 from trainer.storage.run_results import has_whole_results
+
+if TYPE_CHECKING:
+    from orchestrator.launch import Rerun, SweepOutcome
+    from orchestrator.launch.outcome import DriverName
 
 NO_RESULT, HALTED, INTERRUPTED, TERMINATED = 1, 3, 130, 143
 """Exit statuses beside 0 (done) and 2 (a user's mistake, in `orchestrator.cli.main`)."""
@@ -59,6 +60,7 @@ def launch(
     Exit status: 0 if the sweep is done, 1 if a study has no result, 2 for a mistake, 3 if a budget or repeated
     failures stopped it, 130 if you stopped it, 143 if SIGTERM did.
     """
+    from orchestrator import launch as api
     from orchestrator.cli.progress import LiveView
 
     driver: DriverName = "inline" if inline else "ray"
@@ -85,6 +87,7 @@ def resume(
     `--failed` runs failed trials again, from their last epochs; `--trial` and `--where` select some of them. `--trial`
     also runs a complete trial again whose result files are damaged or missing.
     """
+    from orchestrator import launch as api
     from orchestrator.cli.progress import LiveView
 
     driver: DriverName = "inline" if inline else "ray"
@@ -117,6 +120,8 @@ def _rerun(failed: bool, trial: list[str] | None, where: str | None, find_folder
     Args:
         find_folder: returns the folder of the sweep's trials.
     """
+    from orchestrator.launch import Rerun
+
     # Parsed first, so that a mistake in --where is found even if nothing else asks for a rerun.
     is_selected = parse_trial_filter(where, trial or [])
     if not (failed or trial or where):
@@ -261,7 +266,7 @@ def rm(
     Deleted trials count as never run: the next `launch` or `resume` runs what the spec asks for.
     """
     from orchestrator.study.study import load_studies
-    from orchestrator.tracking.deletion import release_experiment
+    from orchestrator.tracking.deletion import delete_outputs, release_experiment
 
     place, database, spec = find_sweep(home, sweep, writes=True)
     name = spec.name

@@ -10,7 +10,6 @@ from rich.table import Table
 from orchestrator.cli.options import JsonOption, WeightsOption, console, print_json
 from orchestrator.environment.home import weights_at
 from orchestrator.errors import UserError
-from orchestrator.spec.resources import Cluster
 from trainer.catalog import BACKBONES, BackboneRow
 from trainer.model.weights import WeightsError, find_weights
 from trainer.plain_text import counted
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 def backbones(weights: WeightsOption = None, as_json: JsonOption = False) -> None:
     """List the backbones and where the weights of each would come from."""
-    weights = weights_at(weights, Cluster())
+    weights = weights_at(weights)
     if weights and "://" not in weights and not Path(weights).exists():
         raise UserError(f"weights {weights}: there is no such file or folder.")
     facts = _facts(weights)

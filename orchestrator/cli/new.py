@@ -7,31 +7,26 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
-from pydantic import ValidationError
 from typer.core import TyperCommand
 
 from orchestrator.cli.completion import complete_backbone, complete_method, complete_tasks_or_group
 from orchestrator.cli.options import HomeOption, console, whole_number
 from orchestrator.cli.plan import small_images_note
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.requirements import check_requirements
 from orchestrator.errors import UserError
-from orchestrator.spec.explanations import sentences
-from orchestrator.spec.loader import SUFFIXES, parse_spec
-from orchestrator.spec.new_spec import Machine, NewSpec
-from orchestrator.spec.plan import plan_sweep
-from orchestrator.spec.resources import Cluster
-from orchestrator.spec.schema import StudyMatrix, task_names
+from orchestrator.spec.shipped import SUFFIXES
 from trainer.catalog import BUNDLED, OWN, TASKS, is_own
 from trainer.catalog import METHODS as CATALOG
 from trainer.data.task_store import read_card
 from trainer.machine import usable_cores, usable_memory, visible_gpus
 from trainer.plain_text import counted
 from trainer.storage.files import list_folders
+
+if TYPE_CHECKING:
+    from orchestrator.spec.new_spec import NewSpec
 
 LISTS = ("--tasks", "--methods", "--backbones", "--backbone")
 """Options that take several values after each other: `--methods spt_deep linear`."""
@@ -123,6 +118,13 @@ def new(
 
     In a terminal it asks for what is not given. It never replaces a file.
     """
+    import yaml
+
+    from orchestrator.environment.requirements import check_requirements
+    from orchestrator.spec.loader import parse_spec
+    from orchestrator.spec.new_spec import Machine
+    from orchestrator.spec.plan import plan_sweep
+
     if file.is_dir():
         raise UserError(f"{file} is a folder: name the file to write in it, such as {file / 'photos.yaml'}.")
     if file.suffix not in SUFFIXES:
@@ -149,7 +151,7 @@ def new(
     studies = counted(len(plans), "study")
     final = counted(len(spec.final.seeds), "final trial")
     console.print(f"wrote {file}: {studies} of {spec.search.trials} search and {final}.")
-    weights = weights_at(os.environ.get("SPTUNE_WEIGHTS"), Cluster())
+    weights = weights_at(os.environ.get("SPTUNE_WEIGHTS"))
     for sentence in check_requirements(spec, plans, place, weights, address=None).problems:
         console.print(f"missing: {sentence}")
     note = small_images_note(plans)
@@ -185,6 +187,8 @@ def _decide(
     Raises:
         UserError: with everything that is wrong with the options.
     """
+    from orchestrator.spec.new_spec import NewSpec
+
     given = {"tasks": tasks, "backbones": backbones, "methods": methods}
     values = {key: _split(" ".join(names)) for key, names in given.items() if names}
     problems = [problem for key, names in values.items() for problem in _problems(key, names)]
@@ -234,6 +238,11 @@ def _split(text: str) -> list[str]:
 
 def _problems(key: str, names: list[str]) -> list[str]:
     """Return a sentence for each name that a spec may not have at a key."""
+    from pydantic import ValidationError
+
+    from orchestrator.spec.explanations import sentences
+    from orchestrator.spec.schema import StudyMatrix
+
     # Valid values for the other keys.
     valid = {"tasks": ["demo/digits"], "backbones": [BUNDLED], "methods": ["linear"]}
     try:
@@ -249,6 +258,8 @@ def _own_tasks(home: Home) -> list[str]:
 
 def _fewest_images(home: Home, names: Sequence[str]) -> int | None:
     """Return the number of training images of the smallest task; None if that of an own task is not known."""
+    from orchestrator.spec.schema import task_names
+
     counts = []
     for task in dict.fromkeys(task for name in names for task in task_names(name)):
         card = read_card(home.data_root, task) if is_own(task) else None

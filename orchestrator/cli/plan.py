@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,18 +24,18 @@ from orchestrator.cli.options import (
     whole_number,
 )
 from orchestrator.cli.plan_progress import PlanProgress, load_progress
-from orchestrator.drivers.context import trial_context
 from orchestrator.environment.home import Home, home_at, weights_at
-from orchestrator.environment.requirements import Requirements, check_requirements, find_missing
 from orchestrator.errors import SpecError
 from orchestrator.spec.labels import SETTING, format_duration, study_label, varying_fields
-from orchestrator.spec.loader import find_spec, load_cluster, load_spec
-from orchestrator.spec.plan import StudyPlan, plan_sweep
-from orchestrator.spec.schema import SweepSpec
 from trainer.catalog import BACKBONES, BUNDLED
 from trainer.machine import usable_cores
 from trainer.plain_text import counted
 from trainer.terminal import shown
+
+if TYPE_CHECKING:
+    from orchestrator.environment.requirements import Requirements
+    from orchestrator.spec.plan import StudyPlan
+    from orchestrator.spec.schema import SweepSpec
 
 WorkersOption = Annotated[
     int | None,
@@ -63,6 +63,10 @@ def plan(
 
     Exit status: 0 if `launch` would run the spec, 1 if something is missing, 2 for a mistake in the spec.
     """
+    from orchestrator.environment.requirements import check_requirements, find_missing
+    from orchestrator.spec.loader import find_spec, load_cluster, load_spec
+    from orchestrator.spec.plan import plan_sweep
+
     path = find_spec(spec)
     cluster = load_cluster(path)
     place = home_at(home, cluster)
@@ -259,6 +263,7 @@ def _print_memory(sweep: SweepSpec, plans: list[StudyPlan], home: Home, num_slot
 
 def _calibrate(sweep: SweepSpec, plans: list[StudyPlan], home: Home, weights: str | None) -> None:
     """Time two epochs of each method and backbone on its first task, at the largest values of the space."""
+    from orchestrator.drivers.context import trial_context
     from orchestrator.drivers.trial_runner import run_trial
     from orchestrator.sweep.cost_model import CostModel, most_expensive_config
 

@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.environment.connections import read_database
 from orchestrator.environment.home import Home
-from orchestrator.spec.schema import SweepSpec
+
+if TYPE_CHECKING:
+    from orchestrator.spec.schema import SweepSpec
 
 
 @dataclass(frozen=True, slots=True)

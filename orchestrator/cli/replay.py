@@ -16,8 +16,6 @@ from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.spec.labels import format_duration
-from orchestrator.spec.loader import find_spec, load_spec
-from orchestrator.spec.plan import plan_sweep
 from trainer.plain_text import counted
 
 
@@ -49,6 +47,8 @@ def replay(
         ReplayDriver,
         SyntheticCurves,
     )
+    from orchestrator.spec.loader import find_spec, load_spec
+    from orchestrator.spec.plan import plan_sweep
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.storage.sqlite_url import sqlite_url
     from orchestrator.study.study import load_studies

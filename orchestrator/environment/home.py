@@ -7,17 +7,20 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from orchestrator.errors import HomeError, UserError
 from orchestrator.redaction import SECRET_VARIABLES, has_secret, redact
-from orchestrator.spec.resources import Cluster
 from orchestrator.study.storage.sqlite_url import sqlite_file, sqlite_url
 from trainer.plain_text import counted
 from trainer.run_folder import CARD
 from trainer.storage.addresses import absolute_address
 from trainer.storage.files import delete_file, list_folders, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from orchestrator.spec.resources import Cluster
 
 DEFAULT_HOME = "sptune-home"
 SQLITE = "sqlite:///"
@@ -206,11 +209,10 @@ def home_at(root: str | None = None, cluster: Cluster | None = None) -> Home:
     Raises:
         HomeError: if a path cannot be used, with the reason.
     """
-    addresses = cluster or Cluster()
-    root = root or os.environ.get("SPTUNE_HOME") or addresses.home or DEFAULT_HOME
-    data = os.environ.get("SPTUNE_DATA") or addresses.data
-    studies = os.environ.get("SPTUNE_STUDIES") or addresses.studies or ""
-    mlflow = os.environ.get("MLFLOW_TRACKING_URI") or addresses.mlflow or ""
+    root = root or os.environ.get("SPTUNE_HOME") or (cluster and cluster.home) or DEFAULT_HOME
+    data = os.environ.get("SPTUNE_DATA") or (cluster and cluster.data)
+    studies = os.environ.get("SPTUNE_STUDIES") or (cluster and cluster.studies) or ""
+    mlflow = os.environ.get("MLFLOW_TRACKING_URI") or (cluster and cluster.mlflow) or ""
 
     try:
         root = absolute_address(root)
@@ -231,13 +233,13 @@ def home_at(root: str | None = None, cluster: Cluster | None = None) -> Home:
         raise HomeError(str(error)) from None
 
 
-def weights_at(weights: str | None, cluster: Cluster) -> str | None:
+def weights_at(weights: str | None, cluster: Cluster | None = None) -> str | None:
     """Return the file or folder of weights, absolute: as given, or from a spec's `cluster`; None for neither.
 
     Raises:
         HomeError: if the path cannot be used, with the reason.
     """
-    address = weights or cluster.weights
+    address = weights or (cluster and cluster.weights)
     try:
         return absolute_address(address) if address else None
     except ValueError as error:

@@ -12,12 +12,12 @@ from orchestrator.environment.connections import open_database, read_database
 from orchestrator.environment.home import Home, home_at
 from orchestrator.errors import SpecError, UserError
 from orchestrator.spec.labels import study_text
-from orchestrator.spec.loader import SUFFIXES, find_spec, load_cluster, load_name, parse_recorded_spec, parse_spec
-from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.shipped import SUFFIXES
 from trainer.catalog import is_own
 from trainer.validation import unknown_name
 
 if TYPE_CHECKING:
+    from orchestrator.spec.schema import SweepSpec
     from orchestrator.study.storage.database import StudyDatabase
     from orchestrator.study.study import Study
 
@@ -37,6 +37,8 @@ def find_sweep(
     Raises:
         UserError: if there is no such sweep, with the names of those there are.
     """
+    from orchestrator.spec.loader import parse_recorded_spec, parse_spec
+
     place, name, database, raw = _locate(home, sweep)
     if writes:
         database.close()
@@ -56,6 +58,8 @@ def find_sweep(
 
 def _locate(home: str | None, sweep: str) -> tuple[Home, str, StudyDatabase, dict[str, object]]:
     """Return the home and the name of a sweep, its study database, open for reading, and its recorded spec."""
+    from orchestrator.spec.loader import load_cluster, load_name
+
     path = _spec_file(sweep)
     if not sweep.endswith(SUFFIXES):
         # The name comes first: a file `demo` in the working directory must not hide the sweep.
@@ -74,6 +78,8 @@ def _locate(home: str | None, sweep: str) -> tuple[Home, str, StudyDatabase, dic
 
 def _spec_file(sweep: str) -> Path | None:
     """Return the file of a spec by its path, or by its name if it ships with sptune; None if there is none."""
+    from orchestrator.spec.loader import find_spec
+
     try:
         path = find_spec(sweep)
     except SpecError:

@@ -19,7 +19,7 @@ from orchestrator.figures.search import importance_bars, parallel_coordinates
 from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
-from orchestrator.spec.plan import format_train_size
+from trainer.plain_text import format_train_size
 from trainer.plots.style import saving_figure
 from trainer.storage.files import publish
 

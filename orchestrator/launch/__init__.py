@@ -27,10 +27,11 @@ from orchestrator.launch.check import require
 from orchestrator.launch.outcome import DriverName, OnProgress, Progress, Rerun, SweepOutcome
 from orchestrator.launch.results import SweepResults, open_sweep
 from orchestrator.launch.run import run_sweep
-from orchestrator.spec.loader import SUFFIXES, find_spec, load_cluster, load_spec, parse_cluster, parse_spec
+from orchestrator.spec.loader import find_spec, load_cluster, load_spec, parse_cluster, parse_spec
 from orchestrator.spec.notify import Notify
 from orchestrator.spec.resources import Cluster
 from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.shipped import SUFFIXES
 
 __all__ = ["Progress", "Rerun", "SweepOutcome", "SweepResults", "launch", "open_sweep", "resume"]
 

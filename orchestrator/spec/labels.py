@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec.plan import StudyPlan, format_train_size
 from trainer.config import TrainConfig
+from trainer.plain_text import format_train_size
+
+if TYPE_CHECKING:
+    from orchestrator.spec.plan import StudyPlan
 
 SETTING = ("backbone", "train_size", "draw")
 """Fields that tell studies of one task and method apart."""

@@ -19,15 +19,12 @@ from orchestrator.spec.explanations import locations, sentences, without_type
 from orchestrator.spec.fields import RECORDED
 from orchestrator.spec.resources import Cluster, resource_problems
 from orchestrator.spec.schema import StudyMatrix, SweepSpec
+from orchestrator.spec.shipped import SUFFIXES, shipped_specs
 from orchestrator.spec.valid_part import Location, invalid_fields, is_kept, parse_matrix, parse_search, valid_part
 from orchestrator.spec.validation import config_problems, entry_problems, search_problems
 from orchestrator.spec.yaml_file import read_yaml
 from trainer.validation import short_repr
 
-SHIPPED_SPECS = Path(__file__).parents[2] / "search_spaces"
-"""Folder of the specs that come with sptune. Its place is fixed: another package may have its name."""
-SUFFIXES = (".yaml", ".yml")
-"""Ends of the names of spec files."""
 MissingCheck = Callable[[StudyMatrix], Iterable[str]]
 """Returns a sentence for each thing that a spec needs and that is missing, such as a task without data."""
 
@@ -50,11 +47,6 @@ def find_spec(spec: str) -> Path:
         raise SpecError(spec, [f"{problem} The next are {second} and {third}. `sptune new` writes a spec."])
 
     return Path(spec)
-
-
-def shipped_specs() -> dict[str, Path]:
-    """Return the files of the specs that come with sptune, by their names."""
-    return {path.stem: path for path in sorted(SHIPPED_SPECS.glob("*.yaml"))}
 
 
 def _specs_beside(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from orchestrator.spec.schema import Search, StudyMatrix, SweepSpec, task_names
 from orchestrator.spec.space import Choice, Dimension
 from trainer.catalog import TASKS
 from trainer.config import TrainConfig
+from trainer.plain_text import format_train_size
 from trainer.validation import is_full
 
 
@@ -140,11 +141,6 @@ def _sizes_and_draws(spec: StudyMatrix) -> Iterator[tuple[float | int | str, int
     for train_size in spec.train_sizes:
         for draw in range(1 if is_full(train_size) else spec.draws):
             yield train_size, draw
-
-
-def format_train_size(train_size: float | int | str) -> str:
-    """Return a train size as part of a name: 0.1 for a share, 200 for a number of images, or `5 per class`."""
-    return f"{train_size:g}" if isinstance(train_size, float) else str(train_size)
 
 
 def longest_trial(fixed: Mapping[str, Any], space: Mapping[str, Dimension]) -> int:

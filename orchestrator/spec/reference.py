@@ -24,8 +24,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from orchestrator.spec.examples import EXAMPLES, FIELD_EXAMPLES
-from orchestrator.spec.loader import SHIPPED_SPECS
 from orchestrator.spec.schema import SweepSpec
+from orchestrator.spec.shipped import SHIPPED_SPECS
 from orchestrator.spec.validation import SWEEP_FIELDS
 from trainer.catalog import METHODS
 from trainer.config import TrainConfig, field_types, unused_fields

@@ -10,11 +10,11 @@ from typing import Any
 from orchestrator.spec.labels import format_value
 from orchestrator.spec.override_rules import override_problems, study_kinds
 from orchestrator.spec.overrides import Params, merge_params, merge_search, search_key
-from orchestrator.spec.plan import format_train_size, longest_trial
+from orchestrator.spec.plan import longest_trial
 from orchestrator.spec.schema import Search, StudyMatrix, StudyOverride, task_names
 from orchestrator.spec.space import Choice, Dimension, FloatRange
 from trainer.config import InvalidConfig, TrainConfig, field_types, unused_fields
-from trainer.plain_text import counted
+from trainer.plain_text import counted, format_train_size
 from trainer.validation import is_full, number_problem, short_repr, type_problem, unknown_name
 
 SWEEP_FIELDS = (

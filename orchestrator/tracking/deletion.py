@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.environment.home import Home
 from orchestrator.errors import ServiceError
-from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.trial import Trial
 from orchestrator.tracking.mlflow_client import explain, is_missing
 from orchestrator.tracking.mlflow_experiment import MlflowExperiment, remove_run
@@ -16,6 +15,7 @@ from orchestrator.tracking.mlflow_locations import correct_locations, is_inside
 from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
+    from orchestrator.spec.schema import SweepSpec
     from orchestrator.study.study import Study
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.environment.home import Home
 from orchestrator.report.study_page import render_study_page
 from orchestrator.spec.labels import SETTING, study_label, varying_fields
-from orchestrator.spec.plan import StudyPlan, format_train_size, plan_sweep
+from orchestrator.spec.plan import StudyPlan, plan_sweep
 from orchestrator.spec.schema import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial import Trial, TrialState
@@ -41,6 +41,7 @@ from orchestrator.tracking.mlflow_registry import save_model
 from trainer import run_folder
 from trainer.data.task_store import read_card
 from trainer.metric_names import TRAIN_LOSS
+from trainer.plain_text import format_train_size
 from trainer.storage.files import read_bytes
 from trainer.storage.integrity import DamagedFile, read_checked
 

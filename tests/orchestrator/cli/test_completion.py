@@ -16,7 +16,7 @@ from typer._completion_classes import BashComplete
 from typer.main import get_command
 
 from orchestrator.cli import app
-from orchestrator.spec.loader import shipped_specs
+from orchestrator.spec.shipped import shipped_specs
 from trainer.catalog import BACKBONES, METHODS, TASKS
 
 
