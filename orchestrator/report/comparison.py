@@ -150,14 +150,14 @@ def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -
     """
     # Several backbones or train sizes may lack the same number of tasks.
     lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}
-    advice = "Cite this one."
-    if lacking:
-        has_enough = any(pair.tasks >= pair.tasks_needed for pair in comparisons)
-        advice = "Cite this one where it is given." if has_enough else "There are too few tasks for it here."
-    yield (
-        "p over tasks: whether the difference would hold on other tasks like these (Wilcoxon's signed-rank test). Each "
-        f"task has a search of its own, so the test covers the luck of the searches. {advice}"
-    )
+    if any(pair.tasks >= pair.tasks_needed for pair in comparisons):
+        advice = "Cite this one where it is given." if lacking else "Cite this one."
+        yield (
+            "p over tasks: whether the difference would hold on other tasks like these (Wilcoxon's signed-rank test). "
+            f"Each task has a search of its own, so the test covers the luck of the searches. {advice}"
+        )
+    else:
+        yield "p over tasks, whether the difference would hold on other tasks like these, is not given: too few tasks."
     if "seeds" in units:
         yield (
             "p over seeds, same search: whether the difference would hold with other seeds of the final trials (paired "

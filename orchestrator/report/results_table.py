@@ -89,12 +89,12 @@ class ResultsTable:
         return protocols.marks(row.notes for row in self.rows)
 
     def beats_full(self) -> list[str]:
-        """Return, for each method, a sentence with the number of tasks on which it beats full fine-tuning.
+        """Return sentences with the number of tasks on which each method beats full fine-tuning.
 
         The reference is our full fine-tuning if the sweep contains it, and the published one otherwise.
         """
         ours = [row for row in self.rows if row.kind == "ours"]
-        sentences = []
+        methods_by_result: dict[str, list[str]] = {}
         for row in ours:
             if row.names[0] == FULL:
                 continue
@@ -110,12 +110,16 @@ class ResultsTable:
             label = " ".join([row.names[0], *(row.names[index] for index in varying)])
 
             origin = "published " if reference.kind == "published" else ""
-            sentence = f"{label} beats {origin}full fine-tuning on {num_won} of {counted(len(common), 'task')}"
+            result = f"{origin}full fine-tuning on {num_won} of {counted(len(common), 'task')}"
             num_without = len(self.tasks) - len(common)
             if num_without:
-                sentence += f"; on {num_without} more, one of the two has no score"
-            sentences.append(f"{sentence}.")
-        return sentences
+                result += f"; on {num_without} more, one of the two has no score"
+            methods_by_result.setdefault(result, []).append(label)
+
+        return [
+            f"{', '.join(labels)} {'beats' if len(labels) == 1 else 'beat'} {result}."
+            for result, labels in methods_by_result.items()
+        ]
 
     def _full_reference(self, row: ResultsRow) -> ResultsRow | None:
         """Return the row of full fine-tuning on the same backbone and train size, ours before a published one."""
