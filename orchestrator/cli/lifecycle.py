@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -26,7 +27,7 @@ from orchestrator.cli.options import (
     console,
     surviving_lost_output,
 )
-from orchestrator.cli.trial_filter import distinguishing_condition, parse_trial_filter
+from orchestrator.cli.trial_filter import distinguishing_condition, nothing_matches, parse_trial_filter
 from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
@@ -288,7 +289,7 @@ def rm(
     num_trials = sum(matches(candidate) for each in studies for candidate in each.trials)
     is_whole = not (trial or where)
     if not num_trials and not is_whole:
-        raise UserError(f"no trial of {name} matches; `sptune status {shlex.quote(sweep)}` shows what there is.")
+        raise UserError(nothing_matches(f"trial of {name}", sweep, studies, where))
 
     what = f"{counted(num_trials, 'trial')} of {printable(name)}"
     if is_whole:
@@ -297,7 +298,7 @@ def rm(
     # Nobody is asked a question whose answer would be refused.
     lease.raise_if_driven(name)
     if not yes:
-        typer.confirm(f"Delete {what}? This cannot be undone.", abort=True)
+        _confirm_deletion(what)
 
     # A driver at work would write the deleted trials again.
     lease.acquire(name)
@@ -319,3 +320,14 @@ def rm(
     finally:
         lease.release()
     console.print(f"deleted {what}.")
+
+
+def _confirm_deletion(what: str) -> None:
+    try:
+        is_sure = typer.confirm(f"Delete {what}? This cannot be undone.")
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise UserError(f"nothing was deleted. Where nobody can answer, add --yes to delete {what}.") from None
+    if not is_sure:
+        raise typer.Abort

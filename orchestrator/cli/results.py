@@ -143,7 +143,8 @@ def report(
             parser=_parse_form,
             metavar="|".join(form.value for form in Form),
             show_default=Form.terminal.value,
-            help="csv has the main table. html is one page to send: tables, figures, studies, spec.",
+            help="csv has the main table. html is one page to send: tables, figures, studies, spec. In a terminal "
+            "it goes to a file, which is named.",
         ),
     ] = Form.terminal,
     out: Annotated[

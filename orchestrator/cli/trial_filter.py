@@ -33,7 +33,7 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
     """
     try:
         # shlex, so that a pattern with a space can be quoted as in a shell.
-        conditions = [word.partition("=") for word in shlex.split(where or "")]
+        conditions = _conditions(where)
     except ValueError as error:
         raise UserError(f"--where {where!r}: {error}.") from None
 
@@ -60,7 +60,7 @@ def parse_trial_filter(where: str | None, ids: Sequence[str]) -> Callable[[Trial
     return matches
 
 
-def first_final_trials(sweep: str, studies: Iterable[Study], where: str | None) -> list[tuple[Study, Trial]]:
+def first_final_trials(sweep: str, studies: Sequence[Study], where: str | None) -> list[tuple[Study, Trial]]:
     """Return the final trial of each study that has a complete one that matches: of the first seed of the spec.
 
     The seed with the best test accuracy is not taken: that would be choosing on test.
@@ -81,10 +81,19 @@ def first_final_trials(sweep: str, studies: Iterable[Study], where: str | None) 
             selected.append((study, min(final, key=lambda trial: seeds.index(trial.config.seed))))
 
     if not selected:
-        raise UserError(
-            f"no complete final trial of {sweep} matches; `sptune status {shlex.quote(sweep)}` shows what there is."
-        )
+        raise UserError(nothing_matches(f"complete final trial of {sweep}", sweep, studies, where))
     return selected
+
+
+def nothing_matches(what: str, sweep: str, studies: Iterable[Study], where: str | None) -> str:
+    """Return a sentence that no trial matches, with the nearest name for each that no study has."""
+    axes = [study.plan.axes for study in studies]
+    problems = []
+    for name, _, pattern in _conditions(where):
+        values = {str(each[name]): None for each in axes if name in each}
+        if values and not fnmatch.filter(values, pattern):
+            problems.append(f" {name}={pattern}: {unknown_name(pattern, [*values], f'a {name} of this sweep')}")
+    return f"no {what} matches; `sptune status {shlex.quote(sweep)}` shows what there is.{''.join(problems)}"
 
 
 def distinguishing_condition(studies: Sequence[Study]) -> str:
@@ -92,6 +101,11 @@ def distinguishing_condition(studies: Sequence[Study]) -> str:
     axes = [study.plan.axes for study in studies]
     varying = [name for name in axes[0] if len({str(each[name]) for each in axes}) > 1]
     return " ".join(f"{name}={axes[0][name]}" for name in varying)
+
+
+def _conditions(where: str | None) -> list[tuple[str, str, str]]:
+    """Return name, sign and pattern of each condition."""
+    return [word.partition("=") for word in shlex.split(where or "")]
 
 
 def _values_of(trial: Trial) -> dict[str, str]:

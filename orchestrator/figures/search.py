@@ -237,5 +237,7 @@ def importance_bars(study: Study, importances: Mapping[str, float]) -> Figure | 
 
     # Room for the numbers. If all importances are 0, the axis still needs a width.
     ax.set_xlim(0, 1.12 * 100 * max(shares.values()) or 1.0)
-    name_axes(ax, "importance, %")
+    # Of few trials an importance says little: readers see how many there are.
+    complete = sum(trial.state is TrialState.COMPLETE for trial in study.requested_search_trials)
+    name_axes(ax, f"importance in {complete} complete trials, %")
     return finish(figure, f"search: {setting_text(study.plan)}")

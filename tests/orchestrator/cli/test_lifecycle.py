@@ -465,11 +465,19 @@ def test_rm_asks_first_and_refuses_what_it_does_not_know(
     monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     code, said, _ = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.root))
     assert (code, "Delete 2 trials of small? This cannot be undone. [y/N]" in said) == (1, True)
+    # A script has nobody who answers.
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, _, complaint = sptune("rm", "small", "--where", "phase=final", "--home", Path(home.root))
+    assert (code, "nothing was deleted. Where nobody can answer, add --yes" in complaint) == (2, True)
     for choice, problem in [
         (("--study", "vtab*"), f"no study of small matches 'vtab*'; there are: {DEEP_TEXT}, {LINEAR_TEXT}."),
         (("--study", "*", "--trial", "a"), "--study deletes whole studies; use it without --trial and --where."),
         (("--trial", "ffff"), "no trial of small matches; `sptune status small` shows what there is."),
         (("--where", "stat=x"), "did you mean 'state'?"),
+        (
+            ("--where", "method=spt_dep phase=final"),
+            "'spt_dep' is not a method of this sweep; did you mean 'spt_deep'?",
+        ),
     ]:
         code, _, complaint = sptune("rm", "small", *choice, "--yes", "--home", Path(home.root))
         assert (code, problem in complaint) == (2, True)
