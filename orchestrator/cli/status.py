@@ -88,6 +88,10 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
     for each in sweeps:
         if each.note:
             console.print(f"{each.name}: {each.note}")
+        if each.num_failed:
+            # "done" says that nothing is left to run, not that it went well.
+            failed = counted(each.num_failed, "trial")
+            console.print(f"{each.name}: {failed} failed; `sptune failures {shlex.quote(each.name)}` shows why.")
 
 
 def _show(home: str | None, sweep: str, *, as_json: bool) -> None:

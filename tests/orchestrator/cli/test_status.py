@@ -206,7 +206,10 @@ def test_status_without_a_sweep_lists_all_of_the_home(finished: Path, sptune: Sp
         ["small", "done", "16/16", "2", "4"],
         ["other", "stopped", "0/16", "4"],
     ]
-    assert said.splitlines()[4:] == ["other: paused: failures in a row"]
+    assert said.splitlines()[4:] == [
+        "small: 2 trials failed; `sptune failures small` shows why.",
+        "other: paused: failures in a row",
+    ]
     assert sptune("status", "--home", finished)[1] == said
     assert sptune("status", "--json", "--home", finished) == sptune("list", "--json", "--home", finished)
 
