@@ -50,6 +50,11 @@ class Comparison:
         """The smallest number of tasks with which the p over tasks can be below 5 %."""
         return min_tasks(self.num_pairs)
 
+    @property
+    def has_enough_tasks(self) -> bool:
+        """Whether the p over tasks can be below 5 %."""
+        return self.tasks >= self.tasks_needed
+
 
 Scores = Mapping[tuple[str, Any], float]
 """Test accuracy by task and seed, or by task and (draw, seed)."""
@@ -149,8 +154,8 @@ def comparison_text(comparisons: Sequence[Comparison], units: Collection[str]) -
         units: what the cases of the t-tests are: seeds, draws or both.
     """
     # Several backbones or train sizes may lack the same number of tasks.
-    lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if pair.tasks < pair.tasks_needed}
-    if any(pair.tasks >= pair.tasks_needed for pair in comparisons):
+    lacking = {(pair.num_pairs, pair.tasks) for pair in comparisons if not pair.has_enough_tasks}
+    if any(pair.has_enough_tasks for pair in comparisons):
         advice = "Cite this one where it is given." if lacking else "Cite this one."
         yield (
             "p over tasks: whether the difference would hold on other tasks like these (Wilcoxon's signed-rank test). "

@@ -25,16 +25,14 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
     comparisons = [pair for _, _, pairs in settings for pair in pairs]
     units = dict.fromkeys(unit for _, unit, _ in settings)
     # With fewer tasks than the test needs, the text says so once: no column that repeats it for each pair.
-    tests_tasks = any(pair.tasks >= pair.tasks_needed for pair in comparisons)
+    tests_tasks = any(pair.has_enough_tasks for pair in comparisons)
 
     rows = []
     for plan, unit, pairs in settings:
         label = study_label(plan, varying)
         for pair in pairs:
             p_tasks = (
-                _format_p(pair.p_tasks)
-                if pair.tasks >= pair.tasks_needed
-                else f"needs {counted(pair.tasks_needed, 'task')}"
+                _format_p(pair.p_tasks) if pair.has_enough_tasks else f"needs {counted(pair.tasks_needed, 'task')}"
             )
             num_cases = counted(pair.seeds, "draw") if unit == "draws" else f"{pair.seeds}"
             p_seeds = NOTHING if pair.p_seeds is None else f"{_format_p(pair.p_seeds)} ({num_cases})"

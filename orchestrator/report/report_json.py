@@ -94,7 +94,7 @@ def _comparisons(studies: Sequence[Study]) -> list[dict[str, Any]]:
             "difference": 100 * pair.difference,
             "tasks": pair.tasks,
             "better_on": pair.better_on,
-            "p_tasks": pair.p_tasks if pair.tasks >= pair.tasks_needed else None,
+            "p_tasks": pair.p_tasks if pair.has_enough_tasks else None,
             "p_over": unit,
             "p_seeds_or_draws": pair.p_seeds,
         }
