@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import random
@@ -108,6 +107,24 @@ def kill(driver: subprocess.Popen[str], victim: str) -> None:
         driver.wait()
 
 
+def worker_at_work(driver: subprocess.Popen[str]) -> psutil.Process:
+    """Wait for a worker that trains, and return it. Ray gives no handle of one that starts, by which to disturb it."""
+    while not (workers := [each for each in workers_of(driver.pid) if is_at_work(each)]):
+        assert driver.poll() is None, "the sweep was over before a worker was seen at work"
+        time.sleep(0.01)
+    return workers[0]
+
+
+@contextmanager
+def suspended(driver: subprocess.Popen[str]) -> Iterator[None]:
+    """Let a driver do nothing in this context, while its Ray and its workers go on."""
+    driver.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        driver.send_signal(signal.SIGCONT)
+
+
 # That a death after any epoch changes nothing is tested without processes (test_sweep.py, test_replay.py, and for the
 # bits of a trial test_loop.py). Here each kind of death comes at some moment of a second that follows a finished trial,
 # and while Ray and its workers start.
@@ -143,22 +160,15 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
         read_until(driver, 2)
         open_mlflow.kill()
 
-        # Workers that are told to go leave within the grace time of a pod.
-        read_until(driver, 4)
-        for worker in workers_of(driver.pid):
-            # One without a trial may end by itself meanwhile.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.terminate()
-                worker.wait(timeout=60)
-        # Trials with prompts are left. Those of a head alone are over before anyone sees them at work.
-        read_until(driver, 5)
+        # A worker that is told to go leaves within the grace time of a pod. The other one could end the sweep meanwhile,
+        # if the driver still gave it trials.
+        worker = worker_at_work(driver)
+        with suspended(driver):
+            worker.terminate()
+            worker.wait(timeout=60)
 
         # A worker falls silent before the server is back: its start may take as long as all that is left of the sweep.
-        # One that has started: Ray gives no handle of a worker before, by which it could be killed.
-        while not (workers := [each for each in workers_of(driver.pid) if is_at_work(each)]):
-            assert driver.poll() is None
-            time.sleep(0.01)
-        workers[0].suspend()
+        worker_at_work(driver).suspend()
         open_mlflow.start()
         rest = rest_of(driver)
     assert driver.returncode == 0, rest
