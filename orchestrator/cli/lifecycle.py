@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,10 +23,10 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
+    home_again,
     surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import distinguishing_condition, nothing_matches, parse_trial_filter
-from orchestrator.environment.home import Home
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.redaction import redact
@@ -69,7 +67,7 @@ def launch(
         outcome = api.launch(
             spec, home=home, driver=driver, address=address, weights=weights, on_progress=view, metrics=metrics
         )
-    _finish(outcome)
+    _finish(outcome, home)
 
 
 def resume(
@@ -107,7 +105,7 @@ def resume(
     if rerun is not None:
         kind = "trials" if trial else "failed trials"
         console.print(f"{outcome.num_rerun} {kind} of {outcome.name} were run again.")
-    _finish(outcome)
+    _finish(outcome, home)
 
 
 def _trials_folder(home: str | None, sweep: str) -> str:
@@ -142,17 +140,17 @@ def _rerun(failed: bool, trial: list[str] | None, where: str | None, find_folder
     return Rerun(matches, must_match=bool(trial or where))
 
 
-def _finish(outcome: SweepOutcome) -> None:
+def _finish(outcome: SweepOutcome, home: str | None) -> None:
     """Print the results of a launch, and exit with its status."""
     with surviving_lost_output():
-        _print_outcome(outcome)
+        _print_outcome(outcome, home_again(home))
     raise typer.Exit(_exit_status(outcome))
 
 
-def _print_outcome(outcome: SweepOutcome) -> None:
+def _print_outcome(outcome: SweepOutcome, home_option: str) -> None:
     from orchestrator.cli.results import print_report
 
-    resume_command = f"sptune resume {shlex.quote(outcome.name)}"
+    resume_command = f"sptune resume {shlex.quote(outcome.name)}{home_option}"
     if outcome.is_interrupted:
         console.print(f"stopped. Run `{resume_command}` to continue from the last finished epochs.")
         # No report: it would say little about a sweep that was cut off, and the user wants the prompt back.
@@ -173,7 +171,7 @@ def _print_outcome(outcome: SweepOutcome) -> None:
         console.print(f"{outcome.name} is finished; nothing to run.")
     print_report(outcome.studies, outcome.home)
     console.print()
-    _print_next_steps(outcome)
+    _print_next_steps(outcome, home_option)
 
     if outcome.halt is not None:
         console.print()
@@ -191,13 +189,12 @@ def _kept(outcome: SweepOutcome) -> str:
     return f"Kept: {num_finished} of {counted(num_planned, 'trial')} finished{begun}."
 
 
-def _print_next_steps(outcome: SweepOutcome) -> None:
+def _print_next_steps(outcome: SweepOutcome, home_option: str) -> None:
     """Print the commands that people look for after a launch."""
-    home = _home_option(outcome.home)
     name = shlex.quote(outcome.name)
-    address = f"sptune ui{home}" if outcome.home.mlflow_file is not None else redact(outcome.home.mlflow_uri)
+    address = f"sptune ui{home_option}" if outcome.home.mlflow_file is not None else redact(outcome.home.mlflow_uri)
     console.print(f"Every trial in MLflow: {address}", soft_wrap=True)
-    console.print(f"A page to send: sptune report {name} --format html{home}", soft_wrap=True)
+    console.print(f"A page to send: sptune report {name} --format html{home_option}", soft_wrap=True)
 
     with_result = [study for study in outcome.studies if study.has_result]
     if with_result:
@@ -205,7 +202,7 @@ def _print_next_steps(outcome: SweepOutcome) -> None:
         of_one_task = [study for study in with_result if study.plan.task == with_result[0].plan.task]
         best = max(of_one_task, key=lambda study: (study.best and study.best.score) or 0.0)
         where = f" --where '{distinguishing_condition([best, *with_result])}'" if len(with_result) > 1 else ""
-        console.print(f"Classes of your images: sptune predict {name}{where}{home} IMAGE...", soft_wrap=True)
+        console.print(f"Classes of your images: sptune predict {name}{where}{home_option} IMAGE...", soft_wrap=True)
 
 
 def _exit_status(outcome: SweepOutcome) -> int:
@@ -216,16 +213,6 @@ def _exit_status(outcome: SweepOutcome) -> int:
         # Scripts tell a stop by a person from one by a budget.
         return HALTED
     return NO_RESULT if outcome.studies_without_result else 0
-
-
-def _home_option(home: Home) -> str:
-    """Return the option that names a home, with a space before it."""
-    if "://" in home.root:
-        return f" --home {shlex.quote(redact(home.root))}"
-    # A relative path is shorter to type, and people mostly stay in the folder where they launched.
-    folder = Path(home.root)
-    shortest = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
-    return f" --home {shlex.quote(shortest)}"
 
 
 def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
@@ -247,9 +234,9 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     if left:
         raise UserError(
             f"the driver of {name} died before it had saved. Finished epochs are kept. "
-            f"Run `sptune resume {shlex.quote(sweep)}` to continue."
+            f"Run `sptune resume {shlex.quote(sweep)}{home_again(home)}` to continue."
         )
-    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}` to continue.")
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}{home_again(home)}` to continue.")
 
 
 def rm(

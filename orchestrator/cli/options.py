@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import typer
 
 from orchestrator.cli.completion import complete_spec, complete_sweep
 from orchestrator.environment.home import DEFAULT_HOME
-from trainer.redaction import redact_all
+from trainer.redaction import redact, redact_all
 from trainer.terminal import TextConsole, shown
 from trainer.validation import short_repr
 
@@ -40,6 +41,14 @@ def pause_until_next_look(least_s: float, began_at: float) -> None:
         began_at: when the look began, by `time.monotonic`.
     """
     time.sleep(max(least_s, 4 * (time.monotonic() - began_at)))
+
+
+def home_again(home: str | None) -> str:
+    """Return the option `--home` for a command that a message proposes, with a space before it.
+
+    Empty if the next command finds the home without it: in the environment, or by default.
+    """
+    return f" --home {shlex.quote(redact(home))}" if home and home != os.environ.get("SPTUNE_HOME") else ""
 
 
 def print_prose(text: str) -> None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import HomeOption, JsonOption, SweepArgument, SweepsArgument, console, print_json
+from orchestrator.cli.options import (
+    HomeOption,
+    JsonOption,
+    SweepArgument,
+    SweepsArgument,
+    console,
+    home_again,
+    print_json,
+)
 from orchestrator.cli.outputs import not_written, output_path
 from orchestrator.environment.home import Home, home_at
 from orchestrator.environment.lookup import few_images, find_sweep, load_combinable_sweeps
@@ -70,7 +78,7 @@ def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption 
             {
                 "sweep": spec.name,
                 "failed": len(failed),
-                "groups": [_group_json(group, trials_folder, sweep) for group in groups],
+                "groups": [_group_json(group, trials_folder, _retry(group, sweep, home)) for group in groups],
                 "stopped": [{"study": key, "reason": reason} for key, reason in stopped.items()],
                 "halted": halt,
             }
@@ -96,7 +104,7 @@ def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption 
             if group.cause is FailureCause.INVALID
             else ""
         )
-        console.print(f"  retry: {first}{_retry(group, sweep)}")
+        console.print(f"  retry: {first}{_retry(group, sweep, home)}")
         console.print()
 
     for study in studies:
@@ -109,13 +117,13 @@ def failures(sweep: SweepArgument, home: HomeOption = None, as_json: JsonOption 
         console.print(f"no trial of {spec.name} has failed.")
 
 
-def _group_json(group: FailureGroup, trials_folder: str, sweep: str) -> dict[str, Any]:
+def _group_json(group: FailureGroup, trials_folder: str, retry: str) -> dict[str, Any]:
     return {
         "cause": group.cause.value,
         "error": group.trials[-1].error_summary,
         "trace": group.trace,
         "log": _log(group, trials_folder),
-        "retry": _retry(group, sweep),
+        "retry": retry,
         "trials": [
             {"trial_id": trial.trial_id, "study": trial.study, "phase": trial.phase, "number": trial.number}
             for trial in group.trials
@@ -128,9 +136,9 @@ def _log(group: FailureGroup, trials_folder: str) -> str:
     return f"{trials_folder}/{group.trials[-1].trial_id}/{LOG}"
 
 
-def _retry(group: FailureGroup, sweep: str) -> str:
+def _retry(group: FailureGroup, sweep: str, home: str | None) -> str:
     """Return the command that runs the trials of a group again."""
-    return f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'"
+    return f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'{home_again(home)}"
 
 
 def report(

@@ -14,6 +14,7 @@ from orchestrator.cli.options import (
     JsonOption,
     OptionalSweepArgument,
     console,
+    home_again,
     pause_until_next_look,
     print_json,
     print_prose,
@@ -86,12 +87,14 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
     )
     console.print(table)
     for each in sweeps:
+        resume = f". {_resume_sentence(each.name, home)}" if each.state == "dead" else ""
         if each.note:
-            console.print(f"{each.name}: {each.note}")
+            console.print(f"{each.name}: {each.note}{resume}")
         if each.num_failed:
             # "done" says that nothing is left to run, not that it went well.
             failed = counted(each.num_failed, "trial")
-            console.print(f"{each.name}: {failed} failed; `sptune failures {shlex.quote(each.name)}` shows why.")
+            command = f"sptune failures {shlex.quote(each.name)}{home_again(home)}"
+            console.print(f"{each.name}: {failed} failed; `{command}` shows why.")
 
 
 def _show(home: str | None, sweep: str, *, as_json: bool) -> None:
@@ -106,7 +109,7 @@ def _show(home: str | None, sweep: str, *, as_json: bool) -> None:
 
     console.print(progress_table(facts.summaries))
     print_prose(_summary(facts))
-    console.print(_driver_line(facts))
+    console.print(_driver_line(facts, home))
     for sentence in facts.mixed_devices:
         console.print(sentence, soft_wrap=True)
     print_prose(_size_line(facts))
@@ -125,9 +128,9 @@ def _watch(home: str | None, sweep: str) -> None:
                 began_at = time.monotonic()
                 # Opened for each look: what a copy of a database holds would stay as it was.
                 facts = read_status(home, sweep)
-                line = f"{_summary(facts)}; {_driver_line(facts)}"
+                line = f"{_summary(facts)}; {_driver_line(facts, home)}"
                 if console.is_terminal:
-                    live.update(_screen(facts), refresh=True)
+                    live.update(_screen(facts, home), refresh=True)
                 elif line != last_line:
                     console.print(line)
                 last_line = line
@@ -140,13 +143,13 @@ def _watch(home: str | None, sweep: str) -> None:
             return
 
 
-def _screen(facts: SweepStatus) -> Group:
+def _screen(facts: SweepStatus, home: str | None) -> Group:
     from rich.console import Group
 
     from orchestrator.cli.progress import progress_table
 
     table = progress_table(facts.summaries, max(3, console.height - LINES_BELOW))
-    return Group(table, shown(_summary(facts), "bold"), shown(_driver_line(facts)), shown(_size_line(facts)))
+    return Group(table, shown(_summary(facts), "bold"), shown(_driver_line(facts, home)), shown(_size_line(facts)))
 
 
 def _summary(facts: SweepStatus) -> str:
@@ -160,16 +163,20 @@ def _size_line(facts: SweepStatus) -> str:
     return f"{checkpoints}, {facts.checkpoint_bytes / 1e6:.1f} MB, of {facts.trial_bytes / 1e6:.1f} MB in all"
 
 
-def _driver_line(facts: SweepStatus) -> str:
+def _driver_line(facts: SweepStatus, home: str | None) -> str:
     halt = f"; {facts.halt}" if facts.halt else ""
     if facts.alive is not None:
         return f"driven by {facts.alive.describe()}{halt}"
     if facts.dead is not None:
         return (
             f"no driver is running it: {facts.dead.describe()} is dead, {facts.dead.describe_last_heartbeat()}. "
-            f"Run `sptune resume {shlex.quote(facts.name)}` to continue{halt}"
+            f"{_resume_sentence(facts.name, home)}{halt}"
         )
     return f"no driver is running it{halt}"
+
+
+def _resume_sentence(name: str, home: str | None) -> str:
+    return f"Run `sptune resume {shlex.quote(name)}{home_again(home)}` to continue"
 
 
 def _json(facts: SweepStatus) -> dict[str, Any]:

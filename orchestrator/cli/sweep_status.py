@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def _list(database: StudyDatabase, name: str, raw: dict[str, object], drivers: S
     summaries = [study.summary() for study in studies]
     reason = database.halt_reason(name) or ""
     if state == "dead":
-        reason = f"{drivers[0].describe_last_heartbeat()}. Run `sptune resume {shlex.quote(name)}` to continue"
+        reason = drivers[0].describe_last_heartbeat()
     return ListedSweep(
         name=name,
         state=state,

@@ -160,8 +160,8 @@ def test_servers_and_workers_that_go_for_a_while_or_fall_silent_cost_no_epoch(
         read_until(driver, 2)
         open_mlflow.kill()
 
-        # A worker that is told to go leaves within the grace time of a pod. The other one could end the sweep meanwhile,
-        # if the driver still gave it trials.
+        # A worker that is told to go leaves within the grace time of a pod. If the driver gave the other one trials
+        # meanwhile, that one could end the sweep.
         worker = worker_at_work(driver)
         with suspended(driver):
             worker.terminate()
@@ -253,7 +253,7 @@ def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
     saved = interrupted.saved
     assert saved.returncode == 130, saved.output
     assert "stopping after the current epoch of each trial; press Ctrl-C again to stop immediately" in saved.output
-    assert "stopped by SIGINT. Run `sptune resume crash` to continue." in saved.output
+    assert f"stopped by SIGINT. Run `sptune resume crash --home {interrupted.home}` to continue." in saved.output
     assert "Traceback" not in saved.output
     assert TrialState.RUNNING not in saved.states
     assert "RUNNING" not in saved.statuses
@@ -263,7 +263,8 @@ def test_ctrl_c_once_saves_what_runs(interrupted: Interrupted) -> None:
 def test_ctrl_c_twice_stops_at_once(interrupted: Interrupted) -> None:
     at_once = interrupted.at_once
     assert at_once.returncode == 130, at_once.output
-    assert "stopped. Run `sptune resume crash` to continue from the last finished epochs." in at_once.output
+    command = f"sptune resume crash --home {interrupted.home}"
+    assert f"stopped. Run `{command}` to continue from the last finished epochs." in at_once.output
     assert "Traceback" not in at_once.output
     assert TrialState.RUNNING not in at_once.states
 

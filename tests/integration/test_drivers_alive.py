@@ -177,7 +177,7 @@ def test_a_killed_driver_is_told_as_dead_with_the_way_on(tmp_path: Path, store: 
     shown = sptune_here("status", "slow", home=tmp_path)
     assert f"no driver is running it: process {driver.pid} on " in shown
     assert "is dead, its last heartbeat was " in shown
-    assert "Run `sptune resume slow` to continue" in shown
+    assert f"Run `sptune resume slow --home {tmp_path}` to continue" in shown
 
 
 def test_ctrl_c_at_a_locked_database_and_a_lost_terminal_lose_nothing(tmp_path: Path, store: Path) -> None:
@@ -195,7 +195,7 @@ def test_ctrl_c_at_a_locked_database_and_a_lost_terminal_lose_nothing(tmp_path: 
         other.close()
         output = driver.stdout.read() if driver.stdout is not None else ""
     assert "the study database cannot be written: (sqlite3.OperationalError) database is locked" in output
-    assert "Run `sptune resume slow` to continue" in output
+    assert f"Run `sptune resume slow --home {tmp_path}` to continue" in output
     assert "Traceback" not in output
 
     # The terminal is lost: its processes get SIGHUP, those of Ray as well, and nothing can be printed any more.
@@ -298,7 +298,7 @@ def test_ctrl_c_at_a_full_disk_is_heard(small_disk: Path, tmp_path: Path, store:
         output += driver.communicate(timeout=120)[0]
     assert driver.returncode == 130
     assert "No space left" in output or "disk is full" in output
-    assert "Run `sptune resume slow` to continue" in output
+    assert f"Run `sptune resume slow --home {small_disk / 'home'}` to continue" in output
 
 
 SHUT_DOWN = """

@@ -68,7 +68,7 @@ def test_a_sigterm_to_all_saves_what_runs_and_leaves_no_process(tmp_path: Path, 
         output, _ = driver.communicate(timeout=50)
 
     assert driver.returncode == 143, output
-    assert "stopped by SIGTERM. Run `sptune resume signalled` to continue." in output
+    assert f"stopped by SIGTERM. Run `sptune resume signalled --home {tmp_path}` to continue." in output
     assert "Traceback" not in output
     assert processes_of(driver) == []
 

@@ -194,7 +194,7 @@ def test_a_sweep_that_was_stopped_before_its_first_test_accuracy_says_what_is_ke
     drive(sweep, events=3)
     sweep.stop("stopped by SIGINT")
     sweep.close()
-    _print_outcome(outcome_of(sweep, home, sweep.halt))
+    _print_outcome(outcome_of(sweep, home, sweep.halt), "")
     assert capsys.readouterr().out.splitlines() == [
         "stopped by SIGINT. Run `sptune resume small` to continue.",
         "Kept: 1 of 8 trials finished, and 1 unfinished with their last epochs. There is no test accuracy yet.",
@@ -204,7 +204,7 @@ def test_a_sweep_that_was_stopped_before_its_first_test_accuracy_says_what_is_ke
 def test_a_stopped_sweep_with_a_test_accuracy_shows_its_report(
     finished: Sweep, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _print_outcome(outcome_of(finished, home, Halt("stopped by SIGINT", interrupt_running=True)))
+    _print_outcome(outcome_of(finished, home, Halt("stopped by SIGINT", interrupt_running=True)), "")
     said = capsys.readouterr().out
     assert "test accuracy, %" in said
     assert said.endswith("\nstopped by SIGINT. Run `sptune resume small` to continue.\n")
@@ -214,7 +214,12 @@ def test_the_end_of_a_launch_names_commands_that_work(
     finished: Sweep, home: Home, tmp_path: Path, sptune: Sptune, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, said, _ = sptune("resume", "small", "--inline", "--home", Path(home.root))
+    monkeypatch.setenv("SPTUNE_HOME", home.root)
+    code, said, _ = sptune("resume", "small", "--inline")
+    assert code == 0 and "--home" not in said, "the environment names the home for the next command too"
+    monkeypatch.delenv("SPTUNE_HOME")
+
+    code, said, _ = sptune("resume", "small", "--inline", "--home", "home")
     assert code == 0
     steps = dict(line.split(": ", 1) for line in said.splitlines()[-3:])
     best = max(finished.studies, key=lambda study: (study.best and study.best.score) or 0.0)
@@ -250,7 +255,7 @@ def test_failures_are_told_with_all_that_helps(finished: Sweep, home: Home, sptu
         "      in [here]",
         f"  {failed.trial_id}  {DEEP_TEXT}, search 1",
         f"  log:   {home.trials_folder('small')}/{failed.trial_id}/log.txt",
-        "  retry: sptune resume small --where 'error=OSError* cause=error'",
+        f"  retry: sptune resume small --where 'error=OSError* cause=error' --home {home.root}",
     ):
         assert line in said.splitlines()
     (deep, _) = studies_of(finished.spec, home)

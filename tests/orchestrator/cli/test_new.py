@@ -40,7 +40,9 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
         "--trials",
         "7",
     )
-    status, out, _ = sptune("new", "my photos.yaml", "--tasks", "own/photos", "demo/digits", *arguments)
+    status, out, _ = sptune(
+        "new", "my photos.yaml", "--tasks", "own/photos", "demo/digits", *arguments, "--home", "a home"
+    )
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == "wrote my photos.yaml: 6 studies of 7 search and 3 final trials."
@@ -50,15 +52,15 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
     assert lines[2].endswith("To try sptune without it, use vit_nano_patch4_32.mae, which ships with it.")
     assert lines[3:] == [
         "Next, check it and run it:",
-        "  sptune data import FOLDER --task own/photos",
-        "  sptune plan 'my photos.yaml'",
-        "  sptune launch 'my photos.yaml'",
+        "  sptune data import FOLDER --task own/photos --home 'a home'",
+        "  sptune plan 'my photos.yaml' --home 'a home'",
+        "  sptune launch 'my photos.yaml' --home 'a home'",
     ]
 
     spec = load_spec(Path("my photos.yaml"))
     assert (spec.name, spec.search.trials) == ("my-photos", 7)
     assert (spec.tasks, spec.methods) == (["own/photos", "demo/digits"], ["spt_deep", "vpt_deep", "linear"])
-    status, out, _ = sptune("plan", "my photos.yaml")
+    status, out, _ = sptune("plan", "my photos.yaml", "--home", "a home")
     assert (status, "6 studies" in out, lines[1].removeprefix("missing: ") in out) == (1, True, True)
 
     # Lists may have commas, and the suffix may be left out.

@@ -103,9 +103,9 @@ def test_no_number_and_no_header_is_cut_at_any_width(
         shown = words(text)
         assert {*wide} <= {*shown}, (width, {*wide} - {*shown})
         assert "…" not in text
-        # A driver's command to copy is no table: only such a line may be longer.
+        # A path or a command to copy is no table: only such a line may be longer.
         longest = [line for line in text.splitlines() if len(line.rstrip()) > width]
-        assert all(line.startswith(("no driver", "other: ", "sweeps in")) for line in longest), longest
+        assert all(line.startswith(("no driver", "other: ", "small: ", "sweeps in")) for line in longest), longest
         for header in {"status": ("done", "val %", "test %"), "plan": ("trials", "work")}.get(command, ()):
             assert header in text, width
 
@@ -207,7 +207,7 @@ def test_status_without_a_sweep_lists_all_of_the_home(finished: Path, sptune: Sp
         ["other", "stopped", "0/16", "4"],
     ]
     assert said.splitlines()[4:] == [
-        "small: 2 trials failed; `sptune failures small` shows why.",
+        f"small: 2 trials failed; `sptune failures small --home {finished}` shows why.",
         "other: paused: failures in a row",
     ]
     assert sptune("status", "--home", finished)[1] == said
