@@ -15,7 +15,7 @@ class Full(Adaptation):
 
 
 class Bias(Adaptation):
-    """BitFit: all biases of the network learn, and nothing else of it (Zaken et al., ACL 2022, arXiv 2106.10199).
+    """BitFit: all biases of the network learn, and nothing else of it (Ben Zaken et al., ACL 2022, arXiv 2106.10199).
 
     Biases are those of projections, MLPs, norms and the patch embedding, as in section 3 (all bias terms).
     """

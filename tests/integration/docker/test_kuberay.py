@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -22,6 +24,7 @@ RAW = documents("kuberay.yaml")
 CLUSTER = JOB["spec"]["rayClusterSpec"]
 HEAD, [WORKERS] = CLUSTER["headGroupSpec"], CLUSTER["workerGroupSpecs"]
 [WORKER] = WORKERS["template"]["spec"]["containers"]
+IMAGE = WORKER["image"]
 PRE_STOP = WORKER["lifecycle"]["preStop"]["exec"]["command"]
 TEMPLATES = {
     "submitter": JOB["spec"]["submitterPodTemplate"],
@@ -216,6 +219,45 @@ def test_the_cluster_grows_to_as_many_workers_as_the_spec_of_its_sweep_wants_and
     share = spec.resources.for_backbone("vit_base_patch16_224.mae")
     assert float(WORKER["resources"]["limits"]["nvidia.com/gpu"]) == share.initial_gpus
     assert int(WORKER["resources"]["limits"]["cpu"]) == share.cpus
+
+
+def test_the_overlay_of_the_document_changes_its_values_and_nothing_else(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("there is no kubectl here")
+    (text,) = re.findall(
+        r"^```yaml\n(resources: .*?)^```", (DOCKER / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "overlay").mkdir()
+    (tmp_path / "overlay/kustomization.yaml").write_text(text)
+    (tmp_path / "docker").mkdir()
+    for name in ("kustomization.yaml", "kuberay.yaml"):
+        shutil.copy(DOCKER / name, tmp_path / "docker")
+    command = ["kubectl", "kustomize", str(tmp_path / "overlay")]
+    built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    overlay = yaml.safe_load(text)
+    [image] = overlay["images"]
+    data = {patch["metadata"]["name"]: patch["data"] for patch in map(yaml.safe_load, patches(overlay))}
+    expected = copy.deepcopy(RAW)
+    for document in expected:
+        document["metadata"]["namespace"] = overlay["namespace"]
+        if document["kind"] == "ConfigMap":
+            # Kustomize drops the newline at the end of a patch.
+            document["data"] |= {key: value.rstrip() for key, value in data[document["metadata"]["name"]].items()}
+    named = yaml.safe_dump_all(expected).replace(f"image: {IMAGE}", f"image: {image['newName']}:{image['newTag']}")
+    in_order = sorted(yaml.safe_load_all(named), key=identity)
+    assert sorted(yaml.safe_load_all(built), key=identity) == in_order
+    assert parse_spec(yaml.safe_load(data["sptune-spec"]["spec.yaml"]), "the document").name == "flowers"
+
+
+def patches(overlay: dict[str, Any]) -> list[str]:
+    """The texts of an overlay's patches."""
+    return [each["patch"] for each in overlay["patches"]]
+
+
+def identity(document: dict[str, Any]) -> tuple[str, str]:
+    """What tells an object of Kubernetes from the others."""
+    return document["kind"], document["metadata"]["name"]
 
 
 def test_the_entry_point_finds_its_spec_where_the_head_mounts_it() -> None:
