@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from pathlib import Path
 
 from trainer.catalog import BACKBONES, TASKS
+from trainer.plain_text import printable
 
 LONGEST_LIST = 300
 """Most characters of a list of names in a message."""
@@ -145,3 +147,24 @@ def name_hint(name: str, valid_names: Collection[str]) -> str:
         if three:
             return f"the nearest are {', '.join(three)}."
     return f"there are {everything}."
+
+
+def no_such_path(path: Path) -> str:
+    """Return the sentence for a path that does not exist, with the nearest one that does, if there is any."""
+    near = _nearest_path(path)
+    return "there is no such file or folder" + (f"; did you mean {printable(str(near))}?" if near else ".")
+
+
+def _nearest_path(path: Path) -> Path | None:
+    try:
+        # The first part that does not exist is the misspelled one.
+        existing = next((parent for parent in path.parents if parent.exists()), None)
+        if existing is None:
+            return None
+        wrong, *rest = path.relative_to(existing).parts
+        name = nearest_name(wrong, [file.name for file in existing.iterdir()])
+        near = existing.joinpath(name, *rest) if name else None
+        return near if near is not None and near.exists() else None
+    except OSError:
+        # A folder that may not be read, or a name that no file can have.
+        return None

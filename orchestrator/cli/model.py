@@ -12,6 +12,7 @@ from orchestrator.environment.home import weights_at
 from orchestrator.errors import UserError
 from trainer.catalog import BACKBONES, BackboneRow
 from trainer.model.weights import WeightsError, find_weights
+from trainer.names import no_such_path
 from trainer.plain_text import counted
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def backbones(weights: WeightsOption = None, as_json: JsonOption = False) -> Non
     """List the backbones and where the weights of each would come from."""
     weights = weights_at(weights)
     if weights and "://" not in weights and not Path(weights).exists():
-        raise UserError(f"weights {weights}: there is no such file or folder.")
+        raise UserError(f"weights {weights}: {no_such_path(Path(weights))}")
     facts = _facts(weights)
 
     if as_json:

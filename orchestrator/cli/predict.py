@@ -26,6 +26,7 @@ from orchestrator.environment.home import home_at
 from orchestrator.environment.lookup import find_sweep
 from orchestrator.errors import UserError
 from orchestrator.spec.labels import study_text
+from trainer.names import no_such_path
 from trainer.plain_text import counted, csv_text, printable
 from trainer.storage.files import list_folders, write_bytes
 
@@ -142,9 +143,9 @@ def _image_files(paths: Sequence[Path]) -> tuple[list[Path], int]:
     from trainer.data.importers.formats.own_layout import is_image_name
     from trainer.data.importers.names import is_system_name
 
-    missing = [str(path) for path in paths if not path.is_file() and not path.is_dir()]
+    missing = [path for path in paths if not path.is_file() and not path.is_dir()]
     if missing:
-        raise UserError(f"there is no file {', '.join(missing)}.")
+        raise UserError("\n".join(f"{path}: {no_such_path(path)}" for path in missing))
 
     images = []
     num_others = 0

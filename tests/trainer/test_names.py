@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from trainer.catalog import BACKBONES, METHODS, TASKS
 from trainer.config import field_types
-from trainer.names import _NAMES, our_names
+from trainer.names import _NAMES, no_such_path, our_names
 from trainer.validation import unknown_name
 
 # Groups of tasks, and keys of a spec, which the catalog does not have.
@@ -55,3 +57,27 @@ def test_each_published_name_stands_for_something_that_exists() -> None:
 def test_a_name_is_answered_with_ours(name: str, table: list[str], answer: str) -> None:
     assert unknown_name(name, table, "valid") == f"{name!r} is not valid; {answer}"
     assert not set(our_names("something else"))
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("fotos", "photos"),
+        ("fotos/train", "photos/train"),
+        ("photos/trian", "photos/train"),
+        # The rest of the path is not below the nearest folder.
+        ("fotos/test", None),
+        ("elsewhere", None),
+        ("photos/train/" + "x" * 300, None),
+        ("/", None),
+    ],
+)
+def test_a_path_that_does_not_exist_gets_the_nearest_that_does(
+    path: str, near: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos/train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    expected = f"; did you mean {near}?" if near else "."
+    assert no_such_path(Path(path)) == f"there is no such file or folder{expected}"
+    if near and not Path(path).is_absolute():
+        assert no_such_path(tmp_path / path).endswith(f"; did you mean {tmp_path / near}?")

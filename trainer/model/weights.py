@@ -16,6 +16,7 @@ from typing import Literal
 
 from trainer import phase
 from trainer.catalog import BUNDLED, BackboneRow
+from trainer.names import no_such_path
 from trainer.redaction import redact
 from trainer.storage.addresses import absolute_address
 from trainer.storage.local_cache import cache_folder, make_cache_folder
@@ -154,7 +155,7 @@ def _find_at_path(location: str, row: BackboneRow) -> WeightsSource | None:
     if path.is_file():
         return WeightsSource("file", path)
     if not path.is_dir():
-        raise WeightsError(f"weights {path}: there is no such file or folder.")
+        raise WeightsError(f"weights {path}: {no_such_path(path)}")
 
     for name in _file_names(row):
         if (path / name).is_file():

@@ -164,8 +164,13 @@ def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path],
 def test_images_that_are_missing_are_all_named_before_anything_is_loaded(
     images: list[Path], sptune: Sptune, tmp_path: Path
 ) -> None:
-    code, out, err = sptune("predict", "any", images[0], tmp_path / "a.png", tmp_path / "b", "--home", tmp_path)
-    assert (code, out, err) == (2, "", f"error: there is no file {tmp_path / 'a.png'}, {tmp_path / 'b'}.\n")
+    (tmp_path / "photo.png").write_bytes(b"")
+    code, out, err = sptune("predict", "any", images[0], tmp_path / "foto.png", tmp_path / "b", "--home", tmp_path)
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f"error: {tmp_path / 'foto.png'}: there is no such file or folder; did you mean {tmp_path / 'photo.png'}?",
+        f"{tmp_path / 'b'}: there is no such file or folder.",
+    ]
 
 
 @pytest.mark.parametrize(

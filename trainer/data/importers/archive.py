@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Self
 
 from trainer.data.importers.names import first_names, is_system_name, not_text, printable, system_part
+from trainer.names import no_such_path
 
 ZIP_SUFFIXES = (".zip",)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -82,7 +83,7 @@ class SourceFiles:
         """Hidden files and folders, and those that systems add. They and what is in them are not in `names`."""
 
         if not path.exists():
-            raise ImportRefused(f"{printable(str(path))}: there is no such file or folder.")
+            raise ImportRefused(f"{printable(str(path))}: {no_such_path(path)}")
         self._folder = path if path.is_dir() else path.parent
         system_names: set[str] = set()
 
