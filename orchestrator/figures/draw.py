@@ -19,6 +19,7 @@ from orchestrator.figures.search import importance_bars, parallel_coordinates
 from orchestrator.figures.sizes import model_size, tuning_size
 from orchestrator.figures.style import slug
 from orchestrator.figures.tasks import per_task
+from orchestrator.spec.labels import train_size_text
 from trainer.plain_text import format_train_size
 from trainer.plots.style import saving_figure
 from trainer.storage.files import publish
@@ -76,7 +77,7 @@ def draw_figures(
 
     # Figures that need one backbone and one train size.
     for (backbone, size), members in by_both.items():
-        setting = f"{backbone}, train size {size}"
+        setting = f"{backbone}, {train_size_text(members[0].plan.train_size)}"
         suffix = [backbone] * has_backbones + [size] * has_sizes
 
         figure = per_task(members, (published or {}).get(backbone, {}), setting)
@@ -99,7 +100,7 @@ def draw_figures(
 
     # Figures over backbones.
     for size, members in by_size.items():
-        figure = model_size(members, size)
+        figure = model_size(members, train_size_text(members[0].plan.train_size))
         if figure is not None:
             yield slug("-".join(["model_size", *[size] * has_sizes])), figure
 

@@ -122,7 +122,7 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
 
     Args:
         studies: studies with one train size, on all backbones.
-        train_size: the train size, for the title.
+        train_size: the train size in words, for the title.
     """
     finals = _finals_with_size(studies)
     all_tasks = dict.fromkeys(task for by_task in finals.values() for task in by_task)
@@ -168,7 +168,7 @@ def model_size(studies: Sequence[Study], train_size: str) -> Figure | None:
 
     averaged = tasks[0] if len(tasks) == 1 else f"mean of the {counted(len(tasks), 'task')} that all have"
     pretraining_text = "" if has_several else f", {pretrainings[0]}"
-    title = f"model size: {averaged}{pretraining_text}, train size {train_size}; bars: std over {over}"
+    title = f"model size: {averaged}{pretraining_text}, {train_size}; bars: std over {over}"
     return finish(figure, title, legend)
 
 

@@ -221,6 +221,9 @@ def _html_cell(block: TableBlock, index: int, cell: Cell, tag: str) -> str:
         attribute = ' class="name"'
 
     text = escape_html(cell.text)
+    if tag == "th":
+        # A table with many columns fits a page if the long names of columns break.
+        text = re.sub("[_/]", r"\g<0><wbr>", text)
     if cell.bold:
         text = f"<b>{text}</b>"
     return f"<{tag}{attribute}>{text}</{tag}>"

@@ -25,7 +25,7 @@ def find_bold(table: ResultsTable, studies: Sequence[Study]) -> set[tuple[Names,
     Methods are compared on the same backbone and train size. The column of a task is tested over seeds, or over draws
     if there are several (Welch's t-test). A column of means is tested over its tasks (Wilcoxon's signed-rank test).
     Holm's correction counts all pairs of methods, so it accounts for choosing the best on the same numbers. A column in
-    which a pair cannot be tested has no bold cell.
+    which a pair cannot be tested has no bold cell, nor one in which all would be bold: that would tell nothing apart.
     """
     scores = _replicates(studies)
 
@@ -37,7 +37,9 @@ def find_bold(table: ResultsTable, studies: Sequence[Study]) -> set[tuple[Names,
                 p_values = _p_over_seeds([scores[row.names][column] for row in scored])
             else:
                 p_values = _p_over_tasks(scored, table.groups.get(column.removesuffix(" mean"), table.tasks))
-            bold |= {(row.names, column) for row in not_worse(scored, column, p_values)}
+            kept = not_worse(scored, column, p_values)
+            if len(kept) < len(scored):
+                bold |= {(row.names, column) for row in kept}
 
     return bold
 
@@ -60,8 +62,9 @@ def bold_text(table: ResultsTable, studies: Sequence[Study]) -> Iterator[str]:
         "Bold: not significantly worse (5 %) than the best of our methods on the same backbone and train size. "
         f"The column of a task is tested over {over} (Welch's t-test). {luck}"
         "A column of means is tested over its tasks (Wilcoxon's signed-rank test). "
-        f"Holm's correction counts all pairs of a column. A task's column has no bold if a method has one {too_few}. "
-        f"A column of means has no bold with fewer than {counted(min_tasks(largest * (largest - 1) // 2), 'task')}."
+        "Holm's correction counts all pairs of a column. A column has no bold if no method is significantly worse than "
+        f"the best. A task's column has none if a method has one {too_few}. "
+        f"A column of means has none with fewer than {counted(min_tasks(largest * (largest - 1) // 2), 'task')}."
     )
 
 

@@ -42,9 +42,14 @@ class Frame:
     right: float = 10
 
     @property
+    def whole_width(self) -> float:
+        """Width of the whole chart."""
+        return self.left + self.width + self.right
+
+    @property
     def view_box(self) -> str:
         """The whole chart."""
-        return f"0 0 {self.left + self.width + self.right:g} {self.top + self.height + self.below:g}"
+        return f"0 0 {self.whole_width:g} {self.top + self.height + self.below:g}"
 
 
 def learning_curves(study: Study) -> list[str]:
@@ -205,5 +210,6 @@ def _chart(frame: Frame, kind: str, name: str, parts: Sequence[str]) -> str:
     body = "\n".join(parts)
     return (
         f'<figure class="chart {kind}"><figcaption>{label}</figcaption>'
-        f'<svg viewBox="{frame.view_box}" role="img" aria-label="{label}" data-name="{label}">\n{body}\n</svg></figure>'
+        f'<svg viewBox="{frame.view_box}" style="--width: {frame.whole_width:g}px" role="img" aria-label="{label}" '
+        f'data-name="{label}">\n{body}\n</svg></figure>'
     )

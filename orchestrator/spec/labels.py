@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config import TrainConfig
 from trainer.plain_text import format_train_size
+from trainer.validation import is_full
 
 if TYPE_CHECKING:
     from orchestrator.spec.plan import StudyPlan
@@ -47,7 +48,12 @@ def study_text(study: StudyPlan | TrainConfig) -> str:
 def setting_text(plan: StudyPlan) -> str:
     """Return a study in words: task, method, backbone, train size and, of several, the draw."""
     draw = f", draw {plan.draw}" if plan.draw else ""
-    return f"{plan.task}, {plan.method}, {plan.backbone}, train size {format_train_size(plan.train_size)}{draw}"
+    return f"{plan.task}, {plan.method}, {plan.backbone}, {train_size_text(plan.train_size)}{draw}"
+
+
+def train_size_text(train_size: float | int | str) -> str:
+    """Return a train size in words. As a number, all images could be taken for one."""
+    return "all training images" if is_full(train_size) else f"train size {format_train_size(train_size)}"
 
 
 def format_value(value: Any) -> str:

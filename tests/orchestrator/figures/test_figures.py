@@ -188,7 +188,7 @@ def test_learning_curves_show_every_trial_with_an_epoch_and_the_chosen_one_bold(
     assert {len(data(line)[0]) for line in dashed} == {len(t.epochs) for t in drawn if t.state is TrialState.PRUNED}
     assert words(figure) == ["complete", "pruned", f"chosen (trial {best.number})"]
     assert labels(figure) == [("epoch", "val accuracy, %"), ("epoch", "train loss")]
-    assert title(figure) == "search: demo/digits, spt_deep, vit_nano_patch4_32.mae, train size 1"
+    assert title(figure) == "search: demo/digits, spt_deep, vit_nano_patch4_32.mae, all training images"
 
 
 def test_each_searched_parameter_has_a_panel_on_its_own_scale(pruned_study: Study) -> None:

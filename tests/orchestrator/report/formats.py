@@ -176,7 +176,7 @@ class Page(html.parser.HTMLParser):
         self.tags.add(tag)
         if tag == "br":
             self.paragraphs[-1] += "\n"
-        if tag in ("br", "meta"):
+        if tag in ("br", "meta", "wbr"):
             return
         self.open.append(tag)
         if tag == "table":

@@ -116,7 +116,7 @@ def test_the_report_says_that_the_spread_is_over_draws(studies: list[Study], blo
     )
     (bold,) = (line for line in lines_of(blocks) if line.startswith("Bold: "))
     assert "over draws where a train size has several, and over seeds of the final trials elsewhere" in bold
-    assert "no bold if a method has one draw or one seed" in bold
+    assert "A task's column has none if a method has one draw or one seed." in bold
     (test,) = (line for line in lines_of(blocks) if line.startswith("p over draws: "))
     assert "would hold with other images of the same number" in test
     without = build_sections([study for study in studies if study.plan.draw == 0])
@@ -146,12 +146,12 @@ def test_the_text_on_bold_says_what_each_size_is_tested_over(studies: list[Study
     table = build_results_table(studies)
     (both,) = bold_text(table, studies)
     assert "over draws where a train size has several, and over seeds of the final trials elsewhere (Welch's" in both
-    assert "A task's column has no bold if a method has one draw or one seed." in both
+    assert "A task's column has none if a method has one draw or one seed." in both
 
     parts = [study for study in studies if study.plan.train_size == 0.5]
     (draws,) = bold_text(build_results_table(parts), parts)
     assert "is tested over draws (Welch's t-test). A column of means" in draws
-    assert "A task's column has no bold if a method has one draw." in draws
+    assert "A task's column has none if a method has one draw." in draws
 
 
 def test_methods_are_paired_by_draw_and_seed_and_each_draw_is_one_case(

@@ -56,7 +56,7 @@ class Page(html.parser.HTMLParser):
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
         self.by_tag.setdefault(tag, []).append("")
-        if tag not in ("meta", "br", "img"):
+        if tag not in ("meta", "br", "img", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
