@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from orchestrator.environment.home import Home
 from orchestrator.errors import ServiceError
 from orchestrator.study.trial import Trial
 from orchestrator.tracking.mlflow_client import explain, is_missing
 from orchestrator.tracking.mlflow_experiment import MlflowExperiment, remove_run
-from orchestrator.tracking.mlflow_locations import correct_locations, is_inside
+from orchestrator.tracking.mlflow_locations import correct_locations, is_inside, local_path
 from trainer.storage.files import delete_folder
 
 if TYPE_CHECKING:
@@ -95,7 +97,18 @@ def delete_runs(home: Home, spec: SweepSpec, sweep_id: str, keys: Collection[str
             # A run may have no artifacts.
             with contextlib.suppress(MlflowException, FileNotFoundError):
                 get_artifact_repository(location, tracking_uri=home.mlflow_uri).delete_artifacts()
+            _remove_empty_folders(location)
         remove_run(experiment.client, run)
+
+
+def _remove_empty_folders(location: str) -> None:
+    """Remove the folder of a run whose artifacts are deleted, which MLflow leaves, and then an empty one around it."""
+    if urlsplit(location).scheme in ("", "file"):
+        # A folder that holds anything stays.
+        with contextlib.suppress(OSError):
+            folder = Path(local_path(location)).parent
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def release_experiment(home: Home, spec: SweepSpec, sweep_id: str) -> None:
