@@ -31,6 +31,8 @@ class TableBlock:
     """Sizes of the groups of number columns. A table that is too wide is split between groups."""
     last_is_text: bool = False
     """Whether the last column holds text and may wrap."""
+    is_reference: bool = False
+    """Whether people look up single rows in it. A page folds such a table if it is long."""
 
     def is_text(self, index: int) -> bool:
         """Return whether a column holds text."""

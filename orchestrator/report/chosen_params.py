@@ -39,6 +39,7 @@ def chosen_block(studies: Sequence[Study]) -> TableBlock:
         rows=rows,
         names=2 + len(varying),
         last_is_text=True,
+        is_reference=True,
     )
 
 

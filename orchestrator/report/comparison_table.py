@@ -54,6 +54,7 @@ def comparison_blocks(studies: Sequence[Study]) -> Iterator[Block]:
         header=("methods", *varying, "difference", "better on", *(["p over tasks"] if tests_tasks else []), p_over),
         rows=rows,
         names=1 + len(varying),
+        is_reference=True,
     )
     if comparisons:
         yield TextBlock(lines=(*comparison_text(comparisons, units),), is_note=True)

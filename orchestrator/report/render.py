@@ -20,10 +20,12 @@ from orchestrator.report.blocks import Block, Cell, TableBlock, TextBlock, one_l
 from orchestrator.report.latex import to_latex
 from orchestrator.report.results_table import ResultsRow, ResultsTable
 from orchestrator.report.stacked import stacked_row
-from trainer.plain_text import csv_text, printable
+from trainer.plain_text import counted, csv_text, printable
 from trainer.terminal import shown
 
 UNLIMITED_WIDTH = 1_000_000
+MAX_OPEN_ROWS = 40
+"""Most rows of a table for looking up that a page does not fold."""
 
 
 def print_blocks(blocks: Sequence[Block], console: Console) -> None:
@@ -135,10 +137,14 @@ def to_html(blocks: Sequence[Block]) -> str:
                 ]
                 caption = escape_html(block.title, keep="\n")
                 # On a narrow screen the table scrolls, and the page does not.
-                parts.append(
+                table = (
                     f'<div class="scroll"><table><caption>{caption}</caption>\n<thead><tr>{header}</tr></thead>\n'
                     f"<tbody>{chr(10).join(rows)}</tbody></table></div>"
                 )
+                if block.is_reference and len(rows) > MAX_OPEN_ROWS:
+                    summary = f"{escape_html(block.title.splitlines()[0])}: {counted(len(rows), 'row')}"
+                    table = f"<details><summary>{summary}</summary>{table}</details>"
+                parts.append(table)
             case TextBlock():
                 title = f"<strong>{escape_html(block.title)}</strong><br>" if block.title else ""
                 lines = [escape_html(line) for text in block.lines for line in text.splitlines()]

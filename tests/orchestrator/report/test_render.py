@@ -67,6 +67,16 @@ def test_html_contains_every_cell_and_loads_no_other_file(source: str, blocks: l
     assert "src=" not in text and "href=" not in text
 
 
+def test_a_page_folds_a_long_table_in_which_people_look_up_rows_and_no_other() -> None:
+    def page(num_rows: int, *, is_reference: bool) -> str:
+        rows = [cells(f"m{index}", "1.0") for index in range(num_rows)]
+        table = TableBlock(title="pairs\nof <all>", header=("a", "b"), rows=rows, names=1, is_reference=is_reference)
+        return to_html([table])
+
+    assert "<details><summary>pairs: 41 rows</summary>" in page(41, is_reference=True)
+    assert "<details>" not in page(40, is_reference=True) + page(41, is_reference=False)
+
+
 def test_csv_contains_the_numbers_to_the_last_digit(record_url: str) -> None:
     studies = run(small(), record_url, metrics=lambda _: {"learnable/share": 1 / 3})
     board = build_results_table(studies)
