@@ -97,22 +97,24 @@ def rest_of(driver: subprocess.Popen[str]) -> str:
     return driver.stdout.read()
 
 
-def kill(driver: subprocess.Popen[str], victim: str) -> None:
-    """`kill -9` of a worker, of the driver, or of both."""
-    workers = workers_of(driver.pid)
-    if victim != "driver" and workers:
-        workers[0].kill()
-    if victim != "worker":
-        driver.kill()
-        driver.wait()
-
-
 def worker_at_work(driver: subprocess.Popen[str]) -> psutil.Process:
     """Wait for a worker that trains, and return it. Ray gives no handle of one that starts, by which to disturb it."""
     while not (workers := [each for each in workers_of(driver.pid) if is_at_work(each)]):
         assert driver.poll() is None, "the sweep was over before a worker was seen at work"
         time.sleep(0.01)
     return workers[0]
+
+
+def kill(driver: subprocess.Popen[str], victim: str) -> None:
+    """`kill -9` of a worker, of the driver, or of the driver and a worker if there is one yet."""
+    if victim == "worker":
+        worker_at_work(driver).kill()
+        return
+    if victim == "both":
+        for worker in workers_of(driver.pid)[:1]:
+            worker.kill()
+    driver.kill()
+    driver.wait()
 
 
 @contextmanager
