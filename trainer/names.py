@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Collection
 from pathlib import Path
@@ -11,6 +12,8 @@ from trainer.plain_text import printable
 
 LONGEST_LIST = 300
 """Most characters of a list of names in a message."""
+NEAR_PATH = 0.7
+"""Least likeness, of 1, of a path that is named instead of one that does not exist. Names of files are often alike."""
 
 _BASE = "vit_base_patch16_224"
 _LARGE = "vit_large_patch16_224"
@@ -156,15 +159,13 @@ def no_such_path(path: Path) -> str:
 
 
 def _nearest_path(path: Path) -> Path | None:
-    try:
+    # A folder may not be readable, and no file can have some names.
+    with contextlib.suppress(OSError):
         # The first part that does not exist is the misspelled one.
-        existing = next((parent for parent in path.parents if parent.exists()), None)
-        if existing is None:
-            return None
-        wrong, *rest = path.relative_to(existing).parts
-        name = nearest_name(wrong, [file.name for file in existing.iterdir()])
-        near = existing.joinpath(name, *rest) if name else None
-        return near if near is not None and near.exists() else None
-    except OSError:
-        # A folder that may not be read, or a name that no file can have.
-        return None
+        existing = next((parent for parent in path.parents if parent.exists()), path)
+        wrong, *rest = path.relative_to(existing).parts or ("",)
+        for name in difflib.get_close_matches(wrong, [file.name for file in existing.iterdir()], 1, NEAR_PATH):
+            near = existing.joinpath(name, *rest)
+            if near.exists():
+                return near
+    return None

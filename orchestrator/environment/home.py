@@ -119,8 +119,8 @@ class Home:
         }
         if not matches:
             raise UserError(
-                f"{self.root} holds no sweep and no finished trial {trial!r}; give the name of a sweep, a trial's id, "
-                "or the folder it is in."
+                f"{self.root} has neither a sweep nor a finished trial {trial!r}; give the name of a sweep, a trial's "
+                "id, or the folder it is in. Another home is named with --home."
             )
         if len(matches) > 1:
             examples = ", ".join(sorted(matches)[:4])

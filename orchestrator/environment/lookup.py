@@ -90,7 +90,8 @@ def _spec_file(sweep: str) -> Path | None:
 def _read_sweep(home: Home, name: str) -> tuple[Home, str, StudyDatabase, dict[str, object]]:
     database, specs = recorded_specs(home)
     if name not in specs:
-        raise UserError(f"{name}: {unknown_name(name, specs, f'a sweep in {_describe(home)}')}")
+        problem = unknown_name(name, specs, f"a sweep in {_describe(home)}")
+        raise UserError(f"{name}: {problem} Another home is named with --home.")
     # Before the spec is parsed, whose keys a newer version may use differently.
     database.check_version(name)
     return home, name, database, specs[name]

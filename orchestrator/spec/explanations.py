@@ -89,6 +89,9 @@ def _explain(detail: Any, location: Location) -> str:
     if isinstance(value, str) and kind.startswith(("int", "float")):
         return str(number_problem(value))
 
+    if kind == "list_type" and isinstance(value, str | int | float):
+        return f"must be a list, got {short_repr(value)}: write [{short_repr(value)}]."
+
     if kind in ("string_type", "invalid_key"):
         return f"must be text, got {short_repr(value)}{_quotes(value)}."
 

@@ -68,6 +68,8 @@ def test_a_name_is_answered_with_ours(name: str, table: list[str], answer: str) 
         # The rest of the path is not below the nearest folder.
         ("fotos/test", None),
         ("elsewhere", None),
+        # Alike in letters that all such names have.
+        ("nope.jpg", None),
         ("photos/train/" + "x" * 300, None),
         ("/", None),
     ],
@@ -76,6 +78,7 @@ def test_a_path_that_does_not_exist_gets_the_nearest_that_does(
     path: str, near: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos/train").mkdir(parents=True)
+    (tmp_path / "page.png").touch()
     monkeypatch.chdir(tmp_path)
     expected = f"; did you mean {near}?" if near else "."
     assert no_such_path(Path(path)) == f"there is no such file or folder{expected}"

@@ -43,7 +43,7 @@ MOCO_PROBLEM = (
 )
 
 
-GIVE = "give the name of a sweep, a trial's id, or the folder it is in.\n"
+GIVE = "give the name of a sweep, a trial's id, or the folder it is in. Another home is named with --home.\n"
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_a_beginning_of_several_trials_is_refused_with_them(home: Path, images: 
 def test_a_trial_that_is_not_there_is_refused(home: Path, images: list[Path], sptune: Sptune, trial: str) -> None:
     code, out, err = sptune("predict", trial, *images, "--home", home)
     assert (code, out) == (2, "")
-    assert err == f"error: {home} holds no sweep and no finished trial {trial!r}; " + GIVE
+    assert err == f"error: {home} has neither a sweep nor a finished trial {trial!r}; " + GIVE
 
 
 def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path], sptune: Sptune) -> None:
@@ -158,7 +158,7 @@ def test_a_trial_that_is_not_finished_is_refused(home: Path, images: list[Path],
     for name in (trial, str(folder), folder.as_uri()):
         code, out, err = sptune("predict", name, *images, "--home", home)
         assert (code, out) == (2, "")
-        assert err == f"error: {home} holds no sweep and no finished trial {name!r}; " + GIVE
+        assert err == f"error: {home} has neither a sweep nor a finished trial {name!r}; " + GIVE
 
 
 def test_images_that_are_missing_are_all_named_before_anything_is_loaded(
@@ -299,7 +299,7 @@ def test_a_mistake_in_a_terminal_leaves_no_trace(tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("sptune"))
     command = [program, "predict", "zzz", str(image), "--home", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    told = f"error: {tmp_path} holds no sweep and no finished trial 'zzz'; " + GIVE
+    told = f"error: {tmp_path} has neither a sweep nor a finished trial 'zzz'; " + GIVE
     assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
 
 

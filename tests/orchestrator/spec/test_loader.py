@@ -32,6 +32,8 @@ def problems(raw: dict[str, Any]) -> list[str]:
         ("name", "My Sweep", "name: must be lower-case letters, digits, - and _, got 'My Sweep'."),
         ("tasks", ["demo/digit"], "tasks.0: 'demo/digit' is not a task or group; did you mean 'demo/digits'?"),
         ("tasks", [], "tasks: must be a list with at least 1 entry, got []."),
+        ("tasks", "demo/digits", "tasks: must be a list, got 'demo/digits': write ['demo/digits']."),
+        ("final.seeds", 3, "final.seeds: must be a list, got 3: write [3]."),
         ("methods", ["spt_deeep"], "methods.0: 'spt_deeep' is not a method; did you mean 'spt_deep'?"),
         ("train_sizes", [1.5],
          "train_sizes: as a share must be in (0, 1], got 1.5; a number of images has no point."),

@@ -78,6 +78,20 @@ def test_epochs_that_are_done_of_a_trial_under_way_are_not_counted_again(
     assert estimate.seconds == pytest.approx((5 + 7 * 9) * 16.0 + 2 * 9 * 20.0)
 
 
+def test_a_study_of_a_task_that_is_not_imported_has_no_estimate(
+    spec: SweepSpec, tmp_path: Path, record_url: str
+) -> None:
+    throughput = CostModel.load(str(tmp_path / "throughput.json"))
+    sweep = new_sweep(spec, record_url)
+    _run(sweep, 2)
+    throughput.update(sweep.studies, str(tmp_path))
+    (study,) = new_sweep(
+        parse_spec(spec.model_dump() | {"name": "own", "tasks": ["own/x"]}, "a test"), record_url
+    ).studies
+    assert throughput.rate(study.plan, 0) is not None, "its method has trained on another task"
+    assert throughput.estimate(study, str(tmp_path)).seconds is None
+
+
 def test_more_trials_teach_more_and_the_most_memory_counts(spec: SweepSpec, tmp_path: Path, record_url: str) -> None:
     throughput = CostModel.load(str(tmp_path / "throughput.json"))
     sweep = new_sweep(spec, record_url)
