@@ -315,7 +315,7 @@ def test_a_webhook_gets_the_message_and_its_secret_comes_from_the_environment(
         ({}, "notify: must have one of command and webhook."),
         ({"command": ["true"], "webhook": "http://x/"}, "notify: must have one of command and webhook."),
         ({"command": []}, "notify.command: must be a list with at least 1 entry, got []."),
-        ({"command": "mail me"}, "notify.command: must be a list, got 'mail me'."),
+        ({"command": "mail me"}, "notify.command: must be a list, got 'mail me': write ['mail me']."),
         ({"command": ["curl", "https://ada:lovelace@x/"]}, "notify.command.1: https://ada:***@x/ holds a secret"),
         ({"comand": ["true"]}, "notify.comand: "),
         ({"webhook": "ftp://x/"}, "notify.webhook: must begin with http://, https:// or an environment variable"),
