@@ -162,8 +162,10 @@ def _nearest_path(path: Path) -> Path | None:
     # A folder may not be readable, and no file can have some names.
     with contextlib.suppress(OSError):
         # The first part that does not exist is the misspelled one.
-        existing = next((parent for parent in path.parents if parent.exists()), path)
-        wrong, *rest = path.relative_to(existing).parts or ("",)
+        existing = next((parent for parent in path.parents if parent.exists()), None)
+        if existing is None:
+            return None
+        wrong, *rest = path.relative_to(existing).parts
         for name in difflib.get_close_matches(wrong, [file.name for file in existing.iterdir()], 1, NEAR_PATH):
             near = existing.joinpath(name, *rest)
             if near.exists():

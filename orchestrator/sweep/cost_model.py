@@ -170,7 +170,7 @@ class CostModel:
             seconds += epochs * images * (rate.seconds_per_image if rate else 0.0)
 
         # A task that is not imported yet has no known number of images.
-        is_known = num_unfinished == 0 or (rate is not None and num_images(plan, ("train",), data_root) > 0)
+        is_known = num_unfinished == 0 or (rate is not None and images > 0)
         return Estimate(trials=num_unfinished, seconds=seconds if is_known else None)
 
 
