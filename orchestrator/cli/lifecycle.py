@@ -23,7 +23,7 @@ from orchestrator.cli.options import (
     WeightsOption,
     WhereOption,
     console,
-    home_again,
+    repeated_home,
     surviving_lost_output,
 )
 from orchestrator.cli.trial_filter import distinguishing_condition, nothing_matches, parse_trial_filter
@@ -143,7 +143,7 @@ def _rerun(failed: bool, trial: list[str] | None, where: str | None, find_folder
 def _finish(outcome: SweepOutcome, home: str | None) -> None:
     """Print the results of a launch, and exit with its status."""
     with surviving_lost_output():
-        _print_outcome(outcome, home_again(home))
+        _print_outcome(outcome, repeated_home(home))
     raise typer.Exit(_exit_status(outcome))
 
 
@@ -234,9 +234,9 @@ def stop(sweep: SweepArgument, home: HomeOption = None) -> None:
     if left:
         raise UserError(
             f"the driver of {name} died before it had saved. Finished epochs are kept. "
-            f"Run `sptune resume {shlex.quote(sweep)}{home_again(home)}` to continue."
+            f"Run `sptune resume {shlex.quote(sweep)}{repeated_home(home)}` to continue."
         )
-    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}{home_again(home)}` to continue.")
+    console.print(f"{name} has stopped. Run `sptune resume {shlex.quote(sweep)}{repeated_home(home)}` to continue.")
 
 
 def rm(

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from orchestrator.cli.completion import complete_backbone, complete_method, complete_tasks_or_group
-from orchestrator.cli.options import HomeOption, console, home_again, whole_number
+from orchestrator.cli.options import HomeOption, console, repeated_home, whole_number
 from orchestrator.cli.plan import small_images_note
 from orchestrator.environment.home import Home, home_at, weights_at
 from orchestrator.errors import UserError
@@ -165,9 +165,11 @@ def new(
     console.print("Next, check it and run it:")
     for task in spec.tasks:
         if is_own(task) and read_card(place.data_root, task) is None:
-            console.print(f"  sptune data import FOLDER --task {shlex.quote(task)}{home_again(home)}", soft_wrap=True)
+            console.print(
+                f"  sptune data import FOLDER --task {shlex.quote(task)}{repeated_home(home)}", soft_wrap=True
+            )
     for command in ("plan", "launch"):
-        console.print(f"  sptune {command} {shlex.quote(str(file))}{home_again(home)}", soft_wrap=True)
+        console.print(f"  sptune {command} {shlex.quote(str(file))}{repeated_home(home)}", soft_wrap=True)
 
 
 def _refuse_existing(file: Path) -> None:

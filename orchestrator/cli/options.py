@@ -43,7 +43,7 @@ def pause_until_next_look(least_s: float, began_at: float) -> None:
     time.sleep(max(least_s, 4 * (time.monotonic() - began_at)))
 
 
-def home_again(home: str | None) -> str:
+def repeated_home(home: str | None) -> str:
     """Return the option `--home` for a command that a message proposes, with a space before it.
 
     Empty if the next command finds the home without it: in the environment, or by default.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console, home_again
+from orchestrator.cli.options import HomeOption, SweepArgument, SweepsArgument, WhereOption, console, repeated_home
 from orchestrator.cli.trial_filter import first_final_trials
 from orchestrator.environment.lookup import find_sweep, load_combinable_sweeps, load_sweeps
 from orchestrator.errors import UserError
@@ -106,9 +106,8 @@ def register(
         # The registry needs the run's artifacts, which are logged when the trial has ended.
         run_id, synced_state = study.final_table.synced_run(trial.number)
         if run_id is None or synced_state is None:
-            raise UserError(
-                f"{trial.trial_id} is not in MLflow yet; `sptune sync {shlex.quote(sweep)}{home_again(home)}` logs it."
-            )
+            command = f"sptune sync {shlex.quote(sweep)}{repeated_home(home)}"
+            raise UserError(f"{trial.trial_id} is not in MLflow yet; `{command}` logs it.")
 
         model = name or _model_name(study)
         version = register_model(place, run_id, model)

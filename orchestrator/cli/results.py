@@ -17,8 +17,8 @@ from orchestrator.cli.options import (
     SweepArgument,
     SweepsArgument,
     console,
-    home_again,
     print_json,
+    repeated_home,
 )
 from orchestrator.cli.outputs import not_written, output_path
 from orchestrator.environment.home import Home, home_at
@@ -138,7 +138,7 @@ def _log(group: FailureGroup, trials_folder: str) -> str:
 
 def _retry(group: FailureGroup, sweep: str, home: str | None) -> str:
     """Return the command that runs the trials of a group again."""
-    return f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'{home_again(home)}"
+    return f"sptune resume {shlex.quote(sweep)} --where '{group.condition}'{repeated_home(home)}"
 
 
 def report(

@@ -14,10 +14,10 @@ from orchestrator.cli.options import (
     JsonOption,
     OptionalSweepArgument,
     console,
-    home_again,
     pause_until_next_look,
     print_json,
     print_prose,
+    repeated_home,
     surviving_lost_output,
 )
 from orchestrator.environment.home import home_at
@@ -93,7 +93,7 @@ def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
         if each.num_failed:
             # "done" says that nothing is left to run, not that it went well.
             failed = counted(each.num_failed, "trial")
-            command = f"sptune failures {shlex.quote(each.name)}{home_again(home)}"
+            command = f"sptune failures {shlex.quote(each.name)}{repeated_home(home)}"
             console.print(f"{each.name}: {failed} failed; `{command}` shows why.")
 
 
@@ -176,7 +176,7 @@ def _driver_line(facts: SweepStatus, home: str | None) -> str:
 
 
 def _resume_sentence(name: str, home: str | None) -> str:
-    return f"Run `sptune resume {shlex.quote(name)}{home_again(home)}` to continue"
+    return f"Run `sptune resume {shlex.quote(name)}{repeated_home(home)}` to continue"
 
 
 def _json(facts: SweepStatus) -> dict[str, Any]:
