@@ -165,9 +165,9 @@ def new(
     console.print("Next, check it and run it:")
     for task in spec.tasks:
         if is_own(task) and read_card(place.data_root, task) is None:
-            console.print(
-                f"  sptune data import FOLDER --task {shlex.quote(task)}{repeated_home(home)}", soft_wrap=True
-            )
+            # `sptune data` finds the home by the environment alone.
+            variable = f"SPTUNE_HOME={shlex.quote(str(home))} " if repeated_home(home) else ""
+            console.print(f"  {variable}sptune data import FOLDER --task {shlex.quote(task)}", soft_wrap=True)
     for command in ("plan", "launch"):
         console.print(f"  sptune {command} {shlex.quote(str(file))}{repeated_home(home)}", soft_wrap=True)
 

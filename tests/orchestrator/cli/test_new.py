@@ -52,7 +52,7 @@ def test_it_writes_what_was_asked_for_and_says_the_next_commands(sptune: Sptune)
     assert lines[2].endswith("To try sptune without it, use vit_nano_patch4_32.mae, which ships with it.")
     assert lines[3:] == [
         "Next, check it and run it:",
-        "  sptune data import FOLDER --task own/photos --home 'a home'",
+        "  SPTUNE_HOME='a home' sptune data import FOLDER --task own/photos",
         "  sptune plan 'my photos.yaml' --home 'a home'",
         "  sptune launch 'my photos.yaml' --home 'a home'",
     ]
